@@ -9,7 +9,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -72,10 +72,12 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             for entry in temporary.rglob("*"):
                 _flush_to_disk(entry)
             _flush_to_disk(temporary)
-            if not path.exists():
-                with suppress(FileExistsError):
-                    temporary.rename(path)
-                _flush_to_disk(path.parent)
+            try:
+                temporary.rename(path)
+            except OSError:
+                if not path.is_dir():  # renaming onto a folder that is not empty is how the second writer learns it
+                    raise
+            _flush_to_disk(path.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 

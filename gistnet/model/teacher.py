@@ -1,0 +1,277 @@
+"""The frozen language model that reads gists in place of tokens, and whose predictions they must preserve.
+
+Three passes are all that training and evaluation need of it:
+
+- `read_windows`: whole windows of tokens, without gradient; gives the keys and values that branches share, and the
+  final hidden states, from which the original predictions follow;
+- `read_branches`: short continuations of those windows, with gradient to their input vectors;
+- `logits`: the head, at chosen hidden states.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from gistnet.errors import TeacherError
+from gistnet.model.embedded_teacher import EMBEDDED_REVISION, EMBEDDED_TEACHER, embedded_teacher_folder
+from gistnet.model.prefix_attention import ATTENTION_NAME, BranchPass, DocumentPass
+from gistnet.model.teacher_layers import TeacherLayers
+from gistnet.model.teacher_support import refuse_unsupported
+from gistnet.settings import Section
+
+Precision = Literal["bfloat16", "float32", "float64"]
+
+
+class TeacherConfig(Section):
+    """Which language model, and how it is held in memory."""
+
+    name: str = EMBEDDED_TEACHER
+    """The embedded teacher's name, a model id of the Hugging Face Hub, or a local folder."""
+    revision: str | None = None
+    """Branch, tag or commit of the Hub repository; None is its main branch."""
+    precision: Precision = "bfloat16"
+    """Number format of weights and activations; float16 is not offered, its range is too narrow for logits."""
+    trust_remote_code: bool = False
+    """Whether code in the model's repository may run."""
+    gradient_checkpointing: bool = False
+    """Recompute the teacher's layers in the backward pass instead of keeping their activations."""
+
+
+class TeacherFingerprint(Section):
+    """What a checkpoint or a tree records of its teacher, to refuse another one."""
+
+    name: str
+    revision: str | None
+    config_hash: str
+    embedding_hash: str
+
+    def same_model(self, other: "TeacherFingerprint") -> bool:
+        """Whether both are the same weights, whatever the names they were loaded by."""
+        return (self.config_hash, self.embedding_hash) == (other.config_hash, other.embedding_hash)
+
+    def describe(self) -> str:
+        """One short phrase for error messages."""
+        return f"{self.name} (config {self.config_hash[:8]}, embeddings {self.embedding_hash[:8]})"
+
+
+@dataclass(frozen=True)
+class ReadWindows:
+    """What one pass over windows leaves: keys and values for branches, and final hidden states.
+
+    Attributes:
+        document: keys and values of every layer.
+        hidden: `[windows, tokens, dim]`, after the model's last norm, no gradient.
+    """
+
+    document: DocumentPass
+    hidden: Tensor
+
+
+class Teacher:
+    """A causal language model of transformers, frozen, in `eval()`, with the passes that GistNet needs.
+
+    Args:
+        model: the language model; its weights are frozen in place.
+        tokenizer: its tokenizer; None where only token ids are used.
+        name: what to call it in fingerprints and messages.
+        revision: the commit or version the weights come from.
+
+    Raises:
+        TeacherError: a kind of model for which the shared-prefix engine is not exact, named with its reason.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: Any = None, *, name: str, revision: str | None = None
+    ) -> None:
+        refuse_unsupported(model.config, name)
+        self.model = model.requires_grad_(False).eval()
+        self.model.set_attn_implementation(ATTENTION_NAME)
+        self.tokenizer = tokenizer
+        self.config = model.config.get_text_config()
+        self.fingerprint = _fingerprint(model, name, revision)
+        self.name = name
+
+    @classmethod
+    def from_pretrained(cls, config: TeacherConfig | str, device: torch.device | str = "cpu") -> "Teacher":
+        """Load a teacher and its tokenizer from safetensors.
+
+        Args:
+            config: which model; a string is a name with every other setting at its default.
+            device: where the weights go.
+
+        Raises:
+            TeacherError: there is no such model, it is not a causal language model, its kind is not supported, or it
+                has no safetensors weights.
+        """
+        if isinstance(config, str):
+            config = TeacherConfig(name=config)
+        source: str | Path = config.name
+        revision = config.revision
+        if config.name == EMBEDDED_TEACHER:
+            source, revision = embedded_teacher_folder(), EMBEDDED_REVISION
+        options: dict[str, Any] = {"trust_remote_code": config.trust_remote_code}
+        if not Path(source).is_dir():
+            options["revision"] = config.revision
+        try:
+            model_config = AutoConfig.from_pretrained(source, **options)
+            refuse_unsupported(model_config, config.name)
+            model = AutoModelForCausalLM.from_pretrained(
+                source, dtype=getattr(torch, config.precision), use_safetensors=True, **options
+            )
+            tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        except (OSError, ValueError, KeyError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise TeacherError(
+                f"Could not load '{config.name}' as a teacher: expected the embedded '{EMBEDDED_TEACHER}', a causal "
+                f"language model of the Hugging Face Hub, or a local folder with one in safetensors ({reason})"
+            ) from error
+        revision = revision or getattr(model_config, "_commit_hash", None)
+        teacher = cls(model.to(device), tokenizer, name=config.name, revision=revision)
+        if config.gradient_checkpointing:
+            teacher.enable_gradient_checkpointing()
+        return teacher
+
+    @property
+    def hidden_size(self) -> int:
+        """The dimension of the input embeddings, and so of a gist."""
+        return int(self.config.hidden_size)
+
+    @property
+    def vocabulary_size(self) -> int:
+        """The number of token ids that have an embedding."""
+        return int(self.model.get_input_embeddings().weight.shape[0])
+
+    @property
+    def max_positions(self) -> int:
+        """The longest context the teacher was trained for, in tokens."""
+        return int(self.config.max_position_embeddings)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.model.get_input_embeddings().weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The number format of the embeddings."""
+        return self.model.get_input_embeddings().weight.dtype
+
+    @property
+    def flops_per_token(self) -> int:
+        """Forward floating-point operations of one token, without attention scores and without the head."""
+        return 2 * sum(p.numel() for p in self.model.base_model.layers.parameters())
+
+    @property
+    def window_prefix(self) -> tuple[int, ...]:
+        """The token ids that the tokenizer puts before any text (BOS, where the teacher was trained with one)."""
+        return tuple(self.tokenizer("")["input_ids"])
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """The token ids of each text, without special tokens."""
+        encoded = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)
+        return [list(ids) for ids in encoded["input_ids"]]
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Input embeddings: token ids `[...]` → `[..., dim]`, scaled as the model scales them.
+
+        Raises:
+            TeacherError: a token id is outside the vocabulary.
+        """
+        if tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < self.vocabulary_size:
+            raise TeacherError(
+                f"Token ids run from {int(tokens.min())} to {int(tokens.max())}, "
+                f"but {self.name} has ids 0 to {self.vocabulary_size - 1}."
+            )
+        with torch.no_grad():
+            return self.model.get_input_embeddings()(tokens.to(self.device))
+
+    @torch.no_grad()
+    def read_windows(self, tokens: Tensor) -> ReadWindows:
+        """Read windows of tokens, `[windows, tokens]`, at positions 0, 1, …
+
+        Shorter windows may be padded at the end with any token: what follows a token does not change it.
+        """
+        document = DocumentPass()
+        positions = torch.arange(tokens.shape[1], device=self.device).expand(tokens.shape)
+        return ReadWindows(document, self._run(self.embed(tokens), positions, document))
+
+    def read_branches(self, vectors: Tensor, branches: BranchPass) -> Tensor:
+        """Final hidden states of branches, `[branches, length, dim]`, differentiable in their input vectors.
+
+        Args:
+            vectors: `[branches, length, dim]`, input embeddings (gists and tokens) in the teacher's number format.
+            branches: what each branch continues, and the positions of its vectors.
+        """
+        return self._run(vectors, branches.positions, branches)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Next-token logits of final hidden states, `[..., dim]` → `[..., vocab]`, softcap included."""
+        logits = self.model.get_output_embeddings()(hidden)
+        cap = self.final_softcap
+        return logits if cap is None else cap * torch.tanh(logits / cap)
+
+    @property
+    def head_weight(self) -> Tensor:
+        """The output embedding table, `[vocab, dim]`."""
+        return self.model.get_output_embeddings().weight
+
+    @property
+    def final_softcap(self) -> float | None:
+        """The bound of the logits, where the family has one (Gemma)."""
+        return getattr(self.config, "final_logit_softcapping", None)
+
+    def copy_layers(self, n_layers: int) -> TeacherLayers:
+        """A frozen, independent copy of the first layers.
+
+        Raises:
+            TeacherError: the teacher has fewer layers.
+        """
+        available = len(self.model.base_model.layers)
+        if not 0 < n_layers <= available:
+            raise TeacherError(f"Cannot copy {n_layers} layers of {self.name}: it has {available}.")
+        return TeacherLayers(self.model.base_model, n_layers)
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Trade time for memory in `read_branches`.
+
+        The switch of transformers does nothing on a model in `eval()`, and leaving `eval()` would turn dropout on. So
+        only the decoder layers themselves are told that they train; nothing inside them is.
+        """
+        for layer in self.model.base_model.layers:
+            layer.gradient_checkpointing = True
+            layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+            layer.training = True
+
+    def _run(self, vectors: Tensor, positions: Tensor, running_pass: DocumentPass | BranchPass) -> Tensor:
+        # A mask of four dimensions is taken as it is, so that transformers builds none (and does not take the gaps of
+        # the positions for borders of packed documents); our attention works out who sees whom by itself.
+        output = self.model.base_model(
+            inputs_embeds=vectors,
+            position_ids=positions,
+            attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=vectors.device),
+            use_cache=False,
+            running_pass=running_pass,
+        )
+        return output.last_hidden_state
+
+
+# Fields that do not change what the model computes, or that the way of loading it changes.
+_VOLATILE = ("transformers_version", "_name_or_path", "dtype", "torch_dtype", "_attn_implementation", "use_cache")
+
+
+def _fingerprint(model: PreTrainedModel, name: str, revision: str | None) -> TeacherFingerprint:
+    described = {key: value for key, value in model.config.to_dict().items() if key not in _VOLATILE}
+    config_hash = hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode()).hexdigest()
+    # Rounded to bfloat16, so that the same weights loaded in another number format have the same hash.
+    table = model.get_input_embeddings().weight.detach().to("cpu", torch.bfloat16).contiguous()
+    embedding_hash = hashlib.sha256(table.view(torch.uint8).numpy().tobytes()).hexdigest()
+    return TeacherFingerprint(name=name, revision=revision, config_hash=config_hash, embedding_hash=embedding_hash)

@@ -1,0 +1,79 @@
+"""The training loop of the spec, corrected and taken literally: the definition that the engine must equal.
+
+Per stretch, one forward over the original window and one over the whole replaced context, through transformers' own
+attention with a mask written out. Slow on purpose; tests and `benchmarks/engine.py` hold the engine against it, and a
+teacher of a family that has not been verified is checked with it when it is loaded.
+"""
+
+import torch
+from torch import Tensor
+
+from gistnet.errors import TeacherError
+from gistnet.model.teacher import Teacher
+from gistnet.model.teacher_support import VERIFIED_FAMILIES
+from gistnet.objective.branches import StandIns, Stretches, gist_stand_ins, replaced_hidden
+from gistnet.objective.losses import token_losses
+
+
+def reference_original_hidden(teacher: Teacher, stretches: Stretches, branch: int) -> Tensor:
+    """One forward over the original window: the states that predict one branch's horizon, `[H, dim]`, no gradient."""
+    tokens = stretches.tokens[stretches.windows[branch]]
+    positions = torch.arange(len(tokens), device=tokens.device)
+    with torch.no_grad():
+        hidden = _plain_forward(teacher, teacher.embed(tokens), positions)
+    first = int(stretches.starts[branch]) + stretches.replaced_tokens - 1
+    return hidden[first : first + stretches.horizon]
+
+
+def reference_replaced_hidden(teacher: Teacher, stretches: Stretches, stand_ins: StandIns, branch: int) -> Tensor:
+    """One forward over the whole replaced context: the states that predict one branch's horizon, `[H, dim]`."""
+    tokens, start = stretches.tokens[stretches.windows[branch]], int(stretches.starts[branch])
+    suffix = tokens[start + stretches.replaced_tokens :]
+    vectors = stand_ins.vectors[branch].to(teacher.dtype)
+    prefix_positions = torch.arange(start, device=tokens.device)
+    suffix_positions = stand_ins.continuation[branch] + torch.arange(len(suffix), device=tokens.device)
+    context = torch.cat([teacher.embed(tokens[:start]), vectors, teacher.embed(suffix)])
+    positions = torch.cat([prefix_positions, stand_ins.positions[branch], suffix_positions])
+    first = start + len(vectors) - 1
+    return _plain_forward(teacher, context, positions)[first : first + stretches.horizon]
+
+
+def _plain_forward(teacher: Teacher, vectors: Tensor, positions: Tensor) -> Tensor:
+    """transformers' own forward of one context, `[length, dim]` → `[length, dim]`, with an explicit mask."""
+    distance = positions[:, None] - positions[None, :]
+    causal = (distance >= 0)[None, None]
+    mask: Tensor | dict[str, Tensor] = causal
+    if "sliding_attention" in (getattr(teacher.config, "layer_types", None) or []):
+        near = causal & (distance < teacher.config.sliding_window)
+        mask = {"full_attention": causal, "sliding_attention": near}
+    output = teacher.model.base_model(
+        inputs_embeds=vectors[None], position_ids=positions[None], attention_mask=mask, use_cache=False
+    )
+    return output.last_hidden_state[0]
+
+
+def require_exact(teacher: Teacher, *, tolerance_nats: float = 0.02) -> None:
+    """Hold the engine against the loop on a few random stretches, for a teacher of a family that no test covers.
+
+    Raises:
+        TeacherError: their predictions differ by more than `tolerance_nats` of mean KL per token (room for bfloat16).
+    """
+    if teacher.config.model_type in VERIFIED_FAMILIES:
+        return
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(0, teacher.vocabulary_size, (1, 96), generator=generator).to(teacher.device)
+    starts = torch.tensor([3, 40], device=teacher.device)
+    stretches = Stretches(tokens, torch.zeros_like(starts), starts, span_tokens=32, gists=1, horizon=8)
+    stand_ins = gist_stand_ins(stretches, teacher.embed(stretches.replaced[:, -1:]), "center")
+    with torch.no_grad():
+        engine = replaced_hidden(teacher, teacher.read_windows(tokens), stretches, stand_ins)
+        loop = torch.stack([reference_replaced_hidden(teacher, stretches, stand_ins, branch) for branch in (0, 1)])
+        plain = teacher.model(inputs_embeds=teacher.embed(tokens), use_cache=False).logits[:, -1]
+        head = teacher.logits(teacher.read_windows(tokens).hidden[:, -1])
+        difference = float(token_losses(teacher, loop, engine, stretches.targets).kl.mean())
+        difference += float((plain.float().log_softmax(-1) - head.float().log_softmax(-1)).abs().mean())
+    if not difference < tolerance_nats:
+        raise TeacherError(
+            f"'{teacher.name}' cannot be a teacher: for its type ({teacher.config.model_type}) the shared-prefix "
+            f"engine differs from plain forwards by {difference:.3f} nats, more than {tolerance_nats}."
+        )

@@ -1,0 +1,191 @@
+"""The packed engine equals the spec's two-forward loop, in values and in gradients, for every verified family."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from gistnet.errors import DataError
+from gistnet.objective.branches import StandIns, Stretches, gist_stand_ins, replaced_hidden
+from gistnet.objective.losses import token_losses
+from gistnet.objective.reference import reference_original_hidden, reference_replaced_hidden
+from tests.teachers import FAMILIES, tiny_teacher
+
+SPAN, HORIZON = 8, 6
+
+
+def make_stretches(gists: int = 1, span_tokens: int = SPAN) -> Stretches:
+    tokens = torch.randint(3, 97, (2, 60), generator=torch.Generator().manual_seed(0))
+    windows, starts = torch.tensor([0, 1, 0, 1]), torch.tensor([5, 30, 22, 1])
+    return Stretches(tokens, windows, starts, span_tokens=span_tokens, gists=gists, horizon=HORIZON)
+
+
+def random_gists(stretches: Stretches, dim: int) -> torch.Tensor:
+    shape = (len(stretches.starts), stretches.gists, dim)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+def engine_kl(teacher, stretches, stand_ins):
+    read = teacher.read_windows(stretches.tokens)
+    hidden = replaced_hidden(teacher, read, stretches, stand_ins)
+    return token_losses(teacher, stretches.original_hidden(read), hidden, stretches.targets)
+
+
+def written_out_losses(teacher, stretches, stand_ins):
+    """KL and NLLs from full log-softmax tables of two whole forwards per branch."""
+    rows = []
+    for branch in range(len(stretches.starts)):
+        log_p = teacher.logits(reference_original_hidden(teacher, stretches, branch)).log_softmax(-1)
+        log_q = teacher.logits(reference_replaced_hidden(teacher, stretches, stand_ins, branch)).log_softmax(-1)
+        targets = stretches.targets[branch]
+        step = torch.arange(len(targets))
+        rows.append(((log_p.exp() * (log_p - log_q)).sum(-1), -log_p[step, targets], -log_q[step, targets]))
+    return [torch.stack(column) for column in zip(*rows, strict=True)]
+
+
+@pytest.mark.parametrize("policy", ["center", "end", "compact"])
+@pytest.mark.parametrize("gists", [1, 3])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_packed_branches_equal_the_two_forward_loop(family, gists, policy):
+    teacher, stretches = tiny_teacher(family), make_stretches(gists)
+    values, gradients = [], []
+    for losses in (engine_kl, written_out_losses):
+        vectors = random_gists(stretches, teacher.hidden_size).requires_grad_()
+        result = losses(teacher, stretches, gist_stand_ins(stretches, vectors, policy))
+        # Uneven weights, so that a gradient given to the wrong token shows.
+        (result[0] * torch.linspace(1, 2, HORIZON)).sum().backward()
+        values.append(torch.stack([part.detach() for part in result]))
+        gradients.append(vectors.grad)
+    assert values[1][0].mean() > 0.05  # the comparison is of something
+    torch.testing.assert_close(values[0], values[1], rtol=1e-9, atol=1e-10)
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_document_pass_equals_the_plain_forward(family):
+    """Final states and logits of whole windows are those of the untouched Hugging Face model."""
+    teacher = tiny_teacher(family)
+    tokens = make_stretches().tokens
+    with torch.no_grad():
+        expected = teacher.model(tokens, use_cache=False).logits
+    torch.testing.assert_close(teacher.logits(teacher.read_windows(tokens).hidden), expected)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_span_replaced_by_its_own_embeddings_changes_nothing(family):
+    teacher, stretches = tiny_teacher(family), make_stretches()
+    positions = stretches.starts[:, None] + torch.arange(SPAN)
+    own = StandIns(teacher.embed(stretches.replaced), positions, stretches.starts + SPAN)
+    losses = engine_kl(teacher, stretches, own)
+    torch.testing.assert_close(losses.kl, torch.zeros_like(losses.kl), atol=1e-12, rtol=0)
+    torch.testing.assert_close(losses.delta_nll, torch.zeros_like(losses.kl), atol=1e-11, rtol=0)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_dropping_a_span_equals_the_loop_without_it(family):
+    teacher, stretches = tiny_teacher(family), make_stretches()
+    nothing = StandIns(
+        torch.zeros(4, 0, teacher.hidden_size, dtype=torch.float64),
+        torch.zeros(4, 0, dtype=torch.long),
+        stretches.starts + SPAN,
+    )
+    losses = engine_kl(teacher, stretches, nothing)
+    expected = written_out_losses(teacher, stretches, nothing)
+    torch.testing.assert_close(torch.stack(list(losses)), torch.stack(expected), rtol=1e-9, atol=1e-10)
+    first = dataclasses.replace(stretches, horizon=1)
+    torch.testing.assert_close(engine_kl(teacher, first, nothing).kl, losses.kl[:, :1])
+
+
+def shift(stand_ins: StandIns, vectors: int = 0, continuation: int = 0) -> StandIns:
+    return StandIns(stand_ins.vectors, stand_ins.positions + vectors, stand_ins.continuation + continuation)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_wrong_positions_prefix_and_targets_are_noticed(family):
+    """Each mutation of the engine moves the loss far beyond the tolerance of the equality test."""
+    teacher, stretches = tiny_teacher(family), make_stretches()
+    gists = gist_stand_ins(stretches, random_gists(stretches, teacher.hidden_size), "center")
+    expected = written_out_losses(teacher, stretches, gists)
+    read = teacher.read_windows(stretches.tokens)
+    late = dataclasses.replace(stretches, starts=stretches.starts + 1)  # sees one token more, its targets one late
+    mutants = {
+        "gist one position late": (stretches, shift(gists, vectors=1), stretches.targets),
+        "horizon one position late": (stretches, shift(gists, continuation=1), stretches.targets),
+        "prefix one token longer": (late, gists, stretches.targets),
+    }
+    for name, (mutated, stand_ins, targets) in mutants.items():
+        hidden = replaced_hidden(teacher, read, mutated, stand_ins, tokens=stretches.targets)
+        losses = token_losses(teacher, stretches.original_hidden(read), hidden, targets)
+        assert (losses.kl - expected[0]).abs().max() > 1e-3, name
+    hidden = replaced_hidden(teacher, read, stretches, gists)
+    off_by_one = token_losses(teacher, late.original_hidden(read), hidden, stretches.targets)
+    assert (off_by_one.kl - expected[0]).abs().max() > 1e-3
+    wrong_target = token_losses(teacher, stretches.original_hidden(read), hidden, late.targets)
+    assert (wrong_target.nll_replaced - expected[2]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_a_mask_that_lets_a_branch_see_too_much_is_noticed(family, monkeypatch):
+    """Without causality inside the branch, or without the sliding window, the equality breaks."""
+    from gistnet.model import prefix_attention
+
+    teacher, stretches = tiny_teacher(family), make_stretches()
+    gists = gist_stand_ins(stretches, random_gists(stretches, teacher.hidden_size), "center")
+    expected = written_out_losses(teacher, stretches, gists)[0]
+    if family == "llama":
+        monkeypatch.setattr(
+            prefix_attention,
+            "_own_scores",
+            lambda rows, key, length, scale: (rows @ key.transpose(-1, -2)) * scale,
+        )
+    else:
+        plain = prefix_attention._visible
+        monkeypatch.setattr(prefix_attention, "_visible", lambda query, key, window: plain(query, key, None))
+    assert (engine_kl(teacher, stretches, gists).kl - expected).abs().max() > 1e-3
+
+
+def test_transformers_takes_a_gap_of_positions_for_a_packed_document():
+    """Why a mask is always passed: without one and without a cache, what follows a gap does not see before it."""
+    teacher, stretches = tiny_teacher("llama"), make_stretches()
+    gists = gist_stand_ins(stretches, random_gists(stretches, teacher.hidden_size), "center")
+    start = int(stretches.starts[0])
+    suffix = stretches.tokens[0, start + SPAN :]
+    context = torch.cat([teacher.embed(stretches.tokens[0, :start]), gists.vectors[0], teacher.embed(suffix)])
+    positions = torch.cat([torch.arange(start), gists.positions[0], start + SPAN + torch.arange(len(suffix))])
+    unmasked = teacher.model.base_model(inputs_embeds=context[None], position_ids=positions[None], use_cache=False)
+    exact = reference_replaced_hidden(teacher, stretches, gists, 0)
+    assert (unmasked.last_hidden_state[0, start : start + HORIZON] - exact).abs().max() > 1e-2
+
+
+def test_gradient_checkpointing_changes_memory_and_nothing_else():
+    """It runs (the layers are entered twice) although the model is in eval(), and gives the same gradient."""
+    stretches, gradients, calls = make_stretches(), [], []
+    for checkpointed in (False, True):
+        teacher = tiny_teacher("llama")
+        if checkpointed:
+            teacher.enable_gradient_checkpointing()
+        projection = teacher.model.base_model.layers[0].self_attn.q_proj
+        counted = []
+        projection.register_forward_hook(lambda *_, counted=counted: counted.append(1))
+        vectors = random_gists(stretches, teacher.hidden_size).requires_grad_()
+        engine_kl(teacher, stretches, gist_stand_ins(stretches, vectors, "center")).kl.sum().backward()
+        gradients.append(vectors.grad)
+        calls.append(len(counted))
+    assert calls == [2, 3]  # document pass and branch pass; and the branch pass once more
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=0, atol=0)
+
+
+def test_the_teacher_gets_no_gradient():
+    teacher, stretches = tiny_teacher("llama"), make_stretches()
+    vectors = random_gists(stretches, teacher.hidden_size).requires_grad_()
+    engine_kl(teacher, stretches, gist_stand_ins(stretches, vectors, "center")).kl.sum().backward()
+    assert vectors.grad.abs().max() > 0
+    assert all(p.grad is None and not p.requires_grad for p in teacher.model.parameters())
+
+
+def test_a_stretch_that_does_not_fit_is_refused():
+    tokens = torch.zeros(1, 60, dtype=torch.long)
+    with pytest.raises(DataError, match="end within the window"):
+        Stretches(tokens, torch.tensor([0]), torch.tensor([50]), span_tokens=8, gists=1, horizon=6)
+    with pytest.raises(DataError, match="start at token 1"):
+        Stretches(tokens, torch.tensor([0]), torch.tensor([0]), span_tokens=8, gists=1, horizon=6)
