@@ -82,8 +82,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Replace the contents of the file `path` by `text` (UTF-8), atomically.
+def write_bytes(path: Path, data: bytes) -> None:
+    """Replace the contents of the file `path` by `data`, atomically.
 
     Raises:
         StorageError: the file could not be written; `path` is then as it was.
@@ -91,13 +91,19 @@ def write_text(path: Path, text: str) -> None:
     temporary = _temporary_sibling(path)
     with storage_errors("write", path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        sweep_leftovers(path)
         try:
-            temporary.write_text(text, encoding="utf-8")
+            temporary.write_bytes(data)
             _flush_to_disk(temporary)
             temporary.replace(path)
             _flush_to_disk(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace the contents of the file `path` by `text` in UTF-8, as `write_bytes` does."""
+    write_bytes(path, text.encode("utf-8"))
 
 
 def write_json(path: Path, value: Any) -> None:

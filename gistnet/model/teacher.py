@@ -10,7 +10,8 @@ Three passes are all that training and evaluation need of it:
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,6 +27,7 @@ from gistnet.model.embedded_teacher import EMBEDDED_REVISION, EMBEDDED_TEACHER, 
 from gistnet.model.prefix_attention import ATTENTION_NAME, BranchPass, DocumentPass
 from gistnet.model.teacher_layers import TeacherLayers
 from gistnet.model.teacher_support import refuse_unsupported
+from gistnet.model.tokenizer import TeacherTokenizer
 from gistnet.settings import Section
 
 Precision = Literal["bfloat16", "float32", "float64"]
@@ -90,7 +92,12 @@ class Teacher:
     """
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: Any = None, *, name: str, revision: str | None = None
+        self,
+        model: PreTrainedModel,
+        tokenizer: TeacherTokenizer | None = None,
+        *,
+        name: str,
+        revision: str | None = None,
     ) -> None:
         refuse_unsupported(model.config, name)
         self.model = model.requires_grad_(False).eval()
@@ -114,26 +121,14 @@ class Teacher:
         """
         if isinstance(config, str):
             config = TeacherConfig(name=config)
-        source: str | Path = config.name
-        revision = config.revision
-        if config.name == EMBEDDED_TEACHER:
-            source, revision = embedded_teacher_folder(), EMBEDDED_REVISION
-        options: dict[str, Any] = {"trust_remote_code": config.trust_remote_code}
-        if not Path(source).is_dir():
-            options["revision"] = config.revision
-        try:
+        source, revision, options = _source(config)
+        with _loading(config):
             model_config = AutoConfig.from_pretrained(source, **options)
             refuse_unsupported(model_config, config.name)
             model = AutoModelForCausalLM.from_pretrained(
                 source, dtype=getattr(torch, config.precision), use_safetensors=True, **options
             )
-            tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        except (OSError, ValueError, KeyError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise TeacherError(
-                f"Could not load '{config.name}' as a teacher: expected the embedded '{EMBEDDED_TEACHER}', a causal "
-                f"language model of the Hugging Face Hub, or a local folder with one in safetensors ({reason})"
-            ) from error
+        tokenizer = load_tokenizer(config)
         revision = revision or getattr(model_config, "_commit_hash", None)
         teacher = cls(model.to(device), tokenizer, name=config.name, revision=revision)
         if config.gradient_checkpointing:
@@ -169,16 +164,6 @@ class Teacher:
     def flops_per_token(self) -> int:
         """Forward floating-point operations of one token, without attention scores and without the head."""
         return 2 * sum(p.numel() for p in self.model.base_model.layers.parameters())
-
-    @property
-    def window_prefix(self) -> tuple[int, ...]:
-        """The token ids that the tokenizer puts before any text (BOS, where the teacher was trained with one)."""
-        return tuple(self.tokenizer("")["input_ids"])
-
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """The token ids of each text, without special tokens."""
-        encoded = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)
-        return [list(ids) for ids in encoded["input_ids"]]
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Input embeddings: token ids `[...]` → `[..., dim]`, scaled as the model scales them.
@@ -262,6 +247,39 @@ class Teacher:
             running_pass=running_pass,
         )
         return output.last_hidden_state
+
+
+def load_tokenizer(config: TeacherConfig) -> TeacherTokenizer:
+    """The teacher's tokenizer alone, which is all that preparing data needs.
+
+    Raises:
+        TeacherError: there is no such model, or it has no tokenizer.
+    """
+    source, _, options = _source(config)
+    with _loading(config):
+        return TeacherTokenizer(AutoTokenizer.from_pretrained(source, **options))
+
+
+def _source(config: TeacherConfig) -> tuple[str, str | None, dict[str, Any]]:
+    """Where transformers finds the teacher, its revision, and the options to load it with."""
+    options: dict[str, Any] = {"trust_remote_code": config.trust_remote_code}
+    if config.name == EMBEDDED_TEACHER:
+        return str(embedded_teacher_folder()), EMBEDDED_REVISION, options
+    if Path(config.name).is_dir():
+        return config.name, config.revision, options
+    return config.name, config.revision, {**options, "revision": config.revision}
+
+
+@contextmanager
+def _loading(config: TeacherConfig) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0].rstrip(".")
+        raise TeacherError(
+            f"Could not load '{config.name}' as a teacher: expected the embedded '{EMBEDDED_TEACHER}', a causal "
+            f"language model of the Hugging Face Hub, or a local folder with one in safetensors ({reason})."
+        ) from error
 
 
 # Fields that do not change what the model computes, or that the way of loading it changes.

@@ -66,6 +66,11 @@ class Stretches:
         return self._slice(0, self.replaced_tokens)
 
     @property
+    def replaced_and_next(self) -> Tensor:
+        """The replaced tokens and the span that follows them, `[branches, (k + 1) * K]`."""
+        return self._slice(0, self.replaced_tokens + self.span_tokens)
+
+    @property
     def targets(self) -> Tensor:
         """The horizon's tokens, `[branches, H]`."""
         return self._slice(self.replaced_tokens, self.horizon)

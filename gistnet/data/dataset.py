@@ -1,0 +1,205 @@
+"""A prepared corpus on disk: tokenised documents, cut into windows and split into training and held-out documents.
+
+`gistnet.data.prepare` makes it once; training and evaluation read windows through a memory map, so that a corpus
+larger than memory costs nothing to open. A prepared corpus is a folder, named after its fingerprint:
+
+    dataset.json        the description: format, fingerprint, settings, statistics, sizes of the other files
+    tokens.bin          the tokens of all kept documents, one after another (uint16 or uint32)
+    documents.parquet   one row a kept document: id, source, domain, split, start in tokens.bin, n_tokens
+    windows.npy         int64 [windows, 3]: index of the document, offset of the window's text in it, window length
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, Self, get_args
+
+import numpy as np
+import pyarrow
+import pyarrow.compute
+from numpy.typing import NDArray
+from pyarrow import parquet
+from pydantic import ValidationError
+
+from gistnet.errors import DataError
+from gistnet.settings import Section
+
+Split = Literal["train", "held_out"]
+SPLITS: tuple[Split, ...] = get_args(Split)
+TokenType = Literal["uint16", "uint32"]
+
+FORMAT_VERSION = 1
+DESCRIPTION_FILE = "dataset.json"
+TOKENS_FILE = "tokens.bin"
+DOCUMENTS_FILE = "documents.parquet"
+WINDOWS_FILE = "windows.npy"
+
+TEXT_COLUMNS = ("id", "source", "domain", "split")
+NUMBER_COLUMNS = ("start", "n_tokens")
+DOCUMENT_SCHEMA = pyarrow.schema(
+    [(name, pyarrow.string()) for name in TEXT_COLUMNS] + [(name, pyarrow.int64()) for name in NUMBER_COLUMNS]
+)
+
+
+class SplitStatistics(Section):
+    """What became of the documents of one source that belong to one split."""
+
+    source: str
+    domain: str
+    split: Split
+    read: int = 0
+    """Documents the source has; the sum of the next three."""
+    too_short: int = 0
+    """Documents dropped because they have fewer than `min_tokens` tokens."""
+    near_duplicates: int = 0
+    """Documents dropped because an earlier one says nearly the same."""
+    kept: int = 0
+    """Documents in the prepared corpus."""
+    tokens: int = 0
+    """Tokens of the kept documents."""
+    windows: int = 0
+    """Windows cut from the kept documents."""
+    tail_tokens: int = 0
+    """Tokens at the ends of kept documents that are in no window: too few for one."""
+
+
+class DatasetStatistics(Section):
+    """What was read, dropped and kept."""
+
+    splits: tuple[SplitStatistics, ...]
+    """One entry for each source and split, in the order of the configuration."""
+    domains_without_held_out: tuple[str, ...]
+    """Domains that have training documents but none to validate with."""
+
+
+class DatasetDescription(Section):
+    """The contents of `dataset.json`."""
+
+    format_version: int
+    fingerprint: str
+    tokenizer_fingerprint: str
+    window_prefix: tuple[int, ...]
+    """Tokens that begin every window, such as BOS."""
+    token_type: TokenType
+    config: dict[str, Any]
+    statistics: DatasetStatistics
+    file_bytes: dict[str, int]
+    """Size of each other file of the folder."""
+
+
+@dataclass(frozen=True)
+class WindowInfo:
+    """Where a window comes from. `length` counts the prefix; `offset` is in tokens from the document's start."""
+
+    document_id: str
+    document: int
+    source: str
+    domain: str
+    split: Split
+    offset: int
+    length: int
+
+
+class PreparedDataset:
+    """The windows of a prepared corpus, numbered from 0."""
+
+    def __init__(self, folder: Path, description: DatasetDescription) -> None:
+        self.folder = folder
+        self.description = description
+        self._prefix = np.array(description.window_prefix, dtype=np.int64)
+        self._tokens = np.memmap(folder / TOKENS_FILE, dtype=description.token_type, mode="r")
+        self._documents = parquet.read_table(folder / DOCUMENTS_FILE)
+        self._windows: NDArray[np.int64] = np.load(folder / WINDOWS_FILE, mmap_mode="r")
+
+    @classmethod
+    def open(cls, folder: Path) -> Self:
+        """Open the prepared corpus in `folder`.
+
+        Raises:
+            DataError: the folder holds no prepared corpus, one of another format, or one that is damaged.
+        """
+        description = _read_description(folder)
+        for name, expected in description.file_bytes.items():
+            file = folder / name
+            got = file.stat().st_size if file.is_file() else 0
+            if got != expected:
+                raise DataError(
+                    f"{file} is damaged: it has {got} bytes, expected {expected}. Delete {folder} and prepare it again."
+                )
+        try:
+            return cls(folder, description)
+        except (OSError, ValueError, pyarrow.ArrowException) as error:
+            raise DataError(f"{folder} cannot be read: {error}. Delete it and prepare it again.") from error
+
+    @property
+    def fingerprint(self) -> str:
+        """Identity of the inputs, the settings and the tokenizer: equal fingerprints mean equal windows."""
+        return self.description.fingerprint
+
+    @property
+    def statistics(self) -> DatasetStatistics:
+        """What was read, dropped and kept, for each source and split."""
+        return self.description.statistics
+
+    @cached_property
+    def sources(self) -> dict[str, str]:
+        """The domain of each source, in the order of the configuration."""
+        return {entry.source: entry.domain for entry in self.statistics.splits}
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens of each window, its prefix included: [windows]."""
+        return self._windows[:, 2]
+
+    @property
+    def documents(self) -> NDArray[np.int64]:
+        """Index of the document of each window: [windows]."""
+        return self._windows[:, 0]
+
+    def __len__(self) -> int:
+        return len(self._windows)
+
+    def domains(self, split: Split) -> list[str]:
+        """Names of the domains that have windows in `split`, sorted."""
+        return sorted({entry.domain for entry in self.statistics.splits if entry.split == split and entry.windows})
+
+    def window_indices(self, split: Split, domain: str | None = None, source: str | None = None) -> NDArray[np.int64]:
+        """Numbers of the windows of a split, of one domain or source where given: ascending, int64."""
+        chosen = np.ones(len(self._documents), dtype=bool)
+        for column, wanted in (("split", split), ("domain", domain), ("source", source)):
+            if wanted is not None:
+                chosen &= pyarrow.compute.equal(self._documents[column], wanted).to_numpy()
+        return np.flatnonzero(chosen[self.documents])
+
+    def read(self, window: int) -> NDArray[np.int64]:
+        """Tokens of a window, beginning with the window prefix: int64 [length]."""
+        document, offset, length = self._windows[window].tolist()
+        start = self._starts[document] + offset
+        return np.concatenate([self._prefix, self._tokens[start : start + length - len(self._prefix)]])
+
+    def describe(self, window: int) -> WindowInfo:
+        """Where a window comes from."""
+        document, offset, length = self._windows[window].tolist()
+        texts = {name: self._documents[name][document].as_py() for name in TEXT_COLUMNS}
+        return WindowInfo(texts["id"], document, texts["source"], texts["domain"], texts["split"], offset, length)
+
+    @cached_property
+    def _starts(self) -> NDArray[np.int64]:
+        return self._documents["start"].to_numpy()
+
+
+def _read_description(folder: Path) -> DatasetDescription:
+    file = folder / DESCRIPTION_FILE
+    try:
+        description = DatasetDescription.model_validate_json(file.read_bytes())
+    except FileNotFoundError as error:
+        raise DataError(f"{folder} holds no prepared data: {DESCRIPTION_FILE} is missing.") from error
+    except OSError as error:
+        raise DataError(f"Could not read {file}: {error.strerror}.") from error
+    except ValidationError as error:
+        raise DataError(f"{file} is damaged, or not a description in format {FORMAT_VERSION}.") from error
+    if description.format_version != FORMAT_VERSION:
+        raise DataError(
+            f"{folder} is in format {description.format_version}, expected {FORMAT_VERSION}; prepare it again."
+        )
+    return description

@@ -1,0 +1,199 @@
+"""From documents to a prepared corpus: tokenise, drop what is short or nearly a copy, split, cut into windows, store.
+
+The work is done once for each fingerprint of the inputs, and streams: a batch of documents is in memory, never the
+corpus. A killed or failed preparation leaves nothing that a reader could take for a prepared corpus.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import Field, model_validator
+
+from gistnet.data.dataset import (
+    DESCRIPTION_FILE,
+    FORMAT_VERSION,
+    SPLITS,
+    DatasetDescription,
+    DatasetStatistics,
+    PreparedDataset,
+    Split,
+    SplitStatistics,
+)
+from gistnet.data.deduplicate import NearDuplicates
+from gistnet.data.inputs import match_files
+from gistnet.data.installation import installation_identity
+from gistnet.data.sources import (
+    FilesSource,
+    HubSource,
+    InstallationSource,
+    JsonlSource,
+    ParquetSource,
+    SourceConfig,
+    read_documents,
+)
+from gistnet.data.tokenise import WindowTokenizer, cut_windows, tokenise
+from gistnet.data.writer import DatasetWriter
+from gistnet.errors import ConfigError, DataError
+from gistnet.files import atomic_folder, write_json
+from gistnet.settings import Section
+
+TOKENS_PER_PROGRESS = 1_000_000
+
+
+class DataConfig(Section):
+    """Which documents, and how they become windows."""
+
+    sources: tuple[SourceConfig, ...] = Field(min_length=1)
+    """Where the documents come from."""
+    folder: Path = Path("prepared")
+    """Prepared corpora are written below this folder, each named after its fingerprint."""
+    window_tokens: int = Field(1024, ge=16)
+    """Tokens of a window, its prefix (BOS) included."""
+    min_tokens: int = Field(1024, ge=1)
+    """Documents with fewer tokens, prefix included, are dropped; so are shorter rests at the end of a document."""
+    held_out_fraction: float = Field(0.1, ge=0, lt=1)
+    """Share of the documents (0 to 1) that are never trained on, chosen by a hash of their ids."""
+    deduplicate: bool = True
+    """Drop documents that are nearly copies of earlier ones."""
+    duplicate_similarity: float = Field(0.8, ge=0.5, le=1)
+    """Jaccard similarity of the sets of word 5-grams from which a document counts as a copy."""
+
+    @model_validator(mode="after")
+    def _source_names_differ(self) -> Self:
+        names = [source.name for source in self.sources]
+        if len(set(names)) < len(names):
+            raise ValueError(f"the names of the sources must differ, got {names}")
+        return self
+
+
+def prepare(
+    config: DataConfig, tokenizer: WindowTokenizer, progress: Callable[[str], None] = lambda message: None
+) -> PreparedDataset:
+    """Write the prepared corpus `config.folder / fingerprint`, or open it where it exists already.
+
+    Args:
+        progress: is called with a sentence every million tokens.
+
+    Raises:
+        ConfigError: the window is not longer than its prefix.
+        DataError: a source cannot be read or has no documents, or every document is too short.
+        StorageError: the folder cannot be written.
+    """
+    if config.window_tokens <= len(tokenizer.window_prefix):
+        raise ConfigError(
+            f"window_tokens must exceed the {len(tokenizer.window_prefix)} tokens of the tokenizer's window prefix, "
+            f"got {config.window_tokens}."
+        )
+    fingerprint = dataset_fingerprint(config, tokenizer)
+    folder = config.folder / fingerprint
+    if not folder.exists():
+        with atomic_folder(folder) as partial:
+            _write_dataset(partial, fingerprint, config, tokenizer, progress)
+    return PreparedDataset.open(folder)
+
+
+def dataset_fingerprint(config: DataConfig, tokenizer: WindowTokenizer) -> str:
+    """Identity of what `prepare` would write: 16 hexadecimal digits of a SHA-256.
+
+    A file counts by name, size and time of change; the installation by its packages; a Hub data set by its settings.
+
+    Raises:
+        DataError: a source's files are missing or empty.
+    """
+    identity = {
+        "format_version": FORMAT_VERSION,
+        "settings": config.model_dump(mode="json", exclude={"folder", "sources"}),
+        "sources": [_source_identity(source) for source in config.sources],
+        "tokenizer": [tokenizer.fingerprint, tokenizer.vocabulary_size, list(tokenizer.window_prefix)],
+    }
+    canonical = json.dumps(identity, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def _source_identity(source: SourceConfig) -> dict[str, Any]:
+    # Neither the weight nor the place of the files changes what is prepared.
+    identity = source.model_dump(mode="json", exclude={"weight", "paths"})
+    match source:
+        case FilesSource() | JsonlSource() | ParquetSource():
+            stats = [(name, path.stat()) for path, name in match_files(source.name, source.paths)]
+            identity["files"] = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
+        case InstallationSource():
+            identity["installation"] = installation_identity()
+        case HubSource():
+            pass
+    return identity
+
+
+def split_of(document_id: str, held_out_fraction: float) -> Split:
+    """The split of a document, by a hash of its id alone, so that it is the same in every corpus."""
+    draw = int.from_bytes(hashlib.sha256(document_id.encode()).digest()[:8], "big") / 2**64
+    return "held_out" if draw < held_out_fraction else "train"
+
+
+def _write_dataset(
+    folder: Path,
+    fingerprint: str,
+    config: DataConfig,
+    tokenizer: WindowTokenizer,
+    progress: Callable[[str], None],
+) -> None:
+    prefix_tokens = len(tokenizer.window_prefix)
+    duplicates = NearDuplicates(config.duplicate_similarity) if config.deduplicate else None
+    counts: dict[tuple[str, Split], Counter[str]] = {
+        (source.name, split): Counter() for source in config.sources for split in SPLITS
+    }
+    longest = 0
+    with DatasetWriter(folder, tokenizer.vocabulary_size) as writer:
+        for source in config.sources:
+            for document, tokens in tokenise(read_documents(source), tokenizer):
+                split = split_of(document.id, config.held_out_fraction)
+                count = counts[source.name, split]
+                count["read"] += 1
+                longest = max(longest, len(tokens) + prefix_tokens)
+                if len(tokens) < max(1, config.min_tokens - prefix_tokens):
+                    count["too_short"] += 1
+                elif duplicates is not None and not duplicates.keep(document.text):
+                    count["near_duplicates"] += 1
+                else:
+                    windows = cut_windows(len(tokens), prefix_tokens, config.window_tokens, config.min_tokens)
+                    count["kept"] += 1
+                    count["tokens"] += len(tokens)
+                    count["windows"] += len(windows)
+                    count["tail_tokens"] += len(tokens) - int((windows[:, 1] - prefix_tokens).sum())
+                    before = writer.n_tokens
+                    writer.add(document, split, tokens, windows)
+                    if writer.n_tokens // TOKENS_PER_PROGRESS > before // TOKENS_PER_PROGRESS:
+                        progress(f"Prepared {writer.n_documents:,} documents, {writer.n_tokens:,} tokens.")
+            if not any(counts[source.name, split]["read"] for split in SPLITS):
+                raise DataError(f"Source {source.name!r} has no documents.")
+        if not writer.n_documents:
+            n_read = sum(count["read"] for count in counts.values())
+            raise DataError(
+                f"All {n_read} documents are shorter than min_tokens = {config.min_tokens}; "
+                f"the longest has {longest} tokens."
+            )
+        description = DatasetDescription(
+            format_version=FORMAT_VERSION,
+            fingerprint=fingerprint,
+            tokenizer_fingerprint=tokenizer.fingerprint,
+            window_prefix=tokenizer.window_prefix,
+            token_type=writer.token_type,
+            config=config.model_dump(mode="json"),
+            statistics=_statistics(config, counts),
+            file_bytes=writer.finish(),
+        )
+    write_json(folder / DESCRIPTION_FILE, description.model_dump(mode="json"))
+
+
+def _statistics(config: DataConfig, counts: dict[tuple[str, Split], Counter[str]]) -> DatasetStatistics:
+    splits = tuple(
+        SplitStatistics(source=source.name, domain=source.domain, split=split, **counts[source.name, split])
+        for source in config.sources
+        for split in SPLITS
+    )
+    kept = {split: {entry.domain for entry in splits if entry.split == split and entry.kept} for split in SPLITS}
+    return DatasetStatistics(splits=splits, domains_without_held_out=tuple(sorted(kept["train"] - kept["held_out"])))

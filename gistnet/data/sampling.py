@@ -1,0 +1,249 @@
+"""Which windows and which spans a training step sees: pure functions of (seed, step, item).
+
+No state is kept between steps, so a resumed run continues exactly, and a rank's share of a batch is a slice of the
+global one: the number of processes does not change what is trained on (spec, Sampling).
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gistnet.data.dataset import PreparedDataset, Split
+from gistnet.errors import ConfigError, DataError
+
+Probabilities = Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class SpanLayout:
+    """Where gists may stand in a window. All counts are in tokens, unless the name says otherwise."""
+
+    span_tokens: int = 32
+    """Tokens that one gist replaces (K)."""
+    horizon_tokens: int = 32
+    """Tokens after the gists that are predicted (H)."""
+    spans_per_window: int = 8
+    """Branches drawn from one window, at most."""
+    gists_in_a_row: int = 1
+    """Consecutive spans that one branch replaces (k)."""
+    sink_tokens: int = 4
+    """First tokens of a window, never replaced: attention rests on them."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value < 1:
+                raise ConfigError(f"{name} must be at least 1, got {value}.")
+
+    @property
+    def minimum_length(self) -> int:
+        """Tokens of the shortest window that has room for one branch: the sink, k spans and the horizon."""
+        return self.sink_tokens + self.gists_in_a_row * self.span_tokens + self.horizon_tokens
+
+
+@dataclass(frozen=True)
+class WindowSample:
+    """One item of a batch: a window, and the starts of its branches, ascending int64 [<= spans_per_window].
+
+    All starts are `phase` plus a multiple of the span, so that runs of gists and neighbours share the same grid.
+    """
+
+    item: int
+    window: int
+    phase: int
+    starts: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class SourcePool:
+    """The training windows of one source: their numbers and lengths in tokens, both [windows]."""
+
+    name: str
+    weight: float
+    windows: NDArray[np.int64]
+    lengths: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class TrainingPool:
+    """The training windows to draw from: the sources of each domain. Built by `training_pool`."""
+
+    domains: Mapping[str, tuple[SourcePool, ...]]
+
+
+def training_pool(dataset: PreparedDataset, weights: Mapping[str, float] | None = None) -> TrainingPool:
+    """Collect the training windows by domain and source; build it once and pass it to every draw.
+
+    Args:
+        weights: relative weight of each source within its domain; 1 where it is not given.
+
+    Raises:
+        ConfigError: a weight belongs to no source, or is not positive.
+    """
+    weights = weights or {}
+    for name, weight in weights.items():
+        if name not in dataset.sources:
+            raise ConfigError(f"Source {name!r} has a weight, but the data has only {list(dataset.sources)}.")
+        if not weight > 0:
+            raise ConfigError(f"The weight of source {name!r} must be above 0, got {weight}.")
+    domains: dict[str, tuple[SourcePool, ...]] = {}
+    for name, domain in dataset.sources.items():
+        windows = dataset.window_indices("train", source=name)
+        if len(windows):
+            pool = SourcePool(name, weights.get(name, 1.0), windows, dataset.lengths[windows])
+            domains[domain] = (*domains.get(domain, ()), pool)
+    return TrainingPool(domains)
+
+
+def check_sampling(pool: TrainingPool, layout: SpanLayout, probabilities: Probabilities) -> None:
+    """Refuse what `sample_window` could not draw from; worth calling before a long run.
+
+    Raises:
+        ConfigError: a probability is negative, or they do not sum to 1 (within 1e-6).
+        DataError: a domain of positive probability has no training windows, or one that is too short for a branch.
+    """
+    _check_probabilities(pool, probabilities)
+    for domain, probability in probabilities.items():
+        if probability > 0:
+            _require_room(min(int(source.lengths.min()) for source in pool.domains[domain]), layout)
+
+
+def eligible_starts(length: int, phase: int, layout: SpanLayout) -> NDArray[np.int64]:
+    """Every start `phase + i·K` behind the sink with room for k spans and the horizon: ascending int64."""
+    first = phase + layout.span_tokens * _ceil_divide(layout.sink_tokens - phase, layout.span_tokens)
+    last = length - layout.gists_in_a_row * layout.span_tokens - layout.horizon_tokens
+    return np.arange(first, last + 1, layout.span_tokens, dtype=np.int64)
+
+
+def eligible_phases(length: int, layout: SpanLayout) -> NDArray[np.int64]:
+    """The phases of 0…K-1 that have an eligible start in a window of `length` tokens: ascending int64.
+
+    Raises:
+        DataError: no phase has one; spans and horizon are longer than the window.
+    """
+    _require_room(length, layout)
+    places = length - layout.minimum_length + 1  # starts from the sink on, on any grid
+    starts = layout.sink_tokens + np.arange(min(places, layout.span_tokens), dtype=np.int64)
+    return np.sort(starts % layout.span_tokens)
+
+
+def sample_window(
+    pool: TrainingPool, layout: SpanLayout, probabilities: Probabilities, *, seed: int, step: int, item: int
+) -> WindowSample:
+    """Draw item number `item` of the global batch of a step.
+
+    The domain is drawn by its probability, the source by its weight, the window uniformly, a phase uniformly among
+    those with an eligible start, and `spans_per_window` of its eligible starts (or all) without replacement.
+
+    Raises:
+        ConfigError, DataError: as `check_sampling`, for the window that is drawn.
+    """
+    _check_probabilities(pool, probabilities)
+    # Philox is a function of key and counter: steps and items never share random numbers (Salmon et al., 2011).
+    random = np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, item, step]))
+    domain = sorted(probabilities)[_draw(random, [probabilities[name] for name in sorted(probabilities)])]
+    sources = pool.domains[domain]
+    source = sources[_draw(random, [source.weight for source in sources])]
+    place = int(random.integers(len(source.windows)))
+    length = int(source.lengths[place])
+    phase = int(random.choice(eligible_phases(length, layout)))
+    starts = eligible_starts(length, phase, layout)
+    chosen = random.choice(starts, size=min(layout.spans_per_window, len(starts)), replace=False)
+    return WindowSample(item, int(source.windows[place]), phase, np.sort(chosen))
+
+
+def sample_batch(
+    pool: TrainingPool, layout: SpanLayout, probabilities: Probabilities, *, seed: int, step: int, items: range
+) -> list[WindowSample]:
+    """Draw the given items of a step's global batch: all of them, or one rank's slice."""
+    return [sample_window(pool, layout, probabilities, seed=seed, step=step, item=item) for item in items]
+
+
+def validation_windows(
+    dataset: PreparedDataset,
+    layout: SpanLayout,
+    *,
+    documents: int,
+    spans_per_document: int,
+    seed: int,
+    domains: Sequence[str] | None = None,
+    split: Split = "held_out",
+) -> list[WindowSample]:
+    """Choose one window of each of `documents` held-out documents per domain, with evenly spread spans.
+
+    The choice depends on `seed` and the documents alone, never on training: a document is chosen by a hash of its id,
+    so that a larger number extends the choice of a smaller one. Windows too short for a branch are passed over.
+
+    Args:
+        domains: the domains to validate on; by default every one that has held-out windows.
+
+    Raises:
+        DataError: a domain has no held-out window that is long enough.
+    """
+    chosen: list[WindowSample] = []
+    for domain in dataset.domains(split) if domains is None else domains:
+        windows = dataset.window_indices(split, domain)
+        if not len(windows):
+            raise DataError(f"Domain {domain!r} has no {split} windows; there are some for {dataset.domains(split)}.")
+        longest = int(dataset.lengths[windows].max())
+        _require_room(longest, layout)
+        windows = windows[dataset.lengths[windows] >= layout.minimum_length]
+        _, first, counts = np.unique(dataset.documents[windows], return_index=True, return_counts=True)
+        ranked = sorted(
+            (_hash(seed, dataset.describe(int(windows[place])).document_id), int(place), int(count))
+            for place, count in zip(first, counts, strict=True)
+        )
+        for draw, place, count in ranked[:documents]:
+            window = int(windows[place + draw % count])
+            length = int(dataset.lengths[window])
+            phases = eligible_phases(length, layout)
+            phase = int(phases[draw // count % len(phases)])
+            starts = _evenly_spread(eligible_starts(length, phase, layout), spans_per_document)
+            chosen.append(WindowSample(len(chosen), window, phase, starts))
+    return chosen
+
+
+def _check_probabilities(pool: TrainingPool, probabilities: Probabilities) -> None:
+    values = probabilities.values()
+    if not (all(value >= 0 for value in values) and abs(sum(values) - 1) <= 1e-6):
+        raise ConfigError(f"Domain probabilities must be at least 0 and sum to 1, got {dict(probabilities)}.")
+    for domain, probability in probabilities.items():
+        if probability > 0 and domain not in pool.domains:
+            raise DataError(
+                f"Domain {domain!r} has probability {probability} but no training windows; "
+                f"there are some for {sorted(pool.domains)}."
+            )
+
+
+def _require_room(length: int, layout: SpanLayout) -> None:
+    if length < layout.minimum_length:
+        raise DataError(
+            f"Spans longer than the document: {layout.gists_in_a_row} spans of {layout.span_tokens} tokens, a horizon "
+            f"of {layout.horizon_tokens} and {layout.sink_tokens} sink tokens need {layout.minimum_length} tokens, "
+            f"but a window has {length}."
+        )
+
+
+def _ceil_divide(numerator: int, denominator: int) -> int:
+    return max(0, -(-numerator // denominator))
+
+
+def _draw(random: np.random.Generator, weights: Sequence[float]) -> int:
+    """An index, drawn in proportion to the weights."""
+    cumulative = np.cumsum(weights)
+    return int(np.searchsorted(cumulative / cumulative[-1], random.random(), side="right"))
+
+
+def _hash(seed: int, document_id: str) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed}:{document_id}".encode()).digest()[:8], "big")
+
+
+def _evenly_spread(starts: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """At most `count` of the starts, the first and the last among them where count > 1."""
+    if len(starts) <= count:
+        return starts
+    if count == 1:
+        return starts[len(starts) // 2 : len(starts) // 2 + 1]
+    return starts[np.linspace(0, len(starts) - 1, count).round().astype(np.int64)]

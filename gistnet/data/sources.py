@@ -1,0 +1,216 @@
+"""Named sources of documents: files, JSONL, Parquet, Hub data sets, and this Python installation.
+
+A source is configured by one of the sections below, chosen by its `kind`, and read lazily: `read_documents` holds one
+document (or one block of a file) in memory at a time, in an order that depends on the source alone.
+"""
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Annotated, Any, Literal, assert_never
+
+from pydantic import Field
+
+from gistnet.data.inputs import match_files, read_lines, reading
+from gistnet.data.installation import read_installation
+from gistnet.errors import DataError
+from gistnet.settings import Section
+
+Domain = Literal["narrative", "code", "structured"]
+
+ROWS_PER_BATCH = 256
+
+
+@dataclass(frozen=True)
+class Document:
+    """One text and where it comes from; `id` is a relative name that does not depend on the machine."""
+
+    id: str
+    source: str
+    domain: Domain
+    text: str
+
+
+class _Source(Section):
+    name: str = Field(min_length=1)
+    """What the statistics and reports call this source; unique within a run."""
+    domain: Domain
+    """The kind of text, which decides how often it is sampled."""
+    weight: float = Field(1.0, gt=0)
+    """Sampling weight relative to the other sources of the same domain."""
+    max_documents: int | None = Field(None, ge=1)
+    """Read at most so many documents, from the start; all of them when null."""
+
+
+class FilesSource(_Source):
+    """Each UTF-8 text file is one document."""
+
+    kind: Literal["files"] = "files"
+    paths: tuple[str, ...] = Field(min_length=1)
+    """Files or glob patterns; `~` is the home folder, `**` any depth of folders."""
+
+
+class JsonlSource(_Source):
+    """Each line of a `.jsonl`, `.jsonl.gz` or `.jsonl.zst` file is one document, as a JSON object."""
+
+    kind: Literal["jsonl"] = "jsonl"
+    paths: tuple[str, ...] = Field(min_length=1)
+    """Files or glob patterns; `~` is the home folder, `**` any depth of folders."""
+    text_field: str = "text"
+    """Key of the document's text."""
+    id_field: str = "id"
+    """Key of the document's name; a record without it is called `<file>:<line>`."""
+
+
+class ParquetSource(_Source):
+    """Each row of a Parquet file is one document."""
+
+    kind: Literal["parquet"] = "parquet"
+    paths: tuple[str, ...] = Field(min_length=1)
+    """Files or glob patterns; `~` is the home folder, `**` any depth of folders."""
+    text_field: str = "text"
+    """Column of the document's text."""
+    id_field: str = "id"
+    """Column of the document's name; a row without it is called `<file>:<row>`, counted from 1."""
+
+
+class HubSource(_Source):
+    """A data set of the Hugging Face Hub, streamed; or files read by one of the `datasets` builders."""
+
+    kind: Literal["hub"] = "hub"
+    path: str
+    """Data set repository, or `parquet` or `json` to read `data_files` directly."""
+    config_name: str | None = None
+    """The data set's configuration (subset), where it has several."""
+    data_files: str | tuple[str, ...] | None = None
+    """Files of the data set, or `hf://` or local paths."""
+    revision: str | None = None
+    """Commit, tag or branch of the repository. Without a commit, later changes on the Hub go unnoticed."""
+    split: str = "train"
+    """Split of the data set to read; unrelated to the split into training and held-out documents."""
+    text_field: str = "text"
+    """Column of the document's text."""
+    id_field: str = "id"
+    """Column of the document's name; a row without it is called `<path>:<row>`, counted from 1."""
+
+
+class InstallationSource(_Source):
+    """Text that comes with every Python: its manual, docstrings, descriptions, source code, data files."""
+
+    kind: Literal["installation"] = "installation"
+
+
+SourceConfig = Annotated[
+    FilesSource | JsonlSource | ParquetSource | HubSource | InstallationSource, Field(discriminator="kind")
+]
+
+
+def read_documents(config: SourceConfig) -> Iterator[Document]:
+    """Yield the documents of a source, lazily and in a fixed order.
+
+    Raises:
+        DataError: no file matches, or a file, line or row cannot be read as text; the message names it.
+    """
+    named_texts: Iterable[tuple[str, str]]
+    match config:
+        case FilesSource():
+            named_texts = _read_files(config)
+        case JsonlSource():
+            named_texts = _read_jsonl(config)
+        case ParquetSource():
+            named_texts = _read_parquet(config)
+        case HubSource():
+            named_texts = _read_hub(config)
+        case InstallationSource():
+            named_texts = read_installation(config.domain)
+        case _:
+            assert_never(config)
+    for name, text in islice(named_texts, config.max_documents):
+        yield Document(name, config.name, config.domain, text)
+
+
+def _read_files(config: FilesSource) -> Iterator[tuple[str, str]]:
+    for path, name in match_files(config.name, config.paths):
+        with reading(path):
+            content = path.read_bytes()
+        try:
+            text = content.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path} is not UTF-8: {error.reason} at byte {error.start}.") from error
+        yield name, text.removeprefix("\ufeff")
+
+
+def _read_jsonl(config: JsonlSource) -> Iterator[tuple[str, str]]:
+    for path, name in match_files(config.name, config.paths):
+        with reading(path):
+            for number, line in enumerate(read_lines(path), start=1):
+                if not line.strip():
+                    continue
+                place = f"{path}:{number}"
+                try:
+                    record = json.loads(line.decode("utf-8-sig"))
+                except (ValueError, RecursionError) as error:
+                    raise DataError(f"{place} is not one JSON object in UTF-8: {error}.") from error
+                if not isinstance(record, dict):
+                    raise DataError(f"{place} is not a JSON object but {type(record).__name__}.")
+                yield _named_text(config, record, place, f"{name}:{number}")
+
+
+def _named_text(config: JsonlSource | ParquetSource | HubSource, record: Any, place: str, name: str) -> tuple[str, str]:
+    text = record.get(config.text_field)
+    if not isinstance(text, str):
+        got = type(text).__name__ if config.text_field in record else f"only the fields {sorted(record)}"
+        raise DataError(f"{place} has no text in field {config.text_field!r}: got {got}.")
+    given = record.get(config.id_field)
+    name = name if given is None else str(given)
+    try:
+        f"{name}{text}".encode()
+    except UnicodeEncodeError as error:  # JSON can spell half a surrogate pair, which no tokenizer accepts
+        raise DataError(f"{place} is not Unicode text: {error.reason}.") from error
+    return name, text
+
+
+def _read_parquet(config: ParquetSource) -> Iterator[tuple[str, str]]:
+    import pyarrow
+    from pyarrow import parquet
+
+    for path, name in match_files(config.name, config.paths):
+        try:
+            with parquet.ParquetFile(path) as file:
+                if config.text_field not in file.schema_arrow.names:
+                    columns = file.schema_arrow.names
+                    raise DataError(f"{path} has no column {config.text_field!r}, only {columns}.")
+                wanted = [field for field in (config.text_field, config.id_field) if field in file.schema_arrow.names]
+                number = 0
+                for group in range(file.num_row_groups):  # one group at a time, so that no more is buffered
+                    for batch in file.iter_batches(ROWS_PER_BATCH, row_groups=[group], columns=wanted):
+                        for row in batch.to_pylist():
+                            number += 1
+                            yield _named_text(config, row, f"{path}, row {number}", f"{name}:{number}")
+        except (pyarrow.ArrowException, OSError) as error:
+            raise DataError(f"Could not read {path} as Parquet: {error}.") from error
+
+
+def _read_hub(config: HubSource) -> Iterator[tuple[str, str]]:
+    try:
+        from datasets import load_dataset
+    except ImportError as error:
+        raise DataError(
+            f"Source {config.name!r} needs the package `datasets`, which is missing: pip install 'gistnet[hub]'."
+        ) from error
+    files = list(config.data_files) if isinstance(config.data_files, tuple) else config.data_files
+    try:
+        rows = load_dataset(
+            config.path,
+            config.config_name,
+            data_files=files,
+            split=config.split,
+            revision=config.revision,
+            streaming=True,
+        )
+        for number, row in enumerate(rows, start=1):
+            place = f"{config.path}:{number}"
+            yield _named_text(config, row, place, place)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise DataError(f"Source {config.name!r}: could not read data set {config.path!r}: {error}") from error

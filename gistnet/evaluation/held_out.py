@@ -1,0 +1,116 @@
+"""Held-out spans and how well the teacher predicts after them, with whatever stands in."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from gistnet.data.dataset import PreparedDataset, WindowInfo
+from gistnet.data.sampling import SpanLayout, WindowSample
+from gistnet.model.teacher import ReadWindows, Teacher
+from gistnet.objective.branches import StandIns, Stretches, replaced_hidden
+from gistnet.objective.losses import token_losses
+
+MakeStandIns = Callable[["HeldOutWindow", ReadWindows], StandIns]
+
+
+@dataclass(frozen=True)
+class HeldOutWindow:
+    """One held-out window and the stretches in it that are judged.
+
+    `first` is the row of its first stretch among those of all windows.
+    """
+
+    info: WindowInfo
+    stretches: Stretches
+    first: int
+
+    @property
+    def rows(self) -> slice:
+        """The rows of its stretches among those of all windows."""
+        return slice(self.first, self.first + len(self.stretches.starts))
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Losses per stretch and offset, each `[stretches, H]`, in nats: see `TokenLosses`."""
+
+    kl: NDArray[np.float64]
+    delta_nll: NDArray[np.float64]
+
+
+class HeldOut:
+    """The stretches that GistNets are judged on, always the same.
+
+    Passes over the windows are kept in memory up to `cache_gigabytes` (the first windows, as many as fit), so that
+    repeated measurements cost branches only.
+    """
+
+    def __init__(
+        self,
+        teacher: Teacher,
+        dataset: PreparedDataset,
+        samples: Sequence[WindowSample],
+        layout: SpanLayout,
+        *,
+        cache_gigabytes: float,
+    ) -> None:
+        self.teacher = teacher
+        self.windows: list[HeldOutWindow] = []
+        first = 0
+        for sample in samples:
+            starts = torch.from_numpy(sample.starts).to(teacher.device)
+            stretches = Stretches(
+                tokens=torch.from_numpy(dataset.read(sample.window)).to(teacher.device)[None],
+                windows=torch.zeros_like(starts),
+                starts=starts,
+                span_tokens=layout.span_tokens,
+                gists=layout.gists_in_a_row,
+                horizon=layout.horizon_tokens,
+            )
+            self.windows.append(HeldOutWindow(dataset.describe(sample.window), stretches, first))
+            first += len(starts)
+        self._room_bytes = cache_gigabytes * 1e9
+        self._reads: dict[int, ReadWindows] = {}
+
+    def __len__(self) -> int:
+        return self.windows[-1].rows.stop
+
+    @property
+    def documents(self) -> NDArray[np.int64]:
+        """The document of each stretch, `[stretches]`."""
+        return self._per_stretch([window.info.document for window in self.windows])
+
+    @property
+    def domains(self) -> NDArray[np.str_]:
+        """The domain of each stretch, `[stretches]`."""
+        return self._per_stretch([window.info.domain for window in self.windows])
+
+    @torch.no_grad()
+    def measure(self, stand_ins: Mapping[str, MakeStandIns]) -> dict[str, Measured]:
+        """Losses after each kind of stand-in, by its name."""
+        columns: dict[str, list[NDArray[np.float64]]] = {name: [] for name in stand_ins}
+        for index, window in enumerate(self.windows):
+            read = self._read(index)
+            original = window.stretches.original_hidden(read)
+            for name, make in stand_ins.items():
+                hidden = replaced_hidden(self.teacher, read, window.stretches, make(window, read))
+                losses = token_losses(self.teacher, original, hidden, window.stretches.targets)
+                columns[name].append(torch.stack([losses.kl, losses.delta_nll]).double().cpu().numpy())
+        return {name: Measured(*np.concatenate(parts, axis=1)) for name, parts in columns.items()}
+
+    def _read(self, index: int) -> ReadWindows:
+        if index in self._reads:
+            return self._reads[index]
+        read = self.teacher.read_windows(self.windows[index].stretches.tokens)
+        kept = [read.hidden, *read.document.keys.values(), *read.document.values.values()]
+        size = sum(tensor.nbytes for tensor in kept)
+        if size <= self._room_bytes:
+            self._room_bytes -= size
+            self._reads[index] = read
+        return read
+
+    def _per_stretch(self, values: Sequence[object]) -> NDArray:
+        return np.repeat(np.array(values), [len(window.stretches.starts) for window in self.windows])

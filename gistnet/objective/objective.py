@@ -1,0 +1,138 @@
+"""What a training step minimises, per branch: distillation, and the two optional terms beside it."""
+
+from typing import Literal, NamedTuple, Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from gistnet.model.gistnet import GistNet
+from gistnet.model.layers import Dropout
+from gistnet.model.teacher import ReadWindows, Teacher
+from gistnet.objective.branches import Positions, StandIns, Stretches, gist_stand_ins, replaced_hidden
+from gistnet.objective.losses import contrastive_loss, token_losses, token_nll
+from gistnet.settings import Section
+
+
+class ObjectiveConfig(Section):
+    """The loss and its weights (spec, Training Objectives)."""
+
+    loss: Literal["kl", "delta_nll", "mixed"] = "kl"
+    """kl: match the original distribution; delta_nll: predict the true token; mixed: a weighted sum of both."""
+    mixed_kl_share: float = Field(default=0.5, ge=0, le=1)
+    """`mixed`: the weight of kl; delta_nll has the rest."""
+    horizon_tokens: int = Field(default=32, ge=1)
+    """H, the number of tokens predicted after a stretch."""
+    positions: Positions = "center"
+    """Where gists stand among the positions of the context."""
+    contrastive_weight: float = Field(default=0.0, ge=0)
+    """λ, the weight of the hinge that keeps gists of consecutive spans apart."""
+    contrastive_margin: float = Field(default=0.2, ge=0, le=2)
+    """The cosine distance at which that hinge is content."""
+    reconstruction_weight: float = Field(default=0.0, ge=0)
+    """Weight of the teacher's cross-entropy, in nats per token, when it repeats the span from its gist."""
+    chunk_tokens: int = Field(default=128, ge=1)
+    """Predicted tokens whose logits exist at a time; only memory and speed depend on it."""
+
+    @model_validator(mode="after")
+    def _neighbours_fit(self) -> Self:
+        # The neighbour of a stretch is the span that follows it, and only the horizon is known to be there.
+        if self.contrastive_weight > 0 and self.horizon_tokens < 32:
+            raise ValueError(
+                f"contrastive_weight is {self.contrastive_weight} with horizon_tokens {self.horizon_tokens}; expected "
+                "a horizon of at least 32 tokens, so that every span has a neighbour"
+            )
+        return self
+
+
+class BranchLosses(NamedTuple):
+    """Per branch, each `[branches]`; only `total` carries gradient."""
+
+    total: Tensor
+    """What is minimised, in nats per token plus the weighted hinge."""
+    kl: Tensor
+    """KL@H, nats per token."""
+    delta_nll: Tensor
+    """ΔNLL@H, nats per token."""
+    contrastive: Tensor
+    """The unweighted hinge, cosine distance; zero where its weight is."""
+    reconstruction: Tensor
+    """The unweighted cross-entropy of the repeated span, nats per token; zero where its weight is."""
+    gist_norm: Tensor
+    """Mean length of the branch's gists."""
+
+
+def encode(gistnet: GistNet, teacher: Teacher, tokens: Tensor, dropout: Dropout | None = None) -> Tensor:
+    """Gists of consecutive spans: token ids `[branches, k * K]` → `[branches, k, dim]`, float32.
+
+    Matrix products run in the teacher's number format; the weights of GistNet stay in their own.
+    """
+    span = gistnet.config.span_tokens
+    spans = teacher.embed(tokens).view(-1, span, teacher.hidden_size)
+    half = teacher.dtype == torch.bfloat16
+    with torch.autocast(teacher.device.type, dtype=torch.bfloat16, enabled=half):
+        gists = gistnet(spans, dropout)
+    return gists.view(len(tokens), -1, teacher.hidden_size)
+
+
+def branch_losses(
+    teacher: Teacher,
+    gistnet: GistNet,
+    read: ReadWindows,
+    stretches: Stretches,
+    config: ObjectiveConfig,
+    *,
+    dropout_rate: float = 0.0,
+    dropout_keys: Tensor | None = None,
+) -> BranchLosses:
+    """The losses of branches of windows that have been read.
+
+    Args:
+        dropout_rate: the share dropped inside GistNet.
+        dropout_keys: `[branches]`, int64, from which the masks derive; needed where the rate is above zero.
+    """
+    with_neighbour = config.contrastive_weight > 0
+    tokens = stretches.replaced_and_next if with_neighbour else stretches.replaced
+    dropout = None
+    if dropout_rate > 0 and dropout_keys is not None:
+        n = tokens.shape[1] // stretches.span_tokens
+        dropout = Dropout(dropout_rate, (dropout_keys[:, None] + torch.arange(n, device=tokens.device)).flatten())
+    encoded = encode(gistnet, teacher, tokens, dropout)
+    gists = encoded[:, : stretches.gists]
+    stand_ins = gist_stand_ins(stretches, gists, config.positions)
+
+    hidden = replaced_hidden(teacher, read, stretches, stand_ins)
+    differentiate = {"kl": ("kl",), "delta_nll": ("nll_replaced",), "mixed": ("kl", "nll_replaced")}[config.loss]
+    losses = token_losses(
+        teacher,
+        stretches.original_hidden(read),
+        hidden,
+        stretches.targets,
+        differentiate=differentiate,
+        chunk_tokens=config.chunk_tokens,
+    )
+    kl, delta_nll = losses.kl.mean(dim=1), losses.delta_nll.mean(dim=1)
+    kl_share = {"kl": 1.0, "delta_nll": 0.0, "mixed": config.mixed_kl_share}[config.loss]
+    total = kl_share * kl + (1 - kl_share) * delta_nll
+
+    contrastive = reconstruction = torch.zeros_like(kl)
+    if with_neighbour:
+        pairs = contrastive_loss(encoded[:, :-1].flatten(0, 1), encoded[:, 1:].flatten(0, 1), config.contrastive_margin)
+        contrastive = pairs.view(len(kl), -1).mean(dim=1)
+        total = total + config.contrastive_weight * contrastive
+    if config.reconstruction_weight > 0:
+        reconstruction = _reconstruction(teacher, read, stretches, stand_ins, config.chunk_tokens)
+        total = total + config.reconstruction_weight * reconstruction
+    norms = gists.detach().norm(dim=-1).mean(dim=1)
+    return BranchLosses(total, kl.detach(), delta_nll.detach(), contrastive.detach(), reconstruction.detach(), norms)
+
+
+def _reconstruction(
+    teacher: Teacher, read: ReadWindows, stretches: Stretches, stand_ins: StandIns, chunk_tokens: int
+) -> Tensor:
+    """Cross-entropy of the replaced tokens when they follow their own gists, `[branches]`, nats per token.
+
+    The context is the one that gists are read in, so that what they must hold is what the prefix does not give away.
+    """
+    hidden = replaced_hidden(teacher, read, stretches, stand_ins, tokens=stretches.replaced)
+    return token_nll(teacher, hidden, stretches.replaced, chunk_tokens=chunk_tokens).mean(dim=1)

@@ -1,0 +1,258 @@
+import hashlib
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+import gistnet
+from gistnet.data.dataset import PreparedDataset
+from gistnet.data.prepare import DataConfig, dataset_fingerprint, prepare, split_of
+from gistnet.errors import ConfigError, DataError, StorageError
+from tests.data.byte_tokenizer import ByteTokenizer
+
+
+def text_of(name: str, length: int) -> str:
+    """`length` ASCII characters that depend on the name, in words that no other name shares."""
+    blocks = (hashlib.sha256(f"{name}:{place}".encode()).hexdigest()[:9] for place in range(length // 10 + 1))
+    return " ".join(blocks)[:length]
+
+
+def write_jsonl(file: Path, lengths: dict[str, int]) -> dict[str, str]:
+    texts = {name: text_of(name, length) for name, length in lengths.items()}
+    file.write_text("".join(json.dumps({"id": name, "text": text}) + "\n" for name, text in texts.items()))
+    return texts
+
+
+def config_for(folder: Path, **fields: Any) -> DataConfig:
+    sources = [{"kind": "jsonl", "name": "tales", "domain": "narrative", "paths": [str(folder / "tales.jsonl")]}]
+    return DataConfig(
+        **{"sources": sources, "folder": folder / "prepared", "window_tokens": 100, "min_tokens": 40, **fields}
+    )
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+def test_every_window_is_the_prefix_and_its_part_of_the_text(tmp_path: Path) -> None:
+    lengths = {f"d{place}": 39 + 37 * place for place in range(20)}
+    texts = write_jsonl(tmp_path / "tales.jsonl", lengths)
+    dataset = prepare(config_for(tmp_path), ByteTokenizer())
+    rebuilt: dict[str, bytes] = {}
+    for window in range(len(dataset)):
+        info, tokens = dataset.describe(window), dataset.read(window)
+        assert tokens.dtype == np.int64
+        assert tokens[0] == 256
+        assert len(tokens) == info.length == dataset.lengths[window] <= 100
+        assert info.offset == len(rebuilt.get(info.document_id, b""))
+        assert (info.source, info.domain) == ("tales", "narrative")
+        assert info.split == split_of(info.document_id, 0.1)
+        rebuilt[info.document_id] = rebuilt.get(info.document_id, b"") + bytes(tokens[1:].tolist())
+    # A window holds BOS and 99 bytes; a rest below 39 bytes (40 tokens with BOS) is in no window.
+    for name, text in texts.items():
+        rest = len(text) % 99
+        assert rebuilt[name] == text[: len(text) - (rest if rest < 39 else 0)].encode()
+
+
+def test_statistics_by_hand(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "tales.jsonl", {"a": 38, "b": 39, "c": 99, "d": 110, "e": 300})
+    with (tmp_path / "tales.jsonl").open("a") as file:
+        file.write(json.dumps({"id": "copy", "text": text_of("e", 300)}) + "\n")
+    dataset = prepare(config_for(tmp_path, held_out_fraction=0), ByteTokenizer())
+    train, held_out = dataset.statistics.splits
+    # a is too short; b, c and d give a window each, and d leaves 11 tokens; e gives three and leaves 3.
+    expected = {"read": 6, "too_short": 1, "near_duplicates": 1, "kept": 4, "tokens": 548, "windows": 6}
+    assert train.model_dump() == {
+        "source": "tales",
+        "domain": "narrative",
+        "split": "train",
+        **expected,
+        "tail_tokens": 14,
+    }
+    assert (held_out.read, held_out.split) == (0, "held_out")
+    assert dataset.statistics.domains_without_held_out == ("narrative",)
+    assert len(dataset) == 6
+    kept_twice = prepare(config_for(tmp_path, held_out_fraction=0, deduplicate=False), ByteTokenizer())
+    assert kept_twice.statistics.splits[0].kept == 5
+
+
+def test_second_preparation_does_no_work(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "tales.jsonl", {"a": 200})
+    config = config_for(tmp_path)
+    first = prepare(config, ByteTokenizer())
+    idle = ByteTokenizer()
+    second = prepare(config, idle)
+    assert idle.batches == []
+    assert second.fingerprint == first.fingerprint == first.folder.name == dataset_fingerprint(config, idle)
+
+
+def test_fingerprint_depends_on_inputs_and_settings_and_not_on_weight_folder_or_place(tmp_path: Path) -> None:
+    file = tmp_path / "here" / "tales.jsonl"
+    file.parent.mkdir()
+    write_jsonl(file, {"a": 200})
+
+    def fingerprint(path: Path = file, tokenizer: ByteTokenizer | None = None, **fields: Any) -> str:
+        weight = fields.pop("weight", 1.0)
+        sources = [{"kind": "jsonl", "name": "t", "domain": "code", "paths": [str(path)], "weight": weight}]
+        return dataset_fingerprint(DataConfig(sources=sources, **fields), tokenizer or ByteTokenizer())
+
+    same = fingerprint()
+    assert fingerprint(weight=3, folder=Path("elsewhere")) == same
+    moved = tmp_path / "there" / "here" / "tales.jsonl"
+    moved.parent.mkdir(parents=True)
+    moved.write_bytes(file.read_bytes())
+    stat = file.stat()
+    os.utime(moved, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert fingerprint(moved) == same
+    others = [
+        fingerprint(window_tokens=512),
+        fingerprint(min_tokens=512),
+        fingerprint(held_out_fraction=0.2),
+        fingerprint(deduplicate=False),
+        fingerprint(tokenizer=ByteTokenizer(fingerprint="other")),
+        fingerprint(tokenizer=ByteTokenizer(window_prefix=())),
+    ]
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+    others.append(fingerprint())
+    assert len({same, *others}) == 1 + len(others)
+
+
+def test_split_is_a_hash_of_the_id_near_the_fraction() -> None:
+    ids = [f"document {place}" for place in range(10_000)]
+    held_out = {name for name in ids if split_of(name, 0.1) == "held_out"}
+    assert len(held_out) == pytest.approx(1000, abs=5 * (10_000 * 0.1 * 0.9) ** 0.5)
+    assert held_out < {name for name in ids if split_of(name, 0.2) == "held_out"}
+    assert split_of("anything", 0.0) == "train"
+
+
+def test_unusable_corpus_says_what_is_wrong(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "tales.jsonl", {"a": 20, "b": 30})
+    with pytest.raises(DataError, match="All 2 documents are shorter than min_tokens = 40; the longest has 31 tokens"):
+        prepare(config_for(tmp_path), ByteTokenizer())
+    (tmp_path / "tales.jsonl").write_text("\n")
+    with pytest.raises(DataError, match="Source 'tales' has no documents"):
+        prepare(config_for(tmp_path), ByteTokenizer())
+    with pytest.raises(ConfigError, match="must exceed the 100 tokens"):
+        prepare(config_for(tmp_path), ByteTokenizer(window_prefix=(256,) * 100))
+    assert list((tmp_path / "prepared").iterdir()) == []
+
+
+def test_empty_document_is_too_short_whatever_the_minimum(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "tales.jsonl", {"empty": 0, "one": 1})
+    statistics = prepare(config_for(tmp_path, min_tokens=1, held_out_fraction=0), ByteTokenizer()).statistics
+    assert (statistics.splits[0].too_short, statistics.splits[0].kept, statistics.splits[0].windows) == (1, 1, 1)
+
+
+def test_source_names_must_differ() -> None:
+    source = {"kind": "installation", "name": "same", "domain": "code"}
+    with pytest.raises(ValidationError, match="names of the sources must differ"):
+        DataConfig(sources=[source, source])
+
+
+@pytest.mark.parametrize(("vocabulary", "bytes_per_token"), [(65536, 2), (65537, 4)])
+def test_tokens_take_two_bytes_up_to_a_vocabulary_of_65536(
+    tmp_path: Path, vocabulary: int, bytes_per_token: int
+) -> None:
+    class LargeTokenizer(ByteTokenizer):
+        vocabulary_size = vocabulary
+
+        def encode_batch(self, texts: list[str]) -> list[list[int]]:
+            return [[vocabulary - 1 - byte for byte in text.encode()] for text in texts]
+
+    texts = write_jsonl(tmp_path / "tales.jsonl", {"a": 150})
+    dataset = prepare(config_for(tmp_path), LargeTokenizer(window_prefix=()))
+    assert (dataset.folder / "tokens.bin").stat().st_size == 150 * bytes_per_token
+    assert dataset.read(0).tolist() == [vocabulary - 1 - byte for byte in texts["a"][:100].encode()]
+
+
+KILLED = """
+import sys, time
+from pathlib import Path
+from gistnet.data.prepare import prepare
+from tests.data.byte_tokenizer import ByteTokenizer
+from tests.data.test_prepare import config_for
+
+class SlowTokenizer(ByteTokenizer):
+    def encode_batch(self, texts):
+        if self.batches:
+            print("halfway", flush=True)
+            time.sleep(600)
+        return super().encode_batch(texts)
+
+prepare(config_for(Path(sys.argv[1])), SlowTokenizer())
+"""
+
+
+def test_killed_preparation_leaves_nothing_and_the_next_one_equals_an_undisturbed_one(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "tales.jsonl", {f"d{place}": 500_000 for place in range(5)})
+    root = Path(gistnet.__file__).parents[1]
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(tmp_path)], cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None and process.stderr is not None
+    line = process.stdout.readline()
+    process.send_signal(signal.SIGKILL)
+    assert line == b"halfway\n", process.stderr.read().decode()
+    assert process.wait() == -signal.SIGKILL
+    process.stdout.close()
+    process.stderr.close()
+
+    config = config_for(tmp_path)
+    folder = config.folder / dataset_fingerprint(config, ByteTokenizer())
+    assert not folder.exists()
+    (leftover,) = config.folder.iterdir()
+    assert (leftover / "tokens.bin").stat().st_size > 0, "it was killed in the midst of writing"
+
+    dataset = prepare(config, ByteTokenizer())
+    assert [entry.name for entry in config.folder.iterdir()] == [folder.name]
+    undisturbed = prepare(config.model_copy(update={"folder": tmp_path / "again"}), ByteTokenizer())
+    ours, theirs = files_of(dataset.folder), files_of(undisturbed.folder)
+    for name in ("tokens.bin", "windows.npy", "documents.parquet"):
+        assert ours[name] == theirs[name]
+    assert dataset.statistics == undisturbed.statistics
+
+
+def test_full_disk_is_a_storage_error_and_leaves_nothing(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "tales.jsonl", {f"d{place}": 500_000 for place in range(3)})
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, before[1]))  # three million bytes are to be written
+    try:
+        with pytest.raises(StorageError, match=r"Could not write .*prepared"):
+            prepare(config_for(tmp_path), ByteTokenizer())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list((tmp_path / "prepared").iterdir()) == []
+
+
+def test_damaged_or_foreign_folder_is_refused(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "tales.jsonl", {"a": 500})
+    folder = prepare(config_for(tmp_path), ByteTokenizer()).folder
+    tokens = (folder / "tokens.bin").read_bytes()
+    (folder / "tokens.bin").write_bytes(tokens[:-2])
+    with pytest.raises(DataError, match=r"tokens\.bin is damaged: it has 998 bytes, expected 1000"):
+        prepare(config_for(tmp_path), ByteTokenizer())
+    (folder / "tokens.bin").write_bytes(tokens)
+    description = json.loads((folder / "dataset.json").read_text())
+    (folder / "dataset.json").write_text(json.dumps({**description, "format_version": 99}))
+    with pytest.raises(DataError, match="in format 99, expected 1"):
+        PreparedDataset.open(folder)
+    (folder / "dataset.json").write_text("{")
+    with pytest.raises(DataError, match="is damaged"):
+        PreparedDataset.open(folder)
+    with pytest.raises(DataError, match="holds no prepared data"):
+        PreparedDataset.open(tmp_path)
+
+
+def test_progress_speaks_once_a_million_tokens(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "tales.jsonl", {f"d{place}": 600_000 for place in range(4)})
+    messages: list[str] = []
+    prepare(config_for(tmp_path), ByteTokenizer(), messages.append)
+    assert messages == ["Prepared 2 documents, 1,200,000 tokens.", "Prepared 4 documents, 2,400,000 tokens."]

@@ -1,0 +1,155 @@
+import gzip
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pytest
+import zstandard
+from pyarrow import parquet
+from pydantic import TypeAdapter, ValidationError
+
+from gistnet.data.sources import Document, SourceConfig, read_documents
+from gistnet.errors import DataError
+
+RECORDS = [{"id": "first", "text": "one\ntwo"}, {"text": "drei"}, {"id": 7, "text": "四", "domain": "code"}]
+LINES = "\n".join(json.dumps(record) for record in RECORDS) + "\n"
+
+
+def source(**fields: Any) -> SourceConfig:
+    return TypeAdapter(SourceConfig).validate_python({"name": "s", "domain": "narrative", **fields})
+
+
+def texts(config: SourceConfig) -> list[tuple[str, str]]:
+    return [(document.id, document.text) for document in read_documents(config)]
+
+
+def test_files_are_sorted_named_relative_to_their_pattern_and_read_once(tmp_path: Path) -> None:
+    books = tmp_path / "books"
+    (books / "deep").mkdir(parents=True)
+    (books / "b.txt").write_text("B")
+    (books / "deep" / "a.txt").write_text("Ä", encoding="utf-8")
+    (books / ".hidden.txt").write_text("no")
+    config = source(kind="files", paths=[str(books / "**" / "*.txt"), str(books / "b.txt")], domain="code")
+    assert list(read_documents(config)) == [
+        Document("books/b.txt", "s", "code", "B"),
+        Document("books/deep/a.txt", "s", "code", "Ä"),
+    ]
+
+
+def test_home_folder_is_expanded_and_brackets_in_an_existing_name_are_literal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a[1].txt").write_text("\ufeffx", encoding="utf-8")
+    assert texts(source(kind="files", paths=["~/a[1].txt"])) == [(f"{tmp_path.name}/a[1].txt", "x")]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"abc\xffdef", "not UTF-8: .* at byte 3"), (b"", "is empty"), (None, "no file matches")],
+)
+def test_unusable_file_is_named(tmp_path: Path, content: bytes | None, message: str) -> None:
+    if content is not None:
+        (tmp_path / "x.txt").write_bytes(content)
+    with pytest.raises(DataError, match=message) as caught:
+        texts(source(kind="files", paths=[str(tmp_path / "x.txt")]))
+    assert "x.txt" in str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
+def test_jsonl_gives_ids_texts_and_the_domain_of_the_configuration(tmp_path: Path, suffix: str) -> None:
+    # Two frames or members, cut within a line: what appending to a compressed file makes.
+    content, half = LINES.encode(), 25
+    compress = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.compress}[suffix]
+    file = tmp_path / f"x.jsonl{suffix}"
+    file.write_bytes(compress(content[:half]) + compress(content[half:]))
+    documents = list(read_documents(source(kind="jsonl", paths=[str(file)])))
+    name = f"{tmp_path.name}/{file.name}:2"
+    assert [(d.id, d.text) for d in documents] == [("first", "one\ntwo"), (name, "drei"), ("7", "四")]
+    assert {d.domain for d in documents} == {"narrative"}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("{broken", "[1]", "[" * 100_000, '{"id": "x"}', '{"text": 3}', '{"text": "\xff"}'),
+        *('{"text": "\\ud800"}', '{"text": "fine", "id": "\\ud800"}'),
+    ],
+)
+def test_bad_jsonl_line_is_named_by_file_and_line(tmp_path: Path, line: str) -> None:
+    file = tmp_path / "x.jsonl"
+    file.write_bytes(b'{"text": "fine"}\n\n' + line.encode("latin-1") + b"\n")
+    with pytest.raises(DataError, match=r"x\.jsonl:3 "):
+        texts(source(kind="jsonl", paths=[str(file)]))
+
+
+@pytest.mark.parametrize(("suffix", "compress"), [(".gz", gzip.compress), (".zst", zstandard.compress)])
+def test_cut_off_compressed_file_is_an_error_and_not_a_shorter_file(tmp_path: Path, suffix: str, compress: Any) -> None:
+    file = tmp_path / f"x.jsonl{suffix}"
+    file.write_bytes(compress(LINES.encode() * 1000)[:-6])
+    with pytest.raises(DataError, match=r"Could not read .*x\.jsonl"):
+        texts(source(kind="jsonl", paths=[str(file)]))
+
+
+def test_reading_is_lazy_so_a_later_bad_line_is_not_reached(tmp_path: Path) -> None:
+    file = tmp_path / "x.jsonl"
+    file.write_text(LINES + "{broken")
+    assert len(texts(source(kind="jsonl", paths=[str(file)], max_documents=3))) == 3
+
+
+def write_parquet(file: Path) -> None:
+    table = pyarrow.table({"name": ["a", None, "c"], "body": ["eins", "zwei", "drei"], "other": [1, 2, 3]})
+    parquet.write_table(table, file, row_group_size=2)
+
+
+def test_parquet_rows_across_row_groups(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "x.parquet")
+    config = source(kind="parquet", paths=[str(tmp_path / "*.parquet")], text_field="body", id_field="name")
+    assert texts(config) == [("a", "eins"), (f"{tmp_path.name}/x.parquet:2", "zwei"), ("c", "drei")]
+
+
+def test_parquet_without_the_column_or_not_parquet_is_named(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "x.parquet")
+    with pytest.raises(DataError, match="no column 'text', only"):
+        texts(source(kind="parquet", paths=[str(tmp_path / "x.parquet")]))
+    (tmp_path / "y.parquet").write_bytes(b"not parquet")
+    with pytest.raises(DataError, match=r"y\.parquet as Parquet"):
+        texts(source(kind="parquet", paths=[str(tmp_path / "y.parquet")]))
+
+
+def test_hub_streams_a_local_parquet_or_json_file(tmp_path: Path) -> None:
+    pytest.importorskip("datasets", reason="needs gistnet[hub]")
+    write_parquet(tmp_path / "x.parquet")
+    (tmp_path / "x.json").write_text('{"text": "hello"}\n')
+    fields = {"kind": "hub", "path": "parquet", "text_field": "body", "id_field": "name"}
+    config = source(**fields, data_files=str(tmp_path / "x.parquet"))
+    assert texts(config) == [("a", "eins"), ("parquet:2", "zwei"), ("c", "drei")]
+    assert texts(source(kind="hub", path="json", data_files=[str(tmp_path / "x.json")])) == [("json:1", "hello")]
+    with pytest.raises(DataError, match="no text in field 'text': got only the fields"):
+        texts(source(kind="hub", path="parquet", data_files=str(tmp_path / "x.parquet")))
+    with pytest.raises(DataError, match="could not read data set 'parquet'"):
+        texts(source(kind="hub", path="parquet", data_files=str(tmp_path / "missing.parquet")))
+
+
+def test_hub_without_the_datasets_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(DataError, match=r"gistnet\[hub\]"):
+        texts(source(kind="hub", path="parquet"))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"kind": "unknown"},
+        {"kind": "files", "paths": []},
+        {"kind": "installation", "weight": 0},
+        {"kind": "installation", "domain": "poetry"},
+        {"kind": "installation", "max_documents": 0},
+        {"kind": "installation", "paths": ["x"]},
+    ],
+)
+def test_impossible_configuration_is_refused(fields: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        source(**fields)

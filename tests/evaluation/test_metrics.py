@@ -1,0 +1,374 @@
+"""Each measure against numbers computed by hand or by the plainest loop, and what it refuses."""
+
+import itertools
+import json
+import math
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from gistnet.errors import DataError
+from gistnet.evaluation.metrics import (
+    TARGETS,
+    UNITS,
+    MetricRecord,
+    Target,
+    adjacent_distance,
+    adjacent_pairs,
+    attention_entropy,
+    bootstrap_over_documents,
+    contrastive_gap,
+    exponential_moving_average,
+    gist_diversity,
+    gist_variance,
+    mean_over_offsets,
+    offset_slices,
+    perplexity_ratio,
+    recovered,
+    recovered_share,
+    substitutability_rate,
+    target_for,
+    weighted_mean,
+)
+
+
+def test_weighted_mean_by_hand() -> None:
+    assert weighted_mean([1.0, 2.0, 6.0], [3.0, 1.0, 0.0]) == 1.25
+
+
+@pytest.mark.parametrize("weights", [[1.0, -1.0], [0.0, 0.0]])
+def test_weights_that_cannot_weigh_are_refused(weights: list[float]) -> None:
+    with pytest.raises(DataError, match="Weights are"):
+        weighted_mean([1.0, 2.0], weights)
+
+
+def test_substitutability_rate_counts_spans_strictly_below_the_threshold() -> None:
+    """A tie at exactly 1 nat does not count; a negative ΔNLL does."""
+    assert substitutability_rate([-0.5, 0.0, 0.999, 1.0, 3.0]) == 0.6
+    assert substitutability_rate([-0.5, 0.0, 0.999, 1.0, 3.0], threshold=0.0) == 0.2
+
+
+def test_perplexity_ratio_is_the_exponential_of_the_mean_not_the_mean_of_exponentials() -> None:
+    assert perplexity_ratio([0.0, math.log(4.0)]) == pytest.approx(2.0)
+    assert perplexity_ratio([0.0, 0.0]) == 1.0
+
+
+def test_recovered_is_relative_to_the_cost_of_dropping() -> None:
+    """Means 0.25 and 1.0: three quarters are won back, which the mean of per-span shares (0.5) is not."""
+    assert recovered([0.5, 0.0], [0.5, 1.5]) == 0.75
+    assert recovered([0.0, 0.0], [0.5, 1.5]) == 1.0
+    assert recovered([0.5, 1.5], [0.5, 1.5]) == 0.0
+    assert recovered([2.0, 2.0], [0.5, 1.5]) == -1.0
+
+
+@pytest.mark.parametrize("cost", [[0.0, 0.0], [1.0, -2.0]])
+def test_recovering_from_a_drop_that_costs_nothing_is_refused(cost: list[float]) -> None:
+    with pytest.raises(DataError, match="expected more than 0"):
+        recovered([0.1, 0.1], cost)
+
+
+@pytest.mark.parametrize(
+    ("horizon", "expected"),
+    [
+        (128, [(1, 128), (1, 8), (9, 32)]),
+        (32, [(1, 32), (1, 8), (9, 32)]),
+        (20, [(1, 20), (1, 8), (9, 20)]),
+        (9, [(1, 9), (1, 8), (9, 9)]),
+        (8, [(1, 8)]),
+        (4, [(1, 4)]),
+    ],
+)
+def test_offset_slices_are_clipped_and_distinct(horizon: int, expected: list[tuple[int, int]]) -> None:
+    assert offset_slices(horizon) == expected
+
+
+def test_mean_over_offsets_counts_from_one_and_includes_both_ends() -> None:
+    values = np.arange(20.0).reshape(2, 10)
+    assert mean_over_offsets(values, (1, 10)).tolist() == [4.5, 14.5]
+    assert mean_over_offsets(values, (1, 8)).tolist() == [3.5, 13.5]
+    assert mean_over_offsets(values, (9, 10)).tolist() == [8.5, 18.5]
+
+
+@pytest.mark.parametrize("offsets", [(0, 3), (3, 2), (1, 11)])
+def test_offsets_outside_the_horizon_are_refused(offsets: tuple[int, int]) -> None:
+    with pytest.raises(DataError, match="within 1 to 10"):
+        mean_over_offsets(np.zeros((2, 10)), offsets)
+
+
+def test_moving_average_over_ten_checks_has_alpha_two_elevenths() -> None:
+    first = exponential_moving_average(None, 11.0)
+    assert first == 11.0
+    assert exponential_moving_average(first, 0.0) == pytest.approx(9.0)
+    assert exponential_moving_average(4.0, 8.0, checks=1) == 8.0
+
+
+def test_the_interval_of_two_documents_is_known() -> None:
+    """Drawn from {0, 1} twice: mean 0, ½, 1 with probabilities ¼, ½, ¼, so 95 % spans all, 40 % only the middle."""
+    values, documents = [0.0, 1.0], ["a", "b"]
+    assert bootstrap_over_documents(values, documents) == (0.0, 1.0)
+    assert bootstrap_over_documents(values, documents, confidence=0.4) == (0.5, 0.5)
+
+
+def test_the_interval_is_that_of_the_plain_loop_over_documents() -> None:
+    """Same interval, to its own sampling error, as drawing documents one by one and concatenating their spans."""
+    rng = np.random.default_rng(1)
+    documents = np.repeat(np.arange(12), rng.integers(1, 9, size=12))
+    values = rng.normal(size=12)[documents] + rng.normal(size=len(documents))
+    loop = []
+    for _ in range(8000):
+        drawn = rng.integers(12, size=12)
+        loop.append(np.concatenate([values[documents == document] for document in drawn]).mean())
+    expected = np.quantile(loop, [0.025, 0.975])
+    interval = bootstrap_over_documents(values, documents, resamples=8000)
+    assert interval == pytest.approx(tuple(expected), abs=0.06 * (expected[1] - expected[0]))
+
+
+def test_documents_of_unequal_size_are_weighed_by_their_spans() -> None:
+    """What is the same in every span is certain, however many spans the drawn documents have."""
+    documents = np.repeat([0, 1, 2], [1, 10, 100])
+    assert bootstrap_over_documents(np.full(111, 0.3), documents) == pytest.approx((0.3, 0.3))
+
+
+def test_spans_of_a_document_stay_together() -> None:
+    """Copying each span a hundred times adds no document, hence no certainty."""
+    rng = np.random.default_rng(2)
+    values, documents = rng.normal(size=10), np.arange(10)
+    once = bootstrap_over_documents(values, documents)
+    assert bootstrap_over_documents(np.repeat(values, 100), np.repeat(documents, 100)) == pytest.approx(once)
+
+
+def test_the_interval_does_not_depend_on_the_order_of_spans_and_is_repeatable() -> None:
+    rng = np.random.default_rng(3)
+    values, documents = rng.normal(size=50), rng.integers(7, size=50)
+    order = rng.permutation(50)
+    interval = bootstrap_over_documents(values, documents, seed=5)
+    assert bootstrap_over_documents(values, documents, seed=5) == interval
+    assert bootstrap_over_documents(values[order], documents[order], seed=5) == pytest.approx(interval)
+    assert bootstrap_over_documents(values, documents, seed=6) != interval
+
+
+def test_a_monotone_statistic_transforms_the_interval() -> None:
+    """exp of the mean has exp of the interval's ends (quantiles interpolate, hence not to the last digit)."""
+    rng = np.random.default_rng(4)
+    values, documents = rng.normal(size=200), np.repeat(np.arange(40), 5)
+    low, high = bootstrap_over_documents(values, documents) or (0.0, 0.0)
+    assert bootstrap_over_documents(values, documents, np.exp) == pytest.approx(
+        (math.exp(low), math.exp(high)), rel=1e-3
+    )
+
+
+def test_statistics_of_two_columns_share_the_resamples() -> None:
+    """A KL that is a quarter of the drop's in every span recovers three quarters whatever is drawn."""
+    drop = np.random.default_rng(5).uniform(0.1, 2.0, size=60)
+    documents = np.repeat(np.arange(20), 3)
+    assert bootstrap_over_documents((drop / 4, drop), documents, recovered_share) == pytest.approx((0.75, 0.75))
+    assert bootstrap_over_documents((drop + 1, drop), documents, np.subtract) == pytest.approx((1.0, 1.0))
+
+
+def test_one_document_has_no_interval() -> None:
+    assert bootstrap_over_documents([1.0, 2.0, 3.0], ["a", "a", "a"]) is None
+
+
+def test_a_statistic_that_is_not_finite_is_refused() -> None:
+    with pytest.raises(DataError, match="bootstrapped statistic"):
+        bootstrap_over_documents(([1.0, 1.0], [0.0, 0.0]), [0, 1], recovered_share)
+
+
+def test_documents_and_values_of_different_length_are_refused() -> None:
+    with pytest.raises(DataError, match="2 documents, 3 column 0"):
+        bootstrap_over_documents([1.0, 2.0, 3.0], [0, 1])
+
+
+def _cosine_distance(a: np.ndarray, b: np.ndarray) -> float:
+    return 1 - float(a @ b) / math.sqrt(float(a @ a) * float(b @ b))
+
+
+def test_diversity_by_hand() -> None:
+    """Of three unit vectors at 0°, 90° and 180° the pairs' cosines are 0, 0 and -1."""
+    assert gist_diversity([[1.0, 0.0], [0.0, 5.0], [-2.0, 0.0]]) == pytest.approx(1 + 1 / 3)
+    assert gist_diversity([[1.0, 2.0], [2.0, 4.0]]) == pytest.approx(0.0)
+
+
+def test_diversity_is_the_double_loop_over_pairs() -> None:
+    gists = np.random.default_rng(6).normal(loc=0.5, size=(17, 5))
+    distances = [_cosine_distance(a, b) for a, b in itertools.combinations(gists, 2)]
+    assert gist_diversity(gists) == pytest.approx(np.mean(distances))
+
+
+def test_diversity_of_one_gist_or_of_a_zero_gist_is_refused() -> None:
+    with pytest.raises(DataError, match="got 1 gist, expected at least 2"):
+        gist_diversity([[1.0, 0.0]])
+    with pytest.raises(DataError, match="Gist 1 has length 0"):
+        gist_diversity([[1.0, 0.0], [0.0, 0.0]])
+
+
+def test_adjacent_spans_follow_each_other_in_one_document() -> None:
+    """Rows out of order, a hole in a (3 is missing), and b begins where a ends."""
+    documents = ["a", "b", "a", "a", "b", "a"]
+    indices = [1, 5, 0, 4, 6, 2]
+    assert adjacent_pairs(documents, indices).tolist() == [[2, 0], [0, 5], [1, 4]]
+    assert adjacent_pairs(["a", "b"], [0, 1]).tolist() == []
+
+
+def test_adjacent_distance_and_gap_by_hand() -> None:
+    """Two documents of two equal gists each, at right angles: adjacent 0 apart, random pairs 4 of 6 at distance 1."""
+    gists = [[1.0, 0.0], [3.0, 0.0], [0.0, 1.0], [0.0, 2.0]]
+    pairs = adjacent_pairs(["a", "a", "b", "b"], [0, 1, 0, 1])
+    assert adjacent_distance(gists, pairs) == pytest.approx(0.0)
+    assert contrastive_gap(gists, pairs) == pytest.approx(4 / 6)
+    assert adjacent_distance(gists, adjacent_pairs(["a", "b", "a", "b"], [0, 0, 1, 1])) == pytest.approx(1.0)
+
+
+def test_the_gap_is_the_mean_of_drawn_random_pairs() -> None:
+    """The expectation in closed form against drawing pairs, as the spec writes it."""
+    rng = np.random.default_rng(7)
+    gists = rng.normal(loc=0.3, size=(9, 4))
+    pairs = adjacent_pairs(np.zeros(9), np.arange(9))
+    drawn = [_cosine_distance(*gists[rng.choice(9, 2, replace=False)]) for _ in range(20_000)]
+    adjacent = [_cosine_distance(gists[i], gists[i + 1]) for i in range(8)]
+    assert contrastive_gap(gists, pairs) == pytest.approx(np.mean(drawn) - np.mean(adjacent), abs=0.02)
+
+
+def test_no_adjacent_spans_are_refused() -> None:
+    with pytest.raises(DataError, match="no adjacent spans"):
+        adjacent_distance([[1.0], [1.0]], adjacent_pairs(["a", "b"], [0, 0]))
+
+
+def test_gist_variance_by_hand() -> None:
+    """Opposite vectors are all variance, equal ones none; (3,4)±(1,0): variance 1 of squared length 26."""
+    assert gist_variance([[1.0, 2.0], [-1.0, -2.0]]) == pytest.approx(1.0)
+    assert gist_variance([[1.0, 2.0], [1.0, 2.0]]) == 0.0
+    assert gist_variance([[4.0, 4.0], [2.0, 4.0]]) == pytest.approx(1 / 26)
+    with pytest.raises(DataError, match="length 0"):
+        gist_variance([[0.0, 0.0]])
+
+
+def test_attention_entropy_is_in_bits_per_head() -> None:
+    """Head 0 reads one key, then all 32: (0 + 5)/2 bits; head 1 halves two keys, then ½, ¼, ⅛, ⅛: (1 + 1.75)/2."""
+    probabilities = np.zeros((2, 2, 32))
+    probabilities[0, 0, 3] = 1
+    probabilities[1, 0, :] = 1 / 32
+    probabilities[0, 1, :2] = 1 / 2
+    probabilities[1, 1, :4] = [1 / 2, 1 / 4, 1 / 8, 1 / 8]
+    assert attention_entropy(probabilities).tolist() == pytest.approx([2.5, 1.375])
+
+
+@pytest.mark.parametrize("row", [[0.5, 0.4], [1.5, -0.5]])
+def test_attention_that_is_no_distribution_is_refused(row: list[float]) -> None:
+    with pytest.raises(DataError, match="probabilities over the keys"):
+        attention_entropy([[row]])
+
+
+MEASURES = {
+    "rate": lambda values: substitutability_rate(values),
+    "ratio": lambda values: perplexity_ratio(values),
+    "recovered": lambda values: recovered(values, np.ones(len(values))),
+    "recovered drop": lambda values: recovered(np.ones(len(values)), values),
+    "bootstrap": lambda values: bootstrap_over_documents(values, np.arange(len(values))),
+    "weighted": lambda values: weighted_mean(values, np.ones(len(values))),
+    "weights": lambda values: weighted_mean(np.ones(len(values)), values),
+    "diversity": lambda values: gist_diversity(np.array(values).reshape(-1, 1)),
+    "offsets": lambda values: mean_over_offsets(np.array(values).reshape(-1, 1), (1, 1)),
+    "entropy": lambda values: attention_entropy(np.array(values).reshape(1, 1, -1)),
+}
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+def test_numbers_that_are_not_finite_are_counted_and_refused(measure: str) -> None:
+    with pytest.raises(DataError, match="holds 2 numbers of 3 that are NaN or infinite"):
+        MEASURES[measure]([1.0, math.nan, math.inf])
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+def test_nothing_to_measure_is_refused(measure: str) -> None:
+    with pytest.raises(DataError, match="is empty"):
+        MEASURES[measure]([])
+
+
+def test_an_array_of_the_wrong_rank_is_refused() -> None:
+    with pytest.raises(DataError, match="delta_nll has 2 dimensions, expected 1"):
+        substitutability_rate(np.zeros((2, 3)))
+
+
+def record(**changes: object) -> MetricRecord:
+    fields = {
+        "name": "delta_nll",
+        "domain": "narrative",
+        "horizon": 32,
+        "offsets": (1, 32),
+        "positions": "center",
+        "value": 0.4,
+        "n_spans": 400,
+        "n_documents": 100,
+        "target": Target(below=0.5),
+    }
+    return MetricRecord.model_validate({**fields, **changes})
+
+
+def test_a_record_knows_its_unit_and_whether_it_meets_its_target() -> None:
+    assert (record().unit, record().met) == ("nats per token", True)
+    assert record(value=0.5).met is False
+    assert record(target=None).met is None
+    assert record(name="substitutability_rate", value=0.91, target=Target(above=0.9)).met is True
+    assert record(name="substitutability_rate", value=0.9, target=Target(above=0.9)).met is False
+    within = Target(above=2.0, below=4.0)
+    assert [record(name="attention_entropy", value=v, target=within).met for v in (1.0, 3.0, 5.0)] == [
+        False,
+        True,
+        False,
+    ]
+
+
+def test_a_record_survives_json() -> None:
+    original = record(interval=(0.35, 0.45), baselines={"drop": 0.66, "last_token": 0.46})
+    text = original.model_dump_json()
+    assert json.loads(text)["met"] is True
+    assert json.loads(text)["unit"] == "nats per token"
+    assert json.loads(text)["baselines"] == {"drop": 0.66, "last_token": 0.46}
+    assert MetricRecord.model_validate_json(text) == original
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"name": "delta_nil"},
+        {"value": math.nan},
+        {"interval": (0.1, math.inf)},
+        {"baselines": {"nothing": 0.1}},
+        {"offsets": (1, 33)},
+        {"n_spans": 0},
+        {"colour": "red"},
+    ],
+)
+def test_a_record_that_cannot_be_read_is_refused(wrong: dict) -> None:
+    with pytest.raises(ValidationError, match=next(iter(wrong))):
+        record(**wrong)
+
+
+def find(name: str, domain: str = "narrative", horizon: int = 32, level: int = 0) -> Target | None:
+    return target_for(name, domain=domain, horizon=horizon, offsets=(1, horizon), level=level)
+
+
+def test_the_targets_are_those_of_the_spec() -> None:
+    assert find("delta_nll", "narrative", 32) == Target(below=0.5)
+    assert find("delta_nll", "code", 64) == find("delta_nll", "structured", 64) == Target(below=1.0)
+    assert find("delta_nll", "mixed", 128) == Target(below=0.8)
+    assert find("delta_nll", "mixed", 32, level=1) == Target(below=2.0)
+    assert find("substitutability_rate", "narrative", 128) == Target(above=0.9)
+    assert find("substitutability_rate", "code", 32) == Target(above=0.7)
+    assert find("perplexity_ratio", "mixed") == Target(below=1.5)
+    assert find("gist_diversity") == Target(above=0.5)
+    assert find("contrastive_gap") == Target(above=0.1)
+    assert find("adjacent_distance") == Target(above=0.3)
+    assert find("attention_entropy") == Target(above=2.0, below=4.0)
+    assert {name for name, *_ in TARGETS} <= UNITS.keys()
+
+
+def test_no_target_where_the_spec_has_none() -> None:
+    assert find("delta_nll", "narrative", 64) is None
+    assert find("substitutability_rate", "mixed") is None
+    assert find("kl") is None
+    assert find("perplexity_ratio", level=1) is None
+    assert target_for("delta_nll", domain="narrative", horizon=32, offsets=(1, 8)) is None
+    assert target_for("delta_nll", domain="narrative", horizon=32, offsets=(1, 32), k=2) is None

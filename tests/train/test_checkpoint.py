@@ -1,0 +1,378 @@
+"""Checkpoints resume bit for bit, notice any damage, and survive a full disk and `kill -9`."""
+
+import json
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from gistnet.errors import CheckpointError, StorageError
+from gistnet.train import checkpoint as checkpoint_module
+from gistnet.train.checkpoint import (
+    best_checkpoint,
+    latest_checkpoint,
+    load_checkpoint,
+    mark_best,
+    prune_checkpoints,
+    require_same_run,
+    restore_optimiser,
+    save_checkpoint,
+)
+from gistnet.train.schedule import OptimiserConfig, build_optimiser
+
+IDENTITY = {"teacher": {"sha256": "ab12", "layers": 30}, "gistnet": {"dim": 3, "betas": [0.9, 0.95]}, "data": "d1"}
+
+
+class Network(nn.Module):
+    """A small stand-in with matrices, vectors and a scalar, saved as the real network is."""
+
+    def __init__(self, width: int = 5) -> None:
+        super().__init__()
+        self.first = nn.Linear(3, width)
+        self.second = nn.Linear(width, 3)
+        self.gain = nn.Parameter(torch.tensor(0.7))
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.gain * self.second(torch.tanh(self.first(inputs)))
+
+    def save_pretrained(self, folder: Path) -> None:
+        folder.mkdir()
+        save_file(self.state_dict(), folder / "model.safetensors")
+
+
+def make(width: int = 5) -> tuple[Network, torch.optim.AdamW]:
+    network = Network(width)
+    return network, build_optimiser(network.named_parameters(), OptimiserConfig(learning_rate=0.01))
+
+
+def train(network: Network, optimiser: torch.optim.AdamW, steps: range) -> None:
+    for step in steps:
+        inputs = torch.randn(4, 3, generator=torch.Generator().manual_seed(step))
+        optimiser.param_groups[0]["lr"] = 0.01 / (step + 1)
+        optimiser.zero_grad()
+        (network(inputs) - inputs.flip(-1)).square().mean().backward()
+        optimiser.step()
+
+
+def save(run: Path, step: int = 7, **changes: Any) -> Path:
+    network, optimiser = make()
+    train(network, optimiser, range(2))
+    arguments = {"gistnet": network, "optimiser": optimiser, "progress": {}, "identity": IDENTITY, **changes}
+    return save_checkpoint(run, step=step, **arguments)
+
+
+def test_training_goes_on_bit_for_bit_after_a_round_trip(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network, optimiser = make()
+    train(network, optimiser, range(5))
+    folder = save(tmp_path, 5, gistnet=network, optimiser=optimiser)
+    train(network, optimiser, range(5, 12))
+
+    resumed, resumed_optimiser = make()
+    checkpoint = load_checkpoint(folder)
+    resumed.load_state_dict(load_file(checkpoint.gistnet_folder / "model.safetensors"))
+    restore_optimiser(resumed_optimiser, checkpoint)
+    train(resumed, resumed_optimiser, range(5, 12))
+
+    for name, parameter in network.state_dict().items():
+        assert torch.equal(parameter, resumed.state_dict()[name]), name
+
+
+def test_the_whole_optimiser_state_comes_back(tmp_path: Path) -> None:
+    network, optimiser = make()
+    train(network, optimiser, range(3))
+    restored = make()[1]
+    restore_optimiser(restored, load_checkpoint(save(tmp_path, gistnet=network, optimiser=optimiser)))
+    before, after = optimiser.state_dict(), restored.state_dict()
+    assert after["param_groups"] == before["param_groups"]
+    assert len(after["state"]) == 5
+    for index, quantities in before["state"].items():
+        assert after["state"][index].keys() == quantities.keys() == {"step", "exp_avg", "exp_avg_sq"}
+        assert all(torch.equal(after["state"][index][name], tensor) for name, tensor in quantities.items())
+
+
+def test_an_optimiser_that_has_not_stepped_round_trips(tmp_path: Path) -> None:
+    restored = make()[1]
+    restore_optimiser(restored, load_checkpoint(save(tmp_path, optimiser=make()[1])))
+    assert restored.state_dict()["state"] == {}
+
+
+def test_step_progress_and_identity_come_back(tmp_path: Path) -> None:
+    progress = {"spans": 12_345_678_901, "best": None, "averages": {"kl": 0.1 + 0.2}, "stage": "narrative"}
+    checkpoint = load_checkpoint(save(tmp_path, 1000, progress=progress))
+    assert (checkpoint.folder.name, checkpoint.step) == ("step-00001000", 1000)
+    assert checkpoint.progress == progress
+    assert checkpoint.identity == IDENTITY
+
+
+def test_a_checkpoint_of_the_same_step_is_kept(tmp_path: Path) -> None:
+    first = save(tmp_path, progress={"attempt": 1})
+    assert save(tmp_path, progress={"attempt": 2}) == first
+    assert load_checkpoint(first).progress == {"attempt": 1}
+
+
+def test_no_file_is_a_pickle(tmp_path: Path) -> None:
+    save(tmp_path, 7)
+    names = {str(path.relative_to(tmp_path / "checkpoints")) for path in tmp_path.rglob("*") if path.is_file()}
+    assert names == {
+        "step-00000007/gistnet/model.safetensors",
+        "step-00000007/optimiser.safetensors",
+        "step-00000007/state.json",
+        "step-00000007/manifest.json",
+    }
+
+
+FILES = ["gistnet/model.safetensors", "optimiser.safetensors", "state.json", "manifest.json"]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_truncated_file_is_named(tmp_path: Path, name: str) -> None:
+    folder = save(tmp_path)
+    content = (folder / name).read_bytes()
+    (folder / name).write_bytes(content[:-5])
+    with pytest.raises(CheckpointError, match=name) as caught:
+        load_checkpoint(folder)
+    if name != "manifest.json":
+        assert f"got {len(content) - 5} bytes" in str(caught.value)
+        assert f"expected {len(content)} bytes" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_flipped_bit_anywhere_is_noticed(tmp_path: Path, name: str) -> None:
+    """Every 37th byte in turn; in the manifest, white space may change without harm."""
+    folder = save(tmp_path)
+    content = (folder / name).read_bytes()
+    for position in range(0, len(content), 37):
+        if name == "manifest.json" and chr(content[position]).isspace():
+            continue
+        damaged = bytearray(content)
+        damaged[position] ^= 1
+        (folder / name).write_bytes(damaged)
+        with pytest.raises(CheckpointError):
+            load_checkpoint(folder)
+    (folder / name).write_bytes(content)
+    assert load_checkpoint(folder).step == 7
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
+    folder = save(tmp_path)
+    (folder / name).unlink()
+    with pytest.raises(CheckpointError, match=name):
+        load_checkpoint(folder)
+
+
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="step-00000009"):
+        load_checkpoint(tmp_path / "step-00000009")
+
+
+def test_another_format_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as future:
+        future.setattr(checkpoint_module, "_FORMAT", 2)
+        folder = save(tmp_path)
+    with pytest.raises(CheckpointError, match="format 2, expected 1"):
+        load_checkpoint(folder)
+
+
+def test_the_latest_checkpoint_is_the_one_of_most_steps(tmp_path: Path) -> None:
+    """By number, not by name or age: nine digits sort before eight as text."""
+    assert latest_checkpoint(tmp_path) is None
+    save(tmp_path, 123_456_789)
+    save(tmp_path, 99_999_999)
+    assert latest_checkpoint(tmp_path) == tmp_path / "checkpoints" / "step-123456789"
+
+
+def test_a_damaged_latest_checkpoint_names_itself_and_the_last_good_one(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    for step in (2, 3):
+        (save(tmp_path, step) / "optimiser.safetensors").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"step-00000003/optimiser.*last good checkpoint is .*step-00000001\."):
+        latest_checkpoint(tmp_path)
+
+
+def test_a_damaged_only_checkpoint_says_there_is_no_other(tmp_path: Path) -> None:
+    (save(tmp_path, 1) / "state.json").unlink()
+    with pytest.raises(CheckpointError, match=r"state\.json is missing; no earlier checkpoint is good\."):
+        latest_checkpoint(tmp_path)
+
+
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """Make the system refuse writing beyond `size` bytes into a file, as it does on a full disk."""
+    _, hard = limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.parametrize("what", ["gistnet", "optimiser", "state"])
+def test_a_refused_write_is_one_sentence_and_loses_nothing_earlier(tmp_path: Path, what: str) -> None:
+    """The weights, the optimiser or the state, each in turn, is the file that does not fit."""
+    save(tmp_path, 1)
+    network, optimiser = make(5000 if what == "gistnet" else 5)
+    if what == "optimiser":
+        large = make(5000)
+        train(*large, range(1))
+        optimiser = large[1]
+    progress = {"history": list(range(5000))} if what == "state" else {}
+    with largest_file(20_000), pytest.raises(StorageError, match=r"^Could not write .*File too large.*\.$"):
+        save(tmp_path, 2, gistnet=network, optimiser=optimiser, progress=progress)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000001"]
+    assert latest_checkpoint(tmp_path) == tmp_path / "checkpoints" / "step-00000001"
+    save(tmp_path, 2)
+    assert latest_checkpoint(tmp_path) == tmp_path / "checkpoints" / "step-00000002"
+
+
+def test_a_full_disk_reported_by_safetensors_is_a_storage_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(tensors: object, path: Path) -> None:
+        path.write_bytes(b"half of i")
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(checkpoint_module, "save_file", refuse)
+    with pytest.raises(StorageError, match=r"Could not write .*step-00000002: .*No space left on device"):
+        save(tmp_path, 2)
+    assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
+SAVE_FOREVER = """
+import itertools
+import sys
+from pathlib import Path
+import torch
+from gistnet.train.checkpoint import mark_best, prune_checkpoints, save_checkpoint
+from tests.train.test_checkpoint import IDENTITY, make
+
+run = Path(sys.argv[1])
+network, optimiser = make(20_000)
+for step in itertools.count(1):
+    for parameter in network.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimiser.step()
+    for parameter in network.parameters():
+        torch.nn.init.constant_(parameter, step)
+    folder = save_checkpoint(
+        run, step=step, gistnet=network, optimiser=optimiser, progress={"step": step}, identity=IDENTITY
+    )
+    mark_best(run, folder, 1 / step)
+    prune_checkpoints(run, 2, folder)
+    print(step, flush=True)
+"""
+
+
+@pytest.mark.parametrize("delay_ms", [0, 7, 23])
+def test_a_killed_writer_leaves_a_run_that_resumes(tmp_path: Path, delay_ms: int) -> None:
+    """Whatever the moment of `kill -9`, what was acknowledged is there and whole, and later saving sweeps the rest."""
+    writer = subprocess.Popen(
+        [sys.executable, "-c", SAVE_FOREVER, str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert writer.stdout is not None
+    acknowledged = [int(writer.stdout.readline()) for _ in range(4)]
+    time.sleep(delay_ms / 1000)
+    writer.send_signal(signal.SIGKILL)
+    acknowledged += [int(line) for line in writer.communicate()[0].splitlines()]
+
+    latest = latest_checkpoint(tmp_path)
+    assert latest is not None
+    checkpoint = load_checkpoint(latest)
+    assert checkpoint.step >= acknowledged[-1]
+    assert checkpoint.progress == {"step": checkpoint.step}
+    weights = load_file(checkpoint.gistnet_folder / "model.safetensors")
+    assert all(torch.equal(weight, torch.full_like(weight, checkpoint.step)) for weight in weights.values())
+
+    newest = save(tmp_path, checkpoint.step + 1)
+    prune_checkpoints(tmp_path, 1, None)
+    assert {path.name for path in newest.parent.iterdir()} <= {newest.name, "best.json"}
+
+
+def test_pruning_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
+    for step in (1, 2, 3, 10, 11):
+        save(tmp_path, step)
+    best = tmp_path / "checkpoints" / "step-00000002"
+    mark_best(tmp_path, best, 0.25)
+    prune_checkpoints(tmp_path, 2, best_checkpoint(tmp_path))
+    left = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert left == ["best.json", "step-00000002", "step-00000010", "step-00000011"]
+    assert best_checkpoint(tmp_path) == best
+    assert load_checkpoint(best).step == 2
+
+
+def test_pruning_finishes_a_deletion_that_was_cut_short(tmp_path: Path) -> None:
+    folder = save(tmp_path, 1)
+    folder.rename(folder.with_name(".deleted-step-00000001"))
+    assert latest_checkpoint(tmp_path) is None
+    prune_checkpoints(tmp_path, 2, None)
+    assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
+def test_pruning_sweeps_up_after_killed_writers(tmp_path: Path) -> None:
+    folder = save(tmp_path, 1)
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    (folder.parent / f".step-00000002.partial-{gone.pid}-00000000").mkdir()
+    (folder.parent / f".best.json.partial-{gone.pid}-00000000").touch()
+    prune_checkpoints(tmp_path, 1, None)
+    assert list(folder.parent.iterdir()) == [folder]
+
+
+def test_the_best_mark_is_absent_then_moves_and_must_name_what_exists(tmp_path: Path) -> None:
+    assert best_checkpoint(tmp_path) is None
+    first, second = save(tmp_path, 1), save(tmp_path, 2)
+    mark_best(tmp_path, first, 0.5)
+    mark_best(tmp_path, second, 0.25)
+    assert best_checkpoint(tmp_path) == second
+    assert json.loads((tmp_path / "checkpoints" / "best.json").read_text()) == {
+        "checkpoint": "step-00000002",
+        "score": 0.25,
+    }
+    prune_checkpoints(tmp_path, 0, first)
+    with pytest.raises(CheckpointError, match=r"best\.json names the checkpoint step-00000002"):
+        best_checkpoint(tmp_path)
+
+
+def test_the_same_run_is_recognised_also_with_tuples(tmp_path: Path) -> None:
+    checkpoint = load_checkpoint(save(tmp_path))
+    with_tuples = {**IDENTITY, "gistnet": {"dim": 3, "betas": (0.9, 0.95)}}
+    require_same_run(checkpoint, with_tuples)
+    with pytest.raises(CheckpointError):
+        require_same_run(checkpoint, {**with_tuples, "data": "d2"})
+
+
+def test_another_run_is_refused_by_what_differs(tmp_path: Path) -> None:
+    other = {"teacher": {"sha256": "cd34", "layers": 30}, "gistnet": {"dim": 3, "betas": [0.9, 0.95]}, "seed": 1}
+    with pytest.raises(CheckpointError) as caught:
+        require_same_run(load_checkpoint(save(tmp_path)), other)
+    assert str(caught.value).endswith(
+        'step-00000007 belongs to another run: data is "d1", expected absent; '
+        'seed is absent, expected 1; teacher.sha256 is "ab12", expected "cd34".'
+    )
+
+
+def test_an_optimiser_of_other_parameters_is_refused(tmp_path: Path) -> None:
+    checkpoint = load_checkpoint(save(tmp_path))
+    other = build_optimiser([("other", nn.Parameter(torch.ones(2, 2)))], OptimiserConfig())
+    with pytest.raises(CheckpointError, match=r"difference in first\.bias, .*other"):
+        restore_optimiser(other, checkpoint)
+
+
+def test_an_optimiser_of_other_shapes_is_refused(tmp_path: Path) -> None:
+    checkpoint = load_checkpoint(save(tmp_path))
+    optimiser = make(width=6)[1]
+    with pytest.raises(CheckpointError, match=r"of shape \(5.*expected \(6"):
+        restore_optimiser(optimiser, checkpoint)
+    assert optimiser.state_dict()["state"] == {}

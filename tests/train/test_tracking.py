@@ -1,0 +1,187 @@
+"""The metrics file has every step once, whatever happened in between; the display says the same in both its forms."""
+
+import io
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from gistnet.errors import DataError, StorageError
+from gistnet.train.tracking import MetricsLog, ProgressDisplay, read_metrics
+
+
+def write(path: Path, steps: range, resumed_after: int | None = None) -> None:
+    with MetricsLog(path, resumed_after=resumed_after) as log:
+        for step in steps:
+            log.record(step, {"loss": step / 4})
+
+
+def test_each_record_is_one_line_and_on_disk_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    with MetricsLog(path) as log:
+        log.record(1, {"loss": 0.5, "stage": "Erzählung"})
+        assert path.read_text(encoding="utf-8") == '{"step": 1, "loss": 0.5, "stage": "Erzählung"}\n'
+        log.record(2, {"loss": 0.25})
+        assert read_metrics(path) == [{"step": 1, "loss": 0.5, "stage": "Erzählung"}, {"step": 2, "loss": 0.25}]
+
+
+def test_an_interrupted_and_resumed_run_has_each_step_once(tmp_path: Path) -> None:
+    """Checkpoint at 4, killed at 6, resumed: the same bytes as a run that was never interrupted."""
+    write(tmp_path / "whole", range(10))
+    write(tmp_path / "resumed", range(7))
+    write(tmp_path / "resumed", range(5, 10), resumed_after=4)
+    assert [record["step"] for record in read_metrics(tmp_path / "resumed")] == list(range(10))
+    assert (tmp_path / "resumed").read_bytes() == (tmp_path / "whole").read_bytes()
+
+
+def test_a_run_that_starts_anew_starts_an_empty_log(tmp_path: Path) -> None:
+    write(tmp_path / "log", range(3))
+    write(tmp_path / "log", range(1))
+    assert read_metrics(tmp_path / "log") == [{"step": 0, "loss": 0.0}]
+
+
+@pytest.mark.parametrize("torn", [b'{"step": 2, "lo', b'{"step": 2, "loss": 0.5}', '{"step": 2, "a": "ä'.encode()[:-1]])
+def test_a_torn_last_line_is_dropped(tmp_path: Path, torn: bytes) -> None:
+    """Cut inside the object, just before the line end, and inside a character."""
+    path = tmp_path / "log"
+    write(path, range(2))
+    path.write_bytes(path.read_bytes() + torn)
+    assert [record["step"] for record in read_metrics(path)] == [0, 1]
+    write(path, range(2, 4), resumed_after=3)
+    assert [record["step"] for record in read_metrics(path)] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("damage", ['{"step": 1, "lo\n', "[1]\n", '{"loss": 1}\n', "\n"])
+def test_damage_before_the_last_line_is_named_not_dropped(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "log"
+    path.write_text('{"step": 0}\n' + damage + '{"step": 2}\n')
+    with pytest.raises(DataError, match="Line 2 of"):
+        read_metrics(path)
+    with pytest.raises(DataError, match="Line 2 of"):
+        MetricsLog(path, resumed_after=5)
+    assert path.read_text().endswith('{"step": 2}\n')
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="absent"):
+        read_metrics(tmp_path / "absent")
+
+
+def test_numbers_that_are_not_finite_become_null_and_keep_their_key(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    metrics = {"a": float("nan"), "b": [1.0, float("inf")], "c": {"d": np.float32("-inf"), "e": np.float32(0.5)}}
+    with MetricsLog(path) as log:
+        log.record(np.int64(1), metrics)  # type: ignore[arg-type]
+    strict = json.loads(path.read_text(), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert strict == {"step": 1, "a": None, "b": [1.0, None], "c": {"d": None, "e": 0.5}}
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs the Linux device that is always full")
+def test_a_full_disk_is_a_storage_error_that_names_the_log(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path / "log")
+    log._file.close()
+    log._file = open("/dev/full", "a")  # noqa: SIM115, PTH123 - every write to it fails with "No space left on device"
+    with pytest.raises(StorageError, match=r"append to .*log: No space left on device\."):
+        log.record(1, {"loss": 0.5})
+    with pytest.raises(StorageError, match="close"):
+        log.__exit__()
+
+
+RECORD_FOREVER = """
+import itertools, sys
+from pathlib import Path
+from gistnet.train.tracking import MetricsLog
+log = MetricsLog(Path(sys.argv[1]))
+for step in itertools.count():
+    log.record(step, {"text": "x" * 5000})
+    if step == 50:
+        print("running", flush=True)
+"""
+
+
+def test_a_killed_run_leaves_a_log_that_reads_and_resumes(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    writer = subprocess.Popen([sys.executable, "-c", RECORD_FOREVER, str(path)], stdout=subprocess.PIPE)
+    assert writer.stdout is not None
+    writer.stdout.readline()
+    writer.send_signal(signal.SIGKILL)
+    writer.communicate()
+    steps = [record["step"] for record in read_metrics(path)]
+    assert steps == list(range(len(steps)))
+    assert len(steps) > 50
+    write(path, range(21, 30), resumed_after=20)
+    assert [record["step"] for record in read_metrics(path)] == list(range(30))
+
+
+class Clock:
+    """A clock that stands still until told."""
+
+    def __init__(self) -> None:
+        self.seconds = 100.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+METRICS = {
+    "loss": 0.51234,
+    "kl": 0.5,
+    "delta_nll": 0.25,
+    "gist_norm": 3.219,
+    "spans_per_second": 12.04,
+    "learning_rate": 1e-4,
+}
+
+
+def test_plain_lines_come_every_few_seconds_and_at_the_first_and_last_step() -> None:
+    output, clock = io.StringIO(), Clock()
+    console = Console(file=output, force_terminal=False, width=20)
+    with ProgressDisplay("narrative", 6, console=console, every_seconds=10, clock=clock) as display:
+        for step in range(1, 7):
+            clock.seconds += 4
+            display.update(step, METRICS)
+    shown = "loss 0.5123  KL 0.5000  ΔNLL +0.2500  gist norm 3.22  spans/s 12.0"
+    assert output.getvalue().splitlines() == [
+        f"narrative  step 1/6  {shown}  0:00:20 left",
+        f"narrative  step 4/6  {shown}  0:00:08 left",
+        f"narrative  step 6/6  {shown}  0:00:00 left",
+    ]
+
+
+def test_the_time_left_of_a_resumed_stage_counts_only_its_own_steps() -> None:
+    """8 of 100 steps were done before; 2 more in 20 s leave 90 at 10 s each: 15 minutes."""
+    output, clock = io.StringIO(), Clock()
+    console = Console(file=output, force_terminal=False)
+    with ProgressDisplay("code", 100, completed_steps=8, console=console, clock=clock) as display:
+        display.update(8, {})
+        clock.seconds += 20
+        display.update(10, {"loss": float("nan")})
+    assert output.getvalue().splitlines() == [
+        "code  step 8/100    unknown time left",
+        "code  step 10/100  loss nan  0:15:00 left",
+    ]
+
+
+def test_messages_are_printed_as_they_are() -> None:
+    output = io.StringIO()
+    with ProgressDisplay("code", 10, console=Console(file=output, force_terminal=False, width=10)) as display:
+        display.message("[bold] is not markup, and 120 characters stay on one line")
+    assert output.getvalue() == "[bold] is not markup, and 120 characters stay on one line\n"
+
+
+def test_on_a_terminal_the_bar_shows_step_metrics_and_messages() -> None:
+    output = io.StringIO()
+    console = Console(file=output, force_terminal=True, width=200, color_system=None)
+    with ProgressDisplay("mixed [a]", 50, console=console) as display:
+        display.update(5, METRICS)
+        display.message("checkpoint saved")
+    text = output.getvalue()
+    assert "mixed [a]" in text
+    assert "5/50" in text
+    assert "loss 0.5123  KL 0.5000  ΔNLL +0.2500  gist norm 3.22  spans/s 12.0" in text
+    assert "checkpoint saved" in text
