@@ -6,6 +6,8 @@ sees the old state or the new one, never a mixture. What a killed writer left be
 
 import json
 import os
+import platform
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -18,14 +20,18 @@ import psutil
 from gistnet.errors import StorageError
 
 
+def _this_machine() -> str:
+    return re.sub(r"\W", "_", platform.node())
+
+
 def _temporary_sibling(path: Path) -> Path:
-    # The process id lets a later writer tell leftovers of the dead from work of the living.
-    return path.with_name(f".{path.name}.partial-{os.getpid()}-{uuid.uuid4().hex[:8]}")
+    # Machine and process id let a later writer tell leftovers of the dead from work of the living.
+    return path.with_name(f".{path.name}.partial-{_this_machine()}-{os.getpid()}-{uuid.uuid4().hex[:8]}")
 
 
 def sweep_leftovers(path: Path) -> None:
-    """Remove the temporary siblings of `path` whose writer no longer runs."""
-    for leftover in path.parent.glob(f".{path.name}.partial-*"):
+    """Remove the temporary siblings of `path` whose writer, a process of this machine, no longer runs."""
+    for leftover in path.parent.glob(f".{path.name}.partial-{_this_machine()}-*"):
         pid = leftover.name.rsplit("-", 2)[-2]
         if pid.isdigit() and psutil.pid_exists(int(pid)):
             continue

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from gistnet.errors import StorageError
-from gistnet.files import atomic_folder, storage_errors, sweep_leftovers, write_json, write_text
+from gistnet.files import _this_machine, atomic_folder, storage_errors, sweep_leftovers, write_json, write_text
 
 
 def names(folder: Path) -> list[str]:
@@ -111,9 +111,13 @@ def test_the_work_of_a_living_writer_is_not_swept(tmp_path: Path) -> None:
 def test_sweeping_takes_files_and_folders_of_the_dead_and_nothing_else(tmp_path: Path) -> None:
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    (tmp_path / f".result.partial-{gone.pid}-00000000").write_text("")
-    (tmp_path / f".result.partial-{gone.pid}-11111111").mkdir()
-    kept = {f".result.partial-{os.getpid()}-00000000", f".other.partial-{gone.pid}-00000000", "result"}
+    (tmp_path / f".result.partial-{_this_machine()}-{gone.pid}-00000000").write_text("")
+    (tmp_path / f".result.partial-{_this_machine()}-{gone.pid}-11111111").mkdir()
+    kept = {
+        f".result.partial-{_this_machine()}-{os.getpid()}-00000000",
+        f".other.partial-{_this_machine()}-{gone.pid}-00000000",
+        "result",
+    }
     for name in kept:
         (tmp_path / name).write_text("")
     sweep_leftovers(tmp_path / "result")

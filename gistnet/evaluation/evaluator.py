@@ -1,8 +1,8 @@
 """The full evaluation of a GistNet on held-out documents: every figure with its baselines and its interval."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -21,6 +21,9 @@ from gistnet.model.teacher import ReadWindows, Teacher
 from gistnet.objective.branches import Positions, StandIns, gist_stand_ins
 from gistnet.objective.objective import encode
 from gistnet.settings import Section
+
+Column = NDArray[np.float64]
+"""One number per stretch."""
 
 
 class EvaluationConfig(Section):
@@ -95,21 +98,35 @@ def _all_stand_ins(
         raise DataError("The held-out data is a single document; expected two at least, for the shuffled baseline.")
     others = gists[baselines.other_documents(documents, config.seed)]
 
-    def placed(vectors: Tensor, policy: Positions, window: HeldOutWindow, read: ReadWindows) -> StandIns:
-        return gist_stand_ins(window.stretches, vectors[window.rows], policy)
-
-    yield "drop", lambda window, read: baselines.drop(teacher, window.stretches)
+    yield "drop", partial(_dropped, teacher)
     for policy in config.positions:
-        yield f"gist/{policy}", partial(placed, gists, policy)
-        yield f"shuffled/{policy}", partial(placed, others, policy)
-        yield f"mean/{policy}", lambda window, read, p=policy: baselines.mean(teacher, window.stretches, p)
+        yield f"gist/{policy}", partial(_placed, gists, policy)
+        yield f"shuffled/{policy}", partial(_placed, others, policy)
+        yield f"mean/{policy}", partial(_mean, teacher, policy)
     # A token stands at its own place under `center` and `end` alike.
     for place in dict.fromkeys(_place_of_tokens(policy) for policy in config.positions):
-        yield f"last_token/{place}", lambda window, read, p=place: baselines.last_token(teacher, window.stretches, p)
-        yield (
-            f"surprisal_token/{place}",
-            lambda window, read, p=place: baselines.surprisal_token(teacher, read, window.stretches, p),
-        )
+        yield f"last_token/{place}", partial(_last_token, teacher, place)
+        yield f"surprisal_token/{place}", partial(_surprisal_token, teacher, place)
+
+
+def _dropped(teacher: Teacher, window: HeldOutWindow, read: ReadWindows) -> StandIns:
+    return baselines.drop(teacher, window.stretches)
+
+
+def _placed(vectors: Tensor, policy: Positions, window: HeldOutWindow, read: ReadWindows) -> StandIns:
+    return gist_stand_ins(window.stretches, vectors[window.rows], policy)
+
+
+def _mean(teacher: Teacher, policy: Positions, window: HeldOutWindow, read: ReadWindows) -> StandIns:
+    return baselines.mean(teacher, window.stretches, policy)
+
+
+def _last_token(teacher: Teacher, policy: Positions, window: HeldOutWindow, read: ReadWindows) -> StandIns:
+    return baselines.last_token(teacher, window.stretches, policy)
+
+
+def _surprisal_token(teacher: Teacher, policy: Positions, window: HeldOutWindow, read: ReadWindows) -> StandIns:
+    return baselines.surprisal_token(teacher, read, window.stretches, policy)
 
 
 def _place_of_tokens(policy: Positions) -> Positions:
@@ -140,7 +157,7 @@ def _records(
         delta_nll = {name: metrics.mean_over_offsets(m.delta_nll[rows], offsets) for name, m in measured.items()}
         below_one = {name: (values < 1.0).astype(float) for name, values in delta_nll.items()}
         last_token = kl["last_token"]
-        figures = {
+        figures: dict[str, tuple[dict[str, Column], tuple[Column, ...], Callable[..., Any]]] = {
             "kl": (kl, (), lambda mean: mean),
             "delta_nll": (delta_nll, (), lambda mean: mean),
             "substitutability_rate": (below_one, (), lambda mean: mean),
@@ -150,9 +167,12 @@ def _records(
             "kl_below_last_token": (kl, (last_token,), lambda mean, of_last_token: of_last_token - mean),
         }
         for name, (columns, beside, statistic) in figures.items():
+            interval = partial(
+                metrics.bootstrap_over_documents, documents=documents, resamples=config.resamples, seed=config.seed
+            )
+            if name.startswith("recovered") and (interval(beside[0]) or (0.0, 0.0))[0] <= 0:
+                continue  # dropping these spans may well cost nothing, and a share of nothing says nothing
             values = {stand_in: _statistic(statistic, column, *beside) for stand_in, column in columns.items()}
-            if not np.isfinite(list(values.values())).all():
-                continue  # a share of nothing: dropping these spans costs nothing on average
             yield MetricRecord(
                 name=name,
                 domain=domain,
@@ -164,9 +184,7 @@ def _records(
                 value=values.pop("gist"),
                 n_spans=int(rows.sum()),
                 n_documents=len(np.unique(documents)),
-                interval=metrics.bootstrap_over_documents(
-                    (columns["gist"], *beside), documents, statistic, resamples=config.resamples, seed=config.seed
-                ),
+                interval=interval((columns["gist"], *beside), statistic=statistic),
                 target=metrics.target_for(
                     name, domain=domain, horizon=horizon, offsets=offsets, level=gistnet.level, k=config.gists_in_a_row
                 ),
@@ -174,5 +192,5 @@ def _records(
             )
 
 
-def _statistic(statistic, *columns: NDArray[np.float64]) -> float:  # type: ignore[no-untyped-def]
+def _statistic(statistic: Callable[..., Any], *columns: Column) -> float:
     return float(statistic(*(column.mean() for column in columns)))

@@ -264,8 +264,9 @@ def save(run: Run, progress: Progress) -> None:
 
 
 def _kept_after_failure(run: Run, progress: Progress) -> str:
-    """Save the state before a step that failed, and say where it, or an earlier one, is."""
-    if progress.step > 0:
+    """Save the state before a step that failed, if it is sound, and say where it, or an earlier one, is."""
+    sound = all(bool(torch.isfinite(tensor).all()) for tensor in run.gistnet.trainable_state().values())
+    if sound and progress.step > 0:
         save(run, progress)
     last = latest_checkpoint(run.folder)
     return f"the last good checkpoint is {last}" if last else "there is no checkpoint yet"

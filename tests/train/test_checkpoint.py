@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from gistnet.errors import CheckpointError, StorageError
+from gistnet.files import _this_machine
 from gistnet.train import checkpoint as checkpoint_module
 from gistnet.train.checkpoint import (
     best_checkpoint,
@@ -324,8 +325,8 @@ def test_pruning_sweeps_up_after_killed_writers(tmp_path: Path) -> None:
     folder = save(tmp_path, 1)
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    (folder.parent / f".step-00000002.partial-{gone.pid}-00000000").mkdir()
-    (folder.parent / f".best.json.partial-{gone.pid}-00000000").touch()
+    (folder.parent / f".step-00000002.partial-{_this_machine()}-{gone.pid}-00000000").mkdir()
+    (folder.parent / f".best.json.partial-{_this_machine()}-{gone.pid}-00000000").touch()
     prune_checkpoints(tmp_path, 1, None)
     assert list(folder.parent.iterdir()) == [folder]
 

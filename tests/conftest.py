@@ -1,0 +1,96 @@
+"""A tiny teacher on disk, a small corpus, and configurations that train on them in seconds."""
+
+import json
+import os
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+torch.set_num_threads(max(1, (os.cpu_count() or 2) // 2))
+
+WORDS = ("the", "river", "stone", "walked", "seven", "quiet", "lantern", "over", "a", "bridge", "and", "never")
+
+
+@pytest.fixture(scope="session")
+def teacher_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama of two layers over bytes, saved as safetensors with a tokenizer."""
+    folder = tmp_path_factory.mktemp("teacher")
+    torch.manual_seed(3)
+    config = LlamaConfig(
+        vocab_size=256,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        initializer_range=0.3,
+        bos_token_id=0,
+        eos_token_id=0,
+        architectures=["LlamaForCausalLM"],
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={letter: index for index, letter in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def corpus_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forty documents of random words, 200 to 500 bytes each."""
+    draw = random.Random(0)
+    path = tmp_path_factory.mktemp("corpus") / "stories.jsonl"
+    lines = [
+        json.dumps({"id": f"story-{n}", "text": " ".join(draw.choices(WORDS, k=draw.randint(40, 80)))})
+        for n in range(40)
+    ]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def tiny_config(tmp_path: Path, teacher_folder: Path, corpus_file: Path) -> dict[str, Any]:
+    """A configuration, as YAML values, of a run of six steps; the network is float32 and all of it tiny."""
+    return {
+        "run_folder": str(tmp_path / "run"),
+        "device": "cpu",
+        "teacher": {"name": str(teacher_folder), "precision": "float32"},
+        "data": {
+            "folder": str(tmp_path / "prepared"),
+            "window_tokens": 96,
+            "min_tokens": 64,
+            "held_out_fraction": 0.3,
+            "sources": [{"kind": "jsonl", "name": "stories", "domain": "narrative", "paths": [str(corpus_file)]}],
+        },
+        "gistnet": {"architecture": "bottleneck", "span_tokens": 8, "width": 16, "heads": 2},
+        "objective": {"horizon_tokens": 12},
+        "train": {
+            "steps": 6,
+            "windows_per_batch": 2,
+            "accumulation_steps": 2,
+            "spans_per_window": 3,
+            "dropout": 0.1,
+            "log_every_steps": 1,
+            "checkpoint_every_steps": 2,
+            "optimiser": {"learning_rate": 0.01, "warmup_steps": 2},
+            "validation": {"every_steps": 3, "documents": 4, "spans_per_document": 2},
+        },
+        "evaluation": {"documents": 4, "spans_per_document": 2, "horizons": [12], "resamples": 100},
+    }
+
+
+@pytest.fixture
+def config_file(tmp_path: Path, tiny_config: dict[str, Any]) -> Path:
+    """`tiny_config` as a file."""
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(tiny_config), encoding="utf-8")
+    return path

@@ -1,0 +1,177 @@
+"""Training: exact resumption, sums over batches and processes, and stopping before harm is done."""
+
+import copy
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from gistnet.config import load_config
+from gistnet.errors import CheckpointError, ConfigError, DataError, TrainingError
+from gistnet.session import open_run
+from gistnet.train.checkpoint import best_checkpoint, latest_checkpoint
+from gistnet.train.recorder import Recorder
+from gistnet.train.tracking import read_metrics
+from gistnet.train.trainer import Progress, Run, fit, train_step
+
+
+def run_of(config_file: Path, *settings: str) -> Run:
+    return open_run(load_config(config_file, settings))
+
+
+def weights_of(run: Run) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in run.gistnet.trainable_state().items()}
+
+
+def assert_same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor], **tolerance: float) -> None:
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        torch.testing.assert_close(tensor, second[name], **(tolerance or {"rtol": 0, "atol": 0}), msg=name)
+
+
+def without_speed(path: Path) -> list[dict]:
+    return [{k: v for k, v in record.items() if k != "spans_per_second"} for record in read_metrics(path)]
+
+
+def stop_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Send this process a real SIGTERM while the step before `step` is under way."""
+    record = Recorder.record
+
+    def recording(self: Recorder, run: Run, progress: Progress, metrics: dict, interrupted: bool) -> None:
+        if progress.step == step - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        record(self, run, progress, metrics, interrupted)
+
+    monkeypatch.setattr(Recorder, "record", recording)
+
+
+@pytest.mark.parametrize("architecture", ["bottleneck", "teacher_lora"])
+def test_an_interrupted_and_resumed_run_equals_an_uninterrupted_one(config_file, tmp_path, monkeypatch, architecture):
+    """Weights bit for bit and every logged figure, with dropout and accumulation, stopped by SIGTERM in step 4."""
+    settings = (f"gistnet.architecture={architecture}", "gistnet.teacher_layers=2")
+    whole = run_of(config_file, f"run_folder={tmp_path / 'whole'}", *settings)
+    fit(whole)
+    with monkeypatch.context() as patched:
+        stop_after(4, patched)
+        assert fit(run_of(config_file, *settings)).step == 4
+    resumed = run_of(config_file, *settings)
+    assert fit(resumed, resume=True).step == 6
+    assert_same(weights_of(whole), weights_of(resumed))
+    assert without_speed(whole.folder / "metrics.jsonl") == without_speed(resumed.folder / "metrics.jsonl")
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_resuming_a_finished_run_changes_nothing(config_file):
+    run = run_of(config_file)
+    fit(run)
+    again = run_of(config_file)
+    assert fit(again, resume=True).step == 6
+    assert_same(weights_of(run), weights_of(again))
+
+
+def test_training_lowers_the_held_out_kl_and_keeps_the_best(config_file):
+    """The random teacher's continuations depend on the span; 150 steps recover some of that on unseen documents."""
+    run = run_of(
+        config_file, "train.steps=150", "train.validation.every_steps=50", "train.validation.documents=8",
+        "train.dropout=0.0", "gistnet.architecture=full", "gistnet.heads=4",
+    )  # fmt: skip
+    progress = fit(run)
+    validations = [r["validation"] for r in read_metrics(run.folder / "metrics.jsonl") if "validation" in r]
+    assert validations[-1]["kl"] < 0.97 * validations[0]["kl"]
+    best = min(v["kl"] for v in validations)
+    assert progress.best_score == best
+    assert best_checkpoint(run.folder).name == f"step-{progress.best_step:08d}"
+
+
+@pytest.mark.parametrize("architecture", ["full", "teacher_lora"])
+def test_the_teacher_and_its_copy_are_bit_identical_after_training(config_file, architecture):
+    run = run_of(config_file, f"gistnet.architecture={architecture}", "gistnet.heads=4", "gistnet.teacher_layers=2")
+    frozen = [*run.teacher.model.parameters(), *(p for p in run.gistnet.parameters() if not p.requires_grad)]
+    before, trained = copy.deepcopy(frozen), weights_of(run)
+    fit(run)
+    assert all(torch.equal(a, b) for a, b in zip(before, frozen, strict=True))
+    assert not torch.equal(trained["w_out.weight"], weights_of(run)["w_out.weight"])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("train.windows_per_batch=4", "train.accumulation_steps=1"),
+        ("train.windows_per_batch=1", "train.accumulation_steps=4"),
+        ("train.branches_per_pass=1",),
+        ("teacher.gradient_checkpointing=true",),
+    ],
+)
+def test_how_a_batch_is_cut_up_does_not_change_its_gradient(config_file, settings):
+    """Four windows of three spans: in one batch, in two or in four, in passes of any size."""
+    gradients = []
+    for changes in ((), settings):
+        run = run_of(config_file, *changes)
+        torch.nn.init.normal_(run.gistnet.w_out.weight, generator=torch.Generator().manual_seed(0))
+        metrics = train_step(run, Progress())
+        gradients.append({name: p.grad for name, p in run.gistnet.named_parameters() if p.grad is not None})
+    assert metrics["spans_seen"] == 12
+    assert_same(*gradients, rtol=1e-4, atol=1e-6)
+
+
+def test_two_processes_train_the_weights_of_one(config_file, tmp_path):
+    """A real two-process launch with gloo: the same batches, half each, and equal weights to rounding."""
+    alone = run_of(config_file, f"run_folder={tmp_path / 'alone'}")
+    fit(alone)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29517"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run(
+        [*command, "-m", "gistnet.cli", "train", "--config", str(config_file)],
+        check=True,
+        env=environment,
+        capture_output=True,
+        timeout=300,
+    )
+    together = load_file(latest_checkpoint(tmp_path / "run") / "gistnet" / "model.safetensors")
+    assert_same(weights_of(alone), together, rtol=1e-3, atol=1e-5)
+
+
+def test_a_batch_that_processes_cannot_share_is_refused(config_file):
+    run = run_of(config_file)
+    run.processes.count = 4
+    with pytest.raises(ConfigError, match="2 windows cannot be shared among 4 processes"):
+        run.processes.share(range(2))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_documents(config_file, monkeypatch):
+    """The network breaks after step 3, which no checkpoint was due for: the message names documents and a good state."""
+    run = run_of(config_file, "train.validation.every_steps=100")
+    record = Recorder.record
+
+    def breaking(self: Recorder, run: Run, progress: Progress, metrics: dict, interrupted: bool) -> None:
+        record(self, run, progress, metrics, interrupted)
+        if progress.step == 3:
+            with torch.no_grad():
+                run.gistnet.gain.fill_(float("nan"))
+
+    monkeypatch.setattr(Recorder, "record", breaking)
+    with pytest.raises(TrainingError, match=r"not finite \(documents: .*story-\d+ at token \d+.*step-00000002"):
+        fit(run)
+    assert latest_checkpoint(run.folder).name == "step-00000002"
+
+
+def test_a_checkpoint_of_other_data_or_another_network_is_not_resumed(config_file):
+    fit(run_of(config_file, "train.steps=2"))
+    with pytest.raises(CheckpointError, match=r"gistnet.width is 16, expected 32"):
+        fit(run_of(config_file, "gistnet.width=32"), resume=True)
+    with pytest.raises(CheckpointError, match="dataset is"):
+        fit(run_of(config_file, "data.min_tokens=70"), resume=True)
+
+
+def test_data_that_cannot_be_trained_on_is_refused_before_the_first_step(config_file):
+    with pytest.raises(DataError, match="'code' has probability 0.5 but no training windows"):
+        run_of(config_file, "train.probabilities={narrative: 0.5, code: 0.5}")
+    with pytest.raises(ConfigError, match="sum to 1"):
+        run_of(config_file, "train.probabilities={narrative: 0.5}")
+    with pytest.raises(ConfigError, match="window_tokens is 300, expected at most the 256 positions"):
+        run_of(config_file, "data.window_tokens=300", "data.min_tokens=64")
