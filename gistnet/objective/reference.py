@@ -40,12 +40,13 @@ def reference_replaced_hidden(teacher: Teacher, stretches: Stretches, stand_ins:
 
 def _plain_forward(teacher: Teacher, vectors: Tensor, positions: Tensor) -> Tensor:
     """transformers' own forward of one context, `[length, dim]` → `[length, dim]`, with an explicit mask."""
-    distance = positions[:, None] - positions[None, :]
-    causal = (distance >= 0)[None, None]
-    mask: Tensor | dict[str, Tensor] = causal
+    # A mask of ones says that this is one document, whatever the gaps of the positions; where all layers see all that
+    # precedes, that is enough, and leaves transformers its fastest attention. Sliding layers count in positions.
+    mask: Tensor | dict[str, Tensor] = torch.ones(1, len(positions), dtype=torch.bool, device=positions.device)
     if "sliding_attention" in (getattr(teacher.config, "layer_types", None) or []):
-        near = causal & (distance < teacher.config.sliding_window)
-        mask = {"full_attention": causal, "sliding_attention": near}
+        distance = positions[:, None] - positions[None, :]
+        causal = (distance >= 0)[None, None]
+        mask = {"full_attention": causal, "sliding_attention": causal & (distance < teacher.config.sliding_window)}
     output = teacher.model.base_model(
         inputs_embeds=vectors[None], position_ids=positions[None], attention_mask=mask, use_cache=False
     )

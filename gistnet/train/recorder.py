@@ -20,7 +20,7 @@ class Recorder:
     Records of a step are on disk before the step's checkpoint is, so that a resumed run lacks none.
     """
 
-    def __init__(self, run: "Run", progress: "Progress", resume: bool) -> None:
+    def __init__(self, run: "Run", progress: "Progress") -> None:
         self._open = ExitStack()
         self._spans_before, self._started = progress.spans_seen, time.monotonic()
         self._is_main = run.processes.is_main
@@ -35,8 +35,8 @@ class Recorder:
             run.config.validation,
             run.seed,
         )
-        resumed_after = progress.step if resume else None
-        self._log = self._open.enter_context(MetricsLog(run.folder / METRICS_FILE, resumed_after=resumed_after))
+        # A run killed before its first checkpoint starts anew, and so does its log.
+        self._log = self._open.enter_context(MetricsLog(run.folder / METRICS_FILE, resumed_after=progress.step or None))
         self._display = self._open.enter_context(
             ProgressDisplay("training", run.config.steps, completed_steps=progress.step)
         )

@@ -88,6 +88,8 @@ class Progress:
     """The lowest validated KL@H, nats per token."""
     best_step: int | None = None
     """The step at which it was measured."""
+    validated_step: int | None = None
+    """The step after which the last validation was made; a run is finished once that is its last."""
 
 
 @dataclass(frozen=True)
@@ -162,9 +164,11 @@ def fit(run: Run, *, resume: bool = False) -> Progress:
     """
     steps = run.config.steps
     progress = restore(run) if resume else Progress()
-    with Recorder(run, progress, resume) as recorder, _stop_requests() as stop:
-        if progress.step == 0:
+    with Recorder(run, progress) as recorder, _stop_requests() as stop:
+        if _validation_is_due(run, progress):
             recorder.validate(run, progress)
+        if progress.step > 0:
+            save(run, progress)  # finishes what a kill may have cut short: the mark of the best, the pruning
         while progress.step < steps:
             try:
                 metrics = train_step(run, progress)
@@ -172,7 +176,7 @@ def fit(run: Run, *, resume: bool = False) -> Progress:
                 raise TrainingError(f"{error}; {_kept_after_failure(run, progress)}.") from error
             interrupted = run.processes.any(stop.requested)
             recorder.record(run, progress, metrics, interrupted)
-            validate = not interrupted and is_due(progress.step, run.config.validation.every_steps, last_step=steps)
+            validate = not interrupted and _validation_is_due(run, progress)
             if validate:
                 recorder.validate(run, progress)
             checkpoint = is_due(
@@ -230,10 +234,10 @@ def train_step(run: Run, progress: Progress) -> dict[str, float]:
 
 
 def restore(run: Run) -> Progress:
-    """Load the newest checkpoint of the run's folder into GistNet and optimiser.
+    """Load the newest checkpoint of the run's folder, where there is one, into GistNet and optimiser.
 
     Raises:
-        CheckpointError: there is none, it is damaged, or it is of another run.
+        CheckpointError: it is damaged, or of another run.
     """
     folder = latest_checkpoint(run.folder)
     if folder is None:
@@ -261,6 +265,13 @@ def save(run: Run, progress: Progress) -> None:
     if progress.best_step == progress.step and progress.best_score is not None:
         mark_best(run.folder, folder, progress.best_score)
     prune_checkpoints(run.folder, run.config.keep_checkpoints, best_checkpoint(run.folder))
+
+
+def _validation_is_due(run: Run, progress: Progress) -> bool:
+    """Whether this step's validation is still to be made: an interrupted step leaves it to the run that resumes."""
+    every_steps, last_step = run.config.validation.every_steps, run.config.steps
+    due = progress.step == 0 or is_due(progress.step, every_steps, last_step=last_step)
+    return due and progress.validated_step != progress.step
 
 
 def _kept_after_failure(run: Run, progress: Progress) -> str:
