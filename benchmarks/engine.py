@@ -17,6 +17,7 @@ Results: benchmarks/results/engine-<machine>.json.
 """
 
 import argparse
+import itertools
 import json
 import resource
 import subprocess
@@ -32,7 +33,7 @@ from torch import Tensor
 from benchmarks.machine import describe_machine
 from gistnet.model.gistnet import GistNet, GistNetConfig
 from gistnet.model.teacher import Teacher, TeacherConfig
-from gistnet.objective.branches import Stretches, gist_stand_ins
+from gistnet.objective.branches import Stretches, gist_stand_ins, replaced_hidden
 from gistnet.objective.losses import token_losses
 from gistnet.objective.objective import ObjectiveConfig, branch_losses, encode
 from gistnet.objective.reference import reference_original_hidden, reference_replaced_hidden
@@ -113,9 +114,7 @@ def measure(variant: str, window: int, horizon: int, spans: int, device: str) ->
     else:
         stretches = stretches_at(tokens, few, horizon)
         kls = dict(zip(few, loop(teacher, gistnet, stretches, cached=variant == "cached"), strict=True))
-    if device == "cuda":
-        torch.cuda.synchronize()
-    seconds = time.perf_counter() - began
+    seconds = _now(device) - began
     once = 0.0
     if variant == "cached":  # the original forward serves all spans of the window, not only those timed
         began = time.perf_counter()
@@ -129,6 +128,47 @@ def measure(variant: str, window: int, horizon: int, spans: int, device: str) ->
         "peak_memory_megabytes": _peak_megabytes(device),
         "kl": {str(start): kls[start] for start in few},
     }
+
+
+def breakdown(window: int, horizon: int, device: str) -> dict[str, float]:
+    """Seconds per span of the engine's parts, on one pack of branches from all over the window."""
+    teacher, gistnet = build("bfloat16", device)
+    tokens = text_window(teacher, window)
+    starts = all_starts(window, horizon)
+    pack = starts[:: max(1, len(starts) // BRANCHES_PER_PASS)][:BRANCHES_PER_PASS]
+    list(engine(teacher, gistnet, tokens[:, :512], all_starts(512, horizon)[:2], horizon))
+    marks = [_now(device)]
+    read = teacher.read_windows(tokens)
+    marks.append(_now(device))
+    stretches = stretches_at(tokens, pack, horizon)
+    gists = encode(gistnet, teacher, stretches.replaced)
+    marks.append(_now(device))
+    stand_ins = gist_stand_ins(stretches, gists.detach().requires_grad_(), "center")
+    hidden = replaced_hidden(teacher, read, stretches, stand_ins)
+    marks.append(_now(device))
+    losses = token_losses(teacher, stretches.original_hidden(read), hidden, stretches.targets)
+    marks.append(_now(device))
+    losses.kl.sum().backward()
+    marks.append(_now(device))
+    assert stand_ins.vectors.grad is not None
+    gists.backward(stand_ins.vectors.grad)
+    marks.append(_now(device))
+    names = (
+        "document pass",
+        "GistNet forward",
+        "branches forward",
+        "head and loss",
+        "branches backward",
+        "GistNet backward",
+    )
+    seconds = dict(zip(names, (b - a for a, b in itertools.pairwise(marks)), strict=True))
+    return {name: s / (len(starts) if name == "document pass" else len(pack)) for name, s in seconds.items()}
+
+
+def _now(device: str) -> float:
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def compare(device: str) -> dict[str, float]:
@@ -175,6 +215,8 @@ def main() -> None:
         variant, window, horizon = arguments.only
         if variant == "compare":
             print(json.dumps(compare(device)))
+        elif variant == "breakdown":
+            print(json.dumps(breakdown(int(window), int(horizon), device)))
         else:
             print(json.dumps(measure(variant, int(window), int(horizon), arguments.spans, device)))
         return
@@ -191,6 +233,7 @@ def main() -> None:
         case: dict[str, Any] = {"window": window, "horizon": horizon}
         for variant in ("engine", "cached", "loop"):
             case[variant] = _in_own_process(*options, "--only", variant, str(window), str(horizon))
+        case["engine_seconds_per_span"] = _in_own_process(*options, "--only", "breakdown", str(window), str(horizon))
         kls = [[case[v]["kl"][start] for start in case["loop"]["kl"]] for v in ("loop", "engine")]
         case["kl_difference_nats"] = max(abs(a - b) for a, b in zip(*kls, strict=True))
         case["speedup_over_loop"] = case["loop"]["seconds_per_span"] / case["engine"]["seconds_per_span"]
@@ -202,6 +245,8 @@ def main() -> None:
                 f"window {window} H {horizon} {variant:>7}: {row['seconds_per_span']:8.3f} s a span, "
                 f"{row['spans_per_second']:8.3f} spans/s, peak {row['peak_memory_megabytes']:7.0f} MB"
             )
+        parts = ", ".join(f"{name} {1000 * s:.0f}" for name, s in case["engine_seconds_per_span"].items())
+        print(f"where the engine's time goes, ms a span: {parts}")
         print(
             f"window {window} H {horizon}: {case['speedup_over_cached']:.1f}x over cached; bfloat16 KL differs by "
             f"{case['kl_difference_nats']:.1e} nats"

@@ -1,5 +1,34 @@
-"""GistNet: learned context compression for frozen language models."""
+"""GistNet: learned context compression for frozen language models.
+
+The public names load on first use, so that `import gistnet` costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from gistnet.version import __version__
 
-__all__ = ["__version__"]
+if TYPE_CHECKING:
+    from gistnet.config import load_config
+    from gistnet.evaluation.evaluator import evaluate
+    from gistnet.model.gistnet import GistNet
+    from gistnet.model.teacher import Teacher
+    from gistnet.objective.objective import encode
+    from gistnet.session import train
+
+__all__ = ["GistNet", "Teacher", "__version__", "encode", "evaluate", "load_config", "train"]
+
+_HOMES = {
+    "GistNet": "gistnet.model.gistnet",
+    "Teacher": "gistnet.model.teacher",
+    "encode": "gistnet.objective.objective",
+    "evaluate": "gistnet.evaluation.evaluator",
+    "load_config": "gistnet.config",
+    "train": "gistnet.session",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'gistnet' has no attribute '{name}'")
+    return getattr(import_module(_HOMES[name]), name)

@@ -7,7 +7,6 @@ gistnet evaluate  measure a trained GistNet on held-out documents, beside its ba
 Bad input ends in one sentence on the standard error and exit status 1; an interrupted training run in status 130.
 """
 
-import shutil
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -21,8 +20,8 @@ from gistnet.version import __version__
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help="Compress contexts into gists."
 )
-_out = Console(highlight=False, soft_wrap=True)
-_err = Console(stderr=True, highlight=False, soft_wrap=True)
+_out = Console(highlight=False, soft_wrap=True, markup=False)
+_err = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
 
 ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="A run's configuration, YAML.")]
 Settings = Annotated[list[str] | None, typer.Argument(help="Changes to it, as key.sub=value.", show_default=False)]
@@ -33,7 +32,7 @@ def main() -> None:
     try:
         app()
     except GistNetError as error:
-        _err.print(f"gistnet: {error}", markup=False)
+        _say("gistnet: " + " ".join(str(error).split()))  # a library's words, quoted in it, may span lines
         sys.exit(1)
 
 
@@ -66,34 +65,23 @@ def train(
     dry_run: Annotated[bool, typer.Option(help="Show configuration, sizes and memory, make one step, stop.")] = False,
 ) -> None:
     """Train a GistNet."""
-    from gistnet.config import load_config, save_config
-    from gistnet.session import open_run
+    from gistnet import session
+    from gistnet.config import load_config
     from gistnet.train.memory import describe_run
-    from gistnet.train.trainer import fit
 
     _quieten()
     run_config = load_config(config, settings or ())
     if dry_run:
-        run = open_run(run_config, _say)
+        run = session.open_run(run_config, _say)
         for line in describe_run(run, run_config):
-            _out.print(line, markup=False)
+            if run.processes.is_main:
+                _out.print(line)
         return
-    if not resume:
-        _require_fresh(run_config.run_folder, restart)
-    run = open_run(run_config, _say)
-    budget = run.gistnet.parameter_budget()
-    if run.processes.is_main:
-        save_config(run_config)
-        _say(
-            f"GistNet ({run.gistnet.config.architecture}): {budget.trained:,} trained parameters; compute per span "
-            f"{budget.share_of_teacher(run.gistnet.teacher_flops_per_span):.1%} of the teacher's."
-        )
-    progress = fit(run, resume=resume)
+    if resume and restart:
+        raise ConfigError("Got both --resume and --restart, expected one of them.")
+    progress = session.train(run_config, start="resume" if resume else "restart" if restart else "new", say=_say)
     if progress.step < run_config.train.steps:
-        _say(f"Stopped after step {progress.step} of {run_config.train.steps}; --resume continues from there.")
         raise typer.Exit(130)
-    if run.processes.is_main:
-        _say(f"Trained on {progress.spans_seen} spans; the run is in {run_config.run_folder}.")
 
 
 @app.command()
@@ -112,29 +100,15 @@ def evaluate(
     trained = open_trained(path, tuple(settings or ()))
     dataset = prepare_data(trained.config, _say)
     records = measure(trained.teacher, trained.gistnet, dataset, trained.config.evaluation)
-    target = out or trained.config.run_folder / "metrics.json"
+    target = out or trained.run_folder / "metrics.json"
     write_json(target, [record.model_dump(mode="json") for record in records])
     for table in results_table(records):
         _out.print(table)
-    _out.print(f"Evaluated {trained.folder}; every figure is in {target}.", markup=False)
-
-
-def _require_fresh(run_folder: Path, restart: bool) -> None:
-    """Never write a new run over an old one unasked."""
-    left = [run_folder / name for name in ("checkpoints", "metrics.jsonl", "metrics.json")]
-    if not any(path.exists() for path in left):
-        return
-    if not restart:
-        raise ConfigError(f"{run_folder} holds a run already; use --resume, --restart, or another run_folder.")
-    for path in left:
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+    _out.print(f"Evaluated {trained.folder}; every figure is in {target}.")
 
 
 def _say(message: str) -> None:
-    _err.print(message, markup=False)
+    _err.print(message)
 
 
 def _quieten() -> None:

@@ -49,6 +49,11 @@ class RunConfig(Section):
                 f"window_tokens is {self.data.window_tokens}, expected at least {needed}: {self.train.sink_tokens} "
                 f"first tokens, {span} replaced and {horizon} predicted"
             )
+        if self.objective.contrastive_weight > 0 and horizon < self.gistnet.span_tokens:
+            raise ValueError(
+                f"horizon_tokens is {horizon} with a contrastive_weight above 0, expected at least the "
+                f"{self.gistnet.span_tokens} tokens of a span, so that every span has a neighbour"
+            )
         return self
 
 
@@ -109,9 +114,9 @@ def _apply(values: dict[str, Any], setting: str) -> None:
 def _one_sentence(error: ValidationError) -> str:
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"]) or "the configuration"
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if first["type"] == "extra_forbidden":
-        return f"unknown key '{place}'"
+        return f"unknown key '{place}'{more}"
     got = "" if first["type"] in ("missing", "value_error") else f", got {first['input']!r}"
     message = first["msg"].removeprefix("Value error, ")
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     return f"{place}: {message}{got}{more}"

@@ -1,27 +1,34 @@
 """From a configuration, or a run folder, to the objects that train and evaluate."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 
-from gistnet.config import CONFIG_FILE, RunConfig, load_config
+from gistnet.config import CONFIG_FILE, RunConfig, load_config, save_config
 from gistnet.data.dataset import PreparedDataset
 from gistnet.data.prepare import prepare
 from gistnet.errors import CheckpointError, ConfigError
+from gistnet.files import storage_errors
+from gistnet.memory import keep_freed_memory
 from gistnet.model.gistnet import GistNet
 from gistnet.model.teacher import Teacher, load_tokenizer
 from gistnet.objective.reference import require_exact
 from gistnet.train.checkpoint import best_checkpoint, latest_checkpoint
 from gistnet.train.parallel import Processes
-from gistnet.train.trainer import Run, build_run
+from gistnet.train.trainer import Progress, Run, build_run, fit, restore
+
+_LEFT_BY_A_RUN = ("checkpoints", "metrics.jsonl", "metrics.json")
 
 
 class TrainedGistNet(NamedTuple):
     """A GistNet with the run it came from."""
 
     config: RunConfig
+    run_folder: Path
+    """Where the run is now; `config.run_folder` is where it was trained, perhaps relative to another folder."""
     teacher: Teacher
     gistnet: GistNet
     folder: Path
@@ -60,7 +67,7 @@ def open_run(config: RunConfig, progress: Callable[[str], None] = lambda message
     Raises:
         GistNetError: of any kind; nothing has been trained yet.
     """
-    processes = Processes(config.device)
+    processes = _processes(config)
     teacher = load_teacher(config, processes.device)
     if processes.is_main:
         dataset = prepare_data(config, progress)
@@ -82,6 +89,45 @@ def open_run(config: RunConfig, progress: Callable[[str], None] = lambda message
     )
 
 
+def train(
+    config: RunConfig,
+    *,
+    start: Literal["new", "resume", "restart"] = "new",
+    say: Callable[[str], None] = lambda message: None,
+) -> Progress:
+    """Train by a configuration, into its run folder.
+
+    Args:
+        start: `new` refuses a folder that holds a run, `resume` continues from its newest checkpoint, `restart`
+            deletes what an earlier run left, once nothing else stands in the way.
+        say: is called with a sentence about what happens, in the main process.
+
+    Raises:
+        GistNetError: of any kind; what was saved before stays.
+    """
+    if start == "new":
+        _require_fresh(config.run_folder)
+    run = open_run(config, say)
+    # The folder of an earlier run changes only now that nothing is left to refuse.
+    if start == "resume":
+        restore(run)
+    if run.processes.is_main:
+        if start == "restart":
+            _remove_run(config.run_folder)
+        save_config(config)
+        budget = run.gistnet.parameter_budget()
+        say(
+            f"GistNet ({run.gistnet.config.architecture}): {budget.trained:,} trained parameters; compute per span "
+            f"{budget.share_of_teacher(run.gistnet.teacher_flops_per_span):.1%} of the teacher's."
+        )
+    progress = fit(run, resume=start == "resume")
+    if run.processes.is_main and progress.step < config.train.steps:
+        say(f"Stopped after step {progress.step} of {config.train.steps}; --resume continues from there.")
+    elif run.processes.is_main:
+        say(f"Trained on {progress.spans_seen} spans; the run is in {config.run_folder}.")
+    return progress
+
+
 def open_trained(path: Path, settings: tuple[str, ...] = ()) -> TrainedGistNet:
     """The GistNet of a run folder (its best checkpoint, otherwise its newest) or of one of its checkpoints.
 
@@ -91,6 +137,7 @@ def open_trained(path: Path, settings: tuple[str, ...] = ()) -> TrainedGistNet:
     Raises:
         CheckpointError: there is no run or no checkpoint at `path`, it is damaged, or it belongs to another teacher.
     """
+    path = path.resolve()
     is_checkpoint = path.parent.name == "checkpoints"
     run_folder = path.parent.parent if is_checkpoint else path
     if not (run_folder / CONFIG_FILE).is_file():
@@ -99,6 +146,32 @@ def open_trained(path: Path, settings: tuple[str, ...] = ()) -> TrainedGistNet:
     checkpoint = path if is_checkpoint else best_checkpoint(run_folder) or latest_checkpoint(run_folder)
     if checkpoint is None:
         raise CheckpointError(f"The run {run_folder} has no checkpoint yet.")
-    teacher = load_teacher(config, Processes(config.device).device)
+    teacher = load_teacher(config, _processes(config).device)
     folder = checkpoint / "gistnet"
-    return TrainedGistNet(config, teacher, GistNet.from_pretrained(folder, teacher), folder)
+    return TrainedGistNet(config, run_folder, teacher, GistNet.from_pretrained(folder, teacher), folder)
+
+
+def _require_fresh(run_folder: Path) -> None:
+    """Never write a new run over an old one unasked."""
+    if any((run_folder / name).exists() for name in _LEFT_BY_A_RUN):
+        raise ConfigError(f"{run_folder} holds a run already; use --resume, --restart, or another run_folder.")
+
+
+def _remove_run(run_folder: Path) -> None:
+    for path in (run_folder / name for name in _LEFT_BY_A_RUN):
+        with storage_errors("delete", path):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def _processes(config: RunConfig) -> Processes:
+    keep_freed_memory()
+    try:
+        processes = Processes(config.device)
+        torch.empty(1, device=processes.device)
+    except (RuntimeError, AssertionError) as error:  # the latter where PyTorch was built without CUDA
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise ConfigError(f"device is '{config.device}', which PyTorch cannot use here ({reason}).") from error
+    return processes

@@ -183,7 +183,11 @@ def validation_windows(
         DataError: a domain has no held-out window that is long enough.
     """
     chosen: list[WindowSample] = []
-    for domain in dataset.domains(split) if domains is None else domains:
+    if domains is None and not (domains := dataset.domains(split)):
+        raise DataError(
+            f"The data has no {split} windows, expected some; data.held_out_fraction is the share held out."
+        )
+    for domain in domains:
         windows = dataset.window_indices(split, domain)
         if not len(windows):
             raise DataError(f"Domain {domain!r} has no {split} windows; there are some for {dataset.domains(split)}.")

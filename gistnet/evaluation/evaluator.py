@@ -7,7 +7,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from gistnet.data.dataset import PreparedDataset
@@ -33,7 +33,7 @@ class EvaluationConfig(Section):
     """Held-out documents per domain, one window of each; two at least, for the shuffled baseline."""
     spans_per_document: int = Field(default=4, ge=1)
     """Stretches of each window."""
-    horizons: tuple[int, ...] = Field(default=(32,), min_length=1)
+    horizons: tuple[PositiveInt, ...] = Field(default=(32,), min_length=1)
     """The horizons H that are reported, in tokens; all are measured on the spans that have room for the longest."""
     positions: tuple[Positions, ...] = Field(default=("center", "end", "compact"), min_length=1)
     """The position policies under which gists are read."""

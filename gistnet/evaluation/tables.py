@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 
+from rich.console import Console
 from rich.table import Table
 
 from gistnet.data.dataset import DatasetStatistics
@@ -38,7 +39,7 @@ def results_table(records: Sequence[MetricRecord]) -> Iterator[Table]:
                 *(f"{record.baselines[name]:.3f}" if name in record.baselines else "" for name in _BASELINES),
                 _target(record),
             )
-        yield table
+        yield _at_full_width(table)
 
 
 def _target(record: MetricRecord) -> str:
@@ -58,4 +59,10 @@ def dataset_table(statistics: DatasetStatistics) -> Table:
     for split in statistics.splits:
         values = (getattr(split, name) for name in columns)
         table.add_row(*(f"{value:,}" if isinstance(value, int) else value for value in values))
+    return _at_full_width(table)
+
+
+def _at_full_width(table: Table) -> Table:
+    """Take the width that the cells need: a narrow terminal breaks the lines, but no digit is left out."""
+    table.width = Console(width=1000, markup=False).measure(table).maximum
     return table

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
@@ -57,7 +58,10 @@ class TeacherFingerprint(Section):
     embedding_hash: str
 
     def same_model(self, other: "TeacherFingerprint") -> bool:
-        """Whether both are the same weights, whatever the names they were loaded by."""
+        """Whether both have the same configuration and embeddings, whatever the names they were loaded by.
+
+        The other weights are not looked at: a fine-tune that leaves the embeddings alone counts as the same.
+        """
         return (self.config_hash, self.embedding_hash) == (other.config_hash, other.embedding_hash)
 
     def describe(self) -> str:
@@ -125,8 +129,17 @@ class Teacher:
         with _loading(config):
             model_config = AutoConfig.from_pretrained(source, **options)
             refuse_unsupported(model_config, config.name)
-            model = AutoModelForCausalLM.from_pretrained(
-                source, dtype=getattr(torch, config.precision), use_safetensors=True, **options
+            model, loading = AutoModelForCausalLM.from_pretrained(
+                source,
+                dtype=getattr(torch, config.precision),
+                use_safetensors=True,
+                output_loading_info=True,
+                **options,
+            )
+        if missing := sorted(loading["missing_keys"]):
+            # transformers makes up what it does not find.
+            raise TeacherError(
+                f"'{config.name}' cannot be a teacher: {len(missing)} of its weights are missing, first {missing[0]}."
             )
         tokenizer = load_tokenizer(config)
         revision = revision or getattr(model_config, "_commit_hash", None)
@@ -274,8 +287,8 @@ def _source(config: TeacherConfig) -> tuple[str, str | None, dict[str, Any]]:
 def _loading(config: TeacherConfig) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0].rstrip(".")
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise TeacherError(
             f"Could not load '{config.name}' as a teacher: expected the embedded '{EMBEDDED_TEACHER}', a causal "
             f"language model of the Hugging Face Hub, or a local folder with one in safetensors ({reason})."
@@ -287,7 +300,7 @@ _VOLATILE = ("transformers_version", "_name_or_path", "dtype", "torch_dtype", "_
 
 
 def _fingerprint(model: PreTrainedModel, name: str, revision: str | None) -> TeacherFingerprint:
-    described = {key: value for key, value in model.config.to_dict().items() if key not in _VOLATILE}
+    described = {key: value for key, value in model.config.to_diff_dict().items() if key not in _VOLATILE}
     config_hash = hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode()).hexdigest()
     # Rounded to bfloat16, so that the same weights loaded in another number format have the same hash.
     table = model.get_input_embeddings().weight.detach().to("cpu", torch.bfloat16).contiguous()

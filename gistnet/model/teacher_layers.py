@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gistnet.model.prefix_attention import DocumentPass
+
 
 class TeacherLayers(nn.Module):
     """A frozen, independent copy of a teacher's first layers, as an encoder of spans."""
@@ -21,12 +23,14 @@ class TeacherLayers(nn.Module):
     def forward(self, hidden: Tensor, first: int, last: int) -> Tensor:
         """Run layers `first` to `last - 1`, causally, at positions 0, 1, …: `[spans, K, dim]` → `[spans, K, dim]`."""
         position_ids = torch.arange(hidden.shape[1], device=hidden.device)[None]
+        own_pass = DocumentPass()  # a span is read as the teacher reads a window, sliding layers included
         for index in range(first, last):
             hidden = self.layers[index](
                 hidden,
                 attention_mask=None,
                 position_ids=position_ids,
                 position_embeddings=self._rotations(hidden, position_ids, index),
+                running_pass=own_pass,
             )
         return hidden
 

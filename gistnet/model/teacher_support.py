@@ -9,6 +9,8 @@ starts, by `gistnet.objective.reference.require_exact`.)
 from collections.abc import Iterator
 from typing import Any
 
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
 from gistnet.errors import TeacherError
 
 VERIFIED_FAMILIES = ("llama", "qwen3", "smollm3", "gemma3_text")
@@ -23,35 +25,40 @@ def refuse_unsupported(config: Any, name: str) -> None:
 
 
 def _unsupported_reasons(config: Any) -> Iterator[str]:
+    if getattr(config, "is_encoder_decoder", False):
+        yield f"expected a causal language model, got the encoder-decoder {config.model_type}"
+    text = config.get_text_config()
+    if text is not config:
+        yield f"expected a causal language model of text alone, got the multi-modal {config.model_type}"
     architecture = (getattr(config, "architectures", None) or [""])[0]
     if architecture and not architecture.endswith(("ForCausalLM", "LMHeadModel")):
         yield f"expected a causal language model, got {architecture}"
-    text = config.get_text_config()
-    if getattr(config, "is_encoder_decoder", False):
-        yield f"expected a causal language model, got the encoder-decoder {config.model_type}"
     layer_types = set(getattr(text, "layer_types", None) or ["full_attention"])
     if other := sorted(layer_types - {"full_attention", "sliding_attention"}):
-        yield f"its layers of type {', '.join(other)} carry a state that branches cannot share"
+        yield f"branches cannot share the state of its layers of type {', '.join(other)}"
     if text.model_type in _RECURRENT:
-        yield f"the recurrent layers of {text.model_type} carry a state that branches cannot share"
+        yield f"branches cannot share the state of the recurrent layers of {text.model_type}"
     if getattr(text, "hidden_size_per_layer_input", None):
         yield "its layers look up embeddings by token id, and a gist has none"
     if getattr(text, "alibi", False) or text.model_type in ("bloom", "mpt"):
         yield "ALiBi biases count keys by index, so the positions of gists would be lost"
-    if text.model_type in _WITHOUT_ROPE:
-        yield f"{text.model_type} has no rotary positions, which gists need"
+    if not (getattr(text, "rope_parameters", None) or getattr(text, "rope_theta", None)):
+        yield f"gists need rotary positions, and the configuration of {text.model_type} states none"
     if getattr(text, "attn_logit_softcapping", None) is not None:
         yield "it caps attention scores, which the shared-prefix attention does not compute"
-    for rope in _rope_settings(text):
-        if rope in ("dynamic", "longrope"):
+    for rope in _rope_types(text):
+        if "dynamic" in rope or rope == "longrope":
             yield f"its RoPE of type '{rope}' changes with the length of the context"
     if not getattr(text, "max_position_embeddings", None):
         yield "its configuration does not state max_position_embeddings"
-    if getattr(text, "logit_scale", None) not in (None, 1.0) or getattr(text, "logits_scaling", None) not in (
-        None,
-        1.0,
-    ):
+    if any(getattr(text, scale, None) not in (None, 1.0) for scale in ("logit_scale", "logits_scaling")):
         yield "its head scales logits in a way the fused loss does not know"
+    model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    if model_class is not None and not model_class._supports_attention_backend:
+        yield f"the attention of {text.model_type} does not go through the attention interface of transformers"
+    # What transformers does not trust its own SDPA function with (attention sinks), ours would leave out too.
+    if model_class is not None and not model_class._supports_sdpa:
+        yield f"the attention of {text.model_type} is more than a softmax of scaled products"
 
 
 _RECURRENT = (
@@ -66,10 +73,10 @@ _RECURRENT = (
     "zamba2",
     "xlstm",
 )
-_WITHOUT_ROPE = ("gpt2", "opt", "gpt_bigcode", "gpt_neo", "xglm", "biogpt", "codegen", "ctrl", "openai-gpt")
 
 
-def _rope_settings(config: Any) -> list[str]:
+def _rope_types(config: Any) -> list[str]:
+    """The kind of RoPE, or the kinds where layers of different types rotate differently."""
     settings = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
     nested = [s for s in settings.values() if isinstance(s, dict)]
     return [str(s.get("rope_type", s.get("type", "default"))) for s in (nested or [settings])]

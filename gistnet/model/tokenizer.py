@@ -20,10 +20,10 @@ class TeacherTokenizer:
         described = backend.to_str() if backend is not None else json.dumps(self.inner.get_vocab(), sort_keys=True)
         return hashlib.sha256(described.encode()).hexdigest()
 
-    @property
+    @cached_property
     def vocabulary_size(self) -> int:
         """One more than the largest token id."""
-        return len(self.inner)
+        return max(self.inner.get_vocab().values()) + 1
 
     @cached_property
     def window_prefix(self) -> tuple[int, ...]:

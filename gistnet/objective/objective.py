@@ -1,11 +1,12 @@
 """What a training step minimises, per branch: distillation, and the two optional terms beside it."""
 
-from typing import Literal, NamedTuple, Self
+from typing import Literal, NamedTuple
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
 
+from gistnet.errors import ConfigError
 from gistnet.model.gistnet import GistNet
 from gistnet.model.layers import Dropout
 from gistnet.model.teacher import ReadWindows, Teacher
@@ -33,16 +34,6 @@ class ObjectiveConfig(Section):
     """Weight of the teacher's cross-entropy, in nats per token, when it repeats the span from its gist."""
     chunk_tokens: int = Field(default=128, ge=1)
     """Predicted tokens whose logits exist at a time; only memory and speed depend on it."""
-
-    @model_validator(mode="after")
-    def _neighbours_fit(self) -> Self:
-        # The neighbour of a stretch is the span that follows it, and only the horizon is known to be there.
-        if self.contrastive_weight > 0 and self.horizon_tokens < 32:
-            raise ValueError(
-                f"contrastive_weight is {self.contrastive_weight} with horizon_tokens {self.horizon_tokens}; expected "
-                "a horizon of at least 32 tokens, so that every span has a neighbour"
-            )
-        return self
 
 
 class BranchLosses(NamedTuple):
@@ -90,11 +81,22 @@ def branch_losses(
     Args:
         dropout_rate: the share dropped inside GistNet.
         dropout_keys: `[branches]`, int64, from which the masks derive; needed where the rate is above zero.
+
+    Raises:
+        ConfigError: the contrastive term needs the span after a stretch, and the horizon is shorter than a span; or
+            there is a dropout rate without keys.
     """
     with_neighbour = config.contrastive_weight > 0
+    if with_neighbour and stretches.horizon < stretches.span_tokens:
+        raise ConfigError(
+            f"contrastive_weight is {config.contrastive_weight} with a horizon of {stretches.horizon} tokens; expected "
+            f"at least the {stretches.span_tokens} of a span, so that every stretch has a neighbour."
+        )
     tokens = stretches.replaced_and_next if with_neighbour else stretches.replaced
     dropout = None
-    if dropout_rate > 0 and dropout_keys is not None:
+    if dropout_rate > 0:
+        if dropout_keys is None:
+            raise ConfigError(f"The dropout rate is {dropout_rate} without keys; expected one key per branch.")
         n = tokens.shape[1] // stretches.span_tokens
         dropout = Dropout(dropout_rate, (dropout_keys[:, None] + torch.arange(n, device=tokens.device)).flatten())
     encoded = encode(gistnet, teacher, tokens, dropout)

@@ -43,10 +43,13 @@ def _plain_forward(teacher: Teacher, vectors: Tensor, positions: Tensor) -> Tens
     # A mask of ones says that this is one document, whatever the gaps of the positions; where all layers see all that
     # precedes, that is enough, and leaves transformers its fastest attention. Sliding layers count in positions.
     mask: Tensor | dict[str, Tensor] = torch.ones(1, len(positions), dtype=torch.bool, device=positions.device)
-    if "sliding_attention" in (getattr(teacher.config, "layer_types", None) or []):
+    layer_types = getattr(teacher.config, "layer_types", None)
+    window = getattr(teacher.config, "sliding_window", None)
+    if window is not None and (layer_types is None or "sliding_attention" in layer_types):
         distance = positions[:, None] - positions[None, :]
         causal = (distance >= 0)[None, None]
-        mask = {"full_attention": causal, "sliding_attention": causal & (distance < teacher.config.sliding_window)}
+        near = causal & (distance < window)
+        mask = near if layer_types is None else {"full_attention": causal, "sliding_attention": near}
     output = teacher.model.base_model(
         inputs_embeds=vectors[None], position_ids=positions[None], attention_mask=mask, use_cache=False
     )

@@ -55,6 +55,7 @@ class Recorder:
 
     def validate(self, run: "Run", progress: "Progress") -> None:
         """Measure GistNet on the held-out spans, log it, and note in `progress` whether it is the best so far."""
+        progress.validated_step = progress.step
         if not self._is_main:
             return
         began = time.monotonic()

@@ -24,6 +24,7 @@ from gistnet.data.sampling import (
     check_sampling,
     sample_batch,
     training_pool,
+    validation_windows,
 )
 from gistnet.errors import TrainingError
 from gistnet.evaluation.validation import ValidationConfig
@@ -89,7 +90,7 @@ class Progress:
     best_step: int | None = None
     """The step at which it was measured."""
     validated_step: int | None = None
-    """The step after which the last validation was made; a run is finished once that is its last."""
+    """The step after which the last validation was made."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,8 @@ def build_run(
 
     Raises:
         ConfigError: the probabilities do not sum to 1, or a batch cannot be shared among the processes.
-        DataError: a domain has no training windows, or its windows are too short for a stretch and its horizon.
+        DataError: a domain has no training or no held-out windows, or they are too short for a stretch and its
+            horizon.
     """
     layout = SpanLayout(
         span_tokens=gistnet.config.span_tokens,
@@ -146,6 +148,8 @@ def build_run(
     )
     pool = training_pool(dataset, source_weights)
     check_sampling(pool, layout, config.probabilities)
+    domains = [domain for domain, share in config.probabilities.items() if share > 0]
+    validation_windows(dataset, layout, documents=1, spans_per_document=1, seed=seed, domains=domains)
     processes.share(range(config.windows_per_batch))
     optimiser = build_optimiser(gistnet.named_parameters(), config.optimiser)
     return Run(folder, teacher, gistnet, optimiser, dataset, pool, layout, objective, config, seed, processes)
@@ -176,7 +180,7 @@ def fit(run: Run, *, resume: bool = False) -> Progress:
                 raise TrainingError(f"{error}; {_kept_after_failure(run, progress)}.") from error
             interrupted = run.processes.any(stop.requested)
             recorder.record(run, progress, metrics, interrupted)
-            validate = not interrupted and _validation_is_due(run, progress)
+            validate = _validation_is_due(run, progress) and (not interrupted or progress.step == steps)
             if validate:
                 recorder.validate(run, progress)
             checkpoint = is_due(
@@ -268,9 +272,8 @@ def save(run: Run, progress: Progress) -> None:
 
 
 def _validation_is_due(run: Run, progress: Progress) -> bool:
-    """Whether this step's validation is still to be made: an interrupted step leaves it to the run that resumes."""
-    every_steps, last_step = run.config.validation.every_steps, run.config.steps
-    due = progress.step == 0 or is_due(progress.step, every_steps, last_step=last_step)
+    """Whether a validation is still to be made here; a run interrupted before the end leaves it to the resumed one."""
+    due = is_due(progress.step, run.config.validation.every_steps, last_step=run.config.steps, first=True)
     return due and progress.validated_step != progress.step
 
 

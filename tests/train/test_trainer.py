@@ -144,7 +144,7 @@ def test_a_batch_that_processes_cannot_share_is_refused(config_file):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_documents(config_file, monkeypatch):
-    """The network breaks after step 3, which no checkpoint was due for: the message names documents and a good state."""
+    """The network breaks after step 3, when no checkpoint was due: the message names documents and a good state."""
     run = run_of(config_file, "train.validation.every_steps=100")
     record = Recorder.record
 
@@ -169,7 +169,7 @@ def test_a_checkpoint_of_other_data_or_another_network_is_not_resumed(config_fil
 
 
 def test_data_that_cannot_be_trained_on_is_refused_before_the_first_step(config_file):
-    with pytest.raises(DataError, match="'code' has probability 0.5 but no training windows"):
+    with pytest.raises(DataError, match=r"'code' has probability 0\.5 but no training windows"):
         run_of(config_file, "train.probabilities={narrative: 0.5, code: 0.5}")
     with pytest.raises(ConfigError, match="sum to 1"):
         run_of(config_file, "train.probabilities={narrative: 0.5}")

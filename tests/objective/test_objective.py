@@ -1,0 +1,252 @@
+"""What a training step minimises, against each term written out."""
+
+import dataclasses
+from itertools import pairwise
+
+import pytest
+import torch
+
+from gistnet.errors import ConfigError
+from gistnet.model.gistnet import GistNet, GistNetConfig
+from gistnet.model.layers import Dropout
+from gistnet.model.teacher import Teacher
+from gistnet.objective.branches import Stretches, gist_stand_ins
+from gistnet.objective.losses import contrastive_loss, token_losses
+from gistnet.objective.objective import BranchLosses, ObjectiveConfig, branch_losses, encode
+from gistnet.objective.reference import (
+    _plain_forward,
+    reference_original_hidden,
+    reference_replaced_hidden,
+)
+from tests.teachers import tiny_teacher
+
+SPAN, HORIZON = 8, 10
+
+
+@pytest.fixture(scope="module")
+def teacher() -> Teacher:
+    return tiny_teacher("llama")
+
+
+@pytest.fixture
+def gistnet(teacher) -> GistNet:
+    """Untrained but for W_out, so that everything inside matters and has a gradient."""
+    network = GistNet.build(GistNetConfig(architecture="bottleneck", span_tokens=SPAN, width=16, heads=2), teacher)
+    torch.manual_seed(4)
+    torch.nn.init.normal_(network.w_out.weight, std=0.3)
+    return network
+
+
+def make_stretches(gists: int = 1) -> Stretches:
+    tokens = torch.randint(3, 97, (2, 60), generator=torch.Generator().manual_seed(0))
+    windows, starts = torch.tensor([0, 1, 0, 1]), torch.tensor([5, 18, 22, 1])
+    return Stretches(tokens, windows, starts, span_tokens=SPAN, gists=gists, horizon=HORIZON)
+
+
+def losses_of(teacher, gistnet, stretches, dropout_rate=0.0, dropout_keys=None, **settings) -> BranchLosses:
+    config = ObjectiveConfig(horizon_tokens=HORIZON, **settings)
+    read = teacher.read_windows(stretches.tokens)
+    return branch_losses(
+        teacher, gistnet, read, stretches, config, dropout_rate=dropout_rate, dropout_keys=dropout_keys
+    )
+
+
+def gradient_of(gistnet, value) -> torch.Tensor:
+    """The gradient of every parameter, end to end."""
+    gistnet.zero_grad()
+    value.backward()
+    return torch.cat([p.grad.flatten() for p in gistnet.parameters() if p.grad is not None])
+
+
+def written_out(teacher, gistnet, stretches, positions="center"):
+    """KL and both NLLs per token, from two whole forwards per branch."""
+    stand_ins = gist_stand_ins(stretches, encode(gistnet, teacher, stretches.replaced), positions)
+    branches = range(len(stretches.starts))
+    original = torch.stack([reference_original_hidden(teacher, stretches, b) for b in branches])
+    replaced = torch.stack([reference_replaced_hidden(teacher, stretches, stand_ins, b) for b in branches])
+    return token_losses(teacher, original, replaced, stretches.targets), replaced
+
+
+@pytest.mark.parametrize("gists", [1, 2])
+@pytest.mark.parametrize("positions", ["center", "end", "compact"])
+def test_totals_are_means_over_the_horizon_of_what_the_loss_names(teacher, gistnet, gists, positions):
+    stretches = make_stretches(gists)
+    expected, _ = written_out(teacher, gistnet, stretches, positions)
+    kl, delta = expected.kl.mean(1), (expected.nll_replaced - expected.nll_original).mean(1)
+    assert kl.min() > 0.05
+    totals = {"kl": kl, "delta_nll": delta, "mixed": 0.3 * kl + 0.7 * delta}
+    for loss, total in totals.items():
+        result = losses_of(teacher, gistnet, stretches, loss=loss, mixed_kl_share=0.3, positions=positions)
+        torch.testing.assert_close(result.total, total, rtol=1e-9, atol=1e-10)
+        torch.testing.assert_close(result.kl, kl, rtol=1e-9, atol=1e-10)
+        torch.testing.assert_close(result.delta_nll, delta, rtol=1e-9, atol=1e-10)
+        assert [part.requires_grad for part in result] == [True] + 5 * [False]
+
+
+def test_the_gradient_of_delta_nll_is_that_of_plain_cross_entropy(teacher, gistnet):
+    stretches = make_stretches()
+    ours = gradient_of(gistnet, losses_of(teacher, gistnet, stretches, loss="delta_nll").total.mean())
+    logits = teacher.logits(written_out(teacher, gistnet, stretches)[1])
+    cross_entropy = torch.nn.functional.cross_entropy(logits.flatten(0, 1), stretches.targets.flatten())
+    theirs = gradient_of(gistnet, cross_entropy)
+    assert theirs.abs().max() > 1e-3
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-7)
+
+
+def test_the_gradient_of_mixed_is_the_weighted_sum_of_both(teacher, gistnet):
+    stretches = make_stretches()
+    kl, delta, mixed = (
+        gradient_of(gistnet, losses_of(teacher, gistnet, stretches, loss=loss, mixed_kl_share=0.3).total.sum())
+        for loss in ("kl", "delta_nll", "mixed")
+    )
+    torch.testing.assert_close(mixed, 0.3 * kl + 0.7 * delta, rtol=1e-4, atol=1e-6)
+    assert (kl - delta).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("gists", [1, 3])
+def test_the_contrastive_term_is_the_hinge_of_each_gist_and_the_next(teacher, gistnet, gists):
+    """Gists of the spans at s, s + K, … are encoded one by one; a margin of 2 keeps every hinge open."""
+    stretches = make_stretches(gists)
+    result = losses_of(teacher, gistnet, stretches, contrastive_weight=0.05, contrastive_margin=2.0)
+    columns = []
+    for index in range(gists + 1):
+        at = stretches.starts[:, None] + index * SPAN + torch.arange(SPAN)
+        columns.append(encode(gistnet, teacher, stretches.tokens[stretches.windows[:, None], at])[:, 0])
+    hinges = [contrastive_loss(first, second, 2.0) for first, second in pairwise(columns)]
+    expected = torch.stack(hinges).mean(0)
+    torch.testing.assert_close(result.contrastive, expected.to(result.contrastive.dtype), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(result.total.detach(), result.kl + 0.05 * result.contrastive)
+
+
+def test_the_contrastive_gradient_flows_into_the_gist_and_its_neighbour(teacher):
+    """A network whose gist is a free vector per span: both vectors of a pair get a gradient, away from each other."""
+
+    class FreeGists(torch.nn.Module):
+        config = GistNetConfig(architecture="bottleneck", span_tokens=SPAN, width=16, heads=2)
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.gists = torch.nn.Parameter(torch.randn(8, 32, generator=torch.Generator().manual_seed(1)))
+
+        def forward(self, spans: torch.Tensor, dropout: Dropout | None = None) -> torch.Tensor:
+            return self.gists
+
+    stretches, gradients = make_stretches(), []
+    for weight in (0.0, 1.0):
+        network = FreeGists()
+        if weight == 0:  # then the neighbours are not encoded
+            network.gists = torch.nn.Parameter(network.gists.detach()[::2])
+        losses_of(teacher, network, stretches, contrastive_weight=weight, contrastive_margin=2.0).total.sum().backward()
+        gradients.append(network.gists.grad)
+    pairs = FreeGists().gists.detach().view(4, 2, 32).requires_grad_()
+    contrastive_loss(pairs[:, 0], pairs[:, 1], 2.0).sum().backward()
+    torch.testing.assert_close(gradients[1].view(4, 2, 32)[:, 1], pairs.grad[:, 1], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(gradients[1].view(4, 2, 32)[:, 0] - gradients[0], pairs.grad[:, 0], rtol=1e-3, atol=1e-5)
+    assert pairs.grad.abs().amax(dim=(0, 2)).min() > 1e-3
+
+
+def test_terms_without_weight_are_not_computed(teacher, gistnet):
+    encoded_spans = []
+    gistnet.register_forward_pre_hook(lambda module, arguments: encoded_spans.append(len(arguments[0])))
+    plain = losses_of(teacher, gistnet, make_stretches())
+    with_neighbours = losses_of(teacher, gistnet, make_stretches(), contrastive_weight=0.1)
+    assert encoded_spans == [4, 8]
+    assert plain.contrastive.abs().max() == plain.reconstruction.abs().max() == 0
+    torch.testing.assert_close(plain.total, plain.kl)
+    torch.testing.assert_close(with_neighbours.kl, plain.kl)
+
+
+def test_a_contrastive_term_without_room_for_the_neighbour_is_refused(teacher, gistnet):
+    short = dataclasses.replace(make_stretches(), horizon=SPAN - 1)
+    with pytest.raises(ConfigError, match="horizon of 7 tokens; expected at least the 8 of a span"):
+        losses_of(teacher, gistnet, short, contrastive_weight=0.1)
+    assert losses_of(teacher, gistnet, short).total.shape == (4,)
+
+
+@pytest.mark.parametrize("gists", [1, 2])
+@pytest.mark.parametrize("positions", ["center", "end", "compact"])
+def test_reconstruction_is_the_cross_entropy_of_the_span_after_its_own_gists(teacher, gistnet, gists, positions):
+    """One whole forward per branch over [prefix, gists, span], the span where the horizon would have been."""
+    stretches = make_stretches(gists)
+    result = losses_of(teacher, gistnet, stretches, reconstruction_weight=0.5, positions=positions)
+    vectors = encode(gistnet, teacher, stretches.replaced).double()
+    rows = []
+    for branch, (window, start) in enumerate(zip(stretches.windows.tolist(), stretches.starts.tolist(), strict=True)):
+        replaced = stretches.tokens[window, start : start + gists * SPAN]
+        gist_offset = {"center": SPAN // 2, "end": SPAN - 1, "compact": 0}[positions]
+        step, after = (1, gists) if positions == "compact" else (SPAN, gists * SPAN)
+        at = [*range(start), *(start + gist_offset + step * n for n in range(gists))]
+        at += [start + after + n for n in range(len(replaced))]
+        prefix = teacher.embed(stretches.tokens[window, :start])
+        context = torch.cat([prefix, vectors[branch], teacher.embed(replaced)])
+        hidden = _plain_forward(teacher, context, torch.tensor(at))
+        predicting = teacher.logits(hidden[start + gists - 1 : -1])
+        rows.append(torch.nn.functional.cross_entropy(predicting, replaced))
+    torch.testing.assert_close(result.reconstruction, torch.stack(rows).detach(), rtol=1e-8, atol=1e-9)
+    torch.testing.assert_close(result.total.detach(), result.kl + 0.5 * result.reconstruction)
+    ours = gradient_of(gistnet, result.total.sum())
+    kl_alone = gradient_of(gistnet, losses_of(teacher, gistnet, stretches, positions=positions).total.sum())
+    by_hand = gradient_of(gistnet, torch.stack(rows).sum())
+    torch.testing.assert_close(ours - kl_alone, 0.5 * by_hand, rtol=1e-3, atol=1e-5)
+
+
+def test_dropout_depends_on_the_keys_and_on_nothing_else(teacher, gistnet):
+    keys = torch.tensor([11, -(2**62), 13, 2**63 - 1])
+    stretches = make_stretches(gists=2)
+    drop = {"dropout_rate": 0.3, "contrastive_weight": 0.1, "contrastive_margin": 2.0}
+    whole = losses_of(teacher, gistnet, stretches, dropout_keys=keys, **drop)
+    torch.manual_seed(99)
+    torch.rand(5)
+    for part, again in zip(whole, losses_of(teacher, gistnet, stretches, dropout_keys=keys, **drop), strict=True):
+        assert torch.equal(part, again)
+    others = losses_of(teacher, gistnet, stretches, dropout_keys=keys + 1000, **drop)
+    assert (whole.kl - others.kl).abs().min() > 1e-4
+    without = losses_of(teacher, gistnet, stretches, contrastive_weight=0.1, contrastive_margin=2.0)
+    assert (whole.kl - without.kl).abs().min() > 1e-4
+
+
+@pytest.mark.parametrize("parts", [[[0], [1], [2], [3]], [[0, 1, 2], [3]], [[3, 1], [0, 2]]])
+def test_losses_do_not_depend_on_how_the_batch_is_split(teacher, gistnet, parts):
+    stretches, keys = make_stretches(), torch.tensor([11, 12, 13, 14])
+    settings = {"dropout_rate": 0.3, "contrastive_weight": 0.1, "contrastive_margin": 2.0, "reconstruction_weight": 0.5}
+    whole = torch.stack(list(losses_of(teacher, gistnet, stretches, dropout_keys=keys, **settings)))
+    for part in parts:
+        some = dataclasses.replace(stretches, windows=stretches.windows[part], starts=stretches.starts[part])
+        result = losses_of(teacher, gistnet, some, dropout_keys=keys[part], **settings)
+        torch.testing.assert_close(torch.stack(list(result)), whole[:, part], rtol=1e-5, atol=1e-6)
+
+
+def test_a_dropout_rate_without_keys_is_refused(teacher, gistnet):
+    with pytest.raises(ConfigError, match=r"0\.1 without keys"):
+        losses_of(teacher, gistnet, make_stretches(), dropout_rate=0.1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_encode_is_gistnet_on_the_embeddings_of_each_span_in_float32(dtype):
+    teacher = tiny_teacher("gemma3", dtype)
+    network = GistNet.build(GistNetConfig(architecture="bottleneck", span_tokens=SPAN, width=16, heads=2), teacher)
+    torch.nn.init.normal_(network.w_out.weight, std=0.3)
+    tokens = torch.randint(3, 97, (3, 2 * SPAN), generator=torch.Generator().manual_seed(1))
+    gists = encode(network, teacher, tokens)
+    assert gists.dtype == torch.float32
+    assert gists.shape == (3, 2, 32)
+    tolerance = 0.05 if dtype == torch.bfloat16 else 1e-5
+    for row in range(3):
+        for span in range(2):
+            alone = network(teacher.embed(tokens[row, span * SPAN : (span + 1) * SPAN])[None])[0]
+            torch.testing.assert_close(gists[row, span], alone, rtol=tolerance, atol=tolerance)
+    assert {p.dtype for p in network.parameters()} == {torch.float32}
+
+
+def test_an_untrained_gistnet_scores_as_the_last_token_does(teacher):
+    """W_out starts at zero, so the losses are those of the span's last embedding; its length is the norm reported."""
+    network = GistNet.build(GistNetConfig(architecture="bottleneck", span_tokens=SPAN, width=16, heads=2), teacher)
+    stretches = make_stretches()
+    result = losses_of(teacher, network, stretches)
+    last = teacher.embed(stretches.replaced[:, -1:])
+    stand_ins = gist_stand_ins(stretches, last, "center")
+    hidden = torch.stack([reference_replaced_hidden(teacher, stretches, stand_ins, b) for b in range(4)])
+    original = torch.stack([reference_original_hidden(teacher, stretches, b) for b in range(4)])
+    expected = token_losses(teacher, original, hidden, stretches.targets).kl.mean(1)
+    torch.testing.assert_close(result.kl, expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(result.gist_norm, last[:, 0].norm(dim=-1).float(), rtol=1e-5, atol=1e-6)

@@ -1,0 +1,590 @@
+"""The command line: what each command leaves behind, and what it says of input that it cannot use.
+
+Commands run in this process, so that the libraries are imported once; where a process must die, it is a real one.
+"""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import BertConfig, LlamaConfig, LlamaForCausalLM, T5Config
+
+from gistnet.cli import main
+from gistnet.config import CONFIG_FILE, load_config
+from gistnet.evaluation.metrics import MetricRecord
+from gistnet.session import open_run
+from gistnet.train.checkpoint import best_checkpoint, latest_checkpoint
+from gistnet.train.memory import estimate_memory
+from gistnet.train.recorder import Recorder
+from gistnet.train.tracking import read_metrics
+from gistnet.train.trainer import Progress, Run, fit
+from gistnet.version import __version__
+
+
+class Outcome(NamedTuple):
+    """How a command ended."""
+
+    status: int
+    out: str
+    err: str
+
+
+Command = Callable[..., Outcome]
+
+
+@pytest.fixture
+def gistnet(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Runs `gistnet …` in this process."""
+
+    def run(*arguments: object) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["gistnet", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return Outcome(int(ended.value.code or 0), *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def trained(gistnet: Command, config_file: Path, tmp_path: Path) -> Path:
+    """The folder of a run of six steps."""
+    assert gistnet("train", "--config", config_file).status == 0
+    return tmp_path / "run"
+
+
+def assert_refused(outcome: Outcome, *words: str) -> None:
+    """The command said one sentence, with all the words in it, and nothing else."""
+    assert outcome.status == 1
+    assert outcome.out == ""
+    assert outcome.err.count("\n") == 1, outcome.err
+    assert outcome.err.startswith("gistnet: ")
+    assert outcome.err.endswith(".\n")
+    assert [word for word in words if word not in outcome.err] == [], outcome.err
+
+
+def start_training(config_file: Path, *settings: str) -> subprocess.Popen[str]:
+    """A `gistnet train` in a process of its own."""
+    command = [sys.executable, "-m", "gistnet.cli", "train", "--config", str(config_file), *settings]
+    return subprocess.Popen(
+        command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+
+
+def wait_for(condition: Callable[[], object], process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def final_weights(run_folder: Path) -> dict[str, torch.Tensor]:
+    folder = latest_checkpoint(run_folder)
+    assert folder is not None
+    return load_file(folder / "gistnet" / "model.safetensors")
+
+
+def assert_same_weights(first: Path, second: Path) -> None:
+    a, b = final_weights(first), final_weights(second)
+    assert a.keys() == b.keys()
+    assert [name for name in a if not torch.equal(a[name], b[name])] == []
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Sums are made in the order in which the processes of `start_training` make them."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def undisturbed(config_file: Path, folder: Path, *settings: str) -> Path:
+    """The folder of the same run, made in one go."""
+    fit(open_run(load_config(config_file, (f"run_folder={folder}", *settings))))
+    return folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def without_speed(run_folder: Path) -> list[dict]:
+    records = read_metrics(run_folder / "metrics.jsonl")
+    return [{name: value for name, value in record.items() if name != "spans_per_second"} for record in records]
+
+
+# What the commands do -------------------------------------------------------------------------------------------------
+
+
+def test_prepare_tells_what_became_of_the_documents(gistnet, config_file, tmp_path):
+    """All forty documents are read, each of them in one split; a second call makes no second corpus."""
+    outcome = gistnet("prepare", "--config", config_file)
+    assert outcome.status == 0
+    rows = [line.replace("│", " ").split() for line in outcome.out.splitlines() if "stories" in line]
+    assert [row[:3] for row in rows] == [["stories", "narrative", "train"], ["stories", "narrative", "held_out"]]
+    assert sum(int(row[3]) for row in rows) == 40
+    assert gistnet("prepare", "--config", config_file).out == outcome.out
+    assert len(list((tmp_path / "prepared").iterdir())) == 1
+
+
+def test_train_leaves_configuration_metrics_and_checkpoints(gistnet, config_file, trained):
+    assert load_config(trained / CONFIG_FILE) == load_config(config_file)
+    records = read_metrics(trained / "metrics.jsonl")
+    assert [record["step"] for record in records if "loss" in record] == [1, 2, 3, 4, 5, 6]
+    assert [record["step"] for record in records if "validation" in record] == [0, 3, 6]
+    # A step is two batches of two windows with three spans each.
+    assert [record["spans_seen"] for record in records if "loss" in record] == [12, 24, 36, 48, 60, 72]
+    checkpoints = {path.name for path in (trained / "checkpoints").glob("step-*")}
+    # No validation was better than that of the untrained network, so that none of them is marked the best.
+    kl = [record["validation"]["kl"] for record in records if "validation" in record]
+    assert min(kl) == kl[0]
+    assert best_checkpoint(trained) is None
+    assert checkpoints == {"step-00000004", "step-00000006"}
+
+
+RECORD_KEYS = {
+    "name", "domain", "horizon", "offsets", "positions", "level", "k", "value", "unit", "n_spans", "n_documents",
+    "interval", "target", "met", "baselines",
+}  # fmt: skip
+
+
+def test_evaluate_writes_figures_that_agree_with_each_other(gistnet, trained):
+    outcome = gistnet("evaluate", trained)
+    assert outcome.status == 0
+    figures = json.loads((trained / "metrics.json").read_text(encoding="utf-8"))
+    assert {frozenset(figure) for figure in figures} == {frozenset(RECORD_KEYS)}
+    assert [figure["offsets"] for figure in figures if figure["name"] == "kl"] == [[1, 12], [1, 8], [9, 12]] * 3
+    assert {figure["positions"] for figure in figures} == {"center", "end", "compact"}
+    assert {(figure["domain"], figure["horizon"], figure["n_documents"]) for figure in figures} == {
+        ("narrative", 12, 4)
+    }
+    assert [MetricRecord.model_validate(figure).model_dump(mode="json") for figure in figures] == figures
+
+    found = {(f["name"], f["positions"], tuple(f["offsets"])): f for f in figures}
+    for (name, *place), figure in found.items():
+        kl = found["kl", *place]
+        if name == "kl":
+            # Twelve offsets are the first eight and the last four.
+            whole, first, last = (found["kl", place[0], o]["value"] for o in ((1, 12), (1, 8), (9, 12)))
+            assert whole == pytest.approx((8 * first + 4 * last) / 12)
+        if name == "recovered_kl":
+            assert figure["value"] == pytest.approx(1 - kl["value"] / kl["baselines"]["drop"])
+        if name == "kl_below_last_token":
+            assert figure["value"] == pytest.approx(kl["baselines"]["last_token"] - kl["value"])
+        if figure["target"] is None:
+            assert figure["met"] is None
+        elif name == "perplexity_ratio":
+            assert figure["met"] == (figure["value"] < 1.5)
+
+    kl = found["kl", "center", (1, 12)]
+    row = next(line for line in outcome.out.splitlines() if line.split("│")[1:2] == [f" {'kl':21} "])
+    assert [cell.strip() for cell in row.split("│")[3:9:2]] == [
+        f"{value:.3f}" for value in (kl["value"], kl["baselines"]["drop"], kl["baselines"]["surprisal_token"])
+    ]
+
+
+def test_evaluate_of_a_checkpoint_measures_that_one(gistnet, trained, tmp_path):
+    """The untrained network would be `last_token` exactly; two checkpoints differ, and settings apply."""
+    figures = []
+    for step in ("step-00000004", "step-00000006"):
+        out = tmp_path / f"{step}.json"
+        checkpoint = trained / "checkpoints" / step
+        outcome = gistnet("evaluate", checkpoint, "evaluation.positions=[end]", "--out", out)
+        assert outcome.status == 0
+        assert str(checkpoint) in outcome.out
+        figures.append(json.loads(out.read_text(encoding="utf-8")))
+    assert {figure["positions"] for figure in figures[0]} == {"end"}
+    assert figures[0][0]["value"] != figures[1][0]["value"]
+    assert figures[0][0]["baselines"]["drop"] == figures[1][0]["baselines"]["drop"]
+    assert not (trained / "metrics.json").exists()
+
+
+def test_a_run_that_was_moved_is_evaluated_where_it_is(gistnet, trained, tmp_path):
+    moved = trained.rename(tmp_path / "elsewhere")
+    assert gistnet("evaluate", moved).status == 0
+    assert (moved / "metrics.json").is_file()
+    assert not trained.exists()
+
+
+def test_a_dry_run_shows_what_would_be_trained_and_leaves_no_run(gistnet, config_file, tmp_path):
+    """Parameters of the bottleneck at width 16, the loss of step 1, and the memory of what is known by hand."""
+    outcome = gistnet("train", "--config", config_file, "--dry-run")
+    assert outcome.status == 0
+    assert not (tmp_path / "run").exists()
+    run = open_run(load_config(config_file))
+    trained = sum(p.numel() for p in run.gistnet.parameters() if p.requires_grad)
+    assert f"run_folder: {tmp_path / 'run'}\n" in outcome.out
+    assert "learning_rate: 0.01\n" in outcome.out
+    assert f"GistNet: {trained:,} trained and 0 frozen parameters\n" in outcome.out
+    for name in ("teacher weights", "keys and values of the windows", "sum of these estimates"):
+        assert f"memory, {name}: " in outcome.out
+    fit(run)
+    first = next(record for record in read_metrics(run.folder / "metrics.jsonl") if record["step"] == 1)
+    assert "one step: 12 spans in " in outcome.out
+    assert f"loss {first['loss']:.4f}" in outcome.out
+
+
+def test_the_memory_estimate_of_a_tiny_run_by_hand(config_file):
+    """Two layers, width 32, two key heads of 8, MLP of 48, 256 tokens, float32; two windows of 96, three spans each."""
+    memory = estimate_memory(open_run(load_config(config_file)))
+    layer = 32 * 32 * 2 + 32 * 16 * 2 + 3 * 32 * 48 + 2 * 32
+    assert memory["teacher weights"] == 4 * (2 * layer + 2 * 256 * 32 + 32)
+    assert memory["keys and values of the windows"] == 2 * 2 * (2 * 96) * 16 * 4
+    # Six branches of a gist and eleven tokens; the last token of the horizon is not fed.
+    assert memory["activations of the branches"] == 2 * (6 * 12) * (8 * 32 + 2 * 16 + 4 * 48) * 4
+    assert memory["logits of a chunk"] == 5 * 72 * 256 * 4
+    assert memory["GistNet's frozen copy"] == 0
+
+
+def test_the_version_is_that_of_the_package(gistnet):
+    assert gistnet("--version") == (0, f"{__version__}\n", "")
+
+
+# Starting again -------------------------------------------------------------------------------------------------------
+
+
+def test_a_second_run_is_refused_continued_or_started_anew_as_asked(gistnet, config_file, trained, tmp_path):
+    before = contents(trained)
+    assert_refused(gistnet("train", "--config", config_file), str(trained), "--resume", "--restart")
+    assert_refused(gistnet("train", "--config", config_file, "--resume", "--restart"), "--resume", "--restart")
+    assert contents(trained) == before
+
+    longer = ("--config", config_file, "train.steps=8")
+    assert gistnet("train", *longer, "--resume").status == 0
+    assert load_config(trained / CONFIG_FILE).train.steps == 8
+    logged = [record["step"] for record in read_metrics(trained / "metrics.jsonl") if "loss" in record]
+    assert logged == [1, 2, 3, 4, 5, 6, 7, 8]
+
+    assert gistnet("train", *longer, "--restart").status == 0
+    fresh = tmp_path / "fresh"
+    assert gistnet("train", *longer, f"run_folder={fresh}").status == 0
+    assert_same_weights(trained, fresh)
+    assert without_speed(trained) == without_speed(fresh)
+
+
+@pytest.mark.parametrize(
+    ("flag", "setting", "words"),
+    [
+        ("--restart", "data.min_tokens=5000", ["All 40 documents are shorter"]),
+        ("--restart", "train.probabilities={code: 1.0}", ["'code'", "no training windows"]),
+        ("--restart", "data.held_out_fraction=0.0", ["'narrative'", "no held_out windows"]),
+        ("--resume", "gistnet.width=32", ["gistnet.width is 16, expected 32"]),
+        ("--resume", "seed=5", ["seed is 0, expected 5"]),
+    ],
+)
+def test_what_is_refused_changes_nothing_of_the_earlier_run(
+    gistnet, config_file, trained, monkeypatch, flag, setting, words
+):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    before = contents(trained)
+    assert_refused(gistnet("train", "--config", config_file, flag, setting), *words)
+    assert contents(trained) == before
+
+
+def test_a_run_interrupted_when_a_validation_was_due_makes_it_up(config_file, tmp_path, monkeypatch):
+    """Stopped in step 3, which validates best; the resumed run makes up the validation and marks the checkpoint."""
+    settings = (
+        "gistnet.architecture=full", "gistnet.heads=4", "train.optimiser.learning_rate=0.003", "seed=1",
+        "train.windows_per_batch=4", "train.validation.documents=16", "train.validation.spans_per_document=4",
+    )  # fmt: skip
+    whole = undisturbed(config_file, tmp_path / "whole", *settings)
+    kl = [record["validation"]["kl"] for record in read_metrics(whole / "metrics.jsonl") if "validation" in record]
+    assert min(kl) == kl[1]
+    record = Recorder.record
+
+    def recording(self: Recorder, run: Run, progress: Progress, metrics: dict, interrupted: bool) -> None:
+        record(self, run, progress, metrics, interrupted)
+        if progress.step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Recorder, "record", recording)
+        assert fit(open_run(load_config(config_file, settings))).step == 3
+    assert best_checkpoint(tmp_path / "run") is None
+    fit(open_run(load_config(config_file, settings)), resume=True)
+    assert without_speed(tmp_path / "run") == without_speed(whole)
+    assert best_checkpoint(tmp_path / "run").name == best_checkpoint(whole).name == "step-00000003"
+    assert names(tmp_path / "run" / "checkpoints") == names(whole / "checkpoints")
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_sigterm_ends_in_a_checkpoint_from_which_the_run_continues(gistnet, config_file, tmp_path):
+    """A real process; resumed, it ends with the bits and the figures of a run that nothing stopped."""
+    settings = ("train.steps=50", "train.checkpoint_every_steps=1000", "train.validation.every_steps=1000")
+    run = tmp_path / "run"
+    process = start_training(config_file, *settings)
+    log = run / "metrics.jsonl"
+    wait_for(lambda: log.exists() and log.read_bytes().count(b"\n") > 2, process)
+    process.send_signal(signal.SIGTERM)
+    err = process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    step = newest(run)
+    assert 0 < step < 50
+    assert latest_checkpoint(run).name == f"step-{step:08d}"
+    assert f"Stopped after step {step} of 50; --resume continues from there." in err.splitlines()
+
+    assert gistnet("train", "--config", config_file, *settings, "--resume").status == 0
+    whole = undisturbed(config_file, tmp_path / "whole", *settings)
+    assert_same_weights(run, whole)
+    assert without_speed(run) == without_speed(whole)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_kill_at_any_moment_leaves_a_run_that_resumes_to_the_same_bits(gistnet, config_file, tmp_path):
+    """Killed twice while it checkpoints after every step; nothing of the killed is left beside the checkpoints."""
+    settings = ("train.steps=30", "train.checkpoint_every_steps=1", "train.validation.every_steps=5")
+    run = tmp_path / "run"
+    for flags in ((), ("--resume",)):
+        before = newest(run)
+        process = start_training(config_file, *settings, *flags)
+        wait_for(lambda before=before: newest(run) > before, process)
+        time.sleep(random.SystemRandom().uniform(0, 0.3))
+        process.kill()
+        process.communicate()
+        assert latest_checkpoint(run).name == f"step-{newest(run):08d}"
+    assert gistnet("train", "--config", config_file, *settings, "--resume").status == 0
+    whole = undisturbed(config_file, tmp_path / "whole", *settings)
+    assert_same_weights(run, whole)
+    assert without_speed(run) == without_speed(whole)
+    assert names(run / "checkpoints") == names(whole / "checkpoints")
+
+
+def newest(run: Path) -> int:
+    """The step of the newest checkpoint, or 0."""
+    return max((int(path.name.removeprefix("step-")) for path in (run / "checkpoints").glob("step-*")), default=0)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+# Input that cannot be used --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("step=3", ["unknown key 'step'"]),
+        ("train.optimiser.rate=3", ["unknown key 'train.optimiser.rate'"]),
+        ("train.steps=many", ["train.steps", "'many'", "integer"]),
+        ("train.steps", ["'train.steps'", "key=value"]),
+        ("objective.horizon_tokens=90", ["window_tokens is 96, expected at least 102"]),
+        ("data.window_tokens=300", ["window_tokens is 300, expected at most the 256 positions"]),
+        ("data.min_tokens=5000", ["All 40 documents are shorter than min_tokens = 5000"]),
+        ("gistnet.heads=3", ["3 heads do not fit"]),
+        ("device=abacus", ["device is 'abacus'"]),
+        ("train.windows_per_batch=0", ["train.windows_per_batch", "got 0"]),
+    ],
+)
+def test_a_setting_that_cannot_be_run_is_refused_in_one_sentence(
+    gistnet, config_file, tmp_path, monkeypatch, setting, words
+):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert_refused(gistnet("train", "--config", config_file, setting), *words)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_hub_that_cannot_be_reached_is_named_in_one_sentence(gistnet, config_file, monkeypatch):
+    """HF_HUB_OFFLINE=1 ends up in this constant, once, when the library is imported."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    for command in ("prepare", "train"):
+        outcome = gistnet(command, "--config", config_file, "teacher.name=nobody/nothing")
+        assert_refused(outcome, "Could not load 'nobody/nothing' as a teacher", "Hugging Face Hub")
+
+
+@pytest.mark.parametrize("content", [None, b"train: {steps: 3", b"run_folder: caf\xe9\n", b""])
+def test_a_configuration_that_cannot_be_read_is_refused_in_one_sentence(gistnet, tmp_path, content):
+    path = tmp_path / "broken.yaml"
+    if content is not None:
+        path.write_bytes(content)
+    for command in ("prepare", "train"):
+        assert_refused(gistnet(command, "--config", path), str(path))
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", ["stories", "is empty"]),
+        (b"\n\n \n", ["'stories' has no documents"]),
+        (b'{"text": "caf\xe9"}\n', ["stories.jsonl:1 is not one JSON object in UTF-8"]),
+        (b'{"text": "a"}\n{"text": ', ["stories.jsonl:2"]),
+        (b'{"body": "a"}\n', ["no text in field 'text'", "'body'"]),
+        (b'{"text": "short"}\n', ["All 1 documents are shorter than min_tokens = 64", "longest has 5 tokens"]),
+        (None, ["no file matches"]),
+    ],
+)
+def test_a_corpus_that_cannot_be_used_is_refused_and_leaves_nothing(gistnet, config_file, tmp_path, content, words):
+    path = tmp_path / "corpus" / "stories.jsonl"
+    path.parent.mkdir()
+    if content is not None:
+        path.write_bytes(content)
+    source = f"data.sources=[{{kind: jsonl, name: stories, domain: narrative, paths: ['{path}']}}]"
+    for command in ("prepare", "train"):
+        assert_refused(gistnet(command, "--config", config_file, source), *words)
+    assert not (tmp_path / "prepared").exists() or names(tmp_path / "prepared") == []
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_text_file_that_is_not_utf8_is_named(gistnet, config_file, tmp_path):
+    path = tmp_path / "latin.txt"
+    path.write_bytes(b"caf\xe9 " * 50)
+    source = f"data.sources=[{{kind: files, name: letters, domain: narrative, paths: ['{path}']}}]"
+    assert_refused(gistnet("prepare", "--config", config_file, source), f"{path} is not UTF-8", "byte 3")
+
+
+def teacher_without_weights(folder: Path, teacher_folder: Path) -> str:
+    shutil.copytree(teacher_folder, folder)
+    (folder / "model.safetensors").unlink()
+    return "safetensors"
+
+
+def teacher_of_pickles(folder: Path, teacher_folder: Path) -> str:
+    teacher_without_weights(folder, teacher_folder)
+    torch.save(load_file(teacher_folder / "model.safetensors"), folder / "pytorch_model.bin")
+    return "safetensors"
+
+
+def teacher_cut_short(folder: Path, teacher_folder: Path) -> str:
+    shutil.copytree(teacher_folder, folder)
+    os.truncate(folder / "model.safetensors", 5000)
+    return "safetensors"
+
+
+def encoder(folder: Path, teacher_folder: Path) -> str:
+    BertConfig(architectures=["BertModel"], hidden_size=32, num_attention_heads=2).save_pretrained(folder)
+    return "BertModel"
+
+
+def encoder_decoder(folder: Path, teacher_folder: Path) -> str:
+    T5Config(architectures=["T5ForConditionalGeneration"], d_model=32).save_pretrained(folder)
+    return "causal language model"
+
+
+def empty_folder(folder: Path, teacher_folder: Path) -> str:
+    folder.mkdir()
+    return "Could not load"
+
+
+@pytest.mark.parametrize(
+    "make",
+    [encoder, encoder_decoder, teacher_without_weights, teacher_of_pickles, teacher_cut_short, empty_folder],
+)
+def test_a_folder_that_holds_no_teacher_is_refused_in_one_sentence(
+    gistnet, config_file, tmp_path, teacher_folder, make
+):
+    folder = tmp_path / "other"
+    word = make(folder, teacher_folder)
+    outcome = gistnet("train", "--config", config_file, f"teacher.name={folder}")
+    assert_refused(outcome, str(folder), word)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture
+def other_teacher(tmp_path: Path, teacher_folder: Path) -> Path:
+    """A teacher of the same shape with other weights."""
+    folder = tmp_path / "other-teacher"
+    shutil.copytree(teacher_folder, folder)
+    torch.manual_seed(4)
+    LlamaForCausalLM(LlamaConfig.from_pretrained(teacher_folder)).save_pretrained(folder)
+    return folder
+
+
+def test_a_checkpoint_is_refused_for_another_teacher(gistnet, config_file, trained, other_teacher, teacher_folder):
+    before = contents(trained)
+    setting = f"teacher.name={other_teacher}"
+    assert_refused(gistnet("evaluate", trained, setting), str(teacher_folder), str(other_teacher))
+    assert_refused(gistnet("train", "--config", config_file, "--resume", setting), "teacher.embedding_hash is")
+    assert contents(trained) == before
+
+
+def test_a_cut_off_checkpoint_is_refused_and_the_last_good_one_named(gistnet, config_file, trained):
+    os.truncate(trained / "checkpoints" / "step-00000006" / "gistnet" / "model.safetensors", 100)
+    before = contents(trained)
+    assert_refused(gistnet("evaluate", trained), "model.safetensors is damaged")
+    assert_refused(gistnet("evaluate", trained / "checkpoints" / "step-00000006"), "model.safetensors is damaged")
+    resumed = gistnet("train", "--config", config_file, "--resume")
+    assert_refused(resumed, "step-00000006", "is damaged", "the last good checkpoint is", "step-00000004")
+    assert contents(trained) == before
+
+
+def test_what_is_no_run_cannot_be_evaluated(gistnet, trained, tmp_path):
+    (tmp_path / "empty").mkdir()
+    for path in (tmp_path / "empty", tmp_path / "missing", trained / "checkpoints"):
+        assert_refused(gistnet("evaluate", path), str(path), CONFIG_FILE)
+    missing = trained / "checkpoints" / "step-00000099"
+    assert_refused(gistnet("evaluate", missing), str(missing))
+    shutil.rmtree(trained / "checkpoints")
+    assert_refused(gistnet("evaluate", trained), str(trained), "no checkpoint yet")
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("evaluation.horizons=[200]", ["horizon of 200", "a window has"]),
+        ("evaluation.domains=[code]", ["'code' has no held_out windows"]),
+        ("data.held_out_fraction=0.0", ["no held_out windows"]),
+        ("evaluation.documents=1", ["evaluation.documents"]),
+        ("evaluation.gists_in_a_row=50", ["50 spans of 8 tokens"]),
+    ],
+)
+def test_an_evaluation_without_spans_is_refused_in_one_sentence(gistnet, trained, setting, words):
+    assert_refused(gistnet("evaluate", trained, setting), *words)
+    assert not (trained / "metrics.json").exists()
+
+
+def test_a_run_folder_that_cannot_be_written_is_named(gistnet, config_file, tmp_path):
+    (tmp_path / "file").write_text("precious", encoding="utf-8")
+    below = tmp_path / "file" / "run"
+    outcome = gistnet("train", "--config", config_file, f"run_folder={below}")
+    assert_refused(outcome, "Could not write", str(below), "Not a directory")
+    assert_refused(gistnet("prepare", "--config", config_file, f"data.folder={below}"), str(below))
+    assert (tmp_path / "file").read_text(encoding="utf-8") == "precious"
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system with room for a few checkpoints, where the system lets us have one."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=250k", "tmpfs", str(disk)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("this system does not let us mount a small disk")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_full_disk_stops_the_run_and_spares_the_earlier_checkpoints(gistnet, config_file, tmp_path, small_disk):
+    """With room made, `--resume` goes on from the newest and ends like a run on a large disk."""
+    run = small_disk / "run"
+    settings = ("--config", config_file, f"run_folder={run}", "train.checkpoint_every_steps=1")
+    settings += ("train.keep_checkpoints=99", "train.steps=20")
+    outcome = gistnet("train", *settings)
+    assert outcome.status == 1
+    last_line = outcome.err.splitlines()[-1]
+    assert last_line.startswith("gistnet: Could not ")
+    assert str(run) in last_line
+    assert "No space left on device" in last_line
+    assert "Traceback" not in outcome.err
+    reached = newest(run)
+    assert 0 < reached < 20
+    assert latest_checkpoint(run).name == f"step-{reached:08d}"
+    assert all(name.startswith("step-") or name == "best.json" for name in names(run / "checkpoints"))
+
+    subprocess.run(["mount", "-o", "remount,size=40m", str(small_disk)], check=True)
+    assert gistnet("train", *settings, "--resume").status == 0
+    assert gistnet("train", *settings, f"run_folder={tmp_path / 'large'}").status == 0
+    assert_same_weights(run, tmp_path / "large")
+    assert without_speed(run) == without_speed(tmp_path / "large")

@@ -1,0 +1,152 @@
+"""Configuration: what overrides what, what is refused, and that nothing is lost between file and memory."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from gistnet.config import CONFIG_FILE, RunConfig, load_config, save_config
+from gistnet.errors import ConfigError
+
+
+def refusal(path: Path, *settings: str) -> str:
+    """The one line that says why the configuration is refused."""
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, settings)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_setting_overrides_the_file_and_the_file_overrides_the_default(config_file):
+    """`train.steps` is 10,000 by default and 6 in the file; `keep_checkpoints` is 2 by default and not in the file."""
+    assert load_config(config_file).train.steps == 6
+    changed = load_config(config_file, ("train.steps=100", "train.steps=7"))
+    assert (changed.train.steps, changed.train.keep_checkpoints) == (7, 2)
+
+
+def test_a_setting_changes_its_key_and_no_other(config_file):
+    before = load_config(config_file).model_dump(mode="json")
+    after = load_config(config_file, ("train.optimiser.learning_rate=0.5",)).model_dump(mode="json")
+    assert before["train"]["optimiser"].pop("learning_rate") == 0.01
+    assert after["train"]["optimiser"].pop("learning_rate") == 0.5
+    assert before == after
+
+
+def test_the_value_of_a_setting_is_yaml(config_file):
+    """Numbers, lists, mappings and null; only the first '=' parts key and value."""
+    settings = (
+        "evaluation.horizons=[8, 12]", "train.probabilities={narrative: 0.25, code: 0.75}", "teacher.revision=null",
+        "run_folder=a=b", "objective.positions=end",
+    )  # fmt: skip
+    config = load_config(config_file, settings)
+    assert config.evaluation.horizons == (8, 12)
+    assert config.train.probabilities == {"narrative": 0.25, "code": 0.75}
+    assert config.teacher.revision is None
+    assert config.run_folder == Path("a=b")
+    assert config.objective.positions == "end"
+
+
+def test_a_group_that_the_file_leaves_out_can_be_set(tmp_path, tiny_config):
+    del tiny_config["evaluation"]
+    path = tmp_path / "short.yaml"
+    path.write_text(yaml.safe_dump(tiny_config), encoding="utf-8")
+    assert load_config(path, ("evaluation.seed=5",)).evaluation.seed == 5
+
+
+def test_a_saved_configuration_loads_back_as_the_same(tmp_path, config_file):
+    folder = tmp_path / "ein Läufer"
+    config = load_config(config_file, (f"run_folder={folder}", "train.optimiser.learning_rate=1e-05"))
+    save_config(config)
+    assert load_config(folder / CONFIG_FILE) == config
+    assert config.train.optimiser.learning_rate == 1e-05
+
+
+def test_a_configuration_is_immutable(config_file):
+    config = load_config(config_file)
+    with pytest.raises(ValidationError, match="frozen"):
+        config.train.steps = 3
+    assert config.train.steps == 6
+
+
+def test_a_window_of_exactly_the_tokens_needed_is_enough(config_file):
+    """4 first tokens, k spans of 8 and a horizon of 12: 24 tokens for one gist, 40 for three in a row."""
+    assert load_config(config_file, ("data.window_tokens=24",)).data.window_tokens == 24
+    message = refusal(config_file, "data.window_tokens=23")
+    assert "window_tokens is 23, expected at least 24: 4 first tokens, 8 replaced and 12 predicted" in message
+    assert load_config(config_file, ("data.window_tokens=40", "train.gists_in_a_row=3"))
+    assert "expected at least 40" in refusal(config_file, "data.window_tokens=39", "train.gists_in_a_row=3")
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("step=3", ["unknown key 'step'"]),
+        ("train.step=3", ["unknown key 'train.step'"]),
+        ("train.optimiser.rate=3", ["unknown key 'train.optimiser.rate'"]),
+        ("train.steps=many", ["train.steps", "integer", "'many'"]),
+        ("train.steps=2.5", ["train.steps", "integer", "2.5"]),
+        ("train.steps=0", ["train.steps", "greater than or equal to 1", "got 0"]),
+        ("train.steps=null", ["train.steps", "integer", "None"]),
+        ("teacher.precision=float16", ["teacher.precision", "'bfloat16'", "'float16'"]),
+        ("train=7", ["train", "got 7"]),
+        ("data=null", ["data", "None"]),
+        ("data.sources=[]", ["data.sources", "at least 1 item"]),
+        ("data.sources=[{kind: scroll}]", ["data.sources.0", "'scroll'", "'jsonl'"]),
+        ("evaluation.horizons=[]", ["evaluation.horizons", "at least 1 item"]),
+        ("evaluation.horizons=[12, 0]", ["evaluation.horizons.1", "greater than 0"]),
+        ("gistnet.heads=3", ["3 heads do not fit a width of 16"]),
+        ("train.steps", ["'train.steps'", "expected key=value"]),
+        ("=3", ["'=3'", "expected key=value"]),
+        ("train.steps.more=3", ["'train.steps.more=3'", "'steps' is not a group"]),
+        ("train.steps=[3", ["'train.steps=[3'", "not valid YAML"]),
+    ],
+)
+def test_a_wrong_setting_is_named_with_what_was_expected(config_file, setting, words):
+    message = refusal(config_file, setting)
+    assert [word for word in words if word not in message] == []
+
+
+def test_several_mistakes_are_counted_and_the_first_is_named(config_file):
+    assert refusal(config_file, "train.step=3", "seeds=4").endswith("unknown key 'train.step' (and 1 more).")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", ["NoneType", "expected keys"]),
+        (b"- a\n- b\n", ["list", "expected keys"]),
+        (b"train: {steps: 3", ["not valid YAML"]),
+        (b"train:\n\tsteps: 3\n", ["not valid YAML"]),
+        (b"run_folder: caf\xe9\n", ["UTF-8", "position 15"]),
+        (b"run_folder: a\x00b\n", ["not valid YAML"]),
+        (b"run_folder: run\n", ["data", "required"]),
+        (b"1: 2\nrun_folder: run\n", ["data", "required", "and 1 more"]),
+    ],
+)
+def test_a_file_that_is_no_configuration(tmp_path, content, words):
+    path = tmp_path / "run.yaml"
+    path.write_bytes(content)
+    message = refusal(path)
+    assert [word for word in [*words, str(path)] if word not in message] == []
+
+
+def test_a_file_that_cannot_be_read(tmp_path):
+    assert refusal(tmp_path / "none.yaml").endswith("none.yaml: No such file or directory.")
+    assert refusal(tmp_path).endswith("Is a directory.")
+
+
+def test_every_setting_states_what_it_is():
+    """Each field of each section has a docstring or a section as its type, which has its own."""
+
+    def undocumented(section: Any, prefix: str = "") -> list[str]:
+        missing = []
+        for name, field in section.model_fields.items():
+            if hasattr(field.annotation, "model_fields"):
+                missing += undocumented(field.annotation, f"{prefix}{name}.")
+            elif not field.description:
+                missing.append(f"{prefix}{name}")
+        return missing
+
+    assert undocumented(RunConfig) == []
