@@ -3,10 +3,11 @@
     python benchmarks/training_curves.py --corpus corpora/narrative/*.jsonl.zst --minutes 20
 
 Each variant is a real `gistnet train` of configs/narrative-cpu.yaml in a process of its own with one thread, stopped
-after the given minutes of processor time; as many run at once as there are cores. All variants have the same spans
-per step (32), schedule, held-out spans and seed, so that their curves are compared at equal spans, also where one was
+after the given minutes of processor time; as many run at once as there are cores. All variants have the same 32 spans
+per step, schedule, held-out spans and seed, so that their curves are compared at equal spans, also where one was
 stopped early; only the learning rate is each architecture's own, since one rate does not serve all. The data is the
-first 60 documents of each file, every file drawn equally often. Five variants of 20 minutes take an hour on two cores. Results: benchmarks/results/training-curves.json.
+first 60 documents of each file, every file drawn equally often. Five variants of 20 minutes take an hour on two cores.
+Results: benchmarks/results/training-curves.json.
 """
 
 import argparse
