@@ -33,8 +33,10 @@ from gistnet.data.sources import (
     JsonlSource,
     ParquetSource,
     SourceConfig,
+    SyntheticSource,
     read_documents,
 )
+from gistnet.data.synthetic import synthetic_identity
 from gistnet.data.tokenise import WindowTokenizer, cut_windows, tokenise
 from gistnet.data.writer import DatasetWriter
 from gistnet.errors import ConfigError, DataError
@@ -99,7 +101,8 @@ def prepare(
 def dataset_fingerprint(config: DataConfig, tokenizer: WindowTokenizer) -> str:
     """Identity of what `prepare` would write: 16 hexadecimal digits of a SHA-256.
 
-    A file counts by name, size and time of change; the installation by its packages; a Hub data set by its settings.
+    A file counts by name, size and time of change; the installation by its packages; a Hub data set by its settings;
+    synthetic documents by their settings, the version of their recipes, and the installation.
 
     Raises:
         DataError: a source's files are missing or empty.
@@ -123,6 +126,8 @@ def _source_identity(source: SourceConfig) -> dict[str, Any]:
             identity["files"] = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
         case InstallationSource():
             identity["installation"] = installation_identity()
+        case SyntheticSource():
+            identity |= synthetic_identity()
         case HubSource():
             pass
     return identity

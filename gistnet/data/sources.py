@@ -1,4 +1,4 @@
-"""Named sources of documents: files, JSONL, Parquet, Hub data sets, and this Python installation.
+"""Named sources of documents: files, JSONL, Parquet, Hub data sets, this Python installation, and synthetic documents.
 
 A source is configured by one of the sections below, chosen by its `kind`, and read lazily: `read_documents` holds one
 document (or one block of a file) in memory at a time, in an order that depends on the source alone.
@@ -8,12 +8,13 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import Annotated, Any, Literal, assert_never
+from typing import Annotated, Any, Literal, assert_never, get_args
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from gistnet.data.inputs import match_files, read_lines, reading
 from gistnet.data.installation import read_installation
+from gistnet.data.synthetic import Recipe, read_synthetic
 from gistnet.errors import DataError
 from gistnet.settings import Section
 
@@ -101,8 +102,28 @@ class InstallationSource(_Source):
     kind: Literal["installation"] = "installation"
 
 
+class SyntheticSource(_Source):
+    """Documents made from a seed, hard to compress: adversarial pairs, repetition, noise, tables, mixtures."""
+
+    kind: Literal["synthetic"] = "synthetic"
+    seed: int = Field(0, ge=0)
+    """Each seed gives other documents."""
+    documents: int = Field(ge=1)
+    """How many documents to make, shared evenly among the recipes."""
+    recipes: tuple[Recipe, ...] = Field(get_args(Recipe), min_length=1)
+    """Kinds of documents, made in turn; all of them by default."""
+
+    @field_validator("recipes")
+    @classmethod
+    def _recipes_differ(cls, recipes: tuple[Recipe, ...]) -> tuple[Recipe, ...]:
+        if len(set(recipes)) < len(recipes):
+            raise ValueError(f"each recipe can be named once, got {list(recipes)}")
+        return recipes
+
+
 SourceConfig = Annotated[
-    FilesSource | JsonlSource | ParquetSource | HubSource | InstallationSource, Field(discriminator="kind")
+    FilesSource | JsonlSource | ParquetSource | HubSource | InstallationSource | SyntheticSource,
+    Field(discriminator="kind"),
 ]
 
 
@@ -124,6 +145,8 @@ def read_documents(config: SourceConfig) -> Iterator[Document]:
             named_texts = _read_hub(config)
         case InstallationSource():
             named_texts = read_installation(config.domain)
+        case SyntheticSource():
+            named_texts = read_synthetic(config.seed, config.documents, config.recipes)
         case _:
             assert_never(config)
     for name, text in islice(named_texts, config.max_documents):
