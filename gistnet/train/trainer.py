@@ -115,6 +115,7 @@ class Run:
         return {
             "teacher": self.teacher.fingerprint.model_dump(mode="json", include={"config_hash", "embedding_hash"}),
             "gistnet": self.gistnet.config.model_dump(mode="json"),
+            "objective": self.objective.model_dump(mode="json", exclude={"chunk_tokens"}),
             "dataset": self.dataset.fingerprint,
             "seed": self.seed,
         }

@@ -164,6 +164,8 @@ def test_a_checkpoint_of_other_data_or_another_network_is_not_resumed(config_fil
     fit(run_of(config_file, "train.steps=2"))
     with pytest.raises(CheckpointError, match=r"gistnet.width is 16, expected 32"):
         fit(run_of(config_file, "gistnet.width=32"), resume=True)
+    with pytest.raises(CheckpointError, match=r"objective.horizon_tokens is 12, expected 10"):
+        fit(run_of(config_file, "objective.horizon_tokens=10"), resume=True)
     with pytest.raises(CheckpointError, match="dataset is"):
         fit(run_of(config_file, "data.min_tokens=70"), resume=True)
 
