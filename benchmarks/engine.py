@@ -30,6 +30,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+sys.path.insert(0, str(Path(__file__).parent.parent))  # so that `python benchmarks/…` works, and `-m benchmarks.…`
+
 from benchmarks.machine import describe_machine
 from gistnet.memory import keep_freed_memory
 from gistnet.model.gistnet import GistNet, GistNetConfig

@@ -24,6 +24,8 @@ from typing import Any
 import psutil
 import yaml
 
+sys.path.insert(0, str(Path(__file__).parent.parent))  # so that `python benchmarks/…` works, and `-m benchmarks.…`
+
 from benchmarks.machine import describe_machine
 from gistnet.train.tracking import read_metrics
 
