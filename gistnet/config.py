@@ -2,9 +2,13 @@
 
 Defaults give way to the YAML file, and the file to `key=value` settings of the command line. The result is immutable,
 every key is known, and it is written into the run folder.
+
+A run is a sequence of stages. A file that lists `stages` states in `train` and `objective` what they have in common,
+and in each stage what differs; one without has the single stage that its `train` and `objective` describe.
 """
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,16 +21,20 @@ from gistnet.evaluation.evaluator import EvaluationConfig
 from gistnet.files import write_text
 from gistnet.model.gistnet import GistNetConfig
 from gistnet.model.teacher import TeacherConfig
-from gistnet.objective.objective import ObjectiveConfig
+from gistnet.run_folder import CONFIG_FILE, FORMAT_VERSION, read_config_values
 from gistnet.settings import Section
-from gistnet.train.trainer import TrainConfig
+from gistnet.training.stage import Stage
+from gistnet.training.trackers import Tracker
 
-CONFIG_FILE = "config.yaml"
+ONLY_STAGE = "training"
+"""The name of a run's only stage, where the file does not name it."""
 
 
 class RunConfig(Section):
     """Everything a run depends on."""
 
+    format_version: int = FORMAT_VERSION
+    """The format of the run folder; written there, and not worth setting."""
     run_folder: Path
     """Where the run writes its configuration, metrics and checkpoints."""
     seed: int = Field(default=0, ge=0)
@@ -36,40 +44,74 @@ class RunConfig(Section):
     teacher: TeacherConfig = TeacherConfig()
     data: DataConfig
     gistnet: GistNetConfig = GistNetConfig()
-    objective: ObjectiveConfig = ObjectiveConfig()
-    train: TrainConfig = TrainConfig()
+    stages: tuple[Stage, ...]
+    """The curriculum, in order; each begins with the best network of the one before."""
     evaluation: EvaluationConfig = EvaluationConfig()
+    trackers: tuple[Tracker, ...] = ()
+    """Where metrics go besides the run folder; each needs the extra of its name."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete_stages(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        completed = {key: value for key, value in values.items() if key not in _SHARED_BY_STAGES}
+        shared = {key: values.get(key, {}) for key in _SHARED_BY_STAGES}
+        stages = values.get("stages") or [{"name": ONLY_STAGE}]
+        if isinstance(stages, Sequence):
+            completed["stages"] = [_merged(shared, stage) for stage in stages]
+        return completed
 
     @model_validator(mode="after")
-    def _horizon_fits(self) -> Self:
-        span, horizon = self.gistnet.span_tokens * self.train.gists_in_a_row, self.objective.horizon_tokens
-        needed = self.train.sink_tokens + span + horizon
+    def _stages_agree(self) -> Self:
+        names = [stage.name for stage in self.stages]
+        if len(set(names)) < len(names):
+            raise ValueError(f"the names of the stages must differ, got {names}")
+        policies = {stage.objective.positions for stage in self.stages}
+        if len(policies) > 1:
+            raise ValueError(f"objective.positions is {' and '.join(sorted(policies))}, expected one for all stages")
+        for stage in self.stages:
+            self._require_room(stage)
+        return self
+
+    def _require_room(self, stage: Stage) -> None:
+        train, horizon = stage.train, stage.objective.horizon_tokens
+        span = self.gistnet.span_tokens * max(train.runs.lengths)
+        needed = train.sink_tokens + span + horizon
         if needed > self.data.window_tokens:
             raise ValueError(
-                f"window_tokens is {self.data.window_tokens}, expected at least {needed}: {self.train.sink_tokens} "
-                f"first tokens, {span} replaced and {horizon} predicted"
+                f"window_tokens is {self.data.window_tokens}, expected at least {needed}: {train.sink_tokens} "
+                f"first tokens, {span} replaced and {horizon} predicted (stage '{stage.name}')"
             )
-        if self.objective.contrastive_weight > 0 and horizon < self.gistnet.span_tokens:
+        if stage.objective.contrastive_weight > 0 and horizon < self.gistnet.span_tokens:
             raise ValueError(
                 f"horizon_tokens is {horizon} with a contrastive_weight above 0, expected at least the "
-                f"{self.gistnet.span_tokens} tokens of a span, so that every span has a neighbour"
+                f"{self.gistnet.span_tokens} tokens of a span, so that every span has a neighbour (stage "
+                f"'{stage.name}')"
             )
-        return self
+
+
+_SHARED_BY_STAGES = ("train", "objective")
 
 
 def load_config(path: Path, settings: Sequence[str] = ()) -> RunConfig:
     """Read a YAML file and apply `key.sub=value` settings, whose values are YAML too.
 
+    In a list, a name takes the place of a key: `stages.code.train.steps=100` changes one stage, and `train.steps=100`
+    all of them.
+
     Raises:
-        ConfigError: the file is missing or not YAML, a key is unknown, a value is wrong, or fields contradict.
+        ConfigError: the file is missing or not YAML, a key is unknown, a value is wrong, or fields contradict; or a
+            newer gistnet wrote it.
     """
-    values = _read_yaml(path)
+    values = read_config_values(path)
     for setting in settings:
         _apply(values, setting)
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(f"{path}: {_one_sentence(error)}.") from error
+        names = [str(stage.get("name")) for stage in _listed_stages(values)]
+        raise ConfigError(f"{path}: {_one_sentence(error, names)}.") from error
 
 
 def save_config(config: RunConfig) -> None:
@@ -82,41 +124,71 @@ def save_config(config: RunConfig) -> None:
     write_text(config.run_folder / CONFIG_FILE, text)
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"Could not read the configuration {path}: {error.strerror}.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"The configuration {path} is not valid YAML in UTF-8: {reason}.") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"The configuration {path} holds {type(values).__name__}, expected keys with values.")
-    return values
-
-
 def _apply(values: dict[str, Any], setting: str) -> None:
     key, equals, text = setting.partition("=")
     if not equals or not key:
         raise ConfigError(f"Got the setting '{setting}', expected key=value, as in train.steps=100.")
-    *groups, last = key.split(".")
-    for group in groups:
-        inner = values.setdefault(group, {})
-        if not isinstance(inner, dict):
-            raise ConfigError(f"Got the setting '{setting}', but '{group}' is not a group of settings.")
-        values = inner
     try:
-        values[last] = yaml.safe_load(text)
+        value = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"The value of the setting '{setting}' is not valid YAML.") from error
+    path = key.split(".")
+    # What a setting says of all stages, no stage's own words undo.
+    for group in (values, *_listed_stages(values)) if path[0] in _SHARED_BY_STAGES else (values,):
+        _set(group, path, value, setting)
 
 
-def _one_sentence(error: ValidationError) -> str:
+def _listed_stages(values: Mapping[str, Any]) -> list[dict[str, Any]]:
+    stages = values.get("stages")
+    return [stage for stage in stages if isinstance(stage, dict)] if isinstance(stages, list) else []
+
+
+def _set(values: Any, path: Sequence[str], value: Any, setting: str) -> None:
+    *groups, last = path
+    for group in groups:
+        if isinstance(values, list):
+            named = {str(item.get("name")): item for item in values if isinstance(item, dict)}
+            if group not in named:
+                raise ConfigError(f"Got the setting '{setting}', but '{group}' is none of {', '.join(named)}.")
+            values = named[group]
+        else:
+            values = values.setdefault(group, {})
+        if not isinstance(values, dict | list):
+            raise ConfigError(f"Got the setting '{setting}', but '{group}' is not a group of settings.")
+    if not isinstance(values, dict):
+        raise ConfigError(f"Got the setting '{setting}', but '{last}' names a whole group, expected one of its keys.")
+    values[last] = value
+
+
+def _merged(shared: Any, own: Any) -> Any:
+    """`own` settings over `shared` ones, group by group."""
+    if not (isinstance(shared, Mapping) and isinstance(own, Mapping)):
+        return own
+    merged = {key: copy.deepcopy(value) for key, value in shared.items()}
+    for key, value in own.items():
+        replaced_whole = key in _NOT_GROUPS or key not in merged
+        merged[key] = value if replaced_whole else _merged(merged[key], value)
+    return merged
+
+
+# Mappings that are values: a stage's mix takes the place of the shared one, and is not added to it.
+_NOT_GROUPS = ("probabilities", "lengths", "targets")
+
+
+def _one_sentence(error: ValidationError, stages: Sequence[str]) -> str:
     first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"]) or "the configuration"
+    place = ".".join(_in_the_file(first["loc"], stages)) or "the configuration"
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if first["type"] == "extra_forbidden":
         return f"unknown key '{place}'{more}"
     got = "" if first["type"] in ("missing", "value_error") else f", got {first['input']!r}"
     message = first["msg"].removeprefix("Value error, ")
     return f"{place}: {message}{got}{more}"
+
+
+def _in_the_file(place: Sequence[str | int], stages: Sequence[str]) -> list[str]:
+    """Where a value stands, as its key is written: a stage by its name, the only stage not at all."""
+    parts = [str(part) for part in place]
+    if len(place) > 1 and place[0] == "stages" and isinstance(place[1], int):
+        return [parts[0], stages[place[1]], *parts[2:]] if place[1] < len(stages) else parts[2:]
+    return parts

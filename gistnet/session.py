@@ -1,26 +1,30 @@
 """From a configuration, or a run folder, to the objects that train and evaluate."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
 
-from gistnet.config import CONFIG_FILE, RunConfig, load_config, save_config
+from gistnet.config import RunConfig, load_config, save_config
 from gistnet.data.dataset import PreparedDataset
 from gistnet.data.prepare import prepare
 from gistnet.errors import CheckpointError, ConfigError
+from gistnet.evaluation.report import write_report
 from gistnet.files import storage_errors
 from gistnet.memory import keep_freed_memory
 from gistnet.model.gistnet import GistNet
 from gistnet.model.teacher import Teacher, load_tokenizer
 from gistnet.objective.reference import require_exact
-from gistnet.train.checkpoint import best_checkpoint, latest_checkpoint
-from gistnet.train.parallel import Processes
-from gistnet.train.trainer import Progress, Run, build_run, fit, restore
-
-_LEFT_BY_A_RUN = ("checkpoints", "metrics.jsonl", "metrics.json")
+from gistnet.run_folder import CHECKPOINTS_FOLDER, CONFIG_FILE, LEFT_BY_A_RUN
+from gistnet.training.checkpoint import best_checkpoint, latest_checkpoint
+from gistnet.training.memory import describe_plan, describe_steps
+from gistnet.training.parallel import Processes
+from gistnet.training.run import Run, build_run
+from gistnet.training.trackers import require_installed
+from gistnet.training.trainer import fit, restore
 
 
 class TrainedGistNet(NamedTuple):
@@ -51,12 +55,10 @@ def load_teacher(config: RunConfig, device: torch.device) -> Teacher:
         TeacherError: it cannot be loaded or cannot be a teacher.
         ConfigError: the windows are longer than its positions.
     """
+    if device.type == "meta":
+        raise ConfigError("device is 'meta', which holds no weights; expected it in a dry run only.")
     teacher = Teacher.from_pretrained(config.teacher, device)
-    if config.data.window_tokens > teacher.max_positions:
-        raise ConfigError(
-            f"window_tokens is {config.data.window_tokens}, expected at most the {teacher.max_positions} positions "
-            f"that {teacher.name} was trained for."
-        )
+    _require_short_enough(config, teacher)
     require_exact(teacher)
     return teacher
 
@@ -75,38 +77,66 @@ def open_run(config: RunConfig, progress: Callable[[str], None] = lambda message
     else:
         processes.wait()
         dataset = prepare_data(config)
-    gistnet = GistNet.build(config.gistnet, teacher, positions=config.objective.positions, seed=config.seed)
+    gistnet = GistNet.build(config.gistnet, teacher, positions=config.stages[0].objective.positions, seed=config.seed)
     return build_run(
         config.run_folder,
         teacher,
         gistnet,
         dataset,
-        config.objective,
-        config.train,
+        config.stages,
         seed=config.seed,
         processes=processes,
         source_weights={source.name: source.weight for source in config.data.sources},
     )
 
 
+def dry_run(config: RunConfig, say: Callable[[str], None] = lambda message: None) -> Iterator[str]:
+    """What a run would need, line by line, and what one step of each stage gives; nothing is saved.
+
+    On the device `meta` neither weights nor data are read, only the shape of the teacher is.
+
+    Raises:
+        GistNetError: of any kind: the run could not be made.
+    """
+    if config.device == "meta":
+        teacher = Teacher.without_weights(config.teacher)
+        _require_short_enough(config, teacher)
+        gistnet = GistNet.build(config.gistnet, teacher, positions=config.stages[0].objective.positions)
+        sizes = {"window_tokens": config.data.window_tokens, "processes": 1}
+        yield from describe_plan(config, teacher, gistnet, config.stages, **sizes)
+        return
+    run = open_run(config, say)
+    sizes = {"window_tokens": int(run.dataset.lengths.max()), "processes": run.processes.count}
+    # Every process makes the steps, one tells of them.
+    lines = [*describe_plan(config, run.teacher, run.gistnet, config.stages, **sizes), *describe_steps(run)]
+    if run.processes.is_main:
+        yield from lines
+
+
 def train(
     config: RunConfig,
     *,
     start: Literal["new", "resume", "restart"] = "new",
+    report: bool = False,
     say: Callable[[str], None] = lambda message: None,
-) -> Progress:
+) -> bool:
     """Train by a configuration, into its run folder.
 
     Args:
         start: `new` refuses a folder that holds a run, `resume` continues from its newest checkpoint, `restart`
             deletes what an earlier run left, once nothing else stands in the way.
+        report: write the run's report page anew after each validation.
         say: is called with a sentence about what happens, in the main process.
+
+    Returns:
+        Whether the run is finished; it is not where a signal asked it to stop.
 
     Raises:
         GistNetError: of any kind; what was saved before stays.
     """
     if start == "new":
         _require_fresh(config.run_folder)
+    require_installed(config.trackers)
     run = open_run(config, say)
     # The folder of an earlier run changes only now that nothing is left to refuse.
     if start == "resume":
@@ -120,12 +150,17 @@ def train(
             f"GistNet ({run.gistnet.config.architecture}): {budget.trained:,} trained parameters; compute per span "
             f"{budget.share_of_teacher(run.gistnet.teacher_flops_per_span):.1%} of the teacher's."
         )
-    progress = fit(run, resume=start == "resume")
-    if run.processes.is_main and progress.step < config.train.steps:
-        say(f"Stopped after step {progress.step} of {config.train.steps}; --resume continues from there.")
-    elif run.processes.is_main:
+    refresh: Callable[[], object] = partial(write_report, config.run_folder) if report else lambda: None
+    progress = fit(run, resume=start == "resume", trackers=config.trackers, after_validation=refresh)
+    finished = run.is_finished(progress)
+    if run.processes.is_main and finished:
         say(f"Trained on {progress.spans_seen} spans; the run is in {config.run_folder}.")
-    return progress
+    elif run.processes.is_main:
+        stage = run.stage(progress)
+        place = f"step {progress.stage_step} of {stage.train.steps}"
+        place += f" of stage '{stage.name}'" if len(run.stages) > 1 else ""
+        say(f"Stopped after {place}; --resume continues from there.")
+    return finished
 
 
 def open_trained(path: Path, settings: tuple[str, ...] = ()) -> TrainedGistNet:
@@ -138,7 +173,7 @@ def open_trained(path: Path, settings: tuple[str, ...] = ()) -> TrainedGistNet:
         CheckpointError: there is no run or no checkpoint at `path`, it is damaged, or it belongs to another teacher.
     """
     path = path.resolve()
-    is_checkpoint = path.parent.name == "checkpoints"
+    is_checkpoint = path.parent.name == CHECKPOINTS_FOLDER
     run_folder = path.parent.parent if is_checkpoint else path
     if not (run_folder / CONFIG_FILE).is_file():
         raise CheckpointError(f"{path} is no run folder: expected {run_folder / CONFIG_FILE}, as training writes it.")
@@ -151,14 +186,22 @@ def open_trained(path: Path, settings: tuple[str, ...] = ()) -> TrainedGistNet:
     return TrainedGistNet(config, run_folder, teacher, GistNet.from_pretrained(folder, teacher), folder)
 
 
+def _require_short_enough(config: RunConfig, teacher: Teacher) -> None:
+    if config.data.window_tokens > teacher.max_positions:
+        raise ConfigError(
+            f"window_tokens is {config.data.window_tokens}, expected at most the {teacher.max_positions} positions "
+            f"that {teacher.name} was trained for."
+        )
+
+
 def _require_fresh(run_folder: Path) -> None:
     """Never write a new run over an old one unasked."""
-    if any((run_folder / name).exists() for name in _LEFT_BY_A_RUN):
+    if any((run_folder / name).exists() for name in LEFT_BY_A_RUN):
         raise ConfigError(f"{run_folder} holds a run already; use --resume, --restart, or another run_folder.")
 
 
 def _remove_run(run_folder: Path) -> None:
-    for path in (run_folder / name for name in _LEFT_BY_A_RUN):
+    for path in (run_folder / name for name in LEFT_BY_A_RUN):
         with storage_errors("delete", path):
             if path.is_dir():
                 shutil.rmtree(path)

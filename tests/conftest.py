@@ -3,14 +3,18 @@
 import json
 import os
 import random
+import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from gistnet.cli import main
 
 torch.set_num_threads(max(1, (os.cpu_count() or 2) // 2))
 
@@ -84,7 +88,13 @@ def tiny_config(tmp_path: Path, teacher_folder: Path, corpus_file: Path) -> dict
             "optimiser": {"learning_rate": 0.01, "warmup_steps": 2},
             "validation": {"every_steps": 3, "documents": 4, "spans_per_document": 2},
         },
-        "evaluation": {"documents": 4, "spans_per_document": 2, "horizons": [12], "resamples": 100},
+        "evaluation": {
+            "documents": 4,
+            "spans_per_document": 2,
+            "horizons": [12],
+            "resamples": 100,
+            "pair_test": {"pairs": 0},
+        },
     }
 
 
@@ -94,3 +104,28 @@ def config_file(tmp_path: Path, tiny_config: dict[str, Any]) -> Path:
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump(tiny_config), encoding="utf-8")
     return path
+
+
+class Outcome(NamedTuple):
+    """How a command ended."""
+
+    status: int
+    out: str
+    err: str
+
+
+Command = Callable[..., Outcome]
+
+
+@pytest.fixture
+def gistnet(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Runs `gistnet …` in this process."""
+
+    def run(*arguments: object) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["gistnet", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return Outcome(int(ended.value.code or 0), *capsys.readouterr())
+
+    return run

@@ -7,8 +7,9 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from gistnet.config import CONFIG_FILE, RunConfig, load_config, save_config
+from gistnet.config import RunConfig, load_config, save_config
 from gistnet.errors import ConfigError
+from gistnet.run_folder import CONFIG_FILE
 
 
 def refusal(path: Path, *settings: str) -> str:
@@ -21,16 +22,17 @@ def refusal(path: Path, *settings: str) -> str:
 
 def test_a_setting_overrides_the_file_and_the_file_overrides_the_default(config_file):
     """`train.steps` is 10,000 by default and 6 in the file; `keep_checkpoints` is 2 by default and not in the file."""
-    assert load_config(config_file).train.steps == 6
+    assert load_config(config_file).stages[0].train.steps == 6
     changed = load_config(config_file, ("train.steps=100", "train.steps=7"))
-    assert (changed.train.steps, changed.train.keep_checkpoints) == (7, 2)
+    (stage,) = changed.stages
+    assert (stage.train.steps, stage.train.keep_checkpoints) == (7, 2)
 
 
 def test_a_setting_changes_its_key_and_no_other(config_file):
     before = load_config(config_file).model_dump(mode="json")
     after = load_config(config_file, ("train.optimiser.learning_rate=0.5",)).model_dump(mode="json")
-    assert before["train"]["optimiser"].pop("learning_rate") == 0.01
-    assert after["train"]["optimiser"].pop("learning_rate") == 0.5
+    assert before["stages"][0]["train"]["optimiser"].pop("learning_rate") == 0.01
+    assert after["stages"][0]["train"]["optimiser"].pop("learning_rate") == 0.5
     assert before == after
 
 
@@ -42,10 +44,10 @@ def test_the_value_of_a_setting_is_yaml(config_file):
     )  # fmt: skip
     config = load_config(config_file, settings)
     assert config.evaluation.horizons == (8, 12)
-    assert config.train.probabilities == {"narrative": 0.25, "code": 0.75}
+    assert config.stages[0].train.probabilities == {"narrative": 0.25, "code": 0.75}
     assert config.teacher.revision is None
     assert config.run_folder == Path("a=b")
-    assert config.objective.positions == "end"
+    assert config.stages[0].objective.positions == "end"
 
 
 def test_a_group_that_the_file_leaves_out_can_be_set(tmp_path, tiny_config):
@@ -57,26 +59,32 @@ def test_a_group_that_the_file_leaves_out_can_be_set(tmp_path, tiny_config):
 
 def test_a_saved_configuration_loads_back_as_the_same(tmp_path, config_file):
     folder = tmp_path / "ein Läufer"
-    config = load_config(config_file, (f"run_folder={folder}", "train.optimiser.learning_rate=1e-05"))
+    runs = "train.runs.lengths={1: 0.5, 4: 0.5}"  # whose keys are numbers in YAML, texts in JSON
+    config = load_config(config_file, (f"run_folder={folder}", "train.optimiser.learning_rate=1e-05", runs))
     save_config(config)
     assert load_config(folder / CONFIG_FILE) == config
-    assert config.train.optimiser.learning_rate == 1e-05
+    assert config.stages[0].train.optimiser.learning_rate == 1e-05
 
 
 def test_a_configuration_is_immutable(config_file):
     config = load_config(config_file)
     with pytest.raises(ValidationError, match="frozen"):
-        config.train.steps = 3
-    assert config.train.steps == 6
+        config.stages[0].train.steps = 3
+    assert config.stages[0].train.steps == 6
 
 
 def test_a_window_of_exactly_the_tokens_needed_is_enough(config_file):
-    """4 first tokens, k spans of 8 and a horizon of 12: 24 tokens for one gist, 40 for three in a row."""
+    """4 first tokens, k spans of 8 and a horizon of 12: 24 tokens for one gist, 40 where three in a row are asked for.
+
+    Whole prefixes are as long as there is room for.
+    """
     assert load_config(config_file, ("data.window_tokens=24",)).data.window_tokens == 24
     message = refusal(config_file, "data.window_tokens=23")
     assert "window_tokens is 23, expected at least 24: 4 first tokens, 8 replaced and 12 predicted" in message
-    assert load_config(config_file, ("data.window_tokens=40", "train.gists_in_a_row=3"))
-    assert "expected at least 40" in refusal(config_file, "data.window_tokens=39", "train.gists_in_a_row=3")
+    three = ("train.runs.lengths={1: 0.5, 3: 0.5}", "train.runs.whole_prefix=0.5")
+    (stage,) = load_config(config_file, ("data.window_tokens=40", *three)).stages
+    assert stage.train.runs.lengths == {1: 0.5, 3: 0.5}
+    assert "expected at least 40" in refusal(config_file, "data.window_tokens=39", *three)
 
 
 @pytest.mark.parametrize(
@@ -97,6 +105,9 @@ def test_a_window_of_exactly_the_tokens_needed_is_enough(config_file):
         ("evaluation.horizons=[]", ["evaluation.horizons", "at least 1 item"]),
         ("evaluation.horizons=[12, 0]", ["evaluation.horizons.1", "greater than 0"]),
         ("gistnet.heads=3", ["3 heads do not fit a width of 16"]),
+        ("train.runs.lengths={1: 0.5}", ["train.runs", "lengths must be at least 0 and sum to 1", "{1: 0.5}"]),
+        ("train.runs.lengths={0: 1.0}", ["train.runs", "at least 1, got 0"]),
+        ("train.runs.longest=0", ["train.runs.longest", "greater than or equal to 1", "got 0"]),
         ("train.steps", ["'train.steps'", "expected key=value"]),
         ("=3", ["'=3'", "expected key=value"]),
         ("train.steps.more=3", ["'train.steps.more=3'", "'steps' is not a group"]),
@@ -130,6 +141,12 @@ def test_a_file_that_is_no_configuration(tmp_path, content, words):
     path.write_bytes(content)
     message = refusal(path)
     assert [word for word in [*words, str(path)] if word not in message] == []
+
+
+def test_a_run_folder_of_a_newer_version_is_named_before_its_unknown_keys(config_file):
+    text = config_file.read_text(encoding="utf-8")
+    config_file.write_text(f"format_version: 99\nholography: true\n{text}", encoding="utf-8")
+    assert "is of format 99, written by a newer gistnet; expected at most 2" in refusal(config_file)
 
 
 def test_a_file_that_cannot_be_read(tmp_path):

@@ -1,10 +1,10 @@
-"""Who does what among processes, and sums over them; a real two-process run is in tests/train/test_trainer.py."""
+"""Who does what among processes, and sums over them; a real two-process run is in tests/training/test_trainer.py."""
 
 import pytest
 import torch
 
 from gistnet.errors import ConfigError
-from gistnet.train.parallel import Processes
+from gistnet.training.parallel import Processes
 
 
 def process(rank: int, count: int) -> Processes:

@@ -28,12 +28,15 @@ SKIPPED_FOLDERS = {
 }
 
 
+InstallationDomain = Literal["narrative", "code", "structured"]
+
+
 class _File(NamedTuple):
     path: Path
     name: str
 
 
-def read_installation(domain: Literal["narrative", "code", "structured"]) -> Iterator[tuple[str, str]]:
+def read_installation(domain: InstallationDomain) -> Iterator[tuple[str, str]]:
     """Yield `(name, text)` of the installation's documents of one domain, such as `stdlib:asyncio/events.py`."""
     match domain:
         case "narrative":

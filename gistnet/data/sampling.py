@@ -7,14 +7,53 @@ global one: the number of processes does not change what is trained on (spec, Sa
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field, model_validator
 
 from gistnet.data.dataset import PreparedDataset, Split
 from gistnet.errors import ConfigError, DataError
+from gistnet.settings import Section
 
 Probabilities = Mapping[str, float]
+
+
+class GistRuns(Section):
+    """How many consecutive spans a branch replaces by as many gists (k), drawn for each branch.
+
+    A stretch ends where its horizon begins and reaches back from there, at most to the sink: what is drawn is clipped.
+    """
+
+    lengths: dict[int, float] = Field(default={1: 1.0})
+    """The probability of each k; they sum to 1."""
+    whole_prefix: float = Field(default=0.0, ge=0, le=1)
+    """Share of the branches that replace everything between the sink and their horizon instead."""
+    longest: int = Field(default=64, ge=1)
+    """The most spans that such a branch replaces."""
+
+    @model_validator(mode="after")
+    def _lengths_are_a_distribution(self) -> Self:
+        shares = self.lengths.values()
+        if not (all(share >= 0 for share in shares) and abs(sum(shares) - 1) <= 1e-6):
+            raise ValueError(f"lengths must be at least 0 and sum to 1, got {self.lengths}")
+        if min(self.lengths) < 1:
+            raise ValueError(f"lengths are numbers of spans, at least 1, got {min(self.lengths)}")
+        return self
+
+    @property
+    def most(self) -> int:
+        """The largest k that can be drawn."""
+        drawn = [k for k, share in self.lengths.items() if share > 0]
+        return max(drawn + [self.longest] * (self.whole_prefix > 0))
+
+    def draw(self, random: np.random.Generator, branches: int) -> NDArray[np.int64]:
+        """The k of some branches, int64 [branches], before they are clipped to what precedes their horizons."""
+        lengths = sorted(self.lengths)
+        shares = [self.lengths[k] for k in lengths]
+        drawn = np.array([lengths[_draw(random, shares)] for _ in range(branches)], dtype=np.int64)
+        return np.where(random.random(branches) < self.whole_prefix, self.longest, drawn)
 
 
 @dataclass(frozen=True)
@@ -27,8 +66,6 @@ class SpanLayout:
     """Tokens after the gists that are predicted (H)."""
     spans_per_window: int = 8
     """Branches drawn from one window, at most."""
-    gists_in_a_row: int = 1
-    """Consecutive spans that one branch replaces (k)."""
     sink_tokens: int = 4
     """First tokens of a window, never replaced: attention rests on them."""
 
@@ -37,23 +74,25 @@ class SpanLayout:
             if value < 1:
                 raise ConfigError(f"{name} must be at least 1, got {value}.")
 
-    @property
-    def minimum_length(self) -> int:
+    def minimum_length(self, gists: int = 1) -> int:
         """Tokens of the shortest window that has room for one branch: the sink, k spans and the horizon."""
-        return self.sink_tokens + self.gists_in_a_row * self.span_tokens + self.horizon_tokens
+        return self.sink_tokens + gists * self.span_tokens + self.horizon_tokens
 
 
 @dataclass(frozen=True)
 class WindowSample:
-    """One item of a batch: a window, and the starts of its branches, ascending int64 [<= spans_per_window].
+    """One item of a batch: a window, and what its branches replace, in the order of their horizons.
 
-    All starts are `phase` plus a multiple of the span, so that runs of gists and neighbours share the same grid.
+    `starts` and `gists` are int64 [branches], branches <= spans_per_window: the first token replaced, and the number of
+    consecutive spans replaced from there (k). All starts are `phase` plus a multiple of the span, so that runs of gists
+    and neighbours share the same grid.
     """
 
     item: int
     window: int
     phase: int
     starts: NDArray[np.int64]
+    gists: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -110,32 +149,41 @@ def check_sampling(pool: TrainingPool, layout: SpanLayout, probabilities: Probab
             _require_room(min(int(source.lengths.min()) for source in pool.domains[domain]), layout)
 
 
-def eligible_starts(length: int, phase: int, layout: SpanLayout) -> NDArray[np.int64]:
+def eligible_starts(length: int, phase: int, layout: SpanLayout, gists: int = 1) -> NDArray[np.int64]:
     """Every start `phase + i·K` behind the sink with room for k spans and the horizon: ascending int64."""
     first = phase + layout.span_tokens * _ceil_divide(layout.sink_tokens - phase, layout.span_tokens)
-    last = length - layout.gists_in_a_row * layout.span_tokens - layout.horizon_tokens
+    last = length - gists * layout.span_tokens - layout.horizon_tokens
     return np.arange(first, last + 1, layout.span_tokens, dtype=np.int64)
 
 
-def eligible_phases(length: int, layout: SpanLayout) -> NDArray[np.int64]:
+def eligible_phases(length: int, layout: SpanLayout, gists: int = 1) -> NDArray[np.int64]:
     """The phases of 0…K-1 that have an eligible start in a window of `length` tokens: ascending int64.
 
     Raises:
         DataError: no phase has one; spans and horizon are longer than the window.
     """
-    _require_room(length, layout)
-    places = length - layout.minimum_length + 1  # starts from the sink on, on any grid
+    _require_room(length, layout, gists)
+    places = length - layout.minimum_length(gists) + 1  # starts from the sink on, on any grid
     starts = layout.sink_tokens + np.arange(min(places, layout.span_tokens), dtype=np.int64)
     return np.sort(starts % layout.span_tokens)
 
 
 def sample_window(
-    pool: TrainingPool, layout: SpanLayout, probabilities: Probabilities, *, seed: int, step: int, item: int
+    pool: TrainingPool,
+    layout: SpanLayout,
+    runs: GistRuns,
+    probabilities: Probabilities,
+    *,
+    seed: int,
+    step: int,
+    item: int,
 ) -> WindowSample:
     """Draw item number `item` of the global batch of a step.
 
     The domain is drawn by its probability, the source by its weight, the window uniformly, a phase uniformly among
-    those with an eligible start, and `spans_per_window` of its eligible starts (or all) without replacement.
+    those with an eligible start, and `spans_per_window` of its eligible starts (or all) without replacement. Each span
+    drawn is the last of a stretch; how many before it are replaced as well is drawn at the end, so that the horizons do
+    not depend on `runs`.
 
     Raises:
         ConfigError, DataError: as `check_sampling`, for the window that is drawn.
@@ -150,15 +198,24 @@ def sample_window(
     length = int(source.lengths[place])
     phase = int(random.choice(eligible_phases(length, layout)))
     starts = eligible_starts(length, phase, layout)
-    chosen = random.choice(starts, size=min(layout.spans_per_window, len(starts)), replace=False)
-    return WindowSample(item, int(source.windows[place]), phase, np.sort(chosen))
+    last = np.sort(random.choice(starts, size=min(layout.spans_per_window, len(starts)), replace=False))
+    room = (last - starts[0]) // layout.span_tokens + 1
+    gists = np.minimum(runs.draw(random, len(last)), room)
+    return WindowSample(item, int(source.windows[place]), phase, last - (gists - 1) * layout.span_tokens, gists)
 
 
 def sample_batch(
-    pool: TrainingPool, layout: SpanLayout, probabilities: Probabilities, *, seed: int, step: int, items: range
+    pool: TrainingPool,
+    layout: SpanLayout,
+    runs: GistRuns,
+    probabilities: Probabilities,
+    *,
+    seed: int,
+    step: int,
+    items: range,
 ) -> list[WindowSample]:
     """Draw the given items of a step's global batch: all of them, or one rank's slice."""
-    return [sample_window(pool, layout, probabilities, seed=seed, step=step, item=item) for item in items]
+    return [sample_window(pool, layout, runs, probabilities, seed=seed, step=step, item=item) for item in items]
 
 
 def validation_windows(
@@ -168,20 +225,25 @@ def validation_windows(
     documents: int,
     spans_per_document: int,
     seed: int,
+    gists: int = 1,
     domains: Sequence[str] | None = None,
     split: Split = "held_out",
 ) -> list[WindowSample]:
-    """Choose one window of each of `documents` held-out documents per domain, with evenly spread spans.
+    """Choose one window of each of `documents` held-out documents per domain, with evenly spread stretches.
 
     The choice depends on `seed` and the documents alone, never on training: a document is chosen by a hash of its id,
     so that a larger number extends the choice of a smaller one. Windows too short for a branch are passed over.
 
     Args:
+        gists: the consecutive spans that each stretch replaces (k).
         domains: the domains to validate on; by default every one that has held-out windows.
 
     Raises:
+        ConfigError: `gists` is below 1.
         DataError: a domain has no held-out window that is long enough.
     """
+    if gists < 1:
+        raise ConfigError(f"gists must be at least 1, got {gists}.")
     chosen: list[WindowSample] = []
     if domains is None and not (domains := dataset.domains(split)):
         raise DataError(
@@ -192,8 +254,8 @@ def validation_windows(
         if not len(windows):
             raise DataError(f"Domain {domain!r} has no {split} windows; there are some for {dataset.domains(split)}.")
         longest = int(dataset.lengths[windows].max())
-        _require_room(longest, layout)
-        windows = windows[dataset.lengths[windows] >= layout.minimum_length]
+        _require_room(longest, layout, gists)
+        windows = windows[dataset.lengths[windows] >= layout.minimum_length(gists)]
         _, first, counts = np.unique(dataset.documents[windows], return_index=True, return_counts=True)
         ranked = sorted(
             (_hash(seed, dataset.describe(int(windows[place])).document_id), int(place), int(count))
@@ -202,10 +264,10 @@ def validation_windows(
         for draw, place, count in ranked[:documents]:
             window = int(windows[place + draw % count])
             length = int(dataset.lengths[window])
-            phases = eligible_phases(length, layout)
+            phases = eligible_phases(length, layout, gists)
             phase = int(phases[draw // count % len(phases)])
-            starts = _evenly_spread(eligible_starts(length, phase, layout), spans_per_document)
-            chosen.append(WindowSample(len(chosen), window, phase, starts))
+            starts = _evenly_spread(eligible_starts(length, phase, layout, gists), spans_per_document)
+            chosen.append(WindowSample(len(chosen), window, phase, starts, np.full_like(starts, gists)))
     return chosen
 
 
@@ -221,11 +283,11 @@ def _check_probabilities(pool: TrainingPool, probabilities: Probabilities) -> No
             )
 
 
-def _require_room(length: int, layout: SpanLayout) -> None:
-    if length < layout.minimum_length:
+def _require_room(length: int, layout: SpanLayout, gists: int = 1) -> None:
+    if length < (needed := layout.minimum_length(gists)):
         raise DataError(
-            f"Spans longer than the document: {layout.gists_in_a_row} spans of {layout.span_tokens} tokens, a horizon "
-            f"of {layout.horizon_tokens} and {layout.sink_tokens} sink tokens need {layout.minimum_length} tokens, "
+            f"Spans longer than the document: {gists} spans of {layout.span_tokens} tokens, a horizon "
+            f"of {layout.horizon_tokens} and {layout.sink_tokens} sink tokens need {needed} tokens, "
             f"but a window has {length}."
         )
 

@@ -13,12 +13,12 @@ from typing import Annotated, Any, Literal, assert_never, get_args
 from pydantic import Field, field_validator
 
 from gistnet.data.inputs import match_files, read_lines, reading
-from gistnet.data.installation import read_installation
+from gistnet.data.installation import InstallationDomain, read_installation
 from gistnet.data.synthetic import Recipe, read_synthetic
 from gistnet.errors import DataError
 from gistnet.settings import Section
 
-Domain = Literal["narrative", "code", "structured"]
+Domain = Literal["narrative", "code", "structured", "adversarial"]
 
 ROWS_PER_BATCH = 256
 
@@ -100,6 +100,8 @@ class InstallationSource(_Source):
     """Text that comes with every Python: its manual, docstrings, descriptions, source code, data files."""
 
     kind: Literal["installation"] = "installation"
+    domain: InstallationDomain
+    """Which of its text, which is also the kind of text that it counts as."""
 
 
 class SyntheticSource(_Source):

@@ -1,7 +1,8 @@
 """Held-out spans and how well the teacher predicts after them, with whatever stands in."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -18,11 +19,12 @@ MakeStandIns = Callable[["HeldOutWindow", ReadWindows], StandIns]
 
 @dataclass(frozen=True)
 class HeldOutWindow:
-    """One held-out window and the stretches in it that are judged.
+    """One held-out window and the stretches in it that are judged, or a part of them.
 
-    `first` is the row of its first stretch among those of all windows.
+    `number` is the window's in the data, `first` the row of its first stretch among those of all windows.
     """
 
+    number: int
     info: WindowInfo
     stretches: Stretches
     first: int
@@ -45,7 +47,7 @@ class HeldOut:
     """The stretches that GistNets are judged on, always the same.
 
     Passes over the windows are kept in memory up to `cache_gigabytes` (the first windows, as many as fit), so that
-    repeated measurements cost branches only.
+    repeated measurements cost branches only. Samples of the same window that follow each other share one pass.
     """
 
     def __init__(
@@ -67,10 +69,10 @@ class HeldOut:
                 windows=torch.zeros_like(starts),
                 starts=starts,
                 span_tokens=layout.span_tokens,
-                gists=layout.gists_in_a_row,
+                gists=torch.from_numpy(sample.gists).to(teacher.device),
                 horizon=layout.horizon_tokens,
             )
-            self.windows.append(HeldOutWindow(dataset.describe(sample.window), stretches, first))
+            self.windows.append(HeldOutWindow(sample.window, dataset.describe(sample.window), stretches, first))
             first += len(starts)
         self._room_bytes = cache_gigabytes * 1e9
         self._reads: dict[int, ReadWindows] = {}
@@ -92,8 +94,7 @@ class HeldOut:
     def measure(self, stand_ins: Mapping[str, MakeStandIns]) -> dict[str, Measured]:
         """Losses after each kind of stand-in, by its name."""
         columns: dict[str, list[NDArray[np.float64]]] = {name: [] for name in stand_ins}
-        for index, window in enumerate(self.windows):
-            read = self._read(index)
+        for window, read in self._read_windows():
             original = window.stretches.original_hidden(read)
             for name, make in stand_ins.items():
                 hidden = replaced_hidden(self.teacher, read, window.stretches, make(window, read))
@@ -101,15 +102,21 @@ class HeldOut:
                 columns[name].append(torch.stack([losses.kl, losses.delta_nll]).double().cpu().numpy())
         return {name: Measured(*np.concatenate(parts, axis=1)) for name, parts in columns.items()}
 
-    def _read(self, index: int) -> ReadWindows:
-        if index in self._reads:
-            return self._reads[index]
-        read = self.teacher.read_windows(self.windows[index].stretches.tokens)
+    def _read_windows(self) -> Iterator[tuple[HeldOutWindow, ReadWindows]]:
+        for _, parts in groupby(self.windows, lambda window: window.number):
+            windows = list(parts)
+            read = self._read(windows[0])
+            yield from ((window, read) for window in windows)
+
+    def _read(self, window: HeldOutWindow) -> ReadWindows:
+        if window.number in self._reads:
+            return self._reads[window.number]
+        read = self.teacher.read_windows(window.stretches.tokens)
         kept = [read.hidden, *read.document.keys.values(), *read.document.values.values()]
         size = sum(tensor.nbytes for tensor in kept)
         if size <= self._room_bytes:
             self._room_bytes -= size
-            self._reads[index] = read
+            self._reads[window.number] = read
         return read
 
     def _per_stretch(self, values: Sequence[object]) -> NDArray:

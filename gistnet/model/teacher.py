@@ -148,6 +148,25 @@ class Teacher:
             teacher.enable_gradient_checkpointing()
         return teacher
 
+    @classmethod
+    def without_weights(cls, config: TeacherConfig) -> "Teacher":
+        """The teacher's shape alone, on the device `meta`: for what can be planned before anything is downloaded.
+
+        Raises:
+            TeacherError: there is no such model, it is not a causal language model, or its kind is not supported.
+        """
+        source, revision, options = _source(config)
+        with _loading(config), torch.device("meta"):
+            model_config = AutoConfig.from_pretrained(source, **options)
+            refuse_unsupported(model_config, config.name)
+            model = AutoModelForCausalLM.from_config(
+                model_config, dtype=getattr(torch, config.precision), trust_remote_code=config.trust_remote_code
+            )
+        teacher = cls(model, name=config.name, revision=revision)
+        if config.gradient_checkpointing:
+            teacher.enable_gradient_checkpointing()
+        return teacher
+
     @property
     def hidden_size(self) -> int:
         """The dimension of the input embeddings, and so of a gist."""
@@ -302,6 +321,8 @@ _VOLATILE = ("transformers_version", "_name_or_path", "dtype", "torch_dtype", "_
 def _fingerprint(model: PreTrainedModel, name: str, revision: str | None) -> TeacherFingerprint:
     described = {key: value for key, value in model.config.to_diff_dict().items() if key not in _VOLATILE}
     config_hash = hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode()).hexdigest()
+    if model.device.type == "meta":
+        return TeacherFingerprint(name=name, revision=revision, config_hash=config_hash, embedding_hash="unknown")
     # Rounded to bfloat16, so that the same weights loaded in another number format have the same hash.
     table = model.get_input_embeddings().weight.detach().to("cpu", torch.bfloat16).contiguous()
     embedding_hash = hashlib.sha256(table.view(torch.uint8).numpy().tobytes()).hexdigest()

@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
+_INCOMPLETE = "\ufffd"
+"""What decoding makes of bytes that are no whole character."""
+
 
 class TeacherTokenizer:
     """A tokenizer of transformers, without special tokens in the middle of text."""
@@ -37,4 +40,24 @@ class TeacherTokenizer:
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of token ids."""
-        return str(self.inner.decode(list(tokens)))
+        return str(self.inner.decode(list(tokens), clean_up_tokenization_spaces=False))
+
+    def texts(self, tokens: Sequence[int]) -> list[str]:
+        """The text of each token; joined, they are the text of all of them.
+
+        A character that is spread over several tokens is the text of the last of them, and the others have none. A
+        character that begins before the first token, or ends after the last, is left out.
+        """
+        texts = [""] * len(tokens)
+        context = pending = 0  # tokens from `pending` on have no text yet; those from `context` on decide about spaces
+        for end in range(1, len(tokens) + 1):
+            known = self.decode(tokens[context:pending])
+            text = self.decode(tokens[context:end])[len(known) :]
+            if text.endswith(_INCOMPLETE) and end < len(tokens):
+                continue
+            texts[end - 1] = text
+            context, pending = pending, end
+        if (first := next((place for place, text in enumerate(texts) if text), None)) is not None:
+            texts[first] = texts[first].lstrip(_INCOMPLETE)
+            texts[-1] = texts[-1].rstrip(_INCOMPLETE)
+        return texts

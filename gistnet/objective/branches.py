@@ -5,6 +5,9 @@ A stretch is `k` consecutive spans of a window, from token `s` on. In the origin
 replaced context a branch `[vectors, horizon tokens but the last]` follows the window's first `s` tokens, and its last
 vector predicts the first token of the horizon. Where nothing stands in (the `drop` baseline), that prediction comes
 from the original hidden state at `s - 1`.
+
+Branches of different `k` share one pass: the shorter ones are padded at their end, where by causality nothing sees it.
+What is kept per span or per vector is padded likewise, `[branches, longest, …]`, and only the first `k` places count.
 """
 
 from dataclasses import dataclass
@@ -31,7 +34,7 @@ class Stretches:
         windows: `[branches]`, the window of each branch.
         starts: `[branches]`, the index `s` of the first token replaced, at least 1.
         span_tokens: how many tokens one gist stands for (K at level 0).
-        gists: how many consecutive spans are replaced (k).
+        gists: how many consecutive spans are replaced (k), `[branches]`, or one number for all; 0 replaces nothing.
         horizon: how many tokens after the stretch are predicted (H).
 
     Raises:
@@ -42,47 +45,61 @@ class Stretches:
     windows: Tensor
     starts: Tensor
     span_tokens: int
-    gists: int
+    gists: Tensor | int
     horizon: int
 
     def __post_init__(self) -> None:
         length = self.tokens.shape[1]
-        last = int(self.starts.max()) + self.replaced_tokens + self.horizon
-        if int(self.starts.min()) < 1 or last > length:
+        ends = self.starts + self.replaced_tokens + self.horizon
+        wrong = torch.nonzero((self.starts < 1) | (self.counts < 0) | (ends > length))
+        if len(wrong):
+            start, count = int(self.starts[wrong[0]]), int(self.counts[wrong[0]])
             raise DataError(
-                f"A stretch of {self.replaced_tokens} tokens with a horizon of {self.horizon} must start at token 1 "
-                f"or later and end within the window's {length} tokens; the starts run from {int(self.starts.min())} "
-                f"to {int(self.starts.max())}."
+                f"A stretch must replace no less than nothing, start at token 1 or later, and with a horizon of "
+                f"{self.horizon} end within the window's {length} tokens; got {count} spans of {self.span_tokens} "
+                f"tokens from token {start} on."
             )
 
     @property
-    def replaced_tokens(self) -> int:
-        """How many tokens a branch replaces: k times K."""
-        return self.gists * self.span_tokens
+    def counts(self) -> Tensor:
+        """How many spans each branch replaces (k), `[branches]`."""
+        return torch.as_tensor(self.gists, device=self.starts.device).expand(len(self.starts))
+
+    @property
+    def longest(self) -> int:
+        """The largest k."""
+        return int(self.counts.max())
+
+    @property
+    def replaced_tokens(self) -> Tensor:
+        """How many tokens each branch replaces, k times K, `[branches]`."""
+        return self.counts * self.span_tokens
 
     @property
     def replaced(self) -> Tensor:
-        """The replaced tokens, `[branches, k * K]`."""
-        return self._slice(0, self.replaced_tokens)
-
-    @property
-    def replaced_and_next(self) -> Tensor:
-        """The replaced tokens and the span that follows them, `[branches, (k + 1) * K]`."""
-        return self._slice(0, self.replaced_tokens + self.span_tokens)
+        """The replaced tokens, `[branches, longest * K]`; in shorter stretches, what follows them pads."""
+        return self._take(self.tokens, 0, self.longest * self.span_tokens)
 
     @property
     def targets(self) -> Tensor:
         """The horizon's tokens, `[branches, H]`."""
-        return self._slice(self.replaced_tokens, self.horizon)
+        return self._take(self.tokens, self.replaced_tokens, self.horizon)
 
     def original_hidden(self, read: ReadWindows) -> Tensor:
         """The original hidden states that predict the horizon, `[branches, H, dim]`."""
-        index = self.starts[:, None] + self.replaced_tokens - 1 + torch.arange(self.horizon, device=self.starts.device)
-        return read.hidden[self.windows[:, None], index]
+        return self._take(read.hidden, self.replaced_tokens - 1, self.horizon)
 
-    def _slice(self, offset: int, length: int) -> Tensor:
-        index = self.starts[:, None] + offset + torch.arange(length, device=self.starts.device)
-        return self.tokens[self.windows[:, None], index]
+    def hidden_before_replaced(self, read: ReadWindows) -> Tensor:
+        """The original hidden states that predict `replaced`, `[branches, longest * K, dim]`."""
+        return self._take(read.hidden, -1, self.longest * self.span_tokens)
+
+    def _take(self, values: Tensor, offset: Tensor | int, length: int) -> Tensor:
+        """From `[windows, tokens, …]` what begins `offset` after each start, `[branches, length, …]`.
+
+        Behind the window's end its last token is repeated; only what pads can lie there.
+        """
+        index = (self.starts + offset)[:, None] + torch.arange(length, device=self.starts.device)
+        return values[self.windows[:, None], index.clamp(max=self.tokens.shape[1] - 1)]
 
 
 @dataclass(frozen=True)
@@ -93,21 +110,28 @@ class StandIns:
         vectors: `[branches, n, dim]`; n = 0 drops the stretch.
         positions: `[branches, n]`, the vectors' positions.
         continuation: `[branches]`, the position of the first token after the stretch.
+        counts: `[branches]`, how many of a branch's vectors count, from the first on; None is all n of each.
     """
 
     vectors: Tensor
     positions: Tensor
     continuation: Tensor
+    counts: Tensor | None = None
+
+    @property
+    def lengths(self) -> Tensor:
+        """How many vectors stand in, `[branches]`."""
+        return torch.full_like(self.continuation, self.vectors.shape[1]) if self.counts is None else self.counts
 
 
 def gist_stand_ins(stretches: Stretches, gists: Tensor, policy: Positions) -> StandIns:
-    """Place gists, `[branches, k, dim]`, by a position policy (`Positions`)."""
-    order = torch.arange(stretches.gists, device=stretches.starts.device)
-    starts, span = stretches.starts[:, None], stretches.span_tokens
+    """Place gists, `[branches, longest, dim]`, by a position policy (`Positions`)."""
+    order = torch.arange(stretches.longest, device=stretches.starts.device)
+    starts, span, counts = stretches.starts[:, None], stretches.span_tokens, stretches.counts
     if policy == "compact":
-        return StandIns(gists, starts + order, stretches.starts + stretches.gists)
+        return StandIns(gists, starts + order, stretches.starts + counts, counts)
     within = span // 2 if policy == "center" else span - 1
-    return StandIns(gists, starts + order * span + within, stretches.starts + stretches.replaced_tokens)
+    return StandIns(gists, starts + order * span + within, stretches.starts + stretches.replaced_tokens, counts)
 
 
 def replaced_hidden(
@@ -123,20 +147,35 @@ def replaced_hidden(
         tokens: `[branches, H]`, what follows; None is the horizon. (Reconstruction lets the span itself follow.)
     """
     following = stretches.targets if tokens is None else tokens
+    hidden = read.hidden[stretches.windows, stretches.starts - 1][:, None]
     # The last token is predicted, never read.
-    fed = teacher.embed(following[:, :-1])
-    steps = torch.arange(fed.shape[1], device=fed.device)
+    vectors, positions = _pack(stand_ins, teacher.embed(following[:, :-1]))
+    if vectors.shape[1]:  # otherwise nothing stands in, and the only target is predicted by the prefix
+        branches = BranchPass(
+            document=read.document,
+            windows=tuple(stretches.windows.tolist()),
+            prefix_lengths=tuple(stretches.starts.tolist()),
+            positions=positions,
+        )
+        hidden = torch.cat([hidden, teacher.read_branches(vectors, branches)], dim=1)
+    return _each_row(hidden, stand_ins.lengths[:, None] + torch.arange(following.shape[1], device=hidden.device))
+
+
+def _pack(stand_ins: StandIns, fed: Tensor) -> tuple[Tensor, Tensor]:
+    """Branches `[vectors that count, fed, padding]`, `[branches, length, dim]`, and their positions.
+
+    Args:
+        fed: `[branches, n, dim]`, embeddings of the tokens that follow the stand-ins.
+    """
+    lengths, places = stand_ins.lengths[:, None], stand_ins.vectors.shape[1]
+    slots = torch.arange(int(lengths.max()) + fed.shape[1], device=fed.device)
+    source = torch.where(slots < lengths, slots, places + slots - lengths)
+    # Positions go on through the padding: what has a later position is not seen.
+    positions = torch.cat([stand_ins.positions, stand_ins.continuation[:, None] + slots], dim=1)
     vectors = torch.cat([stand_ins.vectors.to(fed.dtype), fed], dim=1)
-    positions = torch.cat([stand_ins.positions, stand_ins.continuation[:, None] + steps], dim=1)
-    n = stand_ins.vectors.shape[1]
-    before = read.hidden[stretches.windows, stretches.starts - 1][:, None]
-    if vectors.shape[1] == 0:  # nothing stands in, and the only target is predicted by the prefix
-        return before
-    branches = BranchPass(
-        document=read.document,
-        windows=tuple(stretches.windows.tolist()),
-        prefix_lengths=tuple(stretches.starts.tolist()),
-        positions=positions,
-    )
-    hidden = teacher.read_branches(vectors, branches)
-    return hidden[:, n - 1 :] if n else torch.cat([before, hidden], dim=1)
+    return _each_row(vectors, source.clamp(max=vectors.shape[1] - 1)), _each_row(positions, source)
+
+
+def _each_row(values: Tensor, index: Tensor) -> Tensor:
+    """In each row of `[branches, n, …]` the entries that `[branches, m]` names, `[branches, m, …]`."""
+    return values[torch.arange(len(values), device=values.device)[:, None], index]

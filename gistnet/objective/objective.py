@@ -58,12 +58,58 @@ def encode(gistnet: GistNet, teacher: Teacher, tokens: Tensor, dropout: Dropout 
 
     Matrix products run in the teacher's number format; the weights of GistNet stay in their own.
     """
-    span = gistnet.config.span_tokens
-    spans = teacher.embed(tokens).view(-1, span, teacher.hidden_size)
-    half = teacher.dtype == torch.bfloat16
-    with torch.autocast(teacher.device.type, dtype=torch.bfloat16, enabled=half):
+    spans = _embedded(gistnet, teacher, tokens)
+    with _precision(teacher):
         gists = gistnet(spans, dropout)
     return gists.view(len(tokens), -1, teacher.hidden_size)
+
+
+def encode_with_attention(
+    gistnet: GistNet, teacher: Teacher, tokens: Tensor, dropout: Dropout | None = None
+) -> tuple[Tensor, Tensor]:
+    """As `encode`, and the probabilities `[2, branches * k, heads, K]` with which the two slots read the tokens."""
+    spans = _embedded(gistnet, teacher, tokens)
+    with _precision(teacher):
+        gists, attention = gistnet.forward_with_attention(spans, dropout)
+    return gists.view(len(tokens), -1, teacher.hidden_size), attention
+
+
+def _embedded(gistnet: GistNet, teacher: Teacher, tokens: Tensor) -> Tensor:
+    return teacher.embed(tokens).view(-1, gistnet.config.span_tokens, teacher.hidden_size)
+
+
+def _precision(teacher: Teacher) -> torch.autocast:
+    return torch.autocast(teacher.device.type, dtype=torch.bfloat16, enabled=teacher.dtype == torch.bfloat16)
+
+
+def encode_stretches(
+    gistnet: GistNet,
+    teacher: Teacher,
+    stretches: Stretches,
+    *,
+    with_next: bool = False,
+    dropout_rate: float = 0.0,
+    dropout_keys: Tensor | None = None,
+) -> Tensor:
+    """Gists of stretches of any lengths, `[branches, longest, dim]`, zero behind the end of a shorter one.
+
+    A span that several branches replace is encoded once.
+
+    Args:
+        with_next: also the gist of the span that follows each stretch, `[branches, longest + 1, dim]`.
+        dropout_rate, dropout_keys: as for `branch_losses`.
+    """
+    span, length = stretches.span_tokens, stretches.tokens.shape[1]
+    real = _first(stretches.counts + with_next, stretches.longest + with_next)
+    firsts = stretches.starts[:, None] + torch.arange(real.shape[1], device=real.device) * span
+    # A span is known by the number of its first token, counted over all windows.
+    numbers, which = (stretches.windows[:, None] * length + firsts)[real].unique(return_inverse=True)
+    windows, firsts = numbers // length, numbers % length
+    dropout = None if dropout_keys is None else Dropout(dropout_rate, dropout_keys[windows] + firsts)
+    tokens = stretches.tokens[windows[:, None], firsts[:, None] + torch.arange(span, device=firsts.device)]
+    gists = encode(gistnet, teacher, tokens, dropout)[:, 0]
+    padded = gists.new_zeros(*real.shape, gists.shape[1])
+    return padded.masked_scatter(real[..., None], gists[which])
 
 
 def branch_losses(
@@ -80,7 +126,8 @@ def branch_losses(
 
     Args:
         dropout_rate: the share dropped inside GistNet.
-        dropout_keys: `[branches]`, int64, from which the masks derive; needed where the rate is above zero.
+        dropout_keys: `[windows]`, int64; a span's masks derive from its window's key and its place in the window.
+            Needed where the rate is above zero.
 
     Raises:
         ConfigError: the contrastive term needs the span after a stretch, and the horizon is shorter than a span; or
@@ -92,15 +139,18 @@ def branch_losses(
             f"contrastive_weight is {config.contrastive_weight} with a horizon of {stretches.horizon} tokens; expected "
             f"at least the {stretches.span_tokens} of a span, so that every stretch has a neighbour."
         )
-    tokens = stretches.replaced_and_next if with_neighbour else stretches.replaced
-    dropout = None
-    if dropout_rate > 0:
-        if dropout_keys is None:
-            raise ConfigError(f"The dropout rate is {dropout_rate} without keys; expected one key per branch.")
-        n = tokens.shape[1] // stretches.span_tokens
-        dropout = Dropout(dropout_rate, (dropout_keys[:, None] + torch.arange(n, device=tokens.device)).flatten())
-    encoded = encode(gistnet, teacher, tokens, dropout)
-    gists = encoded[:, : stretches.gists]
+    if dropout_rate > 0 and dropout_keys is None:
+        raise ConfigError(f"The dropout rate is {dropout_rate} without keys; expected one key per window.")
+    encoded = encode_stretches(
+        gistnet,
+        teacher,
+        stretches,
+        with_next=with_neighbour,
+        dropout_rate=dropout_rate,
+        dropout_keys=dropout_keys,
+    )
+    is_gist = _first(stretches.counts, stretches.longest)
+    gists = encoded[:, : stretches.longest]
     stand_ins = gist_stand_ins(stretches, gists, config.positions)
 
     hidden = replaced_hidden(teacher, read, stretches, stand_ins)
@@ -119,13 +169,13 @@ def branch_losses(
 
     contrastive = reconstruction = torch.zeros_like(kl)
     if with_neighbour:
-        pairs = contrastive_loss(encoded[:, :-1].flatten(0, 1), encoded[:, 1:].flatten(0, 1), config.contrastive_margin)
-        contrastive = pairs.view(len(kl), -1).mean(dim=1)
+        hinges = contrastive_loss(encoded[:, :-1][is_gist], encoded[:, 1:][is_gist], config.contrastive_margin)
+        contrastive = _branch_means(hinges, is_gist)
         total = total + config.contrastive_weight * contrastive
     if config.reconstruction_weight > 0:
         reconstruction = _reconstruction(teacher, read, stretches, stand_ins, config.chunk_tokens)
         total = total + config.reconstruction_weight * reconstruction
-    norms = gists.detach().norm(dim=-1).mean(dim=1)
+    norms = _branch_means(gists.detach()[is_gist].norm(dim=-1), is_gist)
     return BranchLosses(total, kl.detach(), delta_nll.detach(), contrastive.detach(), reconstruction.detach(), norms)
 
 
@@ -136,5 +186,18 @@ def _reconstruction(
 
     The context is the one that gists are read in, so that what they must hold is what the prefix does not give away.
     """
-    hidden = replaced_hidden(teacher, read, stretches, stand_ins, tokens=stretches.replaced)
-    return token_nll(teacher, hidden, stretches.replaced, chunk_tokens=chunk_tokens).mean(dim=1)
+    replaced = stretches.replaced
+    hidden = replaced_hidden(teacher, read, stretches, stand_ins, tokens=replaced)
+    is_replaced = _first(stretches.replaced_tokens, replaced.shape[1])
+    nll = token_nll(teacher, hidden[is_replaced][None], replaced[is_replaced][None], chunk_tokens=chunk_tokens)
+    return _branch_means(nll[0], is_replaced)
+
+
+def _first(counts: Tensor, places: int) -> Tensor:
+    """Which places are among the first `counts` of their branch: `[branches]` → bool `[branches, places]`."""
+    return torch.arange(places, device=counts.device) < counts[:, None]
+
+
+def _branch_means(values: Tensor, real: Tensor) -> Tensor:
+    """Means per branch, `[branches]`, of one value for each place that is real, `[branches, places]`."""
+    return values.new_zeros(real.shape).masked_scatter(real, values).sum(dim=1) / real.sum(dim=1)

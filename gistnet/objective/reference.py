@@ -21,20 +21,20 @@ def reference_original_hidden(teacher: Teacher, stretches: Stretches, branch: in
     positions = torch.arange(len(tokens), device=tokens.device)
     with torch.no_grad():
         hidden = _plain_forward(teacher, teacher.embed(tokens), positions)
-    first = int(stretches.starts[branch]) + stretches.replaced_tokens - 1
+    first = int(stretches.starts[branch]) + int(stretches.replaced_tokens[branch]) - 1
     return hidden[first : first + stretches.horizon]
 
 
 def reference_replaced_hidden(teacher: Teacher, stretches: Stretches, stand_ins: StandIns, branch: int) -> Tensor:
     """One forward over the whole replaced context: the states that predict one branch's horizon, `[H, dim]`."""
     tokens, start = stretches.tokens[stretches.windows[branch]], int(stretches.starts[branch])
-    suffix = tokens[start + stretches.replaced_tokens :]
-    vectors = stand_ins.vectors[branch].to(teacher.dtype)
+    count, suffix = int(stand_ins.lengths[branch]), tokens[start + int(stretches.replaced_tokens[branch]) :]
+    vectors = stand_ins.vectors[branch, :count].to(teacher.dtype)
     prefix_positions = torch.arange(start, device=tokens.device)
     suffix_positions = stand_ins.continuation[branch] + torch.arange(len(suffix), device=tokens.device)
     context = torch.cat([teacher.embed(tokens[:start]), vectors, teacher.embed(suffix)])
-    positions = torch.cat([prefix_positions, stand_ins.positions[branch], suffix_positions])
-    first = start + len(vectors) - 1
+    positions = torch.cat([prefix_positions, stand_ins.positions[branch, :count], suffix_positions])
+    first = start + count - 1
     return _plain_forward(teacher, context, positions)[first : first + stretches.horizon]
 
 

@@ -4,11 +4,14 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from gistnet.data.dataset import PreparedDataset
 from gistnet.data.prepare import DataConfig, prepare
 from gistnet.data.sampling import (
+    GistRuns,
     SpanLayout,
+    WindowSample,
     check_sampling,
     eligible_phases,
     eligible_starts,
@@ -21,6 +24,8 @@ from gistnet.errors import ConfigError, DataError
 from tests.data.byte_tokenizer import ByteTokenizer
 
 LAYOUT = SpanLayout(span_tokens=8, horizon_tokens=10, spans_per_window=3)
+RUNS = GistRuns()
+MIXED = GistRuns(lengths={1: 0.5, 2: 0.2, 5: 0.3}, whole_prefix=0.25, longest=7)
 PROBABILITIES = {"narrative": 0.6, "code": 0.3, "structured": 0.1}
 SOURCES = {"tales": "narrative", "essays": "narrative", "programs": "code", "tables": "structured"}
 
@@ -46,35 +51,34 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> PreparedDataset:
 @pytest.mark.parametrize("length", [10, 29, 30, 31, 37, 38, 64, 100])
 @pytest.mark.parametrize("gists", [1, 3])
 def test_eligible_starts_and_phases_equal_a_search_of_all_places(length: int, sink: int, gists: int) -> None:
-    layout = SpanLayout(span_tokens=8, horizon_tokens=10, gists_in_a_row=gists, sink_tokens=sink)
+    layout = SpanLayout(span_tokens=8, horizon_tokens=10, sink_tokens=sink)
     by_phase = {
         phase: [s for s in range(sink, length) if s % 8 == phase and s + 8 * gists + 10 <= length] for phase in range(8)
     }
     for phase, starts in by_phase.items():
-        assert eligible_starts(length, phase, layout).tolist() == starts
+        assert eligible_starts(length, phase, layout, gists).tolist() == starts
     phases = [phase for phase in range(8) if by_phase[phase]]
     if phases:
-        assert eligible_phases(length, layout).tolist() == phases
+        assert eligible_phases(length, layout, gists).tolist() == phases
     else:
-        assert length < layout.minimum_length
-        with pytest.raises(DataError, match=f"need {layout.minimum_length} tokens, but a window has {length}"):
-            eligible_phases(length, layout)
+        needed = sink + 8 * gists + 10
+        assert length < needed == layout.minimum_length(gists)
+        with pytest.raises(DataError, match=f"need {needed} tokens, but a window has {length}"):
+            eligible_phases(length, layout, gists)
 
 
 def test_window_too_short_names_every_number() -> None:
-    layout = SpanLayout(span_tokens=32, horizon_tokens=128, gists_in_a_row=2, sink_tokens=4)
+    layout = SpanLayout(span_tokens=32, horizon_tokens=128, sink_tokens=4)
     message = (
         "Spans longer than the document: 2 spans of 32 tokens, a horizon of 128 and 4 sink tokens need 196 tokens, "
         "but a window has 195."
     )
     with pytest.raises(DataError, match=message):
-        eligible_phases(195, layout)
-    assert eligible_phases(196, layout).tolist() == [4]
+        eligible_phases(195, layout, gists=2)
+    assert eligible_phases(196, layout, gists=2).tolist() == [4]
 
 
-@pytest.mark.parametrize(
-    "field", ["span_tokens", "horizon_tokens", "spans_per_window", "gists_in_a_row", "sink_tokens"]
-)
+@pytest.mark.parametrize("field", ["span_tokens", "horizon_tokens", "spans_per_window", "sink_tokens"])
 def test_layout_of_nothing_is_refused(field: str) -> None:
     with pytest.raises(ConfigError, match=f"{field} must be at least 1, got 0"):
         SpanLayout(**{field: 0})
@@ -84,7 +88,7 @@ def test_sample_is_in_the_training_split_and_its_starts_are_distinct_eligible_an
     dataset: PreparedDataset,
 ) -> None:
     pool = training_pool(dataset)
-    for sample in sample_batch(pool, LAYOUT, PROBABILITIES, seed=1, step=0, items=range(300)):
+    for sample in sample_batch(pool, LAYOUT, RUNS, PROBABILITIES, seed=1, step=0, items=range(300)):
         info = dataset.describe(sample.window)
         assert info.split == "train"
         starts = sample.starts.tolist()
@@ -96,18 +100,101 @@ def test_sample_is_in_the_training_split_and_its_starts_are_distinct_eligible_an
 
 
 def as_tuples(samples: list) -> list[tuple]:
-    return [(sample.item, sample.window, sample.phase, tuple(sample.starts.tolist())) for sample in samples]
+    return [
+        (sample.item, sample.window, sample.phase, tuple(sample.starts.tolist()), tuple(sample.gists.tolist()))
+        for sample in samples
+    ]
+
+
+def horizons(sample: WindowSample) -> list[int]:
+    return (sample.starts + 8 * sample.gists).tolist()
+
+
+def test_single_spans_are_drawn_as_they_were_before_there_were_runs(dataset: PreparedDataset) -> None:
+    """Window, phase and starts as version 0.1.0 drew them for this seed and step."""
+    drawn = sample_batch(training_pool(dataset), LAYOUT, RUNS, PROBABILITIES, seed=7, step=11, items=range(6))
+    assert as_tuples(drawn) == [
+        (0, 178, 6, (14, 46, 54), (1, 1, 1)),
+        (1, 70, 0, (8, 24, 48), (1, 1, 1)),
+        (2, 323, 1, (9, 17, 33), (1, 1, 1)),
+        (3, 105, 6, (6, 30, 46), (1, 1, 1)),
+        (4, 218, 4, (12, 36, 60), (1, 1, 1)),
+        (5, 51, 2, (10, 34, 42), (1, 1, 1)),
+    ]
+
+
+def test_runs_end_at_the_same_horizons_and_reach_back_to_the_sink_at_most(dataset: PreparedDataset) -> None:
+    pool = training_pool(dataset)
+    single, mixed = (
+        sample_batch(pool, LAYOUT, runs, PROBABILITIES, seed=1, step=2, items=range(500)) for runs in (RUNS, MIXED)
+    )
+    clipped = 0
+    for one, run in zip(single, mixed, strict=True):
+        assert (one.window, one.phase, horizons(one)) == (run.window, run.phase, horizons(run))
+        assert run.gists.dtype == run.starts.dtype == np.int64
+        assert run.starts.min() >= LAYOUT.sink_tokens
+        assert set(run.starts % 8) == {run.phase}
+        assert 1 <= run.gists.min() <= run.gists.max() <= MIXED.longest
+        # What is of no length on offer was clipped, and then no further span would fit behind the sink.
+        unusual = ~np.isin(run.gists, [1, 2, 5, 7])
+        assert (run.starts[unusual] - 8 < LAYOUT.sink_tokens).all()
+        clipped += int(unusual.sum())
+    assert clipped > 50
+
+
+def test_lengths_of_runs_are_drawn_in_their_proportions(dataset: PreparedDataset) -> None:
+    """Counted where there is room for all: 3/4 of 0.5, 0.2 and 0.3, and 1/4 of the longest."""
+    counts: Counter[int] = Counter()
+    for sample in sample_batch(training_pool(dataset), LAYOUT, MIXED, PROBABILITIES, seed=0, step=0, items=range(6000)):
+        room = (np.array(horizons(sample)) - LAYOUT.sink_tokens) // 8
+        counts.update(sample.gists[room >= 7].tolist())
+    n = counts.total()
+    assert n > 3000
+    for length, share in {1: 0.375, 2: 0.15, 5: 0.225, 7: 0.25}.items():
+        assert counts[length] == pytest.approx(n * share, abs=5 * (n * share * (1 - share)) ** 0.5)
+    assert set(counts) == {1, 2, 5, 7}
+
+
+def test_the_whole_prefix_is_everything_between_the_sink_and_the_horizon(dataset: PreparedDataset) -> None:
+    runs = GistRuns(whole_prefix=1.0)
+    for sample in sample_batch(training_pool(dataset), LAYOUT, runs, PROBABILITIES, seed=4, step=0, items=range(200)):
+        assert set(sample.starts.tolist()) == {min(s for s in range(4, 12) if s % 8 == sample.phase)}
+        assert len(set(horizons(sample))) == len(sample.gists)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"lengths": {1: 0.5, 2: 0.4}}, "sum to 1"),
+        ({"lengths": {1: 1.5, 2: -0.5}}, "at least 0"),
+        ({"lengths": {}}, "sum to 1"),
+        ({"lengths": {1: float("nan")}}, "sum to 1"),
+        ({"lengths": {0: 0.5, 1: 0.5}}, "at least 1, got 0"),
+        ({"whole_prefix": 1.5}, "less than or equal to 1"),
+        ({"longest": 0}, "greater than or equal to 1"),
+    ],
+)
+def test_impossible_runs_are_refused(settings: dict, message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        GistRuns(**settings)
+
+
+def test_the_most_gists_of_a_run_are_those_that_can_be_drawn() -> None:
+    assert GistRuns().most == 1
+    assert GistRuns(lengths={1: 0.5, 4: 0.5, 9: 0.0}).most == 4
+    assert GistRuns(lengths={1: 0.5, 80: 0.5}, whole_prefix=0.1).most == 80
+    assert GistRuns(whole_prefix=0.1).most == 64
 
 
 def test_slices_of_ranks_join_to_the_batch_of_a_single_process(dataset: PreparedDataset) -> None:
     pool = training_pool(dataset)
-    whole = as_tuples(sample_batch(pool, LAYOUT, PROBABILITIES, seed=7, step=11, items=range(24)))
+    whole = as_tuples(sample_batch(pool, LAYOUT, MIXED, PROBABILITIES, seed=7, step=11, items=range(24)))
     for ranks in (2, 3, 8):
         share = 24 // ranks
         joined: dict[int, tuple] = {}
         for rank in reversed(range(ranks)):  # each with a pool of its own, in another order than the items
             items = range(rank * share, (rank + 1) * share)
-            own = sample_batch(training_pool(dataset), LAYOUT, PROBABILITIES, seed=7, step=11, items=items)
+            own = sample_batch(training_pool(dataset), LAYOUT, MIXED, PROBABILITIES, seed=7, step=11, items=items)
             joined |= {drawn[0]: drawn for drawn in as_tuples(own)}
         assert [joined[item] for item in range(24)] == whole
 
@@ -116,7 +203,7 @@ def test_seed_step_and_item_each_change_the_draw(dataset: PreparedDataset) -> No
     pool = training_pool(dataset)
 
     def draw(seed: int, step: int, item: int) -> tuple:
-        return as_tuples([sample_window(pool, LAYOUT, PROBABILITIES, seed=seed, step=step, item=item)])[0][1:]
+        return as_tuples([sample_window(pool, LAYOUT, MIXED, PROBABILITIES, seed=seed, step=step, item=item)])[0][1:]
 
     for field in ("seed", "step", "item"):
         draws = [draw(**{"seed": 1, "step": 5, "item": 3, field: value}) for value in range(50)]
@@ -128,7 +215,7 @@ def test_seed_step_and_item_each_change_the_draw(dataset: PreparedDataset) -> No
 def test_domains_sources_windows_and_phases_are_drawn_in_their_proportions(dataset: PreparedDataset) -> None:
     pool = training_pool(dataset, weights={"tales": 3.0})
     n = 6000
-    samples = sample_batch(pool, LAYOUT, PROBABILITIES, seed=0, step=0, items=range(n))
+    samples = sample_batch(pool, LAYOUT, RUNS, PROBABILITIES, seed=0, step=0, items=range(n))
     sources = Counter(dataset.describe(sample.window).source for sample in samples)
     expected = {"tales": 0.45, "essays": 0.15, "programs": 0.3, "tables": 0.1}
     for name, share in expected.items():
@@ -148,7 +235,7 @@ def test_domain_of_probability_zero_is_never_drawn_and_may_be_empty(dataset: Pre
     pool = training_pool(dataset)
     probabilities = {"code": 1.0, "narrative": 0.0, "poetry": 0.0}
     check_sampling(pool, LAYOUT, probabilities)
-    samples = sample_batch(pool, LAYOUT, probabilities, seed=0, step=0, items=range(50))
+    samples = sample_batch(pool, LAYOUT, RUNS, probabilities, seed=0, step=0, items=range(50))
     assert {dataset.describe(sample.window).domain for sample in samples} == {"code"}
 
 
@@ -169,7 +256,7 @@ def test_impossible_probabilities_are_refused(
     with pytest.raises(kind, match=message):
         check_sampling(pool, LAYOUT, probabilities)
     with pytest.raises(kind, match=message):
-        sample_window(pool, LAYOUT, probabilities, seed=0, step=0, item=0)
+        sample_window(pool, LAYOUT, RUNS, probabilities, seed=0, step=0, item=0)
 
 
 def test_layout_that_does_not_fit_the_shortest_window_is_refused_before_drawing(dataset: PreparedDataset) -> None:
@@ -196,12 +283,29 @@ def test_validation_takes_one_window_a_held_out_document_of_each_domain(dataset:
     assert len({info.document for info in infos}) == 15
     assert [sample.item for sample in chosen] == list(range(15))
     for sample, info in zip(chosen, infos, strict=True):
+        assert sample.gists.tolist() == [1] * len(sample.starts)
         eligible = eligible_starts(info.length, sample.phase, LAYOUT).tolist()
         starts = sample.starts.tolist()
         assert len(starts) == min(4, len(eligible))
         assert (starts[0], starts[-1]) == (eligible[0], eligible[-1])
         steps = np.diff([eligible.index(start) for start in starts])
         assert steps.max() - steps.min() <= 1, "evenly spread over the grid"
+
+
+def test_validation_stretches_have_exactly_the_gists_asked_for(dataset: PreparedDataset) -> None:
+    """Windows, phases and starts as version 0.1.0 chose them."""
+    expected = {
+        1: [(206, 2, [10, 34, 58, 82]), (182, 5, [5, 29, 53, 77]), (28, 0, [8, 32, 56, 80])],
+        2: [(206, 2, [10, 34, 50, 74]), (182, 5, [5, 29, 45, 69]), (28, 0, [8, 32, 48, 72])],
+    }
+    for gists, first in expected.items():
+        chosen = validation_windows(dataset, LAYOUT, documents=2, spans_per_document=4, seed=3, gists=gists)
+        assert [(sample.window, sample.phase, sample.starts.tolist()) for sample in chosen[:3]] == first
+        assert {k for sample in chosen for k in sample.gists.tolist()} == {gists}
+    with pytest.raises(ConfigError, match="gists must be at least 1, got 0"):
+        validation_windows(dataset, LAYOUT, documents=2, spans_per_document=4, seed=3, gists=0)
+    with pytest.raises(DataError, match=r"12 spans of 8 tokens.* need 110 tokens, but a window has 100"):
+        validation_windows(dataset, LAYOUT, documents=2, spans_per_document=4, seed=3, gists=12)
 
 
 def test_validation_choice_is_fixed_by_the_seed_and_grows_by_extension(dataset: PreparedDataset) -> None:

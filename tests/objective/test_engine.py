@@ -6,22 +6,25 @@ import pytest
 import torch
 
 from gistnet.errors import DataError
+from gistnet.evaluation import baselines
+from gistnet.objective import branches
 from gistnet.objective.branches import StandIns, Stretches, gist_stand_ins, replaced_hidden
 from gistnet.objective.losses import token_losses
 from gistnet.objective.reference import reference_original_hidden, reference_replaced_hidden
 from tests.teachers import FAMILIES, tiny_teacher
 
 SPAN, HORIZON = 8, 6
+MIXED = torch.tensor([5, 1, 2, 6])  # the last one replaces all that has room behind the window's first token
 
 
-def make_stretches(gists: int = 1, span_tokens: int = SPAN) -> Stretches:
+def make_stretches(gists: int | torch.Tensor = 1) -> Stretches:
     tokens = torch.randint(3, 97, (2, 60), generator=torch.Generator().manual_seed(0))
     windows, starts = torch.tensor([0, 1, 0, 1]), torch.tensor([5, 30, 22, 1])
-    return Stretches(tokens, windows, starts, span_tokens=span_tokens, gists=gists, horizon=HORIZON)
+    return Stretches(tokens, windows, starts, span_tokens=SPAN, gists=gists, horizon=HORIZON)
 
 
 def random_gists(stretches: Stretches, dim: int) -> torch.Tensor:
-    shape = (len(stretches.starts), stretches.gists, dim)
+    shape = (len(stretches.starts), stretches.longest, dim)
     return torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
@@ -44,7 +47,7 @@ def written_out_losses(teacher, stretches, stand_ins):
 
 
 @pytest.mark.parametrize("policy", ["center", "end", "compact"])
-@pytest.mark.parametrize("gists", [1, 3])
+@pytest.mark.parametrize("gists", [1, MIXED], ids=["one gist", "mixed runs"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_packed_branches_equal_the_two_forward_loop(family, gists, policy):
     teacher, stretches = tiny_teacher(family), make_stretches(gists)
@@ -72,22 +75,23 @@ def test_document_pass_equals_the_plain_forward(family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_span_replaced_by_its_own_embeddings_changes_nothing(family):
-    teacher, stretches = tiny_teacher(family), make_stretches()
-    positions = stretches.starts[:, None] + torch.arange(SPAN)
-    own = StandIns(teacher.embed(stretches.replaced), positions, stretches.starts + SPAN)
+def test_spans_replaced_by_their_own_embeddings_change_nothing(family):
+    teacher, stretches = tiny_teacher(family), make_stretches(MIXED)
+    positions = stretches.starts[:, None] + torch.arange(6 * SPAN)
+    counts = MIXED * SPAN
+    own = StandIns(teacher.embed(stretches.replaced), positions, stretches.starts + counts, counts)
     losses = engine_kl(teacher, stretches, own)
     torch.testing.assert_close(losses.kl, torch.zeros_like(losses.kl), atol=1e-12, rtol=0)
     torch.testing.assert_close(losses.delta_nll, torch.zeros_like(losses.kl), atol=1e-11, rtol=0)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_dropping_a_span_equals_the_loop_without_it(family):
-    teacher, stretches = tiny_teacher(family), make_stretches()
+def test_dropping_spans_equals_the_loop_without_them(family):
+    teacher, stretches = tiny_teacher(family), make_stretches(MIXED)
     nothing = StandIns(
         torch.zeros(4, 0, teacher.hidden_size, dtype=torch.float64),
         torch.zeros(4, 0, dtype=torch.long),
-        stretches.starts + SPAN,
+        stretches.starts + MIXED * SPAN,
     )
     losses = engine_kl(teacher, stretches, nothing)
     expected = written_out_losses(teacher, stretches, nothing)
@@ -96,8 +100,59 @@ def test_dropping_a_span_equals_the_loop_without_it(family):
     torch.testing.assert_close(engine_kl(teacher, first, nothing).kl, losses.kl[:, :1])
 
 
-def shift(stand_ins: StandIns, vectors: int = 0, continuation: int = 0) -> StandIns:
-    return StandIns(stand_ins.vectors, stand_ins.positions + vectors, stand_ins.continuation + continuation)
+def test_what_pads_a_shorter_branch_is_not_read():
+    """Rubbish in the places that do not count, and no horizon to hide it, leaves every bit as it was."""
+    teacher = tiny_teacher("llama")
+    for horizon in (1, HORIZON):
+        stretches = dataclasses.replace(make_stretches(MIXED), horizon=horizon)
+        clean = gist_stand_ins(stretches, random_gists(stretches, teacher.hidden_size), "center")
+        pads = torch.arange(6) >= MIXED[:, None]
+        rubbish = dataclasses.replace(
+            clean,
+            vectors=clean.vectors.masked_fill(pads[..., None], 1e6),
+            positions=clean.positions.masked_fill(pads, 3),
+        )
+        losses = [torch.stack(list(engine_kl(teacher, stretches, stand_ins))) for stand_ins in (clean, rubbish)]
+        assert torch.equal(*losses)
+        expected = torch.stack(written_out_losses(teacher, stretches, clean))
+        torch.testing.assert_close(losses[0], expected, rtol=1e-9, atol=1e-10)
+
+
+def test_branches_without_and_with_vectors_share_a_pass():
+    teacher, stretches = tiny_teacher("qwen3"), make_stretches(MIXED)
+    for horizon in (1, HORIZON):
+        stretches = dataclasses.replace(stretches, horizon=horizon)
+        gists = gist_stand_ins(stretches, random_gists(stretches, teacher.hidden_size), "end")
+        some = dataclasses.replace(gists, counts=torch.tensor([5, 0, 2, 0]))
+        expected = torch.stack(written_out_losses(teacher, stretches, some))
+        losses = torch.stack(list(engine_kl(teacher, stretches, some)))
+        torch.testing.assert_close(losses, expected, rtol=1e-9, atol=1e-10)
+
+
+def test_positions_of_runs_by_hand():
+    """K = 32: gists in the middle or on the last token of their spans, or one after the other."""
+    tokens, gists = torch.zeros(1, 2200, dtype=torch.long), torch.tensor([64, 2])
+    stretches = Stretches(tokens, torch.tensor([0, 0]), torch.tensor([4, 100]), 32, gists, horizon=8)
+    vectors = torch.zeros(2, 64, 3)
+    expected = {
+        "center": (list(range(20, 2052, 32)), [116, 148], [2052, 164]),
+        "end": (list(range(35, 2052, 32)), [131, 163], [2052, 164]),
+        "compact": (list(range(4, 68)), [100, 101], [68, 102]),
+    }
+    for policy, (long, short, continuation) in expected.items():
+        stand_ins = gist_stand_ins(stretches, vectors, policy)
+        assert stand_ins.positions[0].tolist() == long
+        assert stand_ins.positions[1, :2].tolist() == short
+        assert stand_ins.continuation.tolist() == continuation
+        assert stand_ins.lengths.tolist() == [64, 2]
+
+
+def shift(stand_ins: StandIns, vectors: torch.Tensor | int = 0, continuation: torch.Tensor | int = 0) -> StandIns:
+    return dataclasses.replace(
+        stand_ins,
+        positions=stand_ins.positions + vectors,
+        continuation=stand_ins.continuation + continuation,
+    )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -124,12 +179,39 @@ def test_wrong_positions_prefix_and_targets_are_noticed(family):
     assert (wrong_target.nll_replaced - expected[2]).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_mistake_in_one_run_of_a_mixed_pass_is_noticed(family, monkeypatch):
+    """In the branch of two gists, and in no other."""
+    teacher, stretches = tiny_teacher(family), make_stretches(MIXED)
+    gists = gist_stand_ins(stretches, random_gists(stretches, teacher.hidden_size), "center")
+    expected = written_out_losses(teacher, stretches, gists)[0]
+    row = torch.tensor([0, 0, 1, 0])
+    mutants = {
+        "one gist late": shift(gists, vectors=row[:, None] * torch.tensor([0, 1, 0, 0, 0, 0])),
+        "horizon late": shift(gists, continuation=row),
+        "a gist too few": dataclasses.replace(gists, counts=MIXED - row),
+        "a gist too many": dataclasses.replace(gists, counts=MIXED + row),
+    }
+    differences = {name: engine_kl(teacher, stretches, mutant).kl - expected for name, mutant in mutants.items()}
+    exact = branches._each_row
+    for shifted in (-1, 1):  # of the rows that are H long: the states read at the end
+
+        def read_elsewhere(values, index, shifted=shifted):
+            return exact(values, index + shifted * row[:, None] * (index.shape[1] == HORIZON))
+
+        monkeypatch.setattr(branches, "_each_row", read_elsewhere)
+        differences[f"states read {shifted} late"] = engine_kl(teacher, stretches, gists).kl - expected
+    for name, difference in differences.items():
+        assert difference[2].abs().max() > 1e-3, name
+        assert difference[[0, 1, 3]].abs().max() < 1e-9, name
+
+
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
 def test_a_mask_that_lets_a_branch_see_too_much_is_noticed(family, monkeypatch):
     """Without causality inside the branch, or without the sliding window, the equality breaks."""
     from gistnet.model import prefix_attention
 
-    teacher, stretches = tiny_teacher(family), make_stretches()
+    teacher, stretches = tiny_teacher(family), make_stretches(MIXED)
     gists = gist_stand_ins(stretches, random_gists(stretches, teacher.hidden_size), "center")
     expected = written_out_losses(teacher, stretches, gists)[0]
     if family == "llama":
@@ -141,7 +223,7 @@ def test_a_mask_that_lets_a_branch_see_too_much_is_noticed(family, monkeypatch):
     else:
         plain = prefix_attention._visible
         monkeypatch.setattr(prefix_attention, "_visible", lambda query, key, window: plain(query, key, None))
-    assert (engine_kl(teacher, stretches, gists).kl - expected).abs().max() > 1e-3
+    assert (engine_kl(teacher, stretches, gists).kl - expected).abs().amax(dim=1).min() > 1e-3
 
 
 def test_transformers_takes_a_gap_of_positions_for_a_packed_document():
@@ -189,3 +271,19 @@ def test_a_stretch_that_does_not_fit_is_refused():
         Stretches(tokens, torch.tensor([0]), torch.tensor([50]), span_tokens=8, gists=1, horizon=6)
     with pytest.raises(DataError, match="start at token 1"):
         Stretches(tokens, torch.tensor([0]), torch.tensor([0]), span_tokens=8, gists=1, horizon=6)
+    windows, starts, runs = torch.tensor([0, 0]), torch.tensor([20, 20]), torch.tensor([4, 5])
+    with pytest.raises(DataError, match="window's 60 tokens; got 5 spans of 8 tokens from token 20 on"):
+        Stretches(tokens, windows, starts, span_tokens=8, gists=runs, horizon=6)
+    with pytest.raises(DataError, match=r"no less than nothing.* got -1 spans"):
+        Stretches(tokens, windows, starts, span_tokens=8, gists=runs - 5, horizon=6)
+
+
+@torch.no_grad()
+def test_replacing_nothing_is_the_plain_model():
+    teacher = tiny_teacher("llama")
+    tokens = torch.randint(3, 97, (1, 60), generator=torch.Generator().manual_seed(4))
+    nothing = Stretches(tokens, torch.tensor([0]), torch.tensor([20]), span_tokens=8, gists=0, horizon=6)
+    read = teacher.read_windows(tokens)
+    hidden = replaced_hidden(teacher, read, nothing, baselines.drop(teacher, nothing))
+    plain = teacher.model(tokens, use_cache=False).logits[:, 19:25]
+    torch.testing.assert_close(teacher.logits(hidden), plain)

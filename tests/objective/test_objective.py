@@ -21,6 +21,7 @@ from gistnet.objective.reference import (
 from tests.teachers import tiny_teacher
 
 SPAN, HORIZON = 8, 10
+MIXED = torch.tensor([4, 1, 2, 5])  # the last one replaces all that has room behind the window's first token
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +38,7 @@ def gistnet(teacher) -> GistNet:
     return network
 
 
-def make_stretches(gists: int = 1) -> Stretches:
+def make_stretches(gists: int | torch.Tensor = 1) -> Stretches:
     tokens = torch.randint(3, 97, (2, 60), generator=torch.Generator().manual_seed(0))
     windows, starts = torch.tensor([0, 1, 0, 1]), torch.tensor([5, 18, 22, 1])
     return Stretches(tokens, windows, starts, span_tokens=SPAN, gists=gists, horizon=HORIZON)
@@ -67,7 +68,7 @@ def written_out(teacher, gistnet, stretches, positions="center"):
     return token_losses(teacher, original, replaced, stretches.targets), replaced
 
 
-@pytest.mark.parametrize("gists", [1, 2])
+@pytest.mark.parametrize("gists", [1, MIXED], ids=["one gist", "mixed runs"])
 @pytest.mark.parametrize("positions", ["center", "end", "compact"])
 def test_totals_are_means_over_the_horizon_of_what_the_loss_names(teacher, gistnet, gists, positions):
     stretches = make_stretches(gists)
@@ -103,23 +104,26 @@ def test_the_gradient_of_mixed_is_the_weighted_sum_of_both(teacher, gistnet):
     assert (kl - delta).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("gists", [1, 3])
+@pytest.mark.parametrize("gists", [1, MIXED], ids=["one gist", "mixed runs"])
 def test_the_contrastive_term_is_the_hinge_of_each_gist_and_the_next(teacher, gistnet, gists):
     """Gists of the spans at s, s + K, … are encoded one by one; a margin of 2 keeps every hinge open."""
     stretches = make_stretches(gists)
     result = losses_of(teacher, gistnet, stretches, contrastive_weight=0.05, contrastive_margin=2.0)
-    columns = []
-    for index in range(gists + 1):
-        at = stretches.starts[:, None] + index * SPAN + torch.arange(SPAN)
-        columns.append(encode(gistnet, teacher, stretches.tokens[stretches.windows[:, None], at])[:, 0])
-    hinges = [contrastive_loss(first, second, 2.0) for first, second in pairwise(columns)]
-    expected = torch.stack(hinges).mean(0)
+    rows = []
+    for window, start, count in zip(stretches.windows, stretches.starts, stretches.counts, strict=True):
+        firsts = [int(start) + index * SPAN for index in range(count + 1)]
+        run = [encode(gistnet, teacher, stretches.tokens[window, None, at : at + SPAN])[0] for at in firsts]
+        rows.append(torch.stack([contrastive_loss(first, second, 2.0)[0] for first, second in pairwise(run)]).mean())
+    expected = torch.stack(rows)
     torch.testing.assert_close(result.contrastive, expected.to(result.contrastive.dtype), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(result.total.detach(), result.kl + 0.05 * result.contrastive)
 
 
 def test_the_contrastive_gradient_flows_into_the_gist_and_its_neighbour(teacher):
-    """A network whose gist is a free vector per span: both vectors of a pair get a gradient, away from each other."""
+    """A network whose gist is a free vector per span: both vectors of a pair get a gradient, away from each other.
+
+    Spans come by window and start: those of the branches in the order 0, 2, 3, 1, each with its neighbour.
+    """
 
     class FreeGists(torch.nn.Module):
         config = GistNetConfig(architecture="bottleneck", span_tokens=SPAN, width=16, heads=2)
@@ -163,7 +167,7 @@ def test_a_contrastive_term_without_room_for_the_neighbour_is_refused(teacher, g
     assert losses_of(teacher, gistnet, short).total.shape == (4,)
 
 
-@pytest.mark.parametrize("gists", [1, 2])
+@pytest.mark.parametrize("gists", [1, MIXED], ids=["one gist", "mixed runs"])
 @pytest.mark.parametrize("positions", ["center", "end", "compact"])
 def test_reconstruction_is_the_cross_entropy_of_the_span_after_its_own_gists(teacher, gistnet, gists, positions):
     """One whole forward per branch over [prefix, gists, span], the span where the horizon would have been."""
@@ -171,16 +175,17 @@ def test_reconstruction_is_the_cross_entropy_of_the_span_after_its_own_gists(tea
     result = losses_of(teacher, gistnet, stretches, reconstruction_weight=0.5, positions=positions)
     vectors = encode(gistnet, teacher, stretches.replaced).double()
     rows = []
-    for branch, (window, start) in enumerate(zip(stretches.windows.tolist(), stretches.starts.tolist(), strict=True)):
-        replaced = stretches.tokens[window, start : start + gists * SPAN]
+    columns = (stretches.windows.tolist(), stretches.starts.tolist(), stretches.counts.tolist())
+    for branch, (window, start, k) in enumerate(zip(*columns, strict=True)):
+        replaced = stretches.tokens[window, start : start + k * SPAN]
         gist_offset = {"center": SPAN // 2, "end": SPAN - 1, "compact": 0}[positions]
-        step, after = (1, gists) if positions == "compact" else (SPAN, gists * SPAN)
-        at = [*range(start), *(start + gist_offset + step * n for n in range(gists))]
+        step, after = (1, k) if positions == "compact" else (SPAN, k * SPAN)
+        at = [*range(start), *(start + gist_offset + step * n for n in range(k))]
         at += [start + after + n for n in range(len(replaced))]
         prefix = teacher.embed(stretches.tokens[window, :start])
-        context = torch.cat([prefix, vectors[branch], teacher.embed(replaced)])
+        context = torch.cat([prefix, vectors[branch, :k], teacher.embed(replaced)])
         hidden = _plain_forward(teacher, context, torch.tensor(at))
-        predicting = teacher.logits(hidden[start + gists - 1 : -1])
+        predicting = teacher.logits(hidden[start + k - 1 : -1])
         rows.append(torch.nn.functional.cross_entropy(predicting, replaced))
     torch.testing.assert_close(result.reconstruction, torch.stack(rows).detach(), rtol=1e-8, atol=1e-9)
     torch.testing.assert_close(result.total.detach(), result.kl + 0.5 * result.reconstruction)
@@ -191,8 +196,8 @@ def test_reconstruction_is_the_cross_entropy_of_the_span_after_its_own_gists(tea
 
 
 def test_dropout_depends_on_the_keys_and_on_nothing_else(teacher, gistnet):
-    keys = torch.tensor([11, -(2**62), 13, 2**63 - 1])
-    stretches = make_stretches(gists=2)
+    keys = torch.tensor([-(2**62), 2**63 - 1])
+    stretches = make_stretches(MIXED)
     drop = {"dropout_rate": 0.3, "contrastive_weight": 0.1, "contrastive_margin": 2.0}
     whole = losses_of(teacher, gistnet, stretches, dropout_keys=keys, **drop)
     torch.manual_seed(99)
@@ -205,15 +210,32 @@ def test_dropout_depends_on_the_keys_and_on_nothing_else(teacher, gistnet):
     assert (whole.kl - without.kl).abs().min() > 1e-4
 
 
+def test_every_span_of_a_run_has_masks_of_its_own_and_is_encoded_once(teacher, gistnet):
+    """Branches 0 and 2 share the span at token 29 of their window; keys are the window's plus the span's place."""
+    seen = []
+    gistnet.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[1].keys.tolist()))
+    stretches = dataclasses.replace(make_stretches(MIXED), starts=torch.tensor([5, 18, 29, 1]))
+    losses_of(teacher, gistnet, stretches, dropout_rate=0.3, dropout_keys=torch.tensor([1000, 2000]))
+    assert seen == [[1005, 1013, 1021, 1029, 1037, 2001, 2009, 2017, 2018, 2025, 2033]]
+
+
 @pytest.mark.parametrize("parts", [[[0], [1], [2], [3]], [[0, 1, 2], [3]], [[3, 1], [0, 2]]])
-def test_losses_do_not_depend_on_how_the_batch_is_split(teacher, gistnet, parts):
-    stretches, keys = make_stretches(), torch.tensor([11, 12, 13, 14])
+@pytest.mark.parametrize("gists", [torch.ones(4, dtype=torch.long), MIXED], ids=["one gist", "mixed runs"])
+def test_losses_and_gradients_do_not_depend_on_how_the_batch_is_split(teacher, gistnet, gists, parts):
+    """Mixed runs alone, branch by branch, are uniform ones."""
+    stretches, keys = make_stretches(gists), torch.tensor([11, 12])
     settings = {"dropout_rate": 0.3, "contrastive_weight": 0.1, "contrastive_margin": 2.0, "reconstruction_weight": 0.5}
-    whole = torch.stack(list(losses_of(teacher, gistnet, stretches, dropout_keys=keys, **settings)))
+    result = losses_of(teacher, gistnet, stretches, dropout_keys=keys, **settings)
+    whole, gradient = torch.stack(list(result)).detach(), gradient_of(gistnet, result.total.sum())
+    summed = torch.zeros_like(gradient)
     for part in parts:
-        some = dataclasses.replace(stretches, windows=stretches.windows[part], starts=stretches.starts[part])
-        result = losses_of(teacher, gistnet, some, dropout_keys=keys[part], **settings)
-        torch.testing.assert_close(torch.stack(list(result)), whole[:, part], rtol=1e-5, atol=1e-6)
+        some = dataclasses.replace(
+            stretches, windows=stretches.windows[part], starts=stretches.starts[part], gists=gists[part]
+        )
+        result = losses_of(teacher, gistnet, some, dropout_keys=keys, **settings)
+        torch.testing.assert_close(torch.stack(list(result)).detach(), whole[:, part], rtol=1e-5, atol=1e-6)
+        summed += gradient_of(gistnet, result.total.sum())
+    assert (summed - gradient).norm() < 1e-5 * gradient.norm()
 
 
 def test_a_dropout_rate_without_keys_is_refused(teacher, gistnet):

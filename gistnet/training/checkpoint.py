@@ -4,7 +4,7 @@
     RUN/checkpoints/step-00001000/optimiser.safetensors  the optimiser's tensors, by parameter name
     RUN/checkpoints/step-00001000/state.json             step, progress, identity of the run, optimiser settings
     RUN/checkpoints/step-00001000/manifest.json          size and SHA-256 of each file above
-    RUN/checkpoints/best.json                            which of them validated best
+    RUN/checkpoints/best.json                            which of them validated best, in each stage
 
 The frozen teacher is named in the identity, by its fingerprint, and never saved. Nothing is pickled: reading a
 checkpoint runs no code from it.
@@ -26,8 +26,9 @@ from torch.optim import Optimizer
 
 from gistnet.errors import CheckpointError, StorageError
 from gistnet.files import atomic_folder, storage_errors, sweep_leftovers, write_json
+from gistnet.run_folder import BEST_FILE, CHECKPOINTS_FOLDER
 
-_FORMAT = 1
+_FORMAT = 2
 _FOLDER_NAME = re.compile(r"step-(\d{8,})")
 
 
@@ -45,7 +46,7 @@ class Checkpoint:
     step: int
     """Completed optimiser steps."""
     progress: dict[str, Any]
-    """What the trainer passed in: spans seen, moving averages, best score; anything JSON can hold."""
+    """What the trainer passed in: spans seen, the stage's validations; anything JSON can hold."""
     identity: dict[str, Any]
     """What makes the run this run: teacher fingerprint, network configuration, data set fingerprint."""
     optimiser_groups: list[dict[str, Any]]
@@ -55,6 +56,11 @@ class Checkpoint:
     def gistnet_folder(self) -> Path:
         """Where the network is, for `GistNet.from_pretrained`."""
         return self.folder / "gistnet"
+
+
+def checkpoint_folder(run_folder: Path, step: int) -> Path:
+    """Where the checkpoint after `step` completed steps is, or would be."""
+    return _checkpoints(run_folder) / f"step-{step:08d}"
 
 
 # Saving ---------------------------------------------------------------------------------------------------------------
@@ -76,7 +82,7 @@ def save_checkpoint(
     Raises:
         StorageError: the disk is full or refused. Nothing of this checkpoint is left, and earlier ones are untouched.
     """
-    folder = _checkpoints(run_folder) / f"step-{step:08d}"
+    folder = checkpoint_folder(run_folder, step)
     if folder.is_dir():
         return folder
     tensors, groups = _flatten(optimiser)
@@ -98,25 +104,28 @@ def save_checkpoint(
     return folder
 
 
-def mark_best(run_folder: Path, checkpoint: Path, score: float) -> None:
-    """Record `checkpoint` as the best of its run so far, with the validation score (nats per token) it had.
+def mark_best(run_folder: Path, stage: str, step: int, value: float) -> None:
+    """Record the checkpoint of `step` as the best of a stage so far, with the validation loss (nats per token) it had.
 
     Raises:
         StorageError: the mark could not be written; the earlier one stands.
     """
-    write_json(_checkpoints(run_folder) / "best.json", {"checkpoint": checkpoint.name, "score": score})
+    marks = _best_marks(run_folder)
+    marks[stage] = {"checkpoint": checkpoint_folder(run_folder, step).name, "value": value}
+    write_json(_checkpoints(run_folder) / BEST_FILE, marks)
 
 
-def prune_checkpoints(run_folder: Path, keep_last: int, best: Path | None) -> None:
-    """Delete all checkpoints but the `keep_last` newest and `best`, and what killed writers left.
+def prune_checkpoints(run_folder: Path, keep_last: int) -> None:
+    """Delete all checkpoints but the `keep_last` newest and each stage's best, and what killed writers left.
 
     Raises:
         StorageError: a folder could not be deleted.
     """
     checkpoints = _checkpoints(run_folder)
-    steps_kept = sorted(_folders_by_step(run_folder), reverse=True)[:keep_last]
-    for step, folder in _folders_by_step(run_folder).items():
-        if step not in steps_kept and (best is None or folder.name != best.name):
+    kept = {folder.name for _, folder in sorted(_folders_by_step(run_folder).items(), reverse=True)[:keep_last]}
+    kept |= {mark["checkpoint"] for mark in _best_marks(run_folder).values()}
+    for folder in _folders_by_step(run_folder).values():
+        if folder.name not in kept:
             # Renamed first: a kill while its files go must not leave a damaged checkpoint under a checkpoint's name.
             with storage_errors("delete", folder):
                 folder.rename(folder.with_name(f".deleted-{folder.name}"))
@@ -162,17 +171,18 @@ def latest_checkpoint(run_folder: Path) -> Path | None:
 
 
 def best_checkpoint(run_folder: Path) -> Path | None:
-    """The checkpoint last marked best, or None where none was.
+    """The checkpoint last marked best, that of the latest stage, or None where none was.
 
     Raises:
         CheckpointError: the mark is damaged, or names a checkpoint that is gone.
     """
-    mark = _checkpoints(run_folder) / "best.json"
-    if not mark.exists():
+    marks = _best_marks(run_folder)
+    if not marks:
         return None
-    folder = mark.parent / str(_read_json(mark).get("checkpoint"))
+    folder = _checkpoints(run_folder) / list(marks.values())[-1]["checkpoint"]
     if not folder.is_dir():
-        raise CheckpointError(f"{mark} names the checkpoint {folder.name}, which does not exist.")
+        best = _checkpoints(run_folder) / BEST_FILE
+        raise CheckpointError(f"{best} names the checkpoint {folder.name}, which does not exist.")
     return folder
 
 
@@ -230,7 +240,18 @@ def require_same_run(checkpoint: Checkpoint, identity: Mapping[str, Any]) -> Non
 
 
 def _checkpoints(run_folder: Path) -> Path:
-    return run_folder / "checkpoints"
+    return run_folder / CHECKPOINTS_FOLDER
+
+
+def _best_marks(run_folder: Path) -> dict[str, dict[str, Any]]:
+    """Stage → its best checkpoint's name and validation loss, in the order of the stages."""
+    path = _checkpoints(run_folder) / BEST_FILE
+    if not path.exists():
+        return {}
+    marks = _read_json(path)
+    if not all(isinstance(mark, dict) and isinstance(mark.get("checkpoint"), str) for mark in marks.values()):
+        raise CheckpointError(f"{path} is damaged: expected the name of a checkpoint for each stage.")
+    return marks
 
 
 def _folders_by_step(run_folder: Path) -> dict[int, Path]:

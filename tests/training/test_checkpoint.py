@@ -2,6 +2,7 @@
 
 import json
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,8 +20,8 @@ from torch import nn
 
 from gistnet.errors import CheckpointError, StorageError
 from gistnet.files import _this_machine
-from gistnet.train import checkpoint as checkpoint_module
-from gistnet.train.checkpoint import (
+from gistnet.training import checkpoint as checkpoint_module
+from gistnet.training.checkpoint import (
     best_checkpoint,
     latest_checkpoint,
     load_checkpoint,
@@ -30,7 +31,7 @@ from gistnet.train.checkpoint import (
     restore_optimiser,
     save_checkpoint,
 )
-from gistnet.train.schedule import OptimiserConfig, build_optimiser
+from gistnet.training.schedule import OptimiserConfig, build_optimiser
 
 IDENTITY = {"teacher": {"sha256": "ab12", "layers": 30}, "gistnet": {"dim": 3, "betas": [0.9, 0.95]}, "data": "d1"}
 
@@ -181,9 +182,9 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
 
 def test_another_format_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as future:
-        future.setattr(checkpoint_module, "_FORMAT", 2)
+        future.setattr(checkpoint_module, "_FORMAT", 3)
         folder = save(tmp_path)
-    with pytest.raises(CheckpointError, match="format 2, expected 1"):
+    with pytest.raises(CheckpointError, match="format 3, expected 2"):
         load_checkpoint(folder)
 
 
@@ -256,8 +257,8 @@ import itertools
 import sys
 from pathlib import Path
 import torch
-from gistnet.train.checkpoint import mark_best, prune_checkpoints, save_checkpoint
-from tests.train.test_checkpoint import IDENTITY, make
+from gistnet.training.checkpoint import mark_best, prune_checkpoints, save_checkpoint
+from tests.training.test_checkpoint import IDENTITY, make
 
 run = Path(sys.argv[1])
 network, optimiser = make(20_000)
@@ -267,11 +268,11 @@ for step in itertools.count(1):
     optimiser.step()
     for parameter in network.parameters():
         torch.nn.init.constant_(parameter, step)
-    folder = save_checkpoint(
+    save_checkpoint(
         run, step=step, gistnet=network, optimiser=optimiser, progress={"step": step}, identity=IDENTITY
     )
-    mark_best(run, folder, 1 / step)
-    prune_checkpoints(run, 2, folder)
+    mark_best(run, "narrative", step, 1 / step)
+    prune_checkpoints(run, 2)
     print(step, flush=True)
 """
 
@@ -296,17 +297,18 @@ def test_a_killed_writer_leaves_a_run_that_resumes(tmp_path: Path, delay_ms: int
     weights = load_file(checkpoint.gistnet_folder / "model.safetensors")
     assert all(torch.equal(weight, torch.full_like(weight, checkpoint.step)) for weight in weights.values())
 
-    newest = save(tmp_path, checkpoint.step + 1)
-    prune_checkpoints(tmp_path, 1, None)
-    assert {path.name for path in newest.parent.iterdir()} <= {newest.name, "best.json"}
+    newest, best = save(tmp_path, checkpoint.step + 1), best_checkpoint(tmp_path)
+    assert best is not None
+    prune_checkpoints(tmp_path, 1)
+    assert {path.name for path in newest.parent.iterdir()} == {newest.name, best.name, "best.json"}
 
 
 def test_pruning_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
     for step in (1, 2, 3, 10, 11):
         save(tmp_path, step)
     best = tmp_path / "checkpoints" / "step-00000002"
-    mark_best(tmp_path, best, 0.25)
-    prune_checkpoints(tmp_path, 2, best_checkpoint(tmp_path))
+    mark_best(tmp_path, "narrative", 2, 0.25)
+    prune_checkpoints(tmp_path, 2)
     left = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert left == ["best.json", "step-00000002", "step-00000010", "step-00000011"]
     assert best_checkpoint(tmp_path) == best
@@ -317,7 +319,7 @@ def test_pruning_finishes_a_deletion_that_was_cut_short(tmp_path: Path) -> None:
     folder = save(tmp_path, 1)
     folder.rename(folder.with_name(".deleted-step-00000001"))
     assert latest_checkpoint(tmp_path) is None
-    prune_checkpoints(tmp_path, 2, None)
+    prune_checkpoints(tmp_path, 2)
     assert list((tmp_path / "checkpoints").iterdir()) == []
 
 
@@ -327,22 +329,39 @@ def test_pruning_sweeps_up_after_killed_writers(tmp_path: Path) -> None:
     gone.wait()
     (folder.parent / f".step-00000002.partial-{_this_machine()}-{gone.pid}-00000000").mkdir()
     (folder.parent / f".best.json.partial-{_this_machine()}-{gone.pid}-00000000").touch()
-    prune_checkpoints(tmp_path, 1, None)
+    prune_checkpoints(tmp_path, 1)
     assert list(folder.parent.iterdir()) == [folder]
 
 
 def test_the_best_mark_is_absent_then_moves_and_must_name_what_exists(tmp_path: Path) -> None:
     assert best_checkpoint(tmp_path) is None
     first, second = save(tmp_path, 1), save(tmp_path, 2)
-    mark_best(tmp_path, first, 0.5)
-    mark_best(tmp_path, second, 0.25)
+    mark_best(tmp_path, "narrative", 1, 0.5)
+    assert best_checkpoint(tmp_path) == first
+    mark_best(tmp_path, "narrative", 2, 0.25)
     assert best_checkpoint(tmp_path) == second
     assert json.loads((tmp_path / "checkpoints" / "best.json").read_text()) == {
-        "checkpoint": "step-00000002",
-        "score": 0.25,
+        "narrative": {"checkpoint": "step-00000002", "value": 0.25}
     }
-    prune_checkpoints(tmp_path, 0, first)
+    shutil.rmtree(second)
     with pytest.raises(CheckpointError, match=r"best\.json names the checkpoint step-00000002"):
+        best_checkpoint(tmp_path)
+
+
+def test_each_stage_keeps_its_best_and_the_latest_stage_gives_the_run_s(tmp_path: Path) -> None:
+    folders = [save(tmp_path, step) for step in (1, 2, 3, 4, 5)]
+    mark_best(tmp_path, "narrative", 1, 0.5)
+    mark_best(tmp_path, "code", 3, 0.9)
+    mark_best(tmp_path, "narrative", 2, 0.4)
+    prune_checkpoints(tmp_path, 1)
+    assert [folder.is_dir() for folder in folders] == [False, True, True, False, True]
+    assert best_checkpoint(tmp_path) == folders[2]
+
+
+def test_a_damaged_best_mark_is_named(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    (tmp_path / "checkpoints" / "best.json").write_text('{"narrative": 3}')
+    with pytest.raises(CheckpointError, match=r"best\.json is damaged"):
         best_checkpoint(tmp_path)
 
 

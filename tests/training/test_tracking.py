@@ -12,10 +12,10 @@ import pytest
 from rich.console import Console
 
 from gistnet.errors import DataError, StorageError
-from gistnet.train.tracking import MetricsLog, ProgressDisplay, read_metrics
+from gistnet.training.tracking import MetricsLog, ProgressDisplay, read_metrics
 
 
-def write(path: Path, steps: range, resumed_after: int | None = None) -> None:
+def write(path: Path, steps: range, resumed_after: tuple[int, int] | None = None) -> None:
     with MetricsLog(path, resumed_after=resumed_after) as log:
         for step in steps:
             log.record(step, {"loss": step / 4})
@@ -34,7 +34,7 @@ def test_an_interrupted_and_resumed_run_has_each_step_once(tmp_path: Path) -> No
     """Checkpoint at 4, killed at 6, resumed: the same bytes as a run that was never interrupted."""
     write(tmp_path / "whole", range(10))
     write(tmp_path / "resumed", range(7))
-    write(tmp_path / "resumed", range(5, 10), resumed_after=4)
+    write(tmp_path / "resumed", range(5, 10), resumed_after=(1, 4))
     assert [record["step"] for record in read_metrics(tmp_path / "resumed")] == list(range(10))
     assert (tmp_path / "resumed").read_bytes() == (tmp_path / "whole").read_bytes()
 
@@ -52,7 +52,7 @@ def test_a_torn_last_line_is_dropped(tmp_path: Path, torn: bytes) -> None:
     write(path, range(2))
     path.write_bytes(path.read_bytes() + torn)
     assert [record["step"] for record in read_metrics(path)] == [0, 1]
-    write(path, range(2, 4), resumed_after=3)
+    write(path, range(2, 4), resumed_after=(1, 3))
     assert [record["step"] for record in read_metrics(path)] == [0, 1, 2, 3]
 
 
@@ -63,7 +63,7 @@ def test_damage_before_the_last_line_is_named_not_dropped(tmp_path: Path, damage
     with pytest.raises(DataError, match="Line 2 of"):
         read_metrics(path)
     with pytest.raises(DataError, match="Line 2 of"):
-        MetricsLog(path, resumed_after=5)
+        MetricsLog(path, resumed_after=(1, 5))
     assert path.read_text().endswith('{"step": 2}\n')
 
 
@@ -95,7 +95,7 @@ def test_a_full_disk_is_a_storage_error_that_names_the_log(tmp_path: Path) -> No
 RECORD_FOREVER = """
 import itertools, sys
 from pathlib import Path
-from gistnet.train.tracking import MetricsLog
+from gistnet.training.tracking import MetricsLog
 log = MetricsLog(Path(sys.argv[1]))
 for step in itertools.count():
     log.record(step, {"text": "x" * 5000})
@@ -114,7 +114,7 @@ def test_a_killed_run_leaves_a_log_that_reads_and_resumes(tmp_path: Path) -> Non
     steps = [record["step"] for record in read_metrics(path)]
     assert steps == list(range(len(steps)))
     assert len(steps) > 50
-    write(path, range(21, 30), resumed_after=20)
+    write(path, range(21, 30), resumed_after=(1, 20))
     assert [record["step"] for record in read_metrics(path)] == list(range(30))
 
 

@@ -6,12 +6,16 @@ depend on how branches are spread over processes.
 """
 
 from collections.abc import Iterable
+from typing import TypeVar
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from gistnet.errors import ConfigError
+
+T = TypeVar("T")
 
 
 class Processes:
@@ -59,6 +63,10 @@ class Processes:
         total = torch.tensor([float(flag)], device=self.device)
         self.sum_in_place([total])
         return bool(total.item() > 0)
+
+    def from_main(self, value: T) -> T:
+        """What the main process holds as `value`, in every process."""
+        return broadcast_object_list([value])[0]
 
     def wait(self) -> None:
         """Return when every process is here."""

@@ -15,6 +15,9 @@ from gistnet.model.teacher import Teacher
 from gistnet.objective.branches import Stretches
 from gistnet.objective.objective import BranchLosses, ObjectiveConfig, branch_losses
 
+LONGEST_TO_SHORTEST = 1.25
+"""How much longer than its shortest branch the longest of a pass may be: all of them are padded to it."""
+
 
 def accumulate_gradient(
     teacher: Teacher,
@@ -45,18 +48,11 @@ def accumulate_gradient(
     """
     tokens = _pad([dataset.read(sample.window) for sample in samples]).to(teacher.device)
     read = teacher.read_windows(tokens)
+    keys = torch.tensor([_dropout_key(*dropout_seed, sample.item) for sample in samples], device=teacher.device)
     sums = torch.zeros(len(BranchLosses._fields), dtype=torch.float64, device=teacher.device)
-    for windows, starts in _passes(samples, branches_per_pass):
-        stretches = Stretches(
-            tokens=tokens,
-            windows=torch.tensor(windows, device=teacher.device),
-            starts=torch.tensor(starts, device=teacher.device),
-            span_tokens=layout.span_tokens,
-            gists=layout.gists_in_a_row,
-            horizon=layout.horizon_tokens,
-        )
-        items = [samples[window].item for window in windows]
-        keys = [_dropout_key(*dropout_seed, item, start) for item, start in zip(items, starts, strict=True)]
+    for branches in _passes(samples, branches_per_pass, layout.horizon_tokens):
+        windows, starts, gists = torch.tensor(branches, device=teacher.device).T
+        stretches = Stretches(tokens, windows, starts, layout.span_tokens, gists, layout.horizon_tokens)
         losses = branch_losses(
             teacher,
             gistnet,
@@ -64,10 +60,10 @@ def accumulate_gradient(
             stretches,
             objective,
             dropout_rate=dropout_rate,
-            dropout_keys=torch.tensor(keys, device=teacher.device),
+            dropout_keys=keys,
         )
         if not bool(torch.isfinite(losses.total).all()):
-            described = [dataset.describe(samples[window].window) for window in sorted(set(windows))]
+            described = [dataset.describe(samples[window].window) for window in windows.unique().tolist()]
             places = ", ".join(f"{info.document_id} at token {info.offset}" for info in described)
             raise TrainingError(f"The loss is not finite (documents: {places})")
         (losses.total.sum() / branches_in_batch).backward()
@@ -81,15 +77,27 @@ def _pad(windows: list[np.ndarray]) -> Tensor:
     return torch.from_numpy(np.stack([np.pad(window, (0, length - len(window))) for window in windows]))
 
 
-def _passes(samples: Sequence[WindowSample], branches_per_pass: int) -> Iterator[tuple[list[int], list[int]]]:
-    """Windows (as rows of the batch) and starts of the branches of each pass."""
-    branches = [(row, int(start)) for row, sample in enumerate(samples) for start in sample.starts]
-    for first in range(0, len(branches), branches_per_pass):
-        windows, starts = zip(*branches[first : first + branches_per_pass], strict=True)
-        yield list(windows), list(starts)
+def _passes(
+    samples: Sequence[WindowSample], branches_per_pass: int, horizon: int
+) -> Iterator[list[tuple[int, int, int]]]:
+    """The branches of each pass, those of similar length together: window (row of the batch), start and gists."""
+    branches = [
+        (row, int(start), int(gists))
+        for row, sample in enumerate(samples)
+        for start, gists in zip(sample.starts, sample.gists, strict=True)
+    ]
+    together: list[tuple[int, int, int]] = []
+    for branch in sorted(branches, key=lambda branch: branch[2]):
+        if together:
+            longest, shortest = (gists + horizon - 1 for _, _, gists in (branch, together[0]))
+            if len(together) == branches_per_pass or longest > LONGEST_TO_SHORTEST * shortest:
+                yield together
+                together = []
+        together.append(branch)
+    yield together
 
 
-def _dropout_key(seed: int, step: int, item: int, start: int) -> int:
-    """A signed 64-bit number that no other branch of the run shares."""
-    digest = hashlib.blake2b(f"{seed}:{step}:{item}:{start}".encode(), digest_size=8).digest()
+def _dropout_key(seed: int, step: int, item: int) -> int:
+    """A signed 64-bit number that no other window of the run shares."""
+    digest = hashlib.blake2b(f"{seed}:{step}:{item}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little", signed=True)

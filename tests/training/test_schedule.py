@@ -6,7 +6,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from gistnet.errors import ConfigError
-from gistnet.train.schedule import OptimiserConfig, build_optimiser, is_due, learning_rate, warmup_length
+from gistnet.training.schedule import OptimiserConfig, build_optimiser, is_due, learning_rate, warmup_length
 
 SIMPLE = OptimiserConfig(learning_rate=1.0, final_learning_rate=0.0, warmup_steps=4)
 

@@ -29,13 +29,13 @@ _SHOWN = {
 class MetricsLog:
     """The metrics of a run, one JSON object a line, each on disk before `record` returns.
 
-    A record's `step` counts completed steps. Opened for a run that resumes after step n, the log first drops what an
-    interrupted run wrote beyond n, and a last line cut off by a kill, so that no step appears twice. A run must
-    therefore record step n before it saves the checkpoint of step n.
+    A record's `step` counts completed steps. Opened for a run that resumes after step n of a stage, the log first drops
+    what an interrupted run wrote beyond it, in that stage or a later one, and a last line cut off by a kill, so that
+    no step appears twice. A run must therefore record step n before it saves the checkpoint of step n.
     """
 
-    def __init__(self, path: Path, *, resumed_after: int | None = None) -> None:
-        """Open the log; a run that starts anew (`resumed_after` is None) begins with an empty one.
+    def __init__(self, path: Path, *, resumed_after: tuple[int, int] | None = None) -> None:
+        """Open the log; a run that starts anew (`resumed_after`, a stage and a step, is None) begins with an empty one.
 
         Raises:
             StorageError: the file cannot be written.
@@ -44,7 +44,11 @@ class MetricsLog:
         self.path = path
         kept = []
         if resumed_after is not None and path.exists():
-            kept = [line for line, record in _parsed_lines(path) if record["step"] <= resumed_after]
+            kept = [
+                line
+                for line, record in _parsed_lines(path)
+                if (record.get("stage", 1), record["step"]) <= resumed_after
+            ]
         write_text(path, "".join(kept))
         with storage_errors("open", path):
             self._file = path.open("a", encoding="utf-8")

@@ -1,0 +1,148 @@
+"""What a training run is made of: its parts, its stages, and what it knows between steps."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from torch.optim import AdamW
+
+from gistnet.data.dataset import PreparedDataset
+from gistnet.data.sampling import SpanLayout, TrainingPool, check_sampling, training_pool, validation_windows
+from gistnet.errors import ConfigError, DataError
+from gistnet.evaluation.metrics import Target
+from gistnet.model.gistnet import GistNet
+from gistnet.model.teacher import Teacher
+from gistnet.objective.objective import ObjectiveConfig
+from gistnet.training.curriculum import Check, Reason
+from gistnet.training.parallel import Processes
+from gistnet.training.schedule import build_optimiser
+from gistnet.training.stage import Stage, TargetName, TrainConfig
+
+
+@dataclass
+class Progress:
+    """What a run knows besides weights and optimiser state."""
+
+    step: int = 0
+    """Completed optimiser steps, over all stages."""
+    spans_seen: int = 0
+    stage: int = 1
+    """The stage the run is in, from 1."""
+    stage_step: int = 0
+    """Completed steps of that stage."""
+    checks: list[Check] = field(default_factory=list)
+    """The stage's validations."""
+    best_step: int | None = None
+    """The step whose checkpoint validated best in this stage."""
+    best: dict[str, float] = field(default_factory=dict)
+    """What that validation measured."""
+    contrastive_weight: float | None = None
+    """λ, where it was raised in this stage; None while it is the configured one."""
+    ended: Reason | None = None
+    """Why the stage ended, once it has."""
+
+    @classmethod
+    def read(cls, saved: dict[str, Any]) -> "Progress":
+        """From what a checkpoint holds."""
+        return cls(**saved | {"checks": [Check(*check) for check in saved["checks"]]})
+
+
+@dataclass(frozen=True)
+class StageRun:
+    """A stage with the places that its spans may take."""
+
+    name: str
+    train: TrainConfig
+    objective: ObjectiveConfig
+    targets: Mapping[TargetName, Target]
+    layout: SpanLayout
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a training run works with, all of it fixed before the first step."""
+
+    folder: Path
+    teacher: Teacher
+    gistnet: GistNet
+    dataset: PreparedDataset
+    pool: TrainingPool
+    stages: tuple[StageRun, ...]
+    seed: int
+    processes: Processes
+
+    def stage(self, progress: Progress) -> StageRun:
+        """The stage that the run is in, with λ as it has become."""
+        stage = self.stages[progress.stage - 1]
+        if progress.contrastive_weight is None:
+            return stage
+        raised = stage.objective.model_copy(update={"contrastive_weight": progress.contrastive_weight})
+        return replace(stage, objective=raised)
+
+    def optimiser(self, progress: Progress) -> AdamW:
+        """A new optimiser for the stage: what earlier ones did is in the weights."""
+        return build_optimiser(self.gistnet.named_parameters(), self.stage(progress).train.optimiser)
+
+    def is_finished(self, progress: Progress) -> bool:
+        """Whether the last stage has ended."""
+        return progress.ended is not None and progress.stage == len(self.stages)
+
+    def identity(self, progress: Progress) -> dict[str, Any]:
+        """What a checkpoint must agree with to be resumed; stages that are still to come may change."""
+        return {
+            "teacher": self.teacher.fingerprint.model_dump(mode="json", include={"config_hash", "embedding_hash"}),
+            "gistnet": self.gistnet.config.model_dump(mode="json"),
+            "dataset": self.dataset.fingerprint,
+            "seed": self.seed,
+            "stages": {
+                stage.name: stage.objective.model_dump(mode="json", exclude={"chunk_tokens"})
+                for stage in self.stages[: progress.stage]
+            },
+        }
+
+
+def build_run(
+    folder: Path,
+    teacher: Teacher,
+    gistnet: GistNet,
+    dataset: PreparedDataset,
+    stages: Sequence[Stage],
+    *,
+    seed: int,
+    processes: Processes,
+    source_weights: dict[str, float] | None = None,
+) -> Run:
+    """Put a run together, and refuse one that could not finish.
+
+    Raises:
+        ConfigError: probabilities do not sum to 1, or a batch cannot be shared among the processes.
+        DataError: a domain of a stage has no training or no held-out windows, or they are too short for a stretch and
+            its horizon.
+    """
+    pool = training_pool(dataset, source_weights)
+    prepared = []
+    for stage in stages:
+        try:
+            prepared.append(_prepared(stage, gistnet, dataset, pool, seed, processes))
+        except (ConfigError, DataError) as error:
+            where = f"Stage '{stage.name}': " if len(stages) > 1 else ""
+            raise type(error)(f"{where}{error}") from error
+    return Run(folder, teacher, gistnet, dataset, pool, tuple(prepared), seed, processes)
+
+
+def _prepared(
+    stage: Stage, gistnet: GistNet, dataset: PreparedDataset, pool: TrainingPool, seed: int, processes: Processes
+) -> StageRun:
+    train = stage.train
+    layout = SpanLayout(
+        span_tokens=gistnet.config.span_tokens,
+        horizon_tokens=stage.objective.horizon_tokens,
+        spans_per_window=train.spans_per_window,
+        sink_tokens=train.sink_tokens,
+    )
+    check_sampling(pool, layout, train.probabilities)
+    domains = [domain for domain, share in train.probabilities.items() if share > 0]
+    validation_windows(dataset, layout, documents=1, spans_per_document=1, seed=seed, domains=domains)
+    processes.share(range(train.windows_per_batch))
+    return StageRun(stage.name, train, stage.objective, stage.targets, layout)

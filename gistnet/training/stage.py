@@ -1,0 +1,69 @@
+"""What a stage of training is: its data mix, its objective, how long it lasts and what it should reach."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from gistnet.data.sampling import GistRuns
+from gistnet.evaluation.metrics import Target
+from gistnet.evaluation.validation import ValidationConfig
+from gistnet.objective.objective import ObjectiveConfig
+from gistnet.settings import Section
+from gistnet.training.curriculum import ContrastiveRule, StopConfig
+from gistnet.training.schedule import OptimiserConfig
+
+
+class TrainConfig(Section):
+    """How long, on how much, and what is kept. A step's batch is counted in branches: batches × windows × spans."""
+
+    steps: int = Field(default=10_000, ge=1)
+    """Optimiser steps of the stage, at most; the learning rate arrives at its end there."""
+    probabilities: dict[str, float] = Field(default={"narrative": 1.0})
+    """The probability with which a window is of each domain; they sum to 1."""
+    windows_per_batch: int = Field(default=8, ge=1)
+    """Windows read at once, over all processes; each process reads its share."""
+    accumulation_steps: int = Field(default=1, ge=1)
+    """Batches whose gradients are added up before a step."""
+    spans_per_window: int = Field(default=8, ge=1)
+    """Stretches drawn from each window."""
+    runs: GistRuns = GistRuns()
+    sink_tokens: int = Field(default=4, ge=1)
+    """First tokens of a window that are never replaced, since attention rests on them."""
+    branches_per_pass: int = Field(default=64, ge=1)
+    """Branches that run through the teacher at once; only memory and speed depend on it."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Share of activations dropped inside GistNet."""
+    optimiser: OptimiserConfig = OptimiserConfig()
+    validation: ValidationConfig = ValidationConfig()
+    stop: StopConfig = StopConfig()
+    contrastive_rule: ContrastiveRule = ContrastiveRule()
+    checkpoint_every_steps: int = Field(default=1000, ge=1)
+    """Steps between checkpoints; there is also one at each validation, at the end, and when interrupted."""
+    keep_checkpoints: int = Field(default=2, ge=1)
+    """How many of the newest checkpoints are kept; the best of each stage is kept besides."""
+    log_every_steps: int = Field(default=10, ge=1)
+    """Steps between lines of metrics."""
+
+
+TargetName = Literal[
+    "kl",
+    "delta_nll",
+    "recovered_kl",
+    "substitutability_rate",
+    "gist_diversity",
+    "adjacent_distance",
+    "contrastive_gap",
+    "gist_variance",
+]
+"""What a validation measures, under the names it has there (`Validator.validate`)."""
+
+
+class Stage(Section):
+    """One stage of the curriculum (spec, Curriculum Strategies)."""
+
+    name: str = Field(min_length=1)
+    """What it is called in messages, metrics and on the command line; no other stage has the same."""
+    train: TrainConfig
+    objective: ObjectiveConfig
+    targets: dict[TargetName, Target] = Field(default={})
+    """What its best validation should reach; only reported."""

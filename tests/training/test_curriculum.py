@@ -1,0 +1,168 @@
+"""When stages end and when λ rises: hand-made histories of validations, with the numbers worked out by hand."""
+
+import json
+import math
+
+import pytest
+
+from gistnet.errors import TrainingError
+from gistnet.training.curriculum import (
+    Check,
+    ContrastiveRule,
+    StopConfig,
+    checked,
+    consecutive_rises,
+    improvement,
+    is_best,
+    raised_weight,
+    reason_to_end,
+)
+
+PLAIN = StopConfig(average_checks=1, min_improvement=None, rises=3, over_steps=100)
+"""An average over one validation is that validation."""
+
+
+def history(*values: float, every: int = 100, config: StopConfig = PLAIN) -> list[Check]:
+    checks: list[Check] = []
+    for number, value in enumerate(values):
+        checks = checked(checks, number * every, value, config)
+    return checks
+
+
+def test_the_moving_average_is_exponential():
+    """α = 2 / (3 + 1) = 0.5: 1; (1 + 0) / 2; (0.5 + 0.5) / 2; (0.5 + 2) / 2."""
+    checks = history(1.0, 0.0, 0.5, 2.0, config=StopConfig(average_checks=3))
+    assert [check.average for check in checks] == [1.0, 0.5, 0.5, 1.25]
+    assert [check.step for check in checks] == [0, 100, 200, 300]
+
+
+def test_the_default_average_looks_back_on_ten():
+    """α = 2 / 11 (spec, Validation Protocol)."""
+    assert history(1.0, 0.0, config=StopConfig())[-1].average == pytest.approx(9 / 11)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_loss_that_is_no_number_is_refused_not_averaged(value):
+    with pytest.raises(TrainingError, match=rf"validated delta_nll .* step 200.* is {value}, expected a number"):
+        checked(history(1.0, 0.9), 200, value, PLAIN)
+
+
+@pytest.mark.parametrize(
+    ("values", "rises"),
+    [
+        ((1.0,), 0),
+        ((1.0, 1.1), 1),
+        ((1.0, 1.1, 1.2, 1.3), 3),
+        ((1.0, 1.1, 1.1, 1.2), 1),  # an equal one is no rise
+        ((1.0, 1.1, 1.0), 0),
+        ((3.0, 1.0, 1.1, 1.2), 2),
+        ((-0.3, -0.2, -0.1, 0.0), 3),  # ΔNLL may be below zero; it rises all the same
+    ],
+)
+def test_rises_are_counted_from_the_end(values, rises):
+    assert consecutive_rises(history(*values)) == rises
+
+
+def test_early_stop_after_three_rises_in_a_row_and_not_before():
+    values = (1.0, 0.8, 0.9, 1.0, 1.1, 1.2)
+    reasons = [reason_to_end(history(*values[: n + 1]), 10_000, PLAIN) for n in range(len(values))]
+    assert reasons == [None, None, None, None, "early stop", "early stop"]
+    assert reason_to_end(history(*values), 10_000, PLAIN.model_copy(update={"rises": None})) is None
+
+
+def test_improvement_is_the_share_that_the_average_fell_over_the_steps():
+    """Checks every 100 steps: 1.0, 0.8, 0.72. Over 100 steps 10 %, over 200 steps 28 %, over 300 not known yet."""
+    checks = history(1.0, 0.8, 0.72)
+    assert improvement(checks, 100) == pytest.approx(0.1)
+    assert improvement(checks, 200) == pytest.approx(0.28)
+    assert improvement(checks, 150) == pytest.approx(0.28)  # from the newest validation that is old enough
+    assert improvement(checks, 300) is None
+
+
+def test_a_loss_of_zero_or_less_counts_as_stable():
+    assert improvement(history(1.0, 0.0), 100) == 0
+    assert improvement(history(0.5, -0.5), 100) == 0
+    assert improvement(history(-0.1, -0.5), 100) == 0
+
+
+def test_a_loss_that_gets_worse_has_a_negative_improvement():
+    assert improvement(history(1.0, 1.5), 100) == pytest.approx(-0.5)
+
+
+STABLE = StopConfig(average_checks=3, min_improvement=0.05, over_steps=200, rises=None)
+
+
+def test_a_stage_ends_when_it_improved_by_less_than_five_percent():
+    """Averages (α = 1/2) of 1, .5, .5, .5, .5: 1, .75, .625, .5625, .53125; over 200 steps 37.5, 25 and 15 percent."""
+    values = [1.0, 0.5, 0.5, 0.5, 0.5]
+    assert [check.average for check in history(*values, config=STABLE)] == [1.0, 0.75, 0.625, 0.5625, 0.53125]
+    assert reason_to_end(history(*values, config=STABLE), 10_000, STABLE) is None
+    # .515625 (8.3 %), then .5078125 (4.4 %)
+    assert reason_to_end(history(*values, 0.5, config=STABLE), 10_000, STABLE) is None
+    assert reason_to_end(history(*values, 0.5, 0.5, config=STABLE), 10_000, STABLE) == "stabilised"
+
+
+def test_exactly_the_asked_improvement_goes_on():
+    config = StopConfig(average_checks=1, min_improvement=0.25, over_steps=100, rises=None)
+    assert reason_to_end(history(1.0, 0.75), 10_000, config) is None
+    assert reason_to_end(history(1.0, 0.7500001), 10_000, config) == "stabilised"
+
+
+def test_a_young_stage_is_not_called_stable():
+    """Equal from the start: neither before the average has its three validations, nor before 200 steps are over."""
+    flat = [reason_to_end(history(*[1.0] * n, config=STABLE), 10_000, STABLE) for n in (1, 2, 3, 4)]
+    assert flat == [None, None, "stabilised", "stabilised"]
+    sparse = StopConfig(average_checks=1, min_improvement=0.05, over_steps=300, rises=None)
+    assert reason_to_end(history(1.0, 1.0, 1.0, config=sparse), 10_000, sparse) is None
+    assert reason_to_end(history(1.0, 1.0, 1.0, 1.0, config=sparse), 10_000, sparse) == "stabilised"
+
+
+def test_the_step_limit_ends_every_stage_and_a_better_reason_goes_first():
+    assert reason_to_end(history(1.0, 0.5, 0.2), 200, PLAIN) == "step limit"
+    assert reason_to_end(history(1.0, 0.5, 0.2), 201, PLAIN) is None
+    assert reason_to_end(history(1.0, 1.0, 1.0, config=STABLE), 200, STABLE) == "stabilised"
+
+
+def test_the_best_is_the_first_of_equals():
+    assert [is_best(history(*values)) for values in ((1.0,), (1.0, 0.9), (1.0, 0.9, 0.9), (1.0, 0.9, 0.95))] == [
+        True, True, False, False,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("cut", range(1, 7))
+def test_a_history_written_to_json_and_read_back_decides_the_same(cut):
+    """A resume in the middle, at any validation: the same averages to the last bit, and the same decision."""
+    values = (0.7, 0.61, 0.603, 0.602, 0.6021, 0.6022, 0.6023)
+    config = StopConfig(average_checks=3, over_steps=100, min_improvement=0.01)
+    whole = history(*values, config=config)
+    checks = [Check(*check) for check in json.loads(json.dumps(history(*values[:cut], config=config)))]
+    for number in range(cut, len(values)):
+        checks = checked(checks, number * 100, values[number], config)
+        assert reason_to_end(checks, 10_000, config) == reason_to_end(whole[: number + 1], 10_000, config)
+    assert checks == whole
+
+
+RULE = ContrastiveRule(std_below=0.1, distance_below=0.3, factor=2.0, maximum=0.3)
+
+
+@pytest.mark.parametrize(
+    ("std", "distance", "weight", "expected"),
+    [
+        (0.05, 0.2, 0.05, 0.1),  # all alike
+        (0.05, 0.9, 0.05, 0.05),  # healthy gists of many dimensions have a small spread too
+        (0.2, 0.2, 0.05, 0.05),  # near, but of different nearness
+        (0.1, 0.2, 0.05, 0.05),  # "below" is below
+        (0.05, 0.3, 0.05, 0.05),
+        (0.05, 0.2, 0.2, 0.3),  # bounded
+        (0.05, 0.2, 0.3, 0.3),
+        (0.05, 0.2, 0.5, 0.5),  # what the configuration sets above the bound stays
+        (0.05, 0.2, 0.0, 0.0),  # a stage without the contrastive loss gets none
+        (math.nan, 0.2, 0.05, 0.05),
+    ],
+)
+def test_lambda_rises_only_where_gists_are_alike(std, distance, weight, expected):
+    assert raised_weight(weight, std, distance, RULE) == expected
+
+
+def test_lambda_can_be_left_alone():
+    assert raised_weight(0.05, 0.0, 0.0, RULE.model_copy(update={"enabled": False})) == 0.05

@@ -1,0 +1,281 @@
+"""Several stages in one run: when they change, what they begin with, and resuming anywhere, inside a change too."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from gistnet.config import load_config
+from gistnet.errors import CheckpointError, ConfigError, DataError, TrainingError
+from gistnet.evaluation.validation import Validator
+from gistnet.session import open_run
+from gistnet.training import trainer
+from gistnet.training.checkpoint import best_checkpoint, checkpoint_folder, latest_checkpoint, load_checkpoint
+from gistnet.training.run import Progress, Run
+from gistnet.training.tracking import read_metrics
+from gistnet.training.trainer import fit
+
+
+@pytest.fixture
+def staged(tmp_path: Path, tiny_config: dict[str, Any]) -> Path:
+    """Three stages of at most four steps, validated every second one; the second ends as soon as it may."""
+    tiny_config["stages"] = [
+        {"name": "short", "train": {"steps": 4, "validation": {"every_steps": 2}}},
+        {
+            "name": "stable",
+            "train": {
+                "steps": 8,
+                "dropout": 0.3,
+                "validation": {"every_steps": 2},
+                "stop": {"average_checks": 2, "over_steps": 2, "min_improvement": 0.999, "rises": None},
+            },
+            "objective": {"horizon_tokens": 8, "contrastive_weight": 0.05},
+            "targets": {"delta_nll": {"below": 100.0}, "gist_diversity": {"above": 3.0}},
+        },
+        {
+            "name": "last",
+            "train": {"steps": 3, "optimiser": {"learning_rate": 0.002}},
+            "objective": {"horizon_tokens": 16, "contrastive_weight": 0.08},
+        },
+    ]
+    path = tmp_path / "staged.yaml"
+    path.write_text(yaml.safe_dump(tiny_config), encoding="utf-8")
+    return path
+
+
+def run_of(config_file: Path, *settings: str) -> Run:
+    return open_run(load_config(config_file, settings))
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "gistnet" / "model.safetensors")
+
+
+def assert_same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def records(run: Run) -> list[dict]:
+    lines = read_metrics(run.folder / "metrics.jsonl")
+    return [{k: v for k, v in line.items() if k != "spans_per_second"} for line in lines]
+
+
+def ends(run: Run) -> list[dict]:
+    return [record["stage_end"] for record in records(run) if "stage_end" in record]
+
+
+def test_the_stages_follow_each_other_each_by_its_own_settings(staged):
+    run = run_of(staged)
+    progress = fit(run)
+    assert [end["name"] for end in ends(run)] == ["short", "stable", "last"]
+    assert [end["reason"] for end in ends(run)] == ["step limit", "stabilised", "step limit"]
+    # Two checks are needed, at steps 0 and 2 of the second stage: it ends after two of its eight steps.
+    assert (progress.step, progress.stage, progress.stage_step) == (4 + 2 + 3, 3, 3)
+    steps = [(r["stage"], r["stage_step"], r["step"]) for r in records(run) if "loss" in r]
+    assert steps == [(1, 1, 1), (1, 2, 2), (1, 3, 3), (1, 4, 4), (2, 1, 5), (2, 2, 6), (3, 1, 7), (3, 2, 8), (3, 3, 9)]
+    by_stage = {r["stage"]: r for r in records(run) if "loss" in r}
+    assert [by_stage[n]["contrastive_weight"] for n in (1, 2, 3)] == [0.0, 0.05, 0.08]
+    # Each stage has a learning rate schedule of its own, whose last step is near its end.
+    assert by_stage[3]["learning_rate"] < 0.002
+
+
+def test_targets_are_reported_met_or_not(staged):
+    run = run_of(staged)
+    fit(run)
+    short, stable, _ = ends(run)
+    assert short["targets"] == []
+    loss, diversity = stable["targets"]
+    assert (loss["name"], loss["below"], loss["met"]) == ("delta_nll", 100.0, True)
+    assert (diversity["name"], diversity["above"], diversity["met"]) == ("gist_diversity", 3.0, False)
+    assert loss["value"] == stable["best_value"]
+
+
+def test_a_stage_begins_with_the_best_network_of_the_one_before(staged, monkeypatch):
+    """Validations are made to say that the first stage was best after two of its four steps."""
+    validate = Validator.validate
+    values = iter([0.9, 0.5, 0.7])
+
+    def told(self: Validator, gistnet: Any) -> dict[str, float]:
+        return validate(self, gistnet) | {"delta_nll": next(values, 0.4)}
+
+    monkeypatch.setattr(Validator, "validate", told)
+    run = run_of(staged, "train.keep_checkpoints=9")
+    begun: dict[int, dict[str, torch.Tensor]] = {}
+    enter = trainer.enter_next_stage
+
+    def noting(run: Run, progress: Progress) -> Any:
+        optimiser = enter(run, progress)
+        begun[progress.stage] = {name: tensor.clone() for name, tensor in run.gistnet.trainable_state().items()}
+        assert optimiser.state == {}
+        return optimiser
+
+    monkeypatch.setattr(trainer, "enter_next_stage", noting)
+    fit(run)
+    assert_same(begun[2], weights(checkpoint_folder(run.folder, 2)))
+    assert not torch.equal(begun[2]["w_out.weight"], weights(checkpoint_folder(run.folder, 4))["w_out.weight"])
+    # The second and third stage tie at 0.4 from their start on, so that what they began with stays their best.
+    assert [end["best_step"] for end in ends(run)] == [2, 2, 2]
+    assert best_checkpoint(run.folder) == checkpoint_folder(run.folder, 2)
+
+
+def test_the_bests_of_all_stages_are_kept(staged):
+    run = run_of(staged, "train.keep_checkpoints=1")
+    fit(run)
+    for end in ends(run):
+        assert load_checkpoint(checkpoint_folder(run.folder, end["best_step"])).step == end["best_step"]
+
+
+class Killed(Exception):
+    """Stands for `kill -9`: nothing of the run runs afterwards."""
+
+
+@pytest.mark.parametrize("moment", ["before the stage's start is read", "after it", "after its first validation"])
+@pytest.mark.parametrize("change", [2, 3])
+def test_a_run_killed_inside_a_stage_change_resumes_to_the_same_bits(staged, tmp_path, monkeypatch, moment, change):
+    whole = run_of(staged, f"run_folder={tmp_path / 'whole'}")
+    fit(whole)
+    enter, report = trainer.enter_next_stage, trainer.Recorder.report
+
+    def entering(run: Run, progress: Progress) -> Any:
+        if progress.stage == change - 1 and moment.startswith("before"):
+            raise Killed
+        optimiser = enter(run, progress)
+        if progress.stage == change and moment == "after it":
+            raise Killed
+        return optimiser
+
+    def reporting(self: Any, progress: Progress, *arguments: Any) -> None:
+        report(self, progress, *arguments)
+        if progress.stage == change and moment == "after its first validation":
+            raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(trainer, "enter_next_stage", entering)
+        patched.setattr(trainer.Recorder, "report", reporting)
+        with pytest.raises(Killed):
+            fit(run_of(staged))
+    resumed = run_of(staged)
+    fit(resumed, resume=True)
+    assert_same(weights(latest_checkpoint(whole.folder)), weights(latest_checkpoint(resumed.folder)))
+    assert records(whole) == records(resumed)
+    assert (whole.folder / "checkpoints" / "best.json").read_text() == (
+        resumed.folder / "checkpoints" / "best.json"
+    ).read_text()
+
+
+def test_a_finished_run_resumes_to_itself(staged):
+    run = run_of(staged)
+    before = fit(run)
+    again = run_of(staged)
+    assert fit(again, resume=True) == before
+    assert records(run) == records(again)
+
+
+def test_a_raised_limit_lets_the_last_stage_go_on(staged):
+    fit(run_of(staged))
+    run = run_of(staged, "stages.last.train.steps=5")
+    assert fit(run, resume=True).stage_step == 5
+
+
+def test_stages_to_come_may_change_and_those_begun_may_not(staged):
+    run = run_of(staged, "train.keep_checkpoints=9")
+    fit(run)
+    for step in (5, 6, 7, 8, 9):
+        shutil.rmtree(checkpoint_folder(run.folder, step), ignore_errors=True)
+    assert latest_checkpoint(run.folder) == checkpoint_folder(run.folder, 4)
+    with pytest.raises(CheckpointError, match=r"stages\.short\.horizon_tokens is 12, expected 10"):
+        fit(run_of(staged, "stages.short.objective.horizon_tokens=10"), resume=True)
+    other = run_of(staged, "stages.stable.objective.horizon_tokens=9")
+    fit(other, resume=True)
+    assert ends(other)[1]["name"] == "stable"
+
+
+def test_lambda_rises_where_gists_are_alike_and_stays_so_after_a_resume(staged, monkeypatch):
+    """Validations are made to say that all gists are one; λ goes from 0.08 to 0.12 and 0.18, and is trained with."""
+    validate = Validator.validate
+    alike = {"cosine_std": 0.01, "gist_diversity": 0.05}
+    monkeypatch.setattr(Validator, "validate", lambda self, gistnet: validate(self, gistnet) | alike)
+    settings = ("stages.last.train.steps=4", "train.stop.rises=null")
+    run = run_of(staged, *settings)
+    fit(run)
+    rises = [
+        r["contrastive_weight_raised"] for r in records(run) if r["stage"] == 3 and "contrastive_weight_raised" in r
+    ]
+    assert [(rise["from"], pytest.approx(rise["to"])) for rise in rises] == [(0.08, 0.12), (0.12, 0.18), (0.18, 0.27)]
+    used = [r["contrastive_weight"] for r in records(run) if r["stage"] == 3 and "loss" in r]
+    assert used == pytest.approx([0.12, 0.12, 0.12, 0.18])
+    assert sum("alarm" in r for r in records(run)) == sum("validation" in r for r in records(run))
+    # The same from a checkpoint in the middle of the last stage.
+    expected = records(run)
+    for folder in (run.folder / "checkpoints").glob("step-*"):
+        if int(folder.name[5:]) > 8:
+            shutil.rmtree(folder)
+    again = run_of(staged, *settings)
+    fit(again, resume=True)
+    assert records(again) == expected
+
+
+def test_a_validation_that_is_no_number_names_the_document_and_what_is_left(staged, monkeypatch):
+    measured = Validator.validate
+
+    def broken(self: Validator, gistnet: Any) -> dict[str, float]:
+        if torch.count_nonzero(gistnet.w_out.weight):
+            with torch.no_grad():
+                gistnet.gain.fill_(float("nan"))
+        return measured(self, gistnet)
+
+    monkeypatch.setattr(Validator, "validate", broken)
+    run = run_of(staged)
+    with pytest.raises(
+        TrainingError, match=r"validation loss is not finite \(documents: .*story-\d+.*last good checkpoint"
+    ):
+        fit(run)
+
+
+@pytest.mark.parametrize(
+    ("setting", "error", "words"),
+    [
+        ("stages.stable.train.probabilities={code: 1.0}", DataError, "Stage 'stable': .*'code'.* no training windows"),
+        ("stages.stable.train.probabilities={narrative: 0.9}", ConfigError, "Stage 'stable': .*sum to 1"),
+        ("data.held_out_fraction=0.0", DataError, "Stage 'short': .*no held_out windows"),
+    ],
+)
+def test_a_stage_that_cannot_be_trained_is_named_before_the_first_step(staged, setting, error, words):
+    with pytest.raises(error, match=words):
+        run_of(staged, setting)
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("stages.last.objective.positions=end", "positions is center and end, expected one for all stages"),
+        ("stages.last.name=short", "names of the stages must differ"),
+        ("stages.last.objective.horizon_tokens=4", r"horizon_tokens is 4 with a contrastive_weight.*stage 'last'"),
+        ("data.window_tokens=27", r"window_tokens is 27, expected at least 28: .*stage 'last'"),
+        ("stages.last.train.step=3", "unknown key 'stages.last.train.step'"),
+        ("stages.first.train.steps=3", "'first' is none of short, stable, last"),
+        ("stages.last=3", "'last' names a whole group"),
+        ("stages.last.targets={speed: {above: 1}}", "stages.last.targets.speed"),
+        ("stages=3", "stages"),
+    ],
+)
+def test_a_wrong_stage_is_refused_in_one_sentence(staged, setting, words):
+    with pytest.raises(ConfigError, match=words) as caught:
+        load_config(staged, (setting,))
+    assert "\n" not in str(caught.value)
+
+
+def test_what_stages_share_is_said_once_and_a_setting_reaches_them_all(staged):
+    config = load_config(staged, ("train.windows_per_batch=4", "train.steps=2", "stages.last.train.steps=1"))
+    assert [stage.train.windows_per_batch for stage in config.stages] == [4, 4, 4]
+    assert [stage.train.steps for stage in config.stages] == [2, 2, 1]
+    assert [stage.train.optimiser.learning_rate for stage in config.stages] == [0.01, 0.01, 0.002]
+    assert [stage.train.optimiser.warmup_steps for stage in config.stages] == [2, 2, 2]
+    assert [stage.objective.horizon_tokens for stage in config.stages] == [12, 8, 16]
+    mix = load_config(staged, ("stages.last.train.probabilities={code: 1.0}",)).stages[2].train.probabilities
+    assert mix == {"code": 1.0}  # takes the place of the shared mix
