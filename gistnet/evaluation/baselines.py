@@ -23,16 +23,15 @@ def last_token(teacher: Teacher, stretches: Stretches, policy: Positions) -> Sta
 
 def surprisal_token(teacher: Teacher, read: ReadWindows, stretches: Stretches, policy: Positions) -> StandIns:
     """Each span's least expected token, at its own place, or packed under `compact`."""
-    before = stretches.starts[:, None] - 1 + torch.arange(stretches.replaced_tokens, device=teacher.device)
-    hidden = read.hidden[stretches.windows[:, None], before]
     with torch.no_grad():
-        surprisal = token_nll(teacher, hidden, stretches.replaced).view(_spans(stretches).shape)
+        surprisal = token_nll(teacher, stretches.hidden_before_replaced(read), stretches.replaced)
+    surprisal = surprisal.view(_spans(stretches).shape)
     place = surprisal.argmax(dim=2)  # [branches, k]
     vectors = teacher.embed(_spans(stretches).gather(2, place[..., None])[..., 0])
     if policy == "compact":
         return gist_stand_ins(stretches, vectors, policy)
-    first = stretches.starts[:, None] + torch.arange(stretches.gists, device=teacher.device) * stretches.span_tokens
-    return StandIns(vectors, first + place, stretches.starts + stretches.replaced_tokens)
+    first = stretches.starts[:, None] + torch.arange(stretches.longest, device=teacher.device) * stretches.span_tokens
+    return StandIns(vectors, first + place, stretches.starts + stretches.replaced_tokens, stretches.counts)
 
 
 def mean(teacher: Teacher, stretches: Stretches, policy: Positions) -> StandIns:
@@ -53,5 +52,5 @@ def other_documents(documents: Tensor, seed: int) -> Tensor:
 
 
 def _spans(stretches: Stretches) -> Tensor:
-    """The replaced tokens by span, `[branches, k, K]`."""
-    return stretches.replaced.view(len(stretches.starts), stretches.gists, stretches.span_tokens)
+    """The replaced tokens by span, `[branches, longest, K]`."""
+    return stretches.replaced.view(len(stretches.starts), stretches.longest, stretches.span_tokens)

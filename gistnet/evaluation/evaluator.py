@@ -1,29 +1,39 @@
 """The full evaluation of a GistNet on held-out documents: every figure with its baselines and its interval."""
 
-from collections.abc import Callable, Iterator
-from functools import partial
-from typing import Any, cast
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field, PositiveInt
-from torch import Tensor
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from gistnet.data.dataset import PreparedDataset
-from gistnet.data.sampling import SpanLayout, validation_windows
-from gistnet.errors import DataError
-from gistnet.evaluation import baselines, metrics
-from gistnet.evaluation.held_out import HeldOut, HeldOutWindow, MakeStandIns, Measured
-from gistnet.evaluation.metrics import Baseline, MetricRecord
+from gistnet.data.sampling import SpanLayout, WindowSample, validation_windows
+from gistnet.errors import DataError, TeacherError
+from gistnet.evaluation import metrics
+from gistnet.evaluation.bound import BoundConfig, optimised_bound
+from gistnet.evaluation.geometry import Figures, draw_spans, encode_spans, figures_of, geometry_records, mixed_figures
+from gistnet.evaluation.held_out import HeldOut, Measured
+from gistnet.evaluation.mapping import map_documents, rounded
+from gistnet.evaluation.metrics import MetricRecord
+from gistnet.evaluation.pair_test import PairTestConfig, pair_test
+from gistnet.evaluation.population import MIXED, Population
+from gistnet.evaluation.reconstruction import ReconstructionConfig, reconstruction
+from gistnet.evaluation.span_map import SpanMap
+from gistnet.evaluation.stand_ins import all_stand_ins, of_policy
+from gistnet.evaluation.substitution import Substitution, target_kinds
+from gistnet.files import write_json
 from gistnet.model.gistnet import GistNet
-from gistnet.model.teacher import ReadWindows, Teacher
-from gistnet.objective.branches import Positions, StandIns, gist_stand_ins
+from gistnet.model.teacher import Teacher
+from gistnet.objective.branches import Positions
 from gistnet.objective.objective import encode
+from gistnet.run_folder import SPAN_MAP_FILE
 from gistnet.settings import Section
 
-Column = NDArray[np.float64]
-"""One number per stretch."""
+Say = Callable[[str], None]
 
 
 class EvaluationConfig(Section):
@@ -43,29 +53,78 @@ class EvaluationConfig(Section):
     """First tokens of a window that are never replaced."""
     domains: tuple[str, ...] = ()
     """The kinds of text; empty is every one that has held-out documents."""
+    weights: dict[str, PositiveFloat] = Field(default={})
+    """Domain → its share in the weighted means that are reported as `mixed`; they sum to 1. Empty: no such means."""
+    geometry_spans: int = Field(default=1000, ge=2)
+    """Spans per domain whose gists are compared with each other, and whose attention is looked at."""
+    map_documents: int = Field(default=2, ge=0)
+    """Documents per domain that are on the span map."""
+    pair_test: PairTestConfig = PairTestConfig()
+    reconstruction: ReconstructionConfig | None = None
+    """How to train a decoder that tells the tokens from gists; None leaves reconstruction out."""
+    bound: BoundConfig | None = None
+    """For how many spans, and how long, to optimise vectors one by one; None leaves the bound out."""
     seed: int = Field(default=0, ge=0)
     """Decides which documents, which spans, and whose gists stand in as `shuffled`."""
     resamples: int = Field(default=1000, ge=100)
     """Bootstrap resamples of the documents."""
 
+    @model_validator(mode="after")
+    def _weights_fit(self) -> Self:
+        if self.weights and abs(sum(self.weights.values()) - 1) > 1e-6:
+            raise ValueError(f"the weights of the domains must sum to 1, got {self.weights}")
+        if self.domains and (missing := sorted(self.weights.keys() - set(self.domains))):
+            raise ValueError(f"{missing[0]!r} has a weight, expected one of the domains evaluated, {self.domains}")
+        return self
+
+
+class Evaluation(NamedTuple):
+    """What an evaluation finds."""
+
+    records: list[MetricRecord]
+    span_map: SpanMap
+
+    def write(self, path: Path) -> None:
+        """Write the records to `path`, and the span map beside them.
+
+        Raises:
+            StorageError: they cannot be written.
+        """
+        self.span_map.write(path.with_name(SPAN_MAP_FILE))
+        write_json(path, [record.model_dump(mode="json") for record in self.records])
+
 
 def evaluate(
-    teacher: Teacher, gistnet: GistNet, dataset: PreparedDataset, config: EvaluationConfig
-) -> list[MetricRecord]:
+    teacher: Teacher,
+    gistnet: GistNet,
+    dataset: PreparedDataset,
+    config: EvaluationConfig,
+    say: Say = lambda message: None,
+) -> Evaluation:
     """Measure a GistNet on held-out documents (spec, Evaluation Metrics).
 
+    Args:
+        say: is called with a sentence before each longer part.
+
     Returns:
-        KL, ΔNLL, substitutability rate, perplexity ratio and the shares recovered, for each domain, position policy,
-        horizon and range of offsets, each with `drop`, `last_token`, `surprisal_token`, `mean` and `shuffled`.
+        Records of each domain, and of their weighted mean where weights are given: KL, ΔNLL, substitutability rate,
+        perplexity ratio and the shares recovered for each position policy, horizon and range of offsets, and ΔNLL by
+        offset and by kind of token, each with `drop`, `last_token`, `surprisal_token`, `mean` and `shuffled`; then the
+        geometry of gists, the entropy of attention and the pair test; where asked for, reconstruction and the bound.
+        And the span map, under the first policy and horizon.
 
     Raises:
-        DataError: a domain has no held-out document that is long enough, or only one document is left.
+        DataError: a domain has no held-out document that is long enough, only one document is left, or a domain that
+            has a weight has none.
+        TeacherError: the teacher has no tokenizer.
     """
+    if teacher.tokenizer is None:
+        raise TeacherError(f"{teacher.name} has no tokenizer, expected one: tokens are judged by their text.")
+    _require_weighted(dataset, config.weights)
     layout = SpanLayout(
         span_tokens=gistnet.config.span_tokens,
         horizon_tokens=max(config.horizons),
         spans_per_window=config.spans_per_document,
-        gists_in_a_row=config.gists_in_a_row,
         sink_tokens=config.sink_tokens,
     )
     samples = validation_windows(
@@ -74,123 +133,145 @@ def evaluate(
         documents=config.documents,
         spans_per_document=config.spans_per_document,
         seed=config.seed,
+        gists=config.gists_in_a_row,
         domains=config.domains or None,
     )
     held_out = HeldOut(teacher, dataset, samples, layout, cache_gigabytes=0)
     with torch.no_grad():
         gists = torch.cat([encode(gistnet, teacher, window.stretches.replaced) for window in held_out.windows])
-    measured = held_out.measure(dict(_all_stand_ins(teacher, held_out, gists, config)))
+    stand_ins = dict(all_stand_ins(teacher, held_out, gists, config.positions, config.seed))
+    say(f"Reading {len(samples)} held-out windows, with each of {len(stand_ins)} stand-ins for {len(held_out)} spans.")
+    measured = held_out.measure(stand_ins)
+    kinds = target_kinds(held_out, teacher.tokenizer, len(dataset.description.window_prefix))
+    populations = _populations(held_out, config)
+    records = list(_substitution_records(measured, kinds, populations, gistnet, config))
+
+    domains = sorted(set(held_out.domains.tolist()))
+    say(f"Comparing up to {config.geometry_spans} gists of {', '.join(domains)}.")
+    figures = _geometry(teacher, gistnet, dataset, domains, config)
+    records += geometry_records(figures, positions=config.positions[0], level=gistnet.level)
+
+    records += _probes(teacher, gistnet, dataset, held_out, samples, layout, config, say)
+
+    say(f"Measuring every span of {config.map_documents} windows of {', '.join(domains)}, for the span map.")
+    span_map = SpanMap(
+        positions=config.positions[0],
+        horizon=config.horizons[0],
+        span_tokens=gistnet.config.span_tokens,
+        documents=map_documents(
+            teacher,
+            teacher.tokenizer,
+            gistnet,
+            dataset,
+            domains=domains,
+            documents=config.map_documents,
+            horizon=config.horizons[0],
+            positions=config.positions[0],
+            sink_tokens=config.sink_tokens,
+            seed=config.seed,
+        ),
+        distribution=_distribution(measured, populations, config),
+    )
+    return Evaluation(records, span_map)
+
+
+def _probes(
+    teacher: Teacher,
+    gistnet: GistNet,
+    dataset: PreparedDataset,
+    held_out: HeldOut,
+    samples: Sequence[WindowSample],
+    layout: SpanLayout,
+    config: EvaluationConfig,
+    say: Say,
+) -> Iterator[MetricRecord]:
+    """The records of what asks more of a gist than that the teacher goes on as before."""
+    chance = {"seed": config.seed, "resamples": config.resamples}
+    if config.pair_test.pairs:
+        say(f"Telling {config.pair_test.pairs} adversarial pairs apart.")
+        yield from pair_test(teacher, gistnet, config.pair_test, positions=config.positions, **chance)
+    if config.reconstruction is not None:
+        say("Training decoders to tell the tokens from gists, and from baselines.")
+        yield from reconstruction(teacher, gistnet, dataset, held_out, config.reconstruction, **chance)
+    if config.bound is not None:
+        say(f"Optimising a vector for each of {config.bound.spans} spans.")
+        first = replace(layout, horizon_tokens=config.horizons[0])
+        yield from optimised_bound(
+            teacher, gistnet, dataset, samples, first, config.bound, positions=config.positions[0], **chance
+        )
+
+
+def _require_weighted(dataset: PreparedDataset, weights: Mapping[str, float]) -> None:
+    held_out = dataset.domains("held_out")
+    if missing := sorted(weights.keys() - set(held_out)):
+        raise DataError(
+            f"evaluation.weights gives {missing[0]!r} a share, but it has no held-out documents; there are some for "
+            f"{held_out}."
+        )
+
+
+def _populations(held_out: HeldOut, config: EvaluationConfig) -> list[Population]:
+    """Each domain, and the mix where weights are given."""
+    domains = held_out.domains
+    shares: dict[str, Mapping[str, float]] = {domain: {domain: 1.0} for domain in sorted(set(domains.tolist()))}
+    if config.weights:
+        shares[MIXED] = config.weights
     return [
-        record
-        for policy in config.positions
-        for domain in sorted(set(held_out.domains))
-        for horizon in config.horizons
-        for record in _records(_of_policy(measured, policy), held_out, str(domain), horizon, policy, gistnet, config)
+        Population(name, of, domains, held_out.documents, resamples=config.resamples, seed=config.seed)
+        for name, of in shares.items()
     ]
 
 
-def _all_stand_ins(
-    teacher: Teacher, held_out: HeldOut, gists: Tensor, config: EvaluationConfig
-) -> Iterator[tuple[str, MakeStandIns]]:
-    """Every stand-in under every policy, named `stand_in/policy`; those that do not depend on it, once."""
-    documents = torch.from_numpy(held_out.documents)
-    if len(documents.unique()) < 2:
-        raise DataError("The held-out data is a single document; expected two at least, for the shuffled baseline.")
-    others = gists[baselines.other_documents(documents, config.seed)]
-
-    yield "drop", partial(_dropped, teacher)
-    for policy in config.positions:
-        yield f"gist/{policy}", partial(_placed, gists, policy)
-        yield f"shuffled/{policy}", partial(_placed, others, policy)
-        yield f"mean/{policy}", partial(_mean, teacher, policy)
-    # A token stands at its own place under `center` and `end` alike.
-    for place in dict.fromkeys(_place_of_tokens(policy) for policy in config.positions):
-        yield f"last_token/{place}", partial(_last_token, teacher, place)
-        yield f"surprisal_token/{place}", partial(_surprisal_token, teacher, place)
-
-
-def _dropped(teacher: Teacher, window: HeldOutWindow, read: ReadWindows) -> StandIns:
-    return baselines.drop(teacher, window.stretches)
-
-
-def _placed(vectors: Tensor, policy: Positions, window: HeldOutWindow, read: ReadWindows) -> StandIns:
-    return gist_stand_ins(window.stretches, vectors[window.rows], policy)
-
-
-def _mean(teacher: Teacher, policy: Positions, window: HeldOutWindow, read: ReadWindows) -> StandIns:
-    return baselines.mean(teacher, window.stretches, policy)
-
-
-def _last_token(teacher: Teacher, policy: Positions, window: HeldOutWindow, read: ReadWindows) -> StandIns:
-    return baselines.last_token(teacher, window.stretches, policy)
-
-
-def _surprisal_token(teacher: Teacher, policy: Positions, window: HeldOutWindow, read: ReadWindows) -> StandIns:
-    return baselines.surprisal_token(teacher, read, window.stretches, policy)
-
-
-def _place_of_tokens(policy: Positions) -> Positions:
-    return "compact" if policy == "compact" else "end"
-
-
-def _of_policy(measured: dict[str, Measured], policy: Positions) -> dict[str, Measured]:
-    """What a policy's records compare, by the stand-in's plain name."""
-    names = {"drop": "drop"} | {name: f"{name}/{policy}" for name in ("gist", "mean", "shuffled")}
-    names |= {name: f"{name}/{_place_of_tokens(policy)}" for name in ("last_token", "surprisal_token")}
-    return {name: measured[full] for name, full in names.items()}
-
-
-def _records(
-    measured: dict[str, Measured],
-    held_out: HeldOut,
-    domain: str,
-    horizon: int,
-    policy: Positions,
+def _substitution_records(
+    measured: Mapping[str, Measured],
+    kinds: NDArray[np.int64],
+    populations: Sequence[Population],
     gistnet: GistNet,
     config: EvaluationConfig,
 ) -> Iterator[MetricRecord]:
-    """The records of one domain, horizon and position policy."""
-    rows = held_out.domains == domain
-    documents = held_out.documents[rows]
-    for offsets in metrics.offset_slices(horizon):
-        kl = {name: metrics.mean_over_offsets(m.kl[rows], offsets) for name, m in measured.items()}
-        delta_nll = {name: metrics.mean_over_offsets(m.delta_nll[rows], offsets) for name, m in measured.items()}
-        below_one = {name: (values < 1.0).astype(float) for name, values in delta_nll.items()}
-        last_token = kl["last_token"]
-        figures: dict[str, tuple[dict[str, Column], tuple[Column, ...], Callable[..., Any]]] = {
-            "kl": (kl, (), lambda mean: mean),
-            "delta_nll": (delta_nll, (), lambda mean: mean),
-            "substitutability_rate": (below_one, (), lambda mean: mean),
-            "perplexity_ratio": (delta_nll, (), np.exp),
-            "recovered_kl": (kl, (kl["drop"],), metrics.recovered_share),
-            "recovered_delta_nll": (delta_nll, (delta_nll["drop"],), metrics.recovered_share),
-            "kl_below_last_token": (kl, (last_token,), lambda mean, of_last_token: of_last_token - mean),
-        }
-        for name, (columns, beside, statistic) in figures.items():
-            interval = partial(
-                metrics.bootstrap_over_documents, documents=documents, resamples=config.resamples, seed=config.seed
+    for policy in config.positions:
+        for population in populations:
+            substitution = Substitution(
+                population, of_policy(measured, policy), policy, level=gistnet.level, k=config.gists_in_a_row
             )
-            if name.startswith("recovered") and (interval(beside[0]) or (0.0, 0.0))[0] <= 0:
-                continue  # dropping these spans may well cost nothing, and a share of nothing says nothing
-            values = {stand_in: _statistic(statistic, column, *beside) for stand_in, column in columns.items()}
-            yield MetricRecord(
-                name=name,
-                domain=domain,
-                horizon=horizon,
-                offsets=offsets,
-                positions=policy,
-                level=gistnet.level,
-                k=config.gists_in_a_row,
-                value=values.pop("gist"),
-                n_spans=int(rows.sum()),
-                n_documents=len(np.unique(documents)),
-                interval=interval((columns["gist"], *beside), statistic=statistic),
-                target=metrics.target_for(
-                    name, domain=domain, horizon=horizon, offsets=offsets, level=gistnet.level, k=config.gists_in_a_row
-                ),
-                baselines=cast(dict[Baseline, float], values),
-            )
+            for horizon in config.horizons:
+                yield from substitution.records(horizon)
+            yield from substitution.by_offset()
+            yield from substitution.by_kind(kinds)
 
 
-def _statistic(statistic: Callable[..., Any], *columns: Column) -> float:
-    return float(statistic(*(column.mean() for column in columns)))
+def _geometry(
+    teacher: Teacher, gistnet: GistNet, dataset: PreparedDataset, domains: Sequence[str], config: EvaluationConfig
+) -> dict[str, Figures]:
+    """The geometry of each domain's gists, and of the mix where weights are given."""
+    figures = {}
+    for place, domain in enumerate(domains):
+        spans = draw_spans(
+            dataset,
+            domain,
+            span_tokens=gistnet.config.span_tokens,
+            sink_tokens=config.sink_tokens,
+            count=config.geometry_spans,
+            seed=config.seed,
+        )
+        encoded = encode_spans(teacher, gistnet, spans.tokens)
+        figures[domain] = figures_of(spans, encoded, resamples=config.resamples, seed=(config.seed, place))
+    if config.weights:
+        figures[MIXED] = mixed_figures(figures, config.weights)
+    return figures
+
+
+def _distribution(
+    measured: Mapping[str, Measured], populations: Sequence[Population], config: EvaluationConfig
+) -> dict[str, dict[str, list[float]]]:
+    """ΔNLL of every span measured, by domain and stand-in, under the first policy and horizon."""
+    first = of_policy(measured, config.positions[0])
+    delta_nll = {
+        name: metrics.mean_over_offsets(first[name].delta_nll, (1, config.horizons[0]))
+        for name in ("gist", "drop", "last_token")
+    }
+    return {
+        population.name: {name: rounded(values[population.rows]) for name, values in delta_nll.items()}
+        for population in populations
+        if population.name != MIXED
+    }

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from pydantic import Field, FiniteFloat, computed_field, model_validator
 
 from gistnet.errors import DataError
+from gistnet.evaluation.resampling import DocumentDraws
 from gistnet.settings import Section
 
 Floats = NDArray[np.float64]
@@ -113,17 +114,17 @@ def bootstrap_over_documents(
         DataError: the statistic is not finite for some of the resamples.
     """
     arrays = [_finite("values", column, 1) for column in (columns if isinstance(columns, tuple) else (columns,))]
-    names, document_of_span = np.unique(np.asarray(documents), return_inverse=True)
-    _require_equal_length(documents=document_of_span, **{f"column {i}": array for i, array in enumerate(arrays)})
-    if len(names) == 1:
+    draws = DocumentDraws(documents, resamples, seed)
+    _require_equal_length(documents=draws.document_of_span, **{f"column {i}": array for i, array in enumerate(arrays)})
+    if draws.documents == 1:
         return None
-    draws = np.random.default_rng(seed).multinomial(
-        len(names), np.full(len(names), 1 / len(names)), size=resamples
-    )  # [resamples, documents]: how often each document is drawn
-    spans_drawn = draws @ np.bincount(document_of_span)
-    means = [draws @ np.bincount(document_of_span, weights=array) / spans_drawn for array in arrays]
     with np.errstate(divide="ignore", invalid="ignore"):
-        values = _finite("bootstrapped statistic", statistic(*means), 1)
+        return percentile_interval(statistic(*map(draws.means, arrays)), confidence)
+
+
+def percentile_interval(resampled: ArrayLike, confidence: float = 0.95) -> tuple[float, float]:
+    """The middle share of a statistic's values in the resamples, [resamples]: (low, high)."""
+    values = _finite("bootstrapped statistic", resampled, 1)
     low, high = np.quantile(values, [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)
 
@@ -144,6 +145,14 @@ def gist_diversity(gists: ArrayLike) -> float:
     if count < 2:
         raise DataError(f"Diversity needs pairs: got {count} gist, expected at least 2.")
     return float(1 - (np.square(units.sum(axis=0)).sum() - count) / (count * (count - 1)))
+
+
+def cosine_std(gists: ArrayLike) -> float:
+    """The standard deviation of the cosine similarities of all distinct pairs of `gists` [spans, dim]."""
+    units = _unit_vectors(gists)
+    if len(units) < 2:
+        raise DataError(f"The spread of cosines needs pairs: got {len(units)} gist, expected at least 2.")
+    return float((units @ units.T)[np.triu_indices(len(units), k=1)].std())
 
 
 def adjacent_pairs(documents: ArrayLike, span_indices: ArrayLike) -> NDArray[np.int64]:
@@ -184,11 +193,15 @@ def gist_variance(gists: ArrayLike) -> float:
     return float(vectors.var(axis=0).sum() / energy)
 
 
-def attention_entropy(probabilities: ArrayLike) -> Floats:
-    """The entropy in bits of each head's attention: [heads], the mean over spans.
+def gist_norm(gists: ArrayLike) -> float:
+    """The mean length of `gists` [spans, dim]."""
+    return float(np.linalg.norm(_finite("gists", gists, 2), axis=1).mean())
 
-    From `probabilities` [spans, heads, keys]; 0 for a head that reads one key, log2(keys) for one that reads all alike
-    (spec, Secondary Metrics, 6).
+
+def attention_entropy(probabilities: ArrayLike) -> Floats:
+    """The entropy in bits of `probabilities` [spans, heads, keys]: [spans, heads] (spec, Secondary Metrics, 6).
+
+    0 for a head that reads one key, log2(keys) for one that reads all alike.
 
     Raises:
         DataError: the probabilities of a span and head are negative or do not sum to 1.
@@ -197,7 +210,7 @@ def attention_entropy(probabilities: ArrayLike) -> Floats:
     if shares.min() < 0 or not np.allclose(shares.sum(axis=-1), 1, atol=1e-2):  # loose enough for bfloat16
         raise DataError("Attention has negative shares or sums other than 1, expected probabilities over the keys.")
     information = -np.log2(shares, where=shares > 0, out=np.zeros_like(shares))
-    return (shares * information).sum(axis=-1).mean(axis=0)
+    return (shares * information).sum(axis=-1)
 
 
 # Records --------------------------------------------------------------------------------------------------------------
@@ -215,9 +228,19 @@ UNITS = {
     "contrastive_gap": "cosine distance",
     "gist_variance": "share of squared length",
     "attention_entropy": "bits",
+    "delta_nll_by_offset": "nats per token",
+    "delta_nll_by_kind": "nats per token",
+    "kl_by_kind": "nats per token",
+    "gist_norm": "length",
+    "reconstruction_ce": "nats per token",
+    "reconstruction_accuracy": "share of tokens",
+    "reconstruction_mse": "squared distance per dimension",
+    "pair_accuracy": "share of pairs",
+    "bound_kl": "nats per token",
+    "bound_recovered_kl": "share of drop",
 }
 
-Baseline = Literal["drop", "last_token", "surprisal_token", "mean", "shuffled"]
+Baseline = Literal["drop", "last_token", "surprisal_token", "mean", "shuffled", "full", "gist"]
 
 
 class Target(Section):
@@ -237,13 +260,15 @@ class MetricRecord(Section):
     name: str
     """What was measured, a key of `UNITS`."""
     domain: str
-    """Kind of text: narrative, code, structured or mixed."""
-    horizon: int = Field(ge=1)
-    """H, the number of tokens predicted after each span."""
-    offsets: tuple[int, int]
-    """First and last of the predicted tokens that count, from 1."""
+    """Kind of text: narrative, code, structured, adversarial, or mixed for the weighted mean over kinds."""
+    part: str = ""
+    """Of what this is the figure, where a measure has parts: a head, a place in the span, a kind of token; or all."""
+    horizon: int | None = Field(default=None, ge=1)
+    """H, the number of tokens predicted after each span; None where nothing is predicted."""
+    offsets: tuple[int, int] | None = None
+    """First and last of the predicted tokens that count, from 1; None where nothing is predicted."""
     positions: str
-    """Position policy of the gist: center, end or compact."""
+    """Position policy of the gist: center, end or compact; where no gist is read, the evaluation's first."""
     level: int = Field(default=0, ge=0)
     """0 for gists of tokens, 1 for gists of gists."""
     k: int = Field(default=1, ge=1)
@@ -252,7 +277,7 @@ class MetricRecord(Section):
     n_spans: int = Field(ge=1)
     n_documents: int = Field(ge=1)
     interval: tuple[FiniteFloat, FiniteFloat] | None = None
-    """Bootstrapped over documents; None for a single document."""
+    """Bootstrapped over documents; None for a single document, or where the documents are too few to draw anew."""
     target: Target | None = None
     baselines: dict[Baseline, FiniteFloat] = Field(default_factory=dict)
     """The same measure of what could stand there instead of a gist."""
@@ -279,7 +304,9 @@ class MetricRecord(Section):
     def _is_consistent(self) -> Self:
         if self.name not in UNITS:
             raise ValueError(f"name is {self.name!r}, expected one of {', '.join(UNITS)}")
-        if not 1 <= self.offsets[0] <= self.offsets[1] <= self.horizon:
+        if (self.horizon is None) != (self.offsets is None):
+            raise ValueError(f"offsets are {self.offsets} and horizon {self.horizon}, expected both or neither")
+        if self.horizon and self.offsets and not 1 <= self.offsets[0] <= self.offsets[1] <= self.horizon:
             raise ValueError(f"offsets are {self.offsets}, expected a range within 1 to {self.horizon}")
         return self
 
@@ -304,10 +331,16 @@ TARGETS: tuple[tuple[str, str | None, int | None, int, Target], ...] = (
 
 
 def target_for(
-    name: str, *, domain: str, horizon: int, offsets: tuple[int, int], level: int = 0, k: int = 1
+    name: str,
+    *,
+    domain: str,
+    horizon: int | None = None,
+    offsets: tuple[int, int] | None = None,
+    level: int = 0,
+    k: int = 1,
 ) -> Target | None:
     """The spec's target for a measurement, or None; parts of the horizon and runs of several gists have none."""
-    if offsets != (1, horizon) or k != 1:
+    if (horizon is not None and offsets != (1, horizon)) or k != 1:
         return None
     matching = (
         target

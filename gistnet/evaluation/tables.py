@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -10,36 +11,63 @@ from gistnet.data.dataset import DatasetStatistics
 from gistnet.evaluation.metrics import MetricRecord
 
 _BASELINES = ("drop", "last_token", "surprisal_token", "mean", "shuffled")
+# Too many for a terminal: a line for each offset, and the parts of measures other than kinds of tokens.
+_IN_FULL = ("delta_nll_by_offset",)
+_BY_KIND = ("kl_by_kind", "delta_nll_by_kind")
 
 
-def results_table(records: Sequence[MetricRecord]) -> Iterator[Table]:
-    """One table for each domain, position policy and horizon: the gist, its interval, and the baselines."""
+def results_tables(records: Sequence[MetricRecord]) -> Iterator[Table]:
+    """Tables of a gist's figures, their intervals and baselines, for each domain.
 
-    def group(record: MetricRecord) -> tuple[str, str, int, int, int]:
-        return record.domain, record.positions, record.horizon, record.level, record.k
+    One for each position policy and horizon; one of what is lost by kind of token, under the first policy; and one of
+    what nothing is predicted for. Parts of the last, and single offsets, are not shown.
+    """
+    if not records:
+        return
+    first_policy = records[0].positions
+    whole = [r for r in records if r.horizon is not None and not r.part and r.name not in _IN_FULL]
+    for (domain, positions, horizon, level, k), shown in _grouped(whole):
+        yield _table(f"{domain} · H = {horizon} · positions {positions} · level {level} · k = {k}", shown)
+    by_kind = [r for r in records if r.name in _BY_KIND and r.positions == first_policy]
+    for (domain, positions, horizon, _, _), shown in _grouped(by_kind):
+        yield _table(f"{domain} · by kind of token · H = {horizon} · positions {positions}", shown, second="kind")
+    alone = [r for r in records if r.horizon is None and not r.part]
+    for (domain, *_), shown in _grouped(alone):
+        yield _table(f"{domain} · gists by themselves", shown, second=None)
 
-    for (domain, positions, horizon, level, k), members in groupby(records, group):
-        shown = list(members)
-        table = Table(
-            title=f"{domain} · H = {horizon} · positions {positions} · level {level} · k = {k} · "
-            f"{shown[0].n_spans} spans of {shown[0].n_documents} documents",
-            title_justify="left",
+
+def _grouped(records: Sequence[MetricRecord]) -> Iterator[tuple[tuple[Any, ...], list[MetricRecord]]]:
+    """Records that follow each other, of one domain, policy, horizon, level and k."""
+    for key, members in groupby(records, lambda r: (r.domain, r.positions, r.horizon, r.level, r.k)):
+        yield key, list(members)
+
+
+def _table(title: str, records: Sequence[MetricRecord], second: Literal["offsets", "kind"] | None = "offsets") -> Table:
+    shown = [name for name in _BASELINES if any(name in record.baselines for record in records)]
+    spans = max(record.n_spans for record in records)
+    documents = max(record.n_documents for record in records)
+    table = Table(title=f"{title} · {spans} spans of {documents} documents", title_justify="left")
+    table.add_column("metric")
+    if second:
+        table.add_column(second)
+    for name in ("gist", "95 % interval", *shown):
+        table.add_column(name.replace("_", " "), justify="right")
+    table.add_column("target")
+    for record in records:
+        place = {"offsets": _offsets(record), "kind": record.part}
+        table.add_row(
+            record.name,
+            *([place[second]] if second else []),
+            f"{record.value:.3f}",
+            "" if record.interval is None else f"{record.interval[0]:.3f} … {record.interval[1]:.3f}",
+            *(f"{record.baselines[name]:.3f}" if name in record.baselines else "" for name in shown),
+            _target(record),
         )
-        table.add_column("metric")
-        table.add_column("offsets")
-        for name in ("gist", "95 % interval", *_BASELINES):
-            table.add_column(name.replace("_", " "), justify="right")
-        table.add_column("target")
-        for record in shown:
-            table.add_row(
-                record.name,
-                f"{record.offsets[0]}–{record.offsets[1]}",
-                f"{record.value:.3f}",
-                "" if record.interval is None else f"{record.interval[0]:.3f} … {record.interval[1]:.3f}",
-                *(f"{record.baselines[name]:.3f}" if name in record.baselines else "" for name in _BASELINES),
-                _target(record),
-            )
-        yield _at_full_width(table)
+    return _at_full_width(table)
+
+
+def _offsets(record: MetricRecord) -> str:
+    return "" if record.offsets is None else f"{record.offsets[0]}–{record.offsets[1]}"
 
 
 def _target(record: MetricRecord) -> str:

@@ -1,17 +1,29 @@
 """The evaluation against the spec's loop written out, and the baselines against what they stand for."""
 
+import json
+import random
+import re
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import yaml
+from pydantic import ValidationError
 
 from gistnet.config import load_config
+from gistnet.data.prepare import split_of
 from gistnet.data.sampling import validation_windows
 from gistnet.errors import DataError
 from gistnet.evaluation import baselines
+from gistnet.evaluation.bound import BoundConfig
 from gistnet.evaluation.evaluator import EvaluationConfig, evaluate
 from gistnet.evaluation.held_out import HeldOut
+from gistnet.evaluation.pair_test import PairTestConfig
+from gistnet.evaluation.reconstruction import ReconstructionConfig
 from gistnet.evaluation.validation import ValidationConfig, Validator
 from gistnet.objective.branches import Stretches, gist_stand_ins
 from gistnet.objective.objective import encode
@@ -28,12 +40,20 @@ def run(config_file: Path):
     return run
 
 
-CONFIG = EvaluationConfig(documents=5, spans_per_document=2, horizons=(4, 12), resamples=200)
+SUBSTITUTION = {
+    "kl", "delta_nll", "substitutability_rate", "perplexity_ratio", "recovered_kl", "recovered_delta_nll",
+    "kl_below_last_token", "delta_nll_by_offset", "kl_by_kind", "delta_nll_by_kind",
+}  # fmt: skip
+GEOMETRY = {
+    "gist_diversity", "adjacent_distance", "contrastive_gap", "gist_variance", "gist_norm", "attention_entropy",
+}  # fmt: skip
+NO_PAIRS = PairTestConfig(pairs=0)
+CONFIG = EvaluationConfig(documents=5, spans_per_document=2, horizons=(4, 12), resamples=200, pair_test=NO_PAIRS)
 
 
 def written_out_kl(run, horizon: int) -> np.ndarray:
     """KL per span and offset by two whole forwards per span, in the evaluation's order of spans."""
-    samples = validation_windows(run.dataset, run.layout, documents=5, spans_per_document=2, seed=0)
+    samples = validation_windows(run.dataset, run.stages[0].layout, documents=5, spans_per_document=2, seed=0)
     rows = []
     for sample in samples:
         starts = torch.from_numpy(sample.starts)
@@ -49,7 +69,7 @@ def written_out_kl(run, horizon: int) -> np.ndarray:
 
 
 def test_kl_equals_the_loop_for_every_horizon_and_range_of_offsets(run):
-    records = evaluate(run.teacher, run.gistnet, run.dataset, CONFIG)
+    records = evaluate(run.teacher, run.gistnet, run.dataset, CONFIG).records
     kl = {(r.horizon, r.offsets): r.value for r in records if r.name == "kl" and r.positions == "center"}
     expected = written_out_kl(run, horizon=12)
     assert kl.keys() == {(4, (1, 4)), (12, (1, 12)), (12, (1, 8)), (12, (9, 12))}
@@ -57,16 +77,22 @@ def test_kl_equals_the_loop_for_every_horizon_and_range_of_offsets(run):
         assert value == pytest.approx(expected[:, first - 1 : last].mean(), rel=1e-6)
 
 
-def test_every_record_has_all_baselines_and_a_consistent_recovered_share(run):
-    records = evaluate(run.teacher, run.gistnet, run.dataset, CONFIG)
-    names = {"kl", "delta_nll", "substitutability_rate", "perplexity_ratio", "recovered_kl", "kl_below_last_token"}
-    assert names < {r.name for r in records}
+def test_every_record_has_its_baselines_and_a_consistent_recovered_share(run):
+    records = evaluate(run.teacher, run.gistnet, run.dataset, CONFIG).records
+    assert {r.name for r in records} == SUBSTITUTION | GEOMETRY
     assert {r.positions for r in records} == {"center", "end", "compact"}
     for record in records:
+        if record.name in GEOMETRY:
+            assert record.horizon is None
+            assert record.baselines.keys() == (set() if record.name == "attention_entropy" else {"last_token", "mean"})
+            continue
         assert record.baselines.keys() == {"drop", "last_token", "surprisal_token", "mean", "shuffled"}
-        assert record.interval[0] - 1e-9 <= record.value <= record.interval[1] + 1e-9
-        assert (record.n_spans, record.n_documents) == (10, 5)
-    by_key = {(r.name, r.positions, r.horizon, r.offsets): r for r in records}
+        if record.interval is not None:
+            assert record.interval[0] - 1e-9 <= record.value <= record.interval[1] + 1e-9
+        if not record.part:
+            assert record.interval is not None
+            assert (record.n_spans, record.n_documents) == (10, 5)
+    by_key = {(r.name, r.positions, r.horizon, r.offsets): r for r in records if not r.part}
     for policy in ("center", "end", "compact"):
         key = (policy, 12, (1, 12))
         kl, recovered = by_key[("kl", *key)], by_key[("recovered_kl", *key)]
@@ -77,18 +103,142 @@ def test_every_record_has_all_baselines_and_a_consistent_recovered_share(run):
     assert len(drops) == 1  # one denominator for every position policy
 
 
+def test_offsets_and_kinds_of_tokens_add_up_to_the_whole(run):
+    records = evaluate(run.teacher, run.gistnet, run.dataset, CONFIG).records
+    for policy in ("center", "end", "compact"):
+        (whole,) = (
+            r for r in records if (r.name, r.positions, r.offsets, r.horizon) == ("delta_nll", policy, (1, 12), 12)
+        )
+        by_offset = [r for r in records if (r.name, r.positions) == ("delta_nll_by_offset", policy)]
+        assert [r.offsets for r in by_offset] == [(offset, offset) for offset in range(1, 13)]
+        assert np.mean([r.value for r in by_offset]) == pytest.approx(whole.value)
+        assert np.mean([r.baselines["mean"] for r in by_offset]) == pytest.approx(whole.baselines["mean"])
+        # The words of the corpus are common or other words, with spaces between them; each token is one letter.
+        kinds = {r.part: r for r in records if (r.name, r.positions) == ("delta_nll_by_kind", policy)}
+        assert kinds.keys() == {"punctuation", "common words", "other words"}
+        counts = Counter(kinds_by_hand(run))
+        assert counts.total() == 10 * 12
+        total = sum(counts[kind] * record.value for kind, record in kinds.items())
+        assert total / (10 * 12) == pytest.approx(whole.value)
+
+
+def kinds_by_hand(run) -> Iterator[str]:
+    """The kind of each letter that is predicted: the words of the windows looked up one by one."""
+    for sample in validation_windows(run.dataset, run.stages[0].layout, documents=5, spans_per_document=2, seed=0):
+        kinds: list[str] = []
+        for word in re.findall(r"\w+|\s", run.teacher.tokenizer.decode(run.dataset.read(sample.window))):
+            common = word in ("the", "over", "a", "and", "never")
+            kinds += ["punctuation" if word == " " else "common words" if common else "other words"] * len(word)
+        for start in sample.starts:
+            yield from kinds[start + 8 : start + 20]
+
+
 def test_an_untrained_gistnet_at_the_end_is_the_last_token_exactly(config_file):
     run = open_run(load_config(config_file))
-    records = evaluate(run.teacher, run.gistnet, run.dataset, CONFIG)
+    records = evaluate(run.teacher, run.gistnet, run.dataset, CONFIG).records
     assert len(records) > 10
     for record in records:
-        if record.positions in ("end", "compact"):
+        if record.positions in ("end", "compact") or (record.name in GEOMETRY and record.baselines):
             assert record.value == pytest.approx(record.baselines["last_token"], abs=1e-9)
 
 
 def test_evaluation_is_the_same_every_time(run):
     first, second = (evaluate(run.teacher, run.gistnet, run.dataset, CONFIG) for _ in range(2))
     assert first == second
+
+
+def test_progress_is_told_before_each_part(run):
+    said: list[str] = []
+    evaluate(run.teacher, run.gistnet, run.dataset, CONFIG, said.append)
+    assert [sentence.split()[0] for sentence in said] == ["Reading", "Comparing", "Measuring"]
+    assert all(sentence.endswith(".") for sentence in said)
+
+
+@pytest.fixture
+def two_domains(tiny_config: dict[str, Any], tmp_path: Path):
+    """A run whose data also has code, of which one document only is held out."""
+    names = [f"module-{n}" for n in range(200)]
+    held_out = [name for name in names if split_of(name, 0.3) == "held_out"][:1]
+    trained = [name for name in names if split_of(name, 0.3) == "train"][:3]
+    draw = random.Random(1)
+    code = tmp_path / "code.jsonl"
+    code.write_text(
+        "".join(
+            json.dumps({"id": name, "text": "".join(f"x{draw.random()} = y{n}\n" for n in range(30))}) + "\n"
+            for name in held_out + trained
+        )
+    )
+    tiny_config["data"]["sources"].append({"kind": "jsonl", "name": "code", "domain": "code", "paths": [str(code)]})
+    path = tmp_path / "two.yaml"
+    path.write_text(yaml.safe_dump(tiny_config))
+    return open_run(load_config(path))
+
+
+def test_the_mix_is_the_weighted_mean_of_the_domains(two_domains):
+    run = two_domains
+    config = CONFIG.model_copy(update={"weights": {"narrative": 0.75, "code": 0.25}, "positions": ("end",)})
+    records = evaluate(run.teacher, run.gistnet, run.dataset, config).records
+    by_domain = {domain: [r for r in records if r.domain == domain] for domain in ("narrative", "code", "mixed")}
+    assert len(by_domain["narrative"]) + len(by_domain["code"]) + len(by_domain["mixed"]) == len(records)
+    by_key = {(r.domain, r.name, r.part, r.horizon, r.offsets): r for r in records}
+    linear = ("kl", "delta_nll", "substitutability_rate", "kl_below_last_token", "delta_nll_by_offset", *GEOMETRY)
+    checked = set()
+    for record in by_domain["mixed"]:
+        if record.name in linear:
+            key = (record.name, record.part, record.horizon, record.offsets)
+            parts = [by_key[domain, *key] for domain in ("narrative", "code")]
+            assert record.value == pytest.approx(0.75 * parts[0].value + 0.25 * parts[1].value)
+            assert record.n_spans == parts[0].n_spans + parts[1].n_spans
+            for name, value in record.baselines.items():
+                assert value == pytest.approx(0.75 * parts[0].baselines[name] + 0.25 * parts[1].baselines[name])
+            checked.add(record.name)
+    assert checked == set(linear)
+    # The only held-out document of code says nothing of others, alone or in the mix.
+    assert {r.interval for r in by_domain["code"]} == {r.interval for r in by_domain["mixed"]} == {None}
+    assert any(r.interval for r in by_domain["narrative"])
+    assert all(r.n_documents == 1 for r in by_domain["code"])
+
+
+def test_without_weights_there_is_no_mix(two_domains):
+    run = two_domains
+    records = evaluate(run.teacher, run.gistnet, run.dataset, CONFIG).records
+    assert {r.domain for r in records} == {"narrative", "code"}
+
+
+def test_weights_of_domains_that_cannot_be_weighed_are_refused(run):
+    config = CONFIG.model_copy(update={"weights": {"narrative": 0.5, "code": 0.5}})
+    with pytest.raises(DataError, match="gives 'code' a share, but it has no held-out documents"):
+        evaluate(run.teacher, run.gistnet, run.dataset, config)
+    with pytest.raises(ValidationError, match="must sum to 1"):
+        EvaluationConfig(weights={"narrative": 0.5, "code": 0.4})
+    with pytest.raises(ValidationError, match="greater than 0"):
+        EvaluationConfig(weights={"narrative": 1.5, "code": -0.5})
+    with pytest.raises(ValidationError, match="'code' has a weight, expected one of the domains evaluated"):
+        EvaluationConfig(weights={"narrative": 0.5, "code": 0.5}, domains=("narrative",))
+
+
+def test_a_horizon_of_one_token_is_evaluated(run):
+    config = CONFIG.model_copy(update={"horizons": (1,), "positions": ("end",), "map_documents": 1})
+    records, span_map = evaluate(run.teacher, run.gistnet, run.dataset, config)
+    assert {r.offsets for r in records if r.name == "kl"} == {(1, 1)}
+    (by_offset,) = (r for r in records if r.name == "delta_nll_by_offset")
+    (delta_nll,) = (r for r in records if r.name == "delta_nll")
+    assert by_offset.value == delta_nll.value
+    assert all(len(span.delta_nll_by_offset["gist"]) == 1 for span in span_map.documents[0].spans)
+
+
+def test_the_level_of_the_gists_is_recorded(run):
+    run.gistnet.level = 1
+    records = evaluate(run.teacher, run.gistnet, run.dataset, CONFIG).records
+    assert {r.level for r in records} == {1}
+    assert {r.name for r in records if r.target is not None} == {"delta_nll"}
+
+
+def test_a_network_that_is_broken_is_refused(run):
+    with torch.no_grad():
+        run.gistnet.w_out.weight[0, 0] = torch.nan
+    with pytest.raises(DataError, match="NaN or infinite"):
+        evaluate(run.teacher, run.gistnet, run.dataset, CONFIG)
 
 
 def test_one_held_out_document_is_too_few(run):
@@ -99,28 +249,24 @@ def test_one_held_out_document_is_too_few(run):
 
 def test_validation_agrees_with_the_evaluation_of_the_same_spans(run):
     config = ValidationConfig(documents=5, spans_per_document=2, cache_gigabytes=1.0)
-    validator = Validator(run.teacher, run.dataset, run.layout, "center", {"narrative": 1.0}, config, seed=0)
+    validator = Validator(run.teacher, run.dataset, run.stages[0].layout, "center", {"narrative": 1.0}, config, seed=0)
     result = validator.validate(run.gistnet)
     assert result["kl"] == pytest.approx(written_out_kl(run, 12).mean(), rel=1e-6)
     assert result == validator.validate(run.gistnet)  # the second time from the cache
-    records = {r.name: r for r in evaluate(run.teacher, run.gistnet, run.dataset, CONFIG) if r.offsets == (1, 12)}
-    kl = next(
-        r
-        for r in evaluate(run.teacher, run.gistnet, run.dataset, CONFIG)
-        if (r.name, r.positions, r.offsets) == ("kl", "center", (1, 12))
-    )
-    assert records["kl"].baselines["drop"] == pytest.approx(result["kl_drop"])
+    records = evaluate(run.teacher, run.gistnet, run.dataset, CONFIG).records
+    kl = next(r for r in records if (r.name, r.positions, r.offsets) == ("kl", "center", (1, 12)))
+    assert kl.baselines["drop"] == pytest.approx(result["kl_drop"])
     assert kl.baselines["last_token"] == pytest.approx(result["kl_last_token"])
     assert result["recovered_kl"] == pytest.approx(1 - result["kl"] / result["kl_drop"])
 
 
 def test_the_cache_keeps_only_what_fits(run):
-    samples = validation_windows(run.dataset, run.layout, documents=5, spans_per_document=2, seed=0)
-    one = HeldOut(run.teacher, run.dataset, samples[:1], run.layout, cache_gigabytes=1.0)
+    samples = validation_windows(run.dataset, run.stages[0].layout, documents=5, spans_per_document=2, seed=0)
+    one = HeldOut(run.teacher, run.dataset, samples[:1], run.stages[0].layout, cache_gigabytes=1.0)
     one.measure({"drop": lambda window, read: baselines.drop(run.teacher, window.stretches)})
-    read = one._reads[0]
+    (read,) = one._reads.values()
     size = read.hidden.nbytes + 2 * sum(k.nbytes for k in read.document.keys.values())
-    few = HeldOut(run.teacher, run.dataset, samples, run.layout, cache_gigabytes=2.5 * size / 1e9)
+    few = HeldOut(run.teacher, run.dataset, samples, run.stages[0].layout, cache_gigabytes=2.5 * size / 1e9)
     few.measure({"drop": lambda window, read: baselines.drop(run.teacher, window.stretches)})
     assert 1 <= len(few._reads) < len(samples)
 
@@ -158,3 +304,20 @@ def test_shuffled_gists_come_from_other_documents():
     rows = baselines.other_documents(documents, seed=1)
     assert (documents[rows] != documents).all()
     assert torch.equal(rows, baselines.other_documents(documents, seed=1))
+
+
+def test_the_probes_are_part_of_an_evaluation_where_asked_for(run):
+    """Pairs always, a decoder and a bound on demand; each under its own names, and nothing else changes."""
+    config = CONFIG.model_copy(
+        update={
+            "pair_test": PairTestConfig(pairs=6),
+            "reconstruction": ReconstructionConfig(documents=8, spans_per_document=2, decoder={"steps": 4}),
+            "bound": BoundConfig(spans=2, samples=4, samples_to_judge=2, samples_per_step=2, steps=2),
+        }
+    )
+    plain = evaluate(run.teacher, run.gistnet, run.dataset, CONFIG).records
+    probed = evaluate(run.teacher, run.gistnet, run.dataset, config).records
+    names = {"pair_accuracy", "reconstruction_ce", "reconstruction_accuracy", "reconstruction_mse"}
+    names |= {"bound_kl", "bound_recovered_kl"}
+    assert {record.name for record in probed} - {record.name for record in plain} == names
+    assert [record for record in probed if record.name not in names] == plain

@@ -244,14 +244,14 @@ def test_gist_variance_by_hand() -> None:
         gist_variance([[0.0, 0.0]])
 
 
-def test_attention_entropy_is_in_bits_per_head() -> None:
-    """Head 0 reads one key, then all 32: (0 + 5)/2 bits; head 1 halves two keys, then ½, ¼, ⅛, ⅛: (1 + 1.75)/2."""
+def test_attention_entropy_is_in_bits_per_span_and_head() -> None:
+    """Head 0 reads one key, then all 32: 0 and 5 bits; head 1 halves two keys, then ½, ¼, ⅛, ⅛: 1 and 1.75."""
     probabilities = np.zeros((2, 2, 32))
     probabilities[0, 0, 3] = 1
     probabilities[1, 0, :] = 1 / 32
     probabilities[0, 1, :2] = 1 / 2
     probabilities[1, 1, :4] = [1 / 2, 1 / 4, 1 / 8, 1 / 8]
-    assert attention_entropy(probabilities).tolist() == pytest.approx([2.5, 1.375])
+    np.testing.assert_allclose(attention_entropy(probabilities), [[0, 1], [5, 1.75]])
 
 
 @pytest.mark.parametrize("row", [[0.5, 0.4], [1.5, -0.5]])

@@ -1,0 +1,250 @@
+"""The optimised-vector bound: how much of a span one vector could hold, if it were found for that span alone.
+
+For each of a few held-out spans a vector is optimised until the teacher, reading it, predicts what it would have said
+itself after the span: continuations that are sampled from the teacher. It is then judged on the true continuation, as
+every gist is, which the optimisation never saw. A GistNet has to find such a vector in one pass, so it will hardly be
+better; how far it is behind is what training can still win.
+"""
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from typing import cast
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from gistnet.data.dataset import PreparedDataset
+from gistnet.data.sampling import SpanLayout, WindowSample
+from gistnet.errors import DataError
+from gistnet.evaluation import baselines
+from gistnet.evaluation.held_out import HeldOut, HeldOutWindow
+from gistnet.evaluation.metrics import (
+    Baseline,
+    MetricRecord,
+    bootstrap_over_documents,
+    mean_over_offsets,
+    offset_slices,
+    recovered_share,
+)
+from gistnet.model.gistnet import GistNet
+from gistnet.model.teacher import ReadWindows, Teacher
+from gistnet.objective.branches import Positions, StandIns, Stretches, gist_stand_ins, replaced_hidden
+from gistnet.objective.losses import token_losses
+from gistnet.objective.objective import encode
+from gistnet.settings import Section
+
+
+class BoundConfig(Section):
+    """How long a vector is optimised, and on how many continuations."""
+
+    spans: int = Field(default=8, ge=1)
+    """Held-out spans in all, taken from the domains in turn."""
+    samples: int = Field(default=32, ge=1)
+    """Continuations sampled from the teacher to optimise each vector on."""
+    samples_to_judge: int = Field(default=8, ge=1)
+    """Further continuations, which decide which of the vectors on the way is kept."""
+    samples_per_step: int = Field(default=4, ge=1)
+    """Continuations read in a step."""
+    steps: int = Field(default=60, ge=1)
+    """Steps of Adam."""
+    learning_rate: float = Field(default=0.02, gt=0)
+    """The first; it falls to zero with a cosine."""
+    judge_every_steps: int = Field(default=15, ge=1)
+    """Steps between looks at the continuations that decide."""
+
+
+def optimised_bound(
+    teacher: Teacher,
+    gistnet: GistNet,
+    dataset: PreparedDataset,
+    samples: Sequence[WindowSample],
+    layout: SpanLayout,
+    config: BoundConfig,
+    *,
+    positions: Positions,
+    seed: int = 0,
+    resamples: int = 1000,
+) -> list[MetricRecord]:
+    """What vectors optimised for single spans cost and win back, beside the GistNet's gists of the same spans.
+
+    Args:
+        samples: held-out windows and starts, of which `config.spans` are used; of a single span each.
+        layout: how they were cut; its horizon H is the length of the sampled continuations too.
+        positions: where vector and gist stand.
+
+    Returns:
+        `bound_kl` and `bound_recovered_kl` for each domain and range of offsets, with `gist`, `drop`, `last_token`.
+
+    Raises:
+        DataError: there are no samples.
+    """
+    held_out = HeldOut(teacher, dataset, choose_spans(dataset, samples, config.spans), layout, cache_gigabytes=0)
+    vectors = torch.cat(
+        [
+            optimised_vector(
+                teacher, context_of(window), layout, config, positions=positions, generator=span_generator(window, seed)
+            )[None, None]
+            for window in held_out.windows
+        ]
+    )
+    with torch.no_grad():
+        gists = torch.cat([encode(gistnet, teacher, window.stretches.replaced) for window in held_out.windows])
+
+    def placed(these: Tensor, window: HeldOutWindow, read: ReadWindows) -> StandIns:
+        return gist_stand_ins(window.stretches, these[window.rows], positions)
+
+    measured = held_out.measure(
+        {
+            "bound": partial(placed, vectors),
+            "gist": partial(placed, gists),
+            "drop": lambda window, read: baselines.drop(teacher, window.stretches),
+            "last_token": lambda window, read: baselines.last_token(teacher, window.stretches, positions),
+        }
+    )
+    records = []
+    for domain in sorted(set(held_out.domains)):
+        rows = held_out.domains == domain
+        documents = held_out.documents[rows]
+        for offsets in offset_slices(layout.horizon_tokens):
+            kl = {name: mean_over_offsets(losses.kl[rows], offsets) for name, losses in measured.items()}
+            shares = {name: float(recovered_share(values.mean(), kl["drop"].mean())) for name, values in kl.items()}
+            means = {name: float(values.mean()) for name, values in kl.items()}
+            interval = partial(bootstrap_over_documents, documents=documents, resamples=resamples, seed=seed)
+            for name, values, of_bound in (
+                ("bound_kl", means, interval(kl["bound"])),
+                ("bound_recovered_kl", shares, interval((kl["bound"], kl["drop"]), statistic=recovered_share)),
+            ):
+                records.append(
+                    MetricRecord(
+                        name=name,
+                        domain=str(domain),
+                        horizon=layout.horizon_tokens,
+                        offsets=offsets,
+                        positions=positions,
+                        level=gistnet.level,
+                        value=values.pop("bound"),
+                        n_spans=int(rows.sum()),
+                        n_documents=len(np.unique(documents)),
+                        interval=of_bound,
+                        baselines=cast(dict[Baseline, float], values),
+                    )
+                )
+    return records
+
+
+def choose_spans(dataset: PreparedDataset, samples: Sequence[WindowSample], count: int) -> list[WindowSample]:
+    """At most `count` of the samples' spans, one each: domains in turn, and every window before a second span of one.
+
+    The first span of each window is another for each window, so that early and late ones are among them.
+
+    Raises:
+        DataError: there are no samples.
+    """
+    if not samples:
+        raise DataError("There are no held-out spans, expected one at least to optimise a vector for.")
+    seen: dict[tuple[str, int], int] = {}
+    ranked = []
+    for sample in samples:
+        domain = dataset.describe(sample.window).domain
+        for turn in range(len(sample.starts)):
+            place = seen[domain, turn] = seen.get((domain, turn), -1) + 1
+            start = sample.starts[[(place + turn) % len(sample.starts)]]
+            ranked.append(((turn, place, domain), replace(sample, starts=start, gists=np.ones_like(start))))
+    ranked.sort(key=lambda entry: entry[0])
+    return [sample for _, sample in ranked[:count]]
+
+
+def context_of(window: HeldOutWindow) -> Tensor:
+    """The window's tokens up to the end of its only span, `[s + K]`: all that the optimisation may see."""
+    stretches = window.stretches
+    return stretches.tokens[0, : int(stretches.starts[0] + stretches.replaced_tokens[0])]
+
+
+def span_generator(window: HeldOutWindow, seed: int) -> torch.Generator:
+    """Random numbers of a span's own, which do not depend on what other spans are chosen."""
+    place = f"{seed}:{window.info.document_id}:{window.info.offset}:{int(window.stretches.starts[0])}"
+    digest = hashlib.sha256(place.encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big"))
+
+
+@torch.no_grad()
+def sample_continuations(
+    teacher: Teacher, context: Tensor, count: int, length: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """What the teacher says after a context `[n]`, drawn at temperature 1, through transformers' own cache.
+
+    Returns:
+        token ids `[count, length]`, and the hidden states that predict them, `[count, length, dim]`.
+    """
+    output = teacher.model.base_model(input_ids=context[None], use_cache=True)
+    cache = output.past_key_values
+    cache.batch_repeat_interleave(count)
+    states = [output.last_hidden_state[:, -1:].expand(count, -1, -1)]
+    tokens: list[Tensor] = []
+    while True:
+        likely = teacher.logits(states[-1][:, 0]).float().softmax(dim=-1)
+        tokens.append(torch.multinomial(likely.cpu(), 1, generator=generator).to(context.device))
+        if len(tokens) == length:
+            return torch.cat(tokens, dim=1), torch.cat(states, dim=1)
+        output = teacher.model.base_model(input_ids=tokens[-1], past_key_values=cache, use_cache=True)
+        states.append(output.last_hidden_state)
+
+
+def optimised_vector(
+    teacher: Teacher,
+    context: Tensor,
+    layout: SpanLayout,
+    config: BoundConfig,
+    *,
+    positions: Positions,
+    generator: torch.Generator,
+) -> Tensor:
+    """The vector, `[dim]`, that best stands for the last K tokens of a context `[n]` in what the teacher says next.
+
+    It begins as the last token's embedding, and the mean KL on sampled continuations is minimised by Adam; a few more
+    continuations, which no step sees, choose among the vectors on the way.
+    """
+    count = config.samples + config.samples_to_judge
+    tokens, original = sample_continuations(teacher, context, count, layout.horizon_tokens, generator)
+    start = len(context) - layout.span_tokens
+    read = teacher.read_windows(context[None, :start])
+
+    def kl(vector: Tensor, rows: Tensor) -> Tensor:
+        stretches = Stretches(
+            tokens=torch.cat([context, tokens[0]])[None],
+            windows=torch.zeros_like(rows),
+            starts=torch.full_like(rows, start),
+            span_tokens=layout.span_tokens,
+            gists=1,
+            horizon=layout.horizon_tokens,
+        )
+        stand_ins = gist_stand_ins(stretches, vector.expand(len(rows), 1, -1), positions)
+        hidden = replaced_hidden(teacher, read, stretches, stand_ins, tokens=tokens[rows])
+        return token_losses(teacher, original[rows], hidden, tokens[rows]).kl.mean()
+
+    wide = torch.promote_types(teacher.dtype, torch.float32)
+    vector = teacher.embed(context[-1]).to(wide).requires_grad_()
+    optimiser = torch.optim.Adam([vector], lr=config.learning_rate)
+    everything = torch.arange(count, device=context.device)
+    judges, order = (
+        everything[config.samples :],
+        everything[: config.samples].repeat(-(-config.steps * config.samples_per_step // config.samples)),
+    )
+    best, least = vector.detach().clone(), math.inf
+    for step in range(config.steps + 1):
+        if step % config.judge_every_steps == 0 or step == config.steps:
+            with torch.no_grad():
+                cost = float(kl(vector, judges))
+            if cost < least:
+                best, least = vector.detach().clone(), cost
+        if step < config.steps:
+            optimiser.param_groups[0]["lr"] = config.learning_rate * (1 + math.cos(math.pi * step / config.steps)) / 2
+            optimiser.zero_grad()
+            kl(vector, order[step * config.samples_per_step :][: config.samples_per_step]).backward()
+            optimiser.step()
+    return best

@@ -1,0 +1,236 @@
+"""What gists are like, whoever reads them: how far apart they lie, how long they are, what their slots look at.
+
+Spec, Secondary Metrics, 4 to 6. Nothing is predicted here, so that a thousand spans cost little.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from gistnet.data.dataset import PreparedDataset
+from gistnet.evaluation import metrics
+from gistnet.evaluation.metrics import Baseline, MetricRecord
+from gistnet.evaluation.resampling import DocumentDraws, Floats
+from gistnet.model.gistnet import GistNet
+from gistnet.model.teacher import Teacher
+from gistnet.objective.objective import encode_with_attention
+
+SPANS_PER_PASS = 256
+"""Spans that are encoded at once; only memory and speed depend on it."""
+
+
+class DrawnSpans(NamedTuple):
+    """Held-out spans of one domain."""
+
+    tokens: NDArray[np.int64]
+    """Token ids, [spans, K]."""
+    documents: NDArray[np.int64]
+    """The document of each, [spans]."""
+    pairs: NDArray[np.int64]
+    """Rows of spans that follow each other in one window, [pairs, 2]."""
+
+
+class EncodedSpans(NamedTuple):
+    """Vectors that stand for spans, [spans, dim] each, and how the gists came about."""
+
+    gists: Floats
+    last_token: Floats
+    mean: Floats
+    entropies: Floats
+    """Entropy of the attention of both slots, in bits: [spans, 2, heads]."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A measure of one domain's gists, or of the mix."""
+
+    value: float
+    resampled: Floats | None
+    """With the documents drawn anew, [resamples]; None where it cannot be had for each draw."""
+    baselines: dict[Baseline, float]
+    n_spans: int
+    n_documents: int
+
+
+Figures = dict[tuple[str, str], Figure]
+"""By the names of measure and part."""
+
+
+def draw_spans(
+    dataset: PreparedDataset, domain: str, *, span_tokens: int, sink_tokens: int, count: int, seed: int
+) -> DrawnSpans:
+    """Draw `count` spans at random from the held-out windows of a domain, or all where there are fewer.
+
+    A window gets one random phase and aligned spans from it, behind its first `sink_tokens`. Neighbours are drawn by
+    twos, so that there are adjacent pairs also among spans that are drawn thinly; among a thousand spans that makes
+    one pair in a thousand, and changes no other figure.
+    """
+    draw = np.random.default_rng(seed)
+    windows = dataset.window_indices("held_out", domain)
+    windows = windows[dataset.lengths[windows] >= sink_tokens + span_tokens]
+    lengths = dataset.lengths[windows]
+    first = sink_tokens + draw.integers(np.minimum(lengths - sink_tokens - span_tokens + 1, span_tokens))
+    available = (lengths - first) // span_tokens
+    twos = -(-available // 2)  # of a window; the last of them may be a single span
+
+    place = np.repeat(np.arange(len(windows)), twos)
+    index = 2 * (np.arange(len(place)) - np.repeat(np.cumsum(twos) - twos, twos))
+    sizes = np.minimum(2, available[place] - index)
+    order = draw.permutation(len(place))
+    chosen = np.sort(order[np.cumsum(sizes[order]) - sizes[order] < count])
+    place, index = (np.repeat(of_two[chosen], sizes[chosen])[:count] for of_two in (place, index))
+    index[1:] += (place[1:] == place[:-1]) & (index[1:] == index[:-1])  # the second of two
+
+    starts = first[place] + index * span_tokens
+    read = {window: dataset.read(window) for window in np.unique(windows[place]).tolist()}
+    tokens = [
+        read[window][start : start + span_tokens]
+        for window, start in zip(windows[place].tolist(), starts.tolist(), strict=True)
+    ]
+    return DrawnSpans(np.stack(tokens), dataset.documents[windows[place]], metrics.adjacent_pairs(place, index))
+
+
+@torch.no_grad()
+def encode_spans(teacher: Teacher, gistnet: GistNet, tokens: NDArray[np.int64]) -> EncodedSpans:
+    """Encode spans, [spans, K] token ids, in passes of bounded memory."""
+    parts: list[EncodedSpans] = []
+    for start in range(0, len(tokens), SPANS_PER_PASS):
+        ids = torch.from_numpy(tokens[start : start + SPANS_PER_PASS]).to(teacher.device)
+        gists, attention = encode_with_attention(gistnet, teacher, ids)
+        embeddings = teacher.embed(ids)
+        entropies = [metrics.attention_entropy(_array(of_slot)) for of_slot in attention]
+        vectors = (_array(gists[:, 0]), _array(embeddings[:, -1]), _array(embeddings.float().mean(dim=1)))
+        parts.append(EncodedSpans(*vectors, entropies=np.stack(entropies, axis=1)))
+    return EncodedSpans(*map(np.concatenate, zip(*parts, strict=True)))
+
+
+def figures_of(spans: DrawnSpans, encoded: EncodedSpans, *, resamples: int, seed: int | Sequence[int]) -> Figures:
+    """Every measure of one domain's spans. What needs pairs is left out where there are none."""
+    gist, last_token, mean = (_geometry(vectors, spans.pairs) for vectors in encoded[:3])
+    draws = DocumentDraws(spans.documents, resamples, seed)
+    in_pairs = np.unique(spans.pairs)
+    resampled = _resampled_geometry(encoded.gists, spans.pairs, draws)
+    figures: Figures = {}
+    for name, value in gist.items():
+        rows = in_pairs if name == "adjacent_distance" else np.arange(len(spans.tokens))
+        figures[name, ""] = Figure(
+            value,
+            _if_finite(resampled[name], draws),
+            {"last_token": last_token[name], "mean": mean[name]},
+            len(rows),
+            len(np.unique(spans.documents[rows])),
+        )
+    _, slots, heads = encoded.entropies.shape
+    entropies = {"": encoded.entropies.mean(axis=(1, 2))} | {
+        f"slot {slot + 1}, head {head + 1}": encoded.entropies[:, slot, head]
+        for slot in range(slots)
+        for head in range(heads)
+    }
+    for part, column in entropies.items():
+        figures["attention_entropy", part] = Figure(
+            float(column.mean()), _if_finite(draws.means(column), draws), {}, len(column), draws.documents
+        )
+    return figures
+
+
+def mixed_figures(figures: Mapping[str, Figures], weights: Mapping[str, float]) -> Figures:
+    """The weighted mean over domains of every measure that all of them have; documents are drawn within each."""
+    of_domains = [(weights[domain], figures[domain]) for domain in sorted(weights)]
+    names = [name for name in of_domains[0][1] if all(name in of_domain for _, of_domain in of_domains)]
+    return {name: _weighted([(weight, of_domain[name]) for weight, of_domain in of_domains]) for name in names}
+
+
+def geometry_records(figures: Mapping[str, Figures], *, positions: str, level: int) -> Iterator[MetricRecord]:
+    """The records of figures by domain. Only means have targets, single heads have none."""
+    for domain, of_domain in figures.items():
+        for (name, part), figure in of_domain.items():
+            yield MetricRecord(
+                name=name,
+                domain=domain,
+                part=part,
+                positions=positions,
+                level=level,
+                value=figure.value,
+                n_spans=figure.n_spans,
+                n_documents=figure.n_documents,
+                interval=None if figure.resampled is None else metrics.percentile_interval(figure.resampled),
+                target=None if part else metrics.target_for(name, domain=domain, level=level),
+                baselines=figure.baselines,
+            )
+
+
+def _geometry(vectors: Floats, pairs: NDArray[np.int64]) -> dict[str, float]:
+    values = {}
+    if len(vectors) > 1:
+        values["gist_diversity"] = metrics.gist_diversity(vectors)
+    if len(pairs):
+        values["adjacent_distance"] = metrics.adjacent_distance(vectors, pairs)
+        values["contrastive_gap"] = metrics.contrastive_gap(vectors, pairs)
+    return values | {"gist_variance": metrics.gist_variance(vectors), "gist_norm": metrics.gist_norm(vectors)}
+
+
+def _resampled_geometry(vectors: Floats, pairs: NDArray[np.int64], draws: DocumentDraws) -> dict[str, Floats]:
+    """`_geometry` with the documents drawn anew, [resamples] each.
+
+    A document that is drawn twice counts as two documents of the same kind: a pair of a span and its own copy would be
+    a pair of equal gists such as there are none, so pairs of two draws of one document are left out, and diversity
+    keeps to its definition, the mean over distinct pairs.
+    """
+    norms = np.linalg.norm(vectors, axis=1)
+    units = vectors / norms[:, None]
+    spans = np.bincount(draws.document_of_span).astype(np.float64)  # of each document
+    counts = draws.counts
+    drawn = counts @ spans
+    with np.errstate(divide="ignore", invalid="ignore"):
+        # Of unit vectors u, the distances of all ordered pairs, each with itself included, sum to n² - |Σu|².
+        of_documents = _by_document(units, draws)
+        within = spans**2 - np.square(of_documents).sum(axis=1)
+        distances = drawn**2 - np.square(counts @ of_documents).sum(axis=1) - counts**2 @ within + counts @ within
+        diversity = distances / (drawn**2 - counts**2 @ spans**2 + counts @ (spans**2 - spans))
+
+        of_pair = 1 - (units[pairs[:, 0]] * units[pairs[:, 1]]).sum(axis=1)
+        sums, sizes = np.zeros(len(spans)), np.zeros(len(spans))
+        np.add.at(sums, draws.document_of_span[pairs[:, 0]], of_pair)
+        np.add.at(sizes, draws.document_of_span[pairs[:, 0]], 1)
+        adjacent = (counts @ sums) / (counts @ sizes)
+
+        means = counts @ _by_document(vectors, draws) / drawn[:, None]
+        variance = 1 - np.square(means).sum(axis=1) / draws.means(norms**2)
+    return {
+        "gist_diversity": diversity,
+        "adjacent_distance": adjacent,
+        "contrastive_gap": diversity - adjacent,
+        "gist_variance": variance,
+        "gist_norm": draws.means(norms),
+    }
+
+
+def _by_document(vectors: Floats, draws: DocumentDraws) -> Floats:
+    """The sum of the vectors of each document, [documents, dim]."""
+    sums = np.zeros((draws.documents, vectors.shape[1]))
+    np.add.at(sums, draws.document_of_span, vectors)
+    return sums
+
+
+def _if_finite(resampled: Floats, draws: DocumentDraws) -> Floats | None:
+    return resampled if draws.documents > 1 and np.isfinite(resampled).all() else None
+
+
+def _weighted(parts: Sequence[tuple[float, Figure]]) -> Figure:
+    resampled = [weight * figure.resampled for weight, figure in parts if figure.resampled is not None]
+    names = parts[0][1].baselines
+    return Figure(
+        sum(weight * figure.value for weight, figure in parts),
+        np.sum(resampled, axis=0) if len(resampled) == len(parts) else None,
+        {name: sum(weight * figure.baselines[name] for weight, figure in parts) for name in names},
+        sum(figure.n_spans for _, figure in parts),
+        sum(figure.n_documents for _, figure in parts),
+    )
+
+
+def _array(tensor: torch.Tensor) -> Floats:
+    return tensor.double().cpu().numpy()

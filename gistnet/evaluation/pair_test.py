@@ -1,0 +1,241 @@
+"""The pair test: does the teacher, reading gists, still tell two nearly identical spans apart?
+
+Each adversarial pair gives two trials. In a trial the teacher has read one text of the pair up to the end of its span,
+with gists in place of the last tokens, and is right when it finds the text's own continuation likelier than that of the
+other text. The texts differ in one word, which a gist that only says what its span is about does not hold.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import takewhile
+from typing import cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+from torch import Tensor
+
+from gistnet.data.adversarial import PAIR_KINDS, PairKind, adversarial_pairs
+from gistnet.errors import DataError, TeacherError
+from gistnet.evaluation import baselines
+from gistnet.evaluation.metrics import Baseline, MetricRecord, bootstrap_over_documents
+from gistnet.model.gistnet import GistNet
+from gistnet.model.teacher import ReadWindows, Teacher
+from gistnet.model.tokenizer import TeacherTokenizer
+from gistnet.objective.branches import Positions, StandIns, Stretches, gist_stand_ins, replaced_hidden
+from gistnet.objective.losses import token_nll
+from gistnet.objective.objective import encode
+from gistnet.settings import Section
+
+DOMAIN = "adversarial"
+
+
+class PairTestConfig(Section):
+    """On how many adversarial pairs, and how they are read."""
+
+    pairs: int = Field(default=36, ge=0)
+    """Adversarial pairs, of the three kinds in turn; each gives two trials. 0 leaves the test out."""
+    sink_tokens: int = Field(default=4, ge=1)
+    """First tokens of a text that are never replaced."""
+    pairs_per_pass: int = Field(default=8, ge=1)
+    """Pairs that the teacher reads at a time; only memory and speed depend on it."""
+
+
+@dataclass(frozen=True)
+class TokenPair:
+    """An adversarial pair as token ids.
+
+    `contexts` are what precedes the continuations, the beginning of a window included; `differing` counts the tokens
+    from the first that differs to the end of the longer context.
+    """
+
+    kind: PairKind
+    contexts: tuple[list[int], list[int]]
+    continuations: tuple[list[int], list[int]]
+    differing: int
+
+    def fits(self, replaced_tokens: int, sink_tokens: int) -> bool:
+        """Whether a stretch at the end of either context hides all that differs, and leaves a beginning."""
+        return 0 < self.differing <= replaced_tokens <= min(map(len, self.contexts)) - sink_tokens
+
+
+def pair_test(
+    teacher: Teacher,
+    gistnet: GistNet,
+    config: PairTestConfig,
+    *,
+    positions: Sequence[Positions],
+    seed: int = 0,
+    resamples: int = 1000,
+) -> list[MetricRecord]:
+    """How often the teacher prefers the continuation that fits the span it reads the gists of; chance is one half.
+
+    In every trial the last k · K tokens before the continuation are replaced. k is one number for all pairs, the one
+    that fits most (`gists_in_a_row`); the other pairs are left out, and the records count those that are not. Where the
+    texts of a pair differ in length, the stretch of the shorter takes in that much more of their common beginning.
+    Likelier is what has the lower mean negative log-likelihood per token; a tie counts one half.
+
+    Returns:
+        `pair_accuracy` for each position policy, of all kinds of pairs and of each, with `full` (nothing replaced),
+        `drop`, `last_token`, `mean` and `shuffled` (gists of another pair).
+
+    Raises:
+        TeacherError: the teacher has no tokenizer.
+        DataError: fewer than two pairs fit.
+    """
+    if teacher.tokenizer is None:
+        raise TeacherError(f"{teacher.name} has no tokenizer, expected one for the pair test.")
+    span = gistnet.config.span_tokens
+    candidates = token_pairs(teacher.tokenizer, config.pairs, seed)
+    k = gists_in_a_row(candidates, span, config.sink_tokens)
+    pairs = [pair for pair in candidates if pair.fits(k * span, config.sink_tokens)]
+    if len(pairs) < 2:
+        raise DataError(
+            f"Of {len(candidates)} adversarial pairs {len(pairs)} can be cut into spans of {span} tokens, expected two "
+            "at least, for the shuffled baseline."
+        )
+    replaced = torch.tensor([context[-k * span :] for pair in pairs for context in pair.contexts])
+    with torch.no_grad():
+        gists = encode(gistnet, teacher, replaced.to(teacher.device))
+    others = gists[baselines.other_documents(torch.arange(len(pairs)).repeat_interleave(2), seed)]
+
+    records = []
+    for policy in positions:
+        right = _right(
+            teacher,
+            pairs,
+            {"gist": gists, "shuffled": others},
+            policy,
+            span_tokens=span,
+            gists=k,
+            pairs_per_pass=config.pairs_per_pass,
+        )
+        records += _records(right, [pair.kind for pair in pairs], policy, gistnet.level, k, seed, resamples)
+    return records
+
+
+def token_pairs(tokenizer: TeacherTokenizer, count: int, seed: int) -> list[TokenPair]:
+    """`count` adversarial pairs as token ids; a continuation is tokenised apart from what it continues.
+
+    What the two continuations end in alike is left out: it follows what tells them apart.
+    """
+    pairs = []
+    for pair in adversarial_pairs(seed, count):
+        *texts, first, second = tokenizer.encode_batch(
+            [pair.prefix + pair.span_a, pair.prefix + pair.span_b, pair.continuation_a, pair.continuation_b]
+        )
+        a, b = ([*tokenizer.window_prefix, *text] for text in texts)
+        alike = min(_alike(first[::-1], second[::-1]), len(first) - 1, len(second) - 1)
+        continuations = first[: len(first) - alike], second[: len(second) - alike]
+        pairs.append(TokenPair(pair.kind, (a, b), continuations, max(len(a), len(b)) - _alike(a, b)))
+    return pairs
+
+
+def _alike(first: Sequence[int], second: Sequence[int]) -> int:
+    """How many tokens two texts begin with alike."""
+    return sum(1 for _ in takewhile(lambda both: both[0] == both[1], zip(first, second, strict=False)))
+
+
+def gists_in_a_row(pairs: Sequence[TokenPair], span_tokens: int, sink_tokens: int) -> int:
+    """The number k of gists for which most pairs fit: enough to hide what differs, few enough to leave a beginning."""
+    longest = max(pair.differing for pair in pairs)
+
+    def fitting(k: int) -> int:
+        return sum(pair.fits(k * span_tokens, sink_tokens) for pair in pairs)
+
+    return max(range(1, max(1, -(-longest // span_tokens)) + 1), key=fitting)
+
+
+@torch.no_grad()
+def _right(
+    teacher: Teacher,
+    pairs: Sequence[TokenPair],
+    vectors: Mapping[str, Tensor],
+    policy: Positions,
+    *,
+    span_tokens: int,
+    gists: int,
+    pairs_per_pass: int,
+) -> dict[str, NDArray[np.float64]]:
+    """1 for each trial whose own continuation is the likelier, ½ for a tie: `[pairs, 2]` by what stood in.
+
+    `vectors` `[trials, k, dim]`, by name, are placed as gists; beside them stand the baselines.
+    """
+    columns: dict[str, list[Tensor]] = {}
+    for first in range(0, len(pairs), pairs_per_pass):
+        batch = pairs[first : first + pairs_per_pass]
+        contexts = [context for pair in batch for context in pair.contexts]
+        # A trial's own continuation, then that of the other text.
+        following = [c for pair in batch for c in (*pair.continuations, *reversed(pair.continuations))]
+        windows = torch.arange(len(contexts), device=teacher.device).repeat_interleave(2)
+        ends = torch.tensor([len(context) for context in contexts], device=teacher.device)[windows]
+        cut = partial(Stretches, _padded(contexts, teacher.device, more=1), windows, span_tokens=span_tokens, horizon=1)
+        nothing, stretches = cut(starts=ends, gists=0), cut(starts=ends - gists * span_tokens, gists=gists)
+        read = teacher.read_windows(stretches.tokens)
+
+        rows = slice(2 * first, 2 * (first + len(batch)))
+        views = {
+            "full": (nothing, baselines.drop(teacher, nothing)),
+            "drop": (stretches, baselines.drop(teacher, stretches)),
+            "last_token": (stretches, baselines.last_token(teacher, stretches, policy)),
+            "mean": (stretches, baselines.mean(teacher, stretches, policy)),
+        }
+        for name, of_trials in vectors.items():
+            views[name] = stretches, gist_stand_ins(stretches, of_trials[rows].repeat_interleave(2, dim=0), policy)
+        for name, (replaced, by) in views.items():
+            own, other = _mean_nll(teacher, read, replaced, by, following).view(-1, 2, 2).unbind(dim=2)
+            columns.setdefault(name, []).append((own < other) + (own == other) / 2)
+    return {name: torch.cat(parts).double().cpu().numpy() for name, parts in columns.items()}
+
+
+def _mean_nll(
+    teacher: Teacher, read: ReadWindows, stretches: Stretches, stand_ins: StandIns, following: Sequence[Sequence[int]]
+) -> Tensor:
+    """Mean negative log-likelihood of what follows each branch, `[branches]`, nats per token."""
+    tokens = _padded(following, teacher.device)
+    nll = token_nll(teacher, replaced_hidden(teacher, read, stretches, stand_ins, tokens=tokens), tokens)
+    lengths = torch.tensor([len(row) for row in following], device=teacher.device)[:, None]
+    counted = torch.arange(tokens.shape[1], device=teacher.device) < lengths
+    return (nll * counted).sum(dim=1) / lengths[:, 0]
+
+
+def _padded(rows: Sequence[Sequence[int]], device: torch.device, more: int = 0) -> Tensor:
+    """Rows of token ids, `[rows, longest + more]`, with token 0 after their ends, where nothing sees it."""
+    longest = max(map(len, rows)) + more
+    return torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=device)
+
+
+def _records(
+    right: Mapping[str, NDArray[np.float64]],
+    kinds: Sequence[PairKind],
+    policy: Positions,
+    level: int,
+    k: int,
+    seed: int,
+    resamples: int,
+) -> list[MetricRecord]:
+    parts = {"": np.ones(len(kinds), dtype=bool)} | {kind: np.array(kinds) == kind for kind in PAIR_KINDS}
+    records = []
+    for part, rows in parts.items():
+        if not rows.any():
+            continue
+        accuracy = {name: float(trials[rows].mean()) for name, trials in right.items()}
+        pairs = np.repeat(np.flatnonzero(rows), 2)
+        records.append(
+            MetricRecord(
+                name="pair_accuracy",
+                domain=DOMAIN,
+                part=part,
+                positions=policy,
+                level=level,
+                k=k,
+                value=accuracy.pop("gist"),
+                n_spans=len(pairs),
+                n_documents=int(rows.sum()),
+                interval=bootstrap_over_documents(right["gist"][rows].ravel(), pairs, resamples=resamples, seed=seed),
+                baselines=cast(dict[Baseline, float], accuracy),
+            )
+        )
+    return records

@@ -1,0 +1,72 @@
+"""What an evaluation puts in the place of spans: gists and all baselines, under each position policy."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from gistnet.errors import DataError
+from gistnet.evaluation import baselines
+from gistnet.evaluation.held_out import HeldOut, HeldOutWindow, MakeStandIns, Measured
+from gistnet.model.teacher import ReadWindows, Teacher
+from gistnet.objective.branches import Positions, StandIns, gist_stand_ins
+
+
+def all_stand_ins(
+    teacher: Teacher, held_out: HeldOut, gists: Tensor, policies: Sequence[Positions], seed: int
+) -> Iterator[tuple[str, MakeStandIns]]:
+    """Every stand-in under every policy, named `stand_in/policy`; those that do not depend on it, once.
+
+    Args:
+        gists: of the held-out stretches, `[stretches, k, dim]`.
+        seed: decides whose gists stand in as `shuffled`.
+
+    Raises:
+        DataError: all stretches are of one document, so that there are no gists of another.
+    """
+    documents = torch.from_numpy(held_out.documents)
+    if len(documents.unique()) < 2:
+        raise DataError("The held-out data is a single document; expected two at least, for the shuffled baseline.")
+    others = gists[baselines.other_documents(documents, seed)]
+
+    yield "drop", partial(_dropped, teacher)
+    for policy in policies:
+        yield f"gist/{policy}", partial(_placed, gists, policy)
+        yield f"shuffled/{policy}", partial(_placed, others, policy)
+        yield f"mean/{policy}", partial(_mean, teacher, policy)
+    # A token stands at its own place under `center` and `end` alike.
+    for place in dict.fromkeys(_place_of_tokens(policy) for policy in policies):
+        yield f"last_token/{place}", partial(_last_token, teacher, place)
+        yield f"surprisal_token/{place}", partial(_surprisal_token, teacher, place)
+
+
+def of_policy(measured: Mapping[str, Measured], policy: Positions) -> dict[str, Measured]:
+    """What the records of a policy compare, by the plain name of each stand-in."""
+    names = {"drop": "drop"} | {name: f"{name}/{policy}" for name in ("gist", "mean", "shuffled")}
+    names |= {name: f"{name}/{_place_of_tokens(policy)}" for name in ("last_token", "surprisal_token")}
+    return {name: measured[full] for name, full in names.items()}
+
+
+def _dropped(teacher: Teacher, window: HeldOutWindow, read: ReadWindows) -> StandIns:
+    return baselines.drop(teacher, window.stretches)
+
+
+def _placed(vectors: Tensor, policy: Positions, window: HeldOutWindow, read: ReadWindows) -> StandIns:
+    return gist_stand_ins(window.stretches, vectors[window.rows], policy)
+
+
+def _mean(teacher: Teacher, policy: Positions, window: HeldOutWindow, read: ReadWindows) -> StandIns:
+    return baselines.mean(teacher, window.stretches, policy)
+
+
+def _last_token(teacher: Teacher, policy: Positions, window: HeldOutWindow, read: ReadWindows) -> StandIns:
+    return baselines.last_token(teacher, window.stretches, policy)
+
+
+def _surprisal_token(teacher: Teacher, policy: Positions, window: HeldOutWindow, read: ReadWindows) -> StandIns:
+    return baselines.surprisal_token(teacher, read, window.stretches, policy)
+
+
+def _place_of_tokens(policy: Positions) -> Positions:
+    return "compact" if policy == "compact" else "end"
