@@ -11,12 +11,25 @@ from gistnet.version import __version__
 if TYPE_CHECKING:
     from gistnet.config import load_config
     from gistnet.evaluation.evaluator import evaluate
+    from gistnet.evaluation.report import write_comparison, write_report
     from gistnet.model.gistnet import GistNet
     from gistnet.model.teacher import Teacher
     from gistnet.objective.objective import encode
-    from gistnet.session import train
+    from gistnet.session import open_trained, prepare_data, train
 
-__all__ = ["GistNet", "Teacher", "__version__", "encode", "evaluate", "load_config", "train"]
+__all__ = [
+    "GistNet",
+    "Teacher",
+    "__version__",
+    "encode",
+    "evaluate",
+    "load_config",
+    "open_trained",
+    "prepare_data",
+    "train",
+    "write_comparison",
+    "write_report",
+]
 
 _HOMES = {
     "GistNet": "gistnet.model.gistnet",
@@ -24,7 +37,11 @@ _HOMES = {
     "encode": "gistnet.objective.objective",
     "evaluate": "gistnet.evaluation.evaluator",
     "load_config": "gistnet.config",
+    "open_trained": "gistnet.session",
+    "prepare_data": "gistnet.session",
     "train": "gistnet.session",
+    "write_comparison": "gistnet.evaluation.report",
+    "write_report": "gistnet.evaluation.report",
 }
 
 

@@ -3,13 +3,14 @@
 gistnet prepare   tokenise a configuration's documents into windows
 gistnet train     train a GistNet (`accelerate launch -m gistnet.cli train …` for several processes)
 gistnet evaluate  measure a trained GistNet on held-out documents, beside its baselines
+gistnet report    show a run, or several side by side, on a page that opens offline
 
 Bad input ends in one sentence on the standard error and exit status 1; an interrupted training run in status 130.
 """
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -62,25 +63,23 @@ def train(
     settings: Settings = None,
     resume: Annotated[bool, typer.Option(help="Continue from the newest checkpoint of the run folder.")] = False,
     restart: Annotated[bool, typer.Option(help="Delete what an earlier run left in the run folder.")] = False,
-    dry_run: Annotated[bool, typer.Option(help="Show configuration, sizes and memory, make one step, stop.")] = False,
+    report: Annotated[bool, typer.Option(help="Write the report page anew after each validation.")] = False,
+    dry_run: Annotated[bool, typer.Option(help="Show configuration, sizes, memory and a step of each stage.")] = False,
 ) -> None:
     """Train a GistNet."""
     from gistnet import session
     from gistnet.config import load_config
-    from gistnet.train.memory import describe_run
 
     _quieten()
     run_config = load_config(config, settings or ())
     if dry_run:
-        run = session.open_run(run_config, _say)
-        for line in describe_run(run, run_config):
-            if run.processes.is_main:
-                _out.print(line)
+        for line in session.dry_run(run_config, _say):
+            _out.print(line)
         return
     if resume and restart:
         raise ConfigError("Got both --resume and --restart, expected one of them.")
-    progress = session.train(run_config, start="resume" if resume else "restart" if restart else "new", say=_say)
-    if progress.step < run_config.train.steps:
+    start: Literal["new", "resume", "restart"] = "resume" if resume else "restart" if restart else "new"
+    if not session.train(run_config, start=start, report=report, say=_say):
         raise typer.Exit(130)
 
 
@@ -88,23 +87,54 @@ def train(
 def evaluate(
     path: Annotated[Path, typer.Argument(help="A run folder, or one of its checkpoints.")],
     settings: Settings = None,
-    out: Annotated[Path | None, typer.Option(help="Where the figures go; metrics.json in the run folder.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Where the figures go, with spans.json beside them; metrics.json in the run.")
+    ] = None,
+    reconstruction: Annotated[
+        bool, typer.Option("--reconstruction", help="Also train decoders that tell the tokens from gists.")
+    ] = False,
+    bound: Annotated[
+        int, typer.Option(min=0, help="Also optimise a vector for each of so many spans, to see what one can hold.")
+    ] = 0,
 ) -> None:
     """Measure a trained GistNet on held-out documents, beside its baselines."""
     from gistnet.evaluation.evaluator import evaluate as measure
-    from gistnet.evaluation.tables import results_table
-    from gistnet.files import write_json
+    from gistnet.evaluation.tables import results_tables
+    from gistnet.run_folder import FIGURES_FILE, SPAN_MAP_FILE
     from gistnet.session import open_trained, prepare_data
 
     _quieten()
-    trained = open_trained(path, tuple(settings or ()))
+    probes = ["evaluation.reconstruction={}"] if reconstruction else []
+    probes += [f"evaluation.bound={{spans: {bound}}}"] if bound else []
+    trained = open_trained(path, (*probes, *(settings or ())))
     dataset = prepare_data(trained.config, _say)
-    records = measure(trained.teacher, trained.gistnet, dataset, trained.config.evaluation)
-    target = out or trained.run_folder / "metrics.json"
-    write_json(target, [record.model_dump(mode="json") for record in records])
-    for table in results_table(records):
+    evaluation = measure(trained.teacher, trained.gistnet, dataset, trained.config.evaluation, _say)
+    target = out or trained.run_folder / FIGURES_FILE
+    evaluation.write(target)
+    for table in results_tables(evaluation.records):
         _out.print(table)
-    _out.print(f"Evaluated {trained.folder}; every figure is in {target}.")
+    _out.print(
+        f"Evaluated {trained.folder}; every figure is in {target}, the spans in {target.with_name(SPAN_MAP_FILE)}."
+    )
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders.", metavar="RUN…")],
+    compare: Annotated[bool, typer.Option("--compare", help="Put the runs side by side, on one page.")] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Where the page goes; report.html in the run folder, or ./comparison.html.")
+    ] = None,
+) -> None:
+    """Show a run on one HTML page: curves, figures beside their baselines, and held-out text span by span."""
+    from gistnet.evaluation.report import COMPARISON_FILE, write_comparison, write_report
+
+    if compare:
+        _out.print(f"The comparison is in {write_comparison(runs, out or Path(COMPARISON_FILE))}.")
+    elif len(runs) == 1:
+        _out.print(f"The report is in {write_report(runs[0], out)}.")
+    else:
+        raise ConfigError(f"Got {len(runs)} runs, expected one, or --compare to put them side by side.")
 
 
 def _say(message: str) -> None:

@@ -13,48 +13,25 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import BertConfig, LlamaConfig, LlamaForCausalLM, T5Config
 
-from gistnet.cli import main
-from gistnet.config import CONFIG_FILE, load_config
+from gistnet.config import load_config
 from gistnet.evaluation.metrics import MetricRecord
+from gistnet.evaluation.span_map import SpanMap
+from gistnet.run_folder import CONFIG_FILE, SPAN_MAP_FILE
 from gistnet.session import open_run
-from gistnet.train.checkpoint import best_checkpoint, latest_checkpoint
-from gistnet.train.memory import estimate_memory
-from gistnet.train.recorder import Recorder
-from gistnet.train.tracking import read_metrics
-from gistnet.train.trainer import Progress, Run, fit
+from gistnet.training.checkpoint import best_checkpoint, latest_checkpoint
+from gistnet.training.memory import estimate_memory
+from gistnet.training.recorder import Recorder
+from gistnet.training.run import Progress, Run
+from gistnet.training.tracking import read_metrics
+from gistnet.training.trainer import fit
 from gistnet.version import __version__
-
-
-class Outcome(NamedTuple):
-    """How a command ended."""
-
-    status: int
-    out: str
-    err: str
-
-
-Command = Callable[..., Outcome]
-
-
-@pytest.fixture
-def gistnet(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Runs `gistnet …` in this process."""
-
-    def run(*arguments: object) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["gistnet", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main()
-        return Outcome(int(ended.value.code or 0), *capsys.readouterr())
-
-    return run
+from tests.conftest import Command, Outcome
 
 
 @pytest.fixture
@@ -148,16 +125,15 @@ def test_train_leaves_configuration_metrics_and_checkpoints(gistnet, config_file
     # A step is two batches of two windows with three spans each.
     assert [record["spans_seen"] for record in records if "loss" in record] == [12, 24, 36, 48, 60, 72]
     checkpoints = {path.name for path in (trained / "checkpoints").glob("step-*")}
-    # No validation was better than that of the untrained network, so that none of them is marked the best.
-    kl = [record["validation"]["kl"] for record in records if "validation" in record]
-    assert min(kl) == kl[0]
-    assert best_checkpoint(trained) is None
-    assert checkpoints == {"step-00000004", "step-00000006"}
+    losses = {record["step"]: record["validation"]["delta_nll"] for record in records if "validation" in record}
+    best = f"step-{min(losses, key=losses.__getitem__):08d}"
+    assert best_checkpoint(trained).name == best
+    assert checkpoints == {best, "step-00000004", "step-00000006"}
 
 
 RECORD_KEYS = {
-    "name", "domain", "horizon", "offsets", "positions", "level", "k", "value", "unit", "n_spans", "n_documents",
-    "interval", "target", "met", "baselines",
+    "name", "domain", "part", "horizon", "offsets", "positions", "level", "k", "value", "unit", "n_spans",
+    "n_documents", "interval", "target", "met", "baselines",
 }  # fmt: skip
 
 
@@ -168,12 +144,11 @@ def test_evaluate_writes_figures_that_agree_with_each_other(gistnet, trained):
     assert {frozenset(figure) for figure in figures} == {frozenset(RECORD_KEYS)}
     assert [figure["offsets"] for figure in figures if figure["name"] == "kl"] == [[1, 12], [1, 8], [9, 12]] * 3
     assert {figure["positions"] for figure in figures} == {"center", "end", "compact"}
-    assert {(figure["domain"], figure["horizon"], figure["n_documents"]) for figure in figures} == {
-        ("narrative", 12, 4)
-    }
+    whole = [figure for figure in figures if figure["horizon"] and not figure["part"]]
+    assert {(figure["domain"], figure["horizon"], figure["n_documents"]) for figure in whole} == {("narrative", 12, 4)}
     assert [MetricRecord.model_validate(figure).model_dump(mode="json") for figure in figures] == figures
 
-    found = {(f["name"], f["positions"], tuple(f["offsets"])): f for f in figures}
+    found = {(f["name"], f["positions"], tuple(f["offsets"])): f for f in whole if "by_offset" not in f["name"]}
     for (name, *place), figure in found.items():
         kl = found["kl", *place]
         if name == "kl":
@@ -195,6 +170,15 @@ def test_evaluate_writes_figures_that_agree_with_each_other(gistnet, trained):
         f"{value:.3f}" for value in (kl["value"], kl["baselines"]["drop"], kl["baselines"]["surprisal_token"])
     ]
 
+    span_map = SpanMap.read(trained / SPAN_MAP_FILE)
+    assert (span_map.positions, span_map.horizon, len(span_map.documents)) == ("center", 12, 2)
+    delta_nll = found["delta_nll", "center", (1, 12)]
+    for name, value in {"gist": delta_nll["value"], **delta_nll["baselines"]}.items():
+        if name in ("gist", "drop", "last_token"):
+            of_spans = span_map.distribution["narrative"][name]
+            assert sum(of_spans) / len(of_spans) == pytest.approx(value, abs=1e-5)
+    assert [line.split()[0] for line in outcome.err.splitlines()] == ["Reading", "Comparing", "Measuring"]
+
 
 def test_evaluate_of_a_checkpoint_measures_that_one(gistnet, trained, tmp_path):
     """The untrained network would be `last_token` exactly; two checkpoints differ, and settings apply."""
@@ -209,7 +193,8 @@ def test_evaluate_of_a_checkpoint_measures_that_one(gistnet, trained, tmp_path):
     assert {figure["positions"] for figure in figures[0]} == {"end"}
     assert figures[0][0]["value"] != figures[1][0]["value"]
     assert figures[0][0]["baselines"]["drop"] == figures[1][0]["baselines"]["drop"]
-    assert not (trained / "metrics.json").exists()
+    assert (tmp_path / SPAN_MAP_FILE).is_file()
+    assert not any((trained / name).exists() for name in ("metrics.json", SPAN_MAP_FILE))
 
 
 def test_a_run_that_was_moved_is_evaluated_where_it_is(gistnet, trained, tmp_path):
@@ -239,7 +224,8 @@ def test_a_dry_run_shows_what_would_be_trained_and_leaves_no_run(gistnet, config
 
 def test_the_memory_estimate_of_a_tiny_run_by_hand(config_file):
     """Two layers, width 32, two key heads of 8, MLP of 48, 256 tokens, float32; two windows of 96, three spans each."""
-    memory = estimate_memory(open_run(load_config(config_file)))
+    run, (stage,) = open_run(load_config(config_file)), load_config(config_file).stages
+    memory = estimate_memory(run.teacher, run.gistnet, stage, window_tokens=96, processes=1)
     layer = 32 * 32 * 2 + 32 * 16 * 2 + 3 * 32 * 48 + 2 * 32
     assert memory["teacher weights"] == 4 * (2 * layer + 2 * 256 * 32 + 32)
     assert memory["keys and values of the windows"] == 2 * 2 * (2 * 96) * 16 * 4
@@ -264,7 +250,7 @@ def test_a_second_run_is_refused_continued_or_started_anew_as_asked(gistnet, con
 
     longer = ("--config", config_file, "train.steps=8")
     assert gistnet("train", *longer, "--resume").status == 0
-    assert load_config(trained / CONFIG_FILE).train.steps == 8
+    assert load_config(trained / CONFIG_FILE).stages[0].train.steps == 8
     logged = [record["step"] for record in read_metrics(trained / "metrics.jsonl") if "loss" in record]
     assert logged == [1, 2, 3, 4, 5, 6, 7, 8]
 
@@ -295,10 +281,11 @@ def test_what_is_refused_changes_nothing_of_the_earlier_run(
 
 
 def test_a_run_interrupted_when_a_validation_was_due_makes_it_up(config_file, tmp_path, monkeypatch):
-    """Stopped in step 3, which validates best; the resumed run makes up the validation and marks the checkpoint."""
+    """Stopped in step 3, which has the lowest KL; the resumed run makes up the validation and marks it."""
     settings = (
         "gistnet.architecture=full", "gistnet.heads=4", "train.optimiser.learning_rate=0.003", "seed=1",
         "train.windows_per_batch=4", "train.validation.documents=16", "train.validation.spans_per_document=4",
+        "train.stop.watch=kl",
     )  # fmt: skip
     whole = undisturbed(config_file, tmp_path / "whole", *settings)
     kl = [record["validation"]["kl"] for record in read_metrics(whole / "metrics.jsonl") if "validation" in record]
@@ -313,7 +300,7 @@ def test_a_run_interrupted_when_a_validation_was_due_makes_it_up(config_file, tm
     with monkeypatch.context() as patched:
         patched.setattr(Recorder, "record", recording)
         assert fit(open_run(load_config(config_file, settings))).step == 3
-    assert best_checkpoint(tmp_path / "run") is None
+    assert best_checkpoint(tmp_path / "run").name == "step-00000000"
     fit(open_run(load_config(config_file, settings)), resume=True)
     assert without_speed(tmp_path / "run") == without_speed(whole)
     assert best_checkpoint(tmp_path / "run").name == best_checkpoint(whole).name == "step-00000003"
@@ -513,7 +500,6 @@ def test_a_checkpoint_is_refused_for_another_teacher(gistnet, config_file, train
 def test_a_cut_off_checkpoint_is_refused_and_the_last_good_one_named(gistnet, config_file, trained):
     os.truncate(trained / "checkpoints" / "step-00000006" / "gistnet" / "model.safetensors", 100)
     before = contents(trained)
-    assert_refused(gistnet("evaluate", trained), "model.safetensors is damaged")
     assert_refused(gistnet("evaluate", trained / "checkpoints" / "step-00000006"), "model.safetensors is damaged")
     resumed = gistnet("train", "--config", config_file, "--resume")
     assert_refused(resumed, "step-00000006", "is damaged", "the last good checkpoint is", "step-00000004")
@@ -535,6 +521,8 @@ def test_what_is_no_run_cannot_be_evaluated(gistnet, trained, tmp_path):
     [
         ("evaluation.horizons=[200]", ["horizon of 200", "a window has"]),
         ("evaluation.domains=[code]", ["'code' has no held_out windows"]),
+        ("evaluation.weights={code: 1.0}", ["evaluation.weights", "'code'", "no held-out documents", "narrative"]),
+        ("evaluation.weights={narrative: 0.5}", ["evaluation", "must sum to 1"]),
         ("data.held_out_fraction=0.0", ["no held_out windows"]),
         ("evaluation.documents=1", ["evaluation.documents"]),
         ("evaluation.gists_in_a_row=50", ["50 spans of 8 tokens"]),
@@ -579,7 +567,7 @@ def test_a_full_disk_stops_the_run_and_spares_the_earlier_checkpoints(gistnet, c
     assert "No space left on device" in last_line
     assert "Traceback" not in outcome.err
     reached = newest(run)
-    assert 0 < reached < 20
+    assert 0 <= reached < 20
     assert latest_checkpoint(run).name == f"step-{reached:08d}"
     assert all(name.startswith("step-") or name == "best.json" for name in names(run / "checkpoints"))
 
