@@ -1,4 +1,4 @@
-# `make demo` trains and evaluates a small GistNet; `make test` runs the tests. Both install what they need into .venv.
+# `make demo` trains and evaluates a small GistNet and writes its report; `make test` runs the tests. Both install what they need into .venv.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
@@ -17,6 +17,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt Makefile
 demo: install
 	$(BIN)/gistnet train --config configs/demo.yaml --restart
 	$(BIN)/gistnet evaluate runs/demo
+	$(BIN)/gistnet report runs/demo
 
 test: install
 	$(BIN)/python -m pytest

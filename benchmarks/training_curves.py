@@ -27,7 +27,7 @@ import yaml
 sys.path.insert(0, str(Path(__file__).parent.parent))  # so that `python benchmarks/…` works, and `-m benchmarks.…`
 
 from benchmarks.machine import describe_machine
-from gistnet.train.tracking import read_metrics
+from gistnet.training.tracking import read_metrics
 
 ROOT = Path(__file__).parent.parent
 CONFIG = ROOT / "configs" / "narrative-cpu.yaml"

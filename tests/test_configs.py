@@ -5,11 +5,13 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from transformers import SmolLM3Config
 
 from gistnet.config import load_config
 from gistnet.data.sources import HubSource, read_documents
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
+SMOLLM3 = next(path for path in CONFIGS if path.stem == "smollm3-3b")
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -19,6 +21,40 @@ def test_every_ready_configuration_is_valid_and_headed_by_its_command_and_cost(p
     head = path.read_text(encoding="utf-8").split("run_folder")[0]
     assert f"configs/{path.stem}.yaml" in head
     assert any(word in head for word in ("Costs", "costs", "minutes", "Needs"))
+
+
+def test_the_curriculum_of_smollm3_is_planned_without_weights(tmp_path, gistnet):
+    """The family's default configuration is that of the 3B model; its 3.08 billion weights exist on `meta` only."""
+    SmolLM3Config(architectures=["SmolLM3ForCausalLM"]).save_pretrained(tmp_path)
+    settings = ("device=meta", f"teacher.name={tmp_path}")
+    outcome = gistnet("train", "--config", SMOLLM3, "--dry-run", *settings)
+    assert outcome.status == 0, outcome.err
+    weights = 2 * (128_256 * 2048 + 36 * (2 * 2048**2 + 2 * 2048 * 512 + 3 * 2048 * 11_008 + 2 * 2048) + 2048)
+    for stage in ("narrative", "structured", "mixed"):
+        assert f"memory, stage '{stage}', teacher weights: {weights / 1e6:,.0f} MB" in outcome.out
+        # Two tables of keys and values in bfloat16, 36 layers, eight windows of 4096 tokens, four heads of 128.
+        assert (
+            f"stage '{stage}', keys and values of the windows: {2 * 2 * 36 * 8 * 4096 * 512 / 1e6:,.0f}" in outcome.out
+        )
+    assert not Path("runs/smollm3-3b").exists()
+    refused = gistnet("train", "--config", SMOLLM3, *settings)
+    assert (refused.status, refused.out) == (1, "")
+    assert "device is 'meta', which holds no weights; expected it in a dry run only." in refused.err
+
+
+def test_the_smollm3_curriculum_has_the_numbers_of_the_spec():
+    """Spec, Curriculum Strategies and Optimization Settings."""
+    stages = load_config(SMOLLM3).stages
+    assert [stage.objective.horizon_tokens for stage in stages] == [32, 64, 128]
+    assert [stage.objective.contrastive_weight for stage in stages] == [0.0, 0.05, 0.08]
+    assert [stage.train.dropout for stage in stages] == [0.0, 0.1, 0.0]
+    assert {stage.train.optimiser.learning_rate for stage in stages} == {1e-4}
+    assert {stage.train.windows_per_batch * stage.train.accumulation_steps for stage in stages} == {32}
+    assert [stage.targets["delta_nll"].below for stage in stages] == [0.5, 1.0, 0.8]
+    mix = stages[2].train.probabilities
+    natural = {domain: share / (1 - mix["adversarial"]) for domain, share in mix.items() if domain != "adversarial"}
+    assert natural == pytest.approx({"narrative": 0.6, "code": 0.3, "structured": 0.1})
+    assert all(stage.train.stop.over_steps == 1000 and stage.train.stop.rises == 3 for stage in stages)
 
 
 # The columns that the data sets' cards state; a fixture with just these stands for the Hub.
