@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from gistnet.errors import CheckpointError, ConfigError, DataError, TeacherError
 from gistnet.files import storage_errors, write_bytes, write_json
+from gistnet.model.fingerprint import TeacherFingerprint
 from gistnet.model.layers import (
     Dropout,
     Expansion,
@@ -32,7 +33,7 @@ from gistnet.model.layers import (
     matmul_flops,
     narrowing,
 )
-from gistnet.model.teacher import Teacher, TeacherFingerprint
+from gistnet.model.teacher import Teacher
 from gistnet.model.teacher_layers import TeacherLayers
 from gistnet.settings import Section
 from gistnet.version import __version__

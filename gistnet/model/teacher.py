@@ -25,6 +25,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from gistnet.errors import TeacherError
 from gistnet.model.embedded_teacher import EMBEDDED_REVISION, EMBEDDED_TEACHER, embedded_teacher_folder
+from gistnet.model.fingerprint import TeacherFingerprint
 from gistnet.model.prefix_attention import ATTENTION_NAME, BranchPass, DocumentPass
 from gistnet.model.teacher_layers import TeacherLayers
 from gistnet.model.teacher_support import refuse_unsupported
@@ -47,26 +48,6 @@ class TeacherConfig(Section):
     """Whether code in the model's repository may run."""
     gradient_checkpointing: bool = False
     """Recompute the teacher's layers in the backward pass instead of keeping their activations."""
-
-
-class TeacherFingerprint(Section):
-    """What a checkpoint or a tree records of its teacher, to refuse another one."""
-
-    name: str
-    revision: str | None
-    config_hash: str
-    embedding_hash: str
-
-    def same_model(self, other: "TeacherFingerprint") -> bool:
-        """Whether both have the same configuration and embeddings, whatever the names they were loaded by.
-
-        The other weights are not looked at: a fine-tune that leaves the embeddings alone counts as the same.
-        """
-        return (self.config_hash, self.embedding_hash) == (other.config_hash, other.embedding_hash)
-
-    def describe(self) -> str:
-        """One short phrase for error messages."""
-        return f"{self.name} (config {self.config_hash[:8]}, embeddings {self.embedding_hash[:8]})"
 
 
 @dataclass(frozen=True)

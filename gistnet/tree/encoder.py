@@ -1,0 +1,51 @@
+"""What a tree needs of a GistNet: gists of spans, level by level, the same bits whatever the portions.
+
+Nothing here imports torch, so that a tree can be read, verified and searched without it.
+"""
+
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gistnet.model.fingerprint import TeacherFingerprint
+
+
+class Encoder(Protocol):
+    """Makes the gists of a tree. A GistNet of several levels is one; tests have a stub."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Names the weights of all levels; the `gist_version` of what it makes. Letters and digits only."""
+
+    @property
+    def teacher(self) -> TeacherFingerprint:
+        """The language model whose tokens it reads and for which its gists are made."""
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Every token id is below it."""
+
+    @property
+    def span_tokens(self) -> int:
+        """K: tokens to a gist of level 0, and gists of a level to one of the level above."""
+
+    @property
+    def levels(self) -> int:
+        """How many levels it makes, 1 at least; a gist of level n stands for K^(n+1) tokens."""
+
+    @property
+    def dim(self) -> int:
+        """The dimension of a gist."""
+
+    def encode(self, level: int, spans: NDArray[np.generic], first: int) -> NDArray[np.float16]:
+        """Gists `[n, dim]` of consecutive spans of a document.
+
+        A gist must depend, to the bit, on its own span and its index alone, not on how many are asked for at once:
+        whoever computes in batches puts span i always in row `i % batch` of a batch of fixed size.
+
+        Args:
+            level: of the gists to make.
+            spans: for level 0 token ids, int64 `[n, K]`; above, gists of the level below, float16 `[n, K, dim]`.
+            first: the index of the first of these spans among those of its document and level.
+        """
