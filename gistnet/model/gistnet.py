@@ -225,6 +225,12 @@ class GistNet(nn.Module):
             self.teacher_layers.eval()
         return self
 
+    @property
+    def fingerprint(self) -> str:
+        """Names these weights and their shape: 16 hexadecimal digits, other ones for any other weights."""
+        shape = f"{self.config.model_dump_json()} {self.level}"
+        return hashlib.sha256(shape.encode() + self._weights()).hexdigest()[:16]
+
     def parameter_budget(self) -> Budget:
         """Parameters, and forward FLOPs of the matrix products per span (norms and activations are not counted)."""
         length = self.config.span_tokens
@@ -271,7 +277,7 @@ class GistNet(nn.Module):
             StorageError: the folder could not be written.
         """
         folder = Path(folder)
-        weights = save_tensors({name: tensor.contiguous().cpu() for name, tensor in self.trainable_state().items()})
+        weights = self._weights()
         budget = self.parameter_budget()
         saved = SavedGistNet(
             format_version=FORMAT_VERSION,
@@ -289,6 +295,10 @@ class GistNet(nn.Module):
         )
         write_bytes(folder / WEIGHTS_FILE, weights)
         write_json(folder / CONFIG_FILE, saved.model_dump(mode="json"))
+
+    def _weights(self) -> bytes:
+        """The trained parameters as the contents of a safetensors file."""
+        return save_tensors({name: tensor.contiguous().cpu() for name, tensor in self.trainable_state().items()})
 
     @classmethod
     def from_pretrained(cls, folder: Path | str, teacher: Teacher) -> "GistNet":

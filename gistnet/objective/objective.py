@@ -59,7 +59,7 @@ def encode(gistnet: GistNet, teacher: Teacher, tokens: Tensor, dropout: Dropout 
     Matrix products run in the teacher's number format; the weights of GistNet stay in their own.
     """
     spans = _embedded(gistnet, teacher, tokens)
-    with _precision(teacher):
+    with encoding_precision(teacher):
         gists = gistnet(spans, dropout)
     return gists.view(len(tokens), -1, teacher.hidden_size)
 
@@ -69,7 +69,7 @@ def encode_with_attention(
 ) -> tuple[Tensor, Tensor]:
     """As `encode`, and the probabilities `[2, branches * k, heads, K]` with which the two slots read the tokens."""
     spans = _embedded(gistnet, teacher, tokens)
-    with _precision(teacher):
+    with encoding_precision(teacher):
         gists, attention = gistnet.forward_with_attention(spans, dropout)
     return gists.view(len(tokens), -1, teacher.hidden_size), attention
 
@@ -78,7 +78,8 @@ def _embedded(gistnet: GistNet, teacher: Teacher, tokens: Tensor) -> Tensor:
     return teacher.embed(tokens).view(-1, gistnet.config.span_tokens, teacher.hidden_size)
 
 
-def _precision(teacher: Teacher) -> torch.autocast:
+def encoding_precision(teacher: Teacher) -> torch.autocast:
+    """The number format in which a GistNet's matrix products run: the teacher's, where that is bfloat16."""
     return torch.autocast(teacher.device.type, dtype=torch.bfloat16, enabled=teacher.dtype == torch.bfloat16)
 
 

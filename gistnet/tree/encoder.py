@@ -38,6 +38,9 @@ class Encoder(Protocol):
     def dim(self) -> int:
         """The dimension of a gist."""
 
+    def tokenize(self, text: str) -> NDArray[np.int64]:
+        """Token ids of a text, without special tokens."""
+
     def encode(self, level: int, spans: NDArray[np.generic], first: int) -> NDArray[np.float16]:
         """Gists `[n, dim]` of consecutive spans of a document.
 
