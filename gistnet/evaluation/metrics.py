@@ -240,7 +240,7 @@ UNITS = {
     "bound_recovered_kl": "share of drop",
 }
 
-Baseline = Literal["drop", "last_token", "surprisal_token", "mean", "shuffled", "full", "gist"]
+Baseline = Literal["drop", "last_token", "surprisal_token", "mean", "shuffled", "gists_below", "full", "gist"]
 
 
 class Target(Section):
