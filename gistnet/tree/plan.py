@@ -4,8 +4,8 @@ A plan is a list of pieces in the order of the document, without overlaps; text 
 a level stand for blocks of K^(level+1) tokens that begin at multiples of that number.
 
 The first tokens of a context are its attention sink and stay raw (D11). Were the sink a piece, the gists of its blocks
-could not stand: with K = 32 and two levels, 4 raw tokens would cost the 1020 that follow, or 62 vectors in place of one
-to say them in smaller pieces. So the sink is raw *beside* the pieces: the first `sink_tokens` come first as tokens, also
+could not stand: with K = 32 and two levels, 4 raw tokens would cost the 1020 that follow, or 59 vectors in place of one
+to say them in smaller pieces. So the sink is raw *beside* the pieces: the first `sink_tokens` come first as tokens even
 where a gist stands for their span. The model reads those few tokens twice, nothing is left out, and it costs no more
 than their number. A context with a template's head or a BOS before the document has its sink there.
 """

@@ -119,7 +119,7 @@ def test_a_budget_or_size_that_cannot_be_is_refused() -> None:
         default_plan(100, 32, 1, 4)
     with pytest.raises(ConfigError, match="sink of 17 tokens, expected 0 to 16"):
         default_plan(100, 32, 1, 50, sink_tokens=17)
-    with pytest.raises(ConfigError, match="raw share of 1.5"):
+    with pytest.raises(ConfigError, match=r"raw share of 1\.5"):
         default_plan(100, 32, 1, 50, raw_share=1.5)
     with pytest.raises(ConfigError, match="-1 levels"):
         default_plan(100, 32, -1, 50)
