@@ -3,28 +3,17 @@
 import pytest
 import torch
 
-from gistnet.model.gistnet import GistNet, GistNetConfig
+from gistnet.model.gistnet import GistNet
 from gistnet.model.teacher import Teacher
 from gistnet.objective.branches import Stretches, gist_stand_ins
 from gistnet.objective.losses import token_losses
 from gistnet.objective.objective import ObjectiveConfig, branch_losses, encode, encode_stretches
 from gistnet.objective.reference import reference_original_hidden, reference_replaced_hidden
+from tests.gistnets import SPAN, woken_gistnet
 from tests.teachers import FAMILIES, tiny_teacher
 
-SPAN, HORIZON = 8, 6
+HORIZON = 6
 ABOVE = SPAN * SPAN
-CONFIG = GistNetConfig(architecture="bottleneck", span_tokens=SPAN, width=16, heads=2)
-
-
-def two_levels(teacher: Teacher) -> GistNet:
-    """Untrained but for W_out at both levels, so that everything inside matters and has a gradient."""
-    torch.manual_seed(4)
-    gistnet = None
-    for _ in range(2):
-        gistnet = GistNet.build(CONFIG, teacher, below=gistnet)
-        torch.nn.init.normal_(gistnet.w_out.weight, std=0.3)
-    assert gistnet is not None
-    return gistnet
 
 
 def make_stretches(gists: int | torch.Tensor = 1) -> Stretches:
@@ -43,7 +32,7 @@ def by_hand(gistnet: GistNet, teacher: Teacher, tokens: torch.Tensor) -> torch.T
 
 def test_a_gist_of_level_1_is_made_of_the_gists_below_it():
     teacher = tiny_teacher("llama")
-    gistnet, stretches = two_levels(teacher), make_stretches(torch.tensor([2, 1, 2]))
+    gistnet, stretches = woken_gistnet(teacher, levels=2), make_stretches(torch.tensor([2, 1, 2]))
     encoded = encode_stretches(gistnet, teacher, stretches)
     whole = encode(gistnet, teacher, stretches.replaced)
     for branch, (window, start) in enumerate(zip(stretches.windows, stretches.starts, strict=True)):
@@ -57,7 +46,7 @@ def test_a_gist_of_level_1_is_made_of_the_gists_below_it():
 
 def test_spans_that_overlap_share_the_gists_below(monkeypatch):
     teacher = tiny_teacher("llama")
-    gistnet, seen = two_levels(teacher), []
+    gistnet, seen = woken_gistnet(teacher, levels=2), []
     level_0 = gistnet.levels[0]
     forward = level_0.forward
     monkeypatch.setattr(level_0, "forward", lambda spans, dropout=None: seen.append(len(spans)) or forward(spans))
@@ -68,7 +57,7 @@ def test_spans_that_overlap_share_the_gists_below(monkeypatch):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_losses_equal_whole_forwards_in_values_and_gradients(family):
     teacher = tiny_teacher(family)
-    gistnet, stretches = two_levels(teacher), make_stretches(torch.tensor([1, 1, 2]))
+    gistnet, stretches = woken_gistnet(teacher, levels=2), make_stretches(torch.tensor([1, 1, 2]))
     config = ObjectiveConfig(horizon_tokens=HORIZON)
     result = branch_losses(
         teacher, gistnet, teacher.read_windows(stretches.tokens), stretches, config, train_below=True
@@ -94,7 +83,7 @@ def test_losses_equal_whole_forwards_in_values_and_gradients(family):
 @pytest.mark.parametrize("train_below", [False, True])
 def test_gradient_reaches_the_level_below_only_where_asked_for(train_below):
     teacher = tiny_teacher("llama")
-    gistnet, stretches = two_levels(teacher), make_stretches()
+    gistnet, stretches = woken_gistnet(teacher, levels=2), make_stretches()
     config = ObjectiveConfig(horizon_tokens=HORIZON)
     read = teacher.read_windows(stretches.tokens)
     branch_losses(teacher, gistnet, read, stretches, config, train_below=train_below).total.sum().backward()
@@ -105,7 +94,7 @@ def test_gradient_reaches_the_level_below_only_where_asked_for(train_below):
 
 def test_dropout_leaves_a_frozen_level_below_alone():
     teacher = tiny_teacher("llama")
-    gistnet, stretches = two_levels(teacher), make_stretches()
+    gistnet, stretches = woken_gistnet(teacher, levels=2), make_stretches()
     keys = torch.tensor([3, 7])
 
     def gists(**options):

@@ -7,12 +7,10 @@ import pytest
 import torch
 
 from gistnet.errors import CheckpointError, DataError, TeacherError
-from gistnet.model.gistnet import GistNet, GistNetConfig
 from gistnet.model.teacher import Teacher
 from gistnet.tree.gist_encoder import GistEncoder
+from tests.gistnets import woken_gistnet
 from tests.teachers import tiny_teacher
-
-CONFIG = GistNetConfig(architecture="bottleneck", span_tokens=8, width=16, heads=2)
 
 
 @pytest.fixture(scope="module")
@@ -20,18 +18,9 @@ def teacher() -> Teacher:
     return tiny_teacher("llama", torch.float32)
 
 
-def trained(teacher: Teacher, levels: int) -> GistNet:
-    net = None
-    for level in range(levels):
-        net = GistNet.build(CONFIG, teacher, below=net)
-        torch.nn.init.normal_(net.w_out.weight, generator=torch.Generator().manual_seed(level))
-    assert net is not None
-    return net
-
-
 @pytest.fixture(scope="module")
 def encoder(teacher: Teacher) -> GistEncoder:
-    return GistEncoder(teacher, trained(teacher, 2), batch_spans=16)
+    return GistEncoder(teacher, woken_gistnet(teacher, 2), batch_spans=16)
 
 
 def test_portions_do_not_change_a_bit(encoder: GistEncoder) -> None:
@@ -48,7 +37,7 @@ def test_portions_do_not_change_a_bit(encoder: GistEncoder) -> None:
 def test_gists_are_those_of_the_networks(teacher: Teacher, encoder: GistEncoder) -> None:
     tokens = np.random.default_rng(1).integers(0, 97, (8, 8))
     with torch.no_grad():
-        level_0, level_1 = trained(teacher, 2).levels
+        level_0, level_1 = woken_gistnet(teacher, 2).levels
         below = level_0(teacher.embed(torch.from_numpy(tokens)))
         above = level_1(below.half()[None])
     assert np.allclose(encoder.encode(0, tokens, 3), below.numpy(), atol=2e-2, rtol=1e-3)
@@ -56,20 +45,20 @@ def test_gists_are_those_of_the_networks(teacher: Teacher, encoder: GistEncoder)
 
 
 def test_the_fingerprint_names_the_weights_of_every_level(teacher: Teacher, encoder: GistEncoder) -> None:
-    same = GistEncoder(teacher, trained(teacher, 2))
+    same = GistEncoder(teacher, woken_gistnet(teacher, 2))
     assert same.fingerprint == encoder.fingerprint
     assert same.fingerprint.isalnum()
     for level in (0, 1):
-        other = trained(teacher, 2)
+        other = woken_gistnet(teacher, 2)
         with torch.no_grad():
             other.levels[level].gain.add_(1e-3)
         assert GistEncoder(teacher, other).fingerprint != encoder.fingerprint
-    assert GistEncoder(teacher, trained(teacher, 1)).fingerprint != encoder.fingerprint
+    assert GistEncoder(teacher, woken_gistnet(teacher, 1)).fingerprint != encoder.fingerprint
 
 
 def test_the_gistnet_of_another_teacher_is_refused(teacher: Teacher) -> None:
     with pytest.raises(CheckpointError, match=r"trained with tiny-llama.*got the teacher tiny-qwen3"):
-        GistEncoder(tiny_teacher("qwen3", torch.float32), trained(teacher, 1))
+        GistEncoder(tiny_teacher("qwen3", torch.float32), woken_gistnet(teacher, 1))
 
 
 def test_what_cannot_be_encoded_is_refused(teacher: Teacher, encoder: GistEncoder) -> None:
@@ -79,7 +68,7 @@ def test_what_cannot_be_encoded_is_refused(teacher: Teacher, encoder: GistEncode
         encoder.encode(0, np.full((1, 8), 97), 0)
     with pytest.raises(TeacherError, match="no tokenizer"):
         encoder.tokenize("text")
-    huge = trained(teacher, 1)
+    huge = woken_gistnet(teacher, 1)
     with torch.no_grad():
         huge.gain.fill_(1e9)
     with pytest.raises(DataError, match="not a finite float16"):
