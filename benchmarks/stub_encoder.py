@@ -15,6 +15,8 @@ class StubEncoder:
     that a gist of another version, place or span has other bits.
     """
 
+    positions = "center"
+
     def __init__(
         self,
         seed: int = 1,

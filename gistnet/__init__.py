@@ -16,13 +16,25 @@ if TYPE_CHECKING:
     from gistnet.model.teacher import Teacher
     from gistnet.objective.objective import encode
     from gistnet.session import open_trained, prepare_data, train
+    from gistnet.tree.context import assemble
+    from gistnet.tree.generate import generate
+    from gistnet.tree.gist_encoder import GistEncoder
+    from gistnet.tree.in_memory import compress
+    from gistnet.tree.plan import default_plan
+    from gistnet.tree.tree import GistTree
 
 __all__ = [
+    "GistEncoder",
     "GistNet",
+    "GistTree",
     "Teacher",
     "__version__",
+    "assemble",
+    "compress",
+    "default_plan",
     "encode",
     "evaluate",
+    "generate",
     "load_config",
     "open_trained",
     "prepare_data",
@@ -32,10 +44,16 @@ __all__ = [
 ]
 
 _HOMES = {
+    "GistEncoder": "gistnet.tree.gist_encoder",
     "GistNet": "gistnet.model.gistnet",
+    "GistTree": "gistnet.tree.tree",
     "Teacher": "gistnet.model.teacher",
+    "assemble": "gistnet.tree.context",
+    "compress": "gistnet.tree.in_memory",
+    "default_plan": "gistnet.tree.plan",
     "encode": "gistnet.objective.objective",
     "evaluate": "gistnet.evaluation.evaluator",
+    "generate": "gistnet.tree.generate",
     "load_config": "gistnet.config",
     "open_trained": "gistnet.session",
     "prepare_data": "gistnet.session",

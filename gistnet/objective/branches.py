@@ -11,7 +11,6 @@ What is kept per span or per vector is padded likewise, `[branches, longest, …
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -19,10 +18,7 @@ from torch import Tensor
 from gistnet.errors import DataError
 from gistnet.model.prefix_attention import BranchPass
 from gistnet.model.teacher import ReadWindows, Teacher
-
-Positions = Literal["center", "end", "compact"]
-"""Where gists stand: in the middle of their span, on its last token (both leave the horizon where it was), or packed
-without gaps, as inference servers number them."""
+from gistnet.positions import Positions
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,8 @@ class GistVersion(Section):
     """K: tokens to a gist of level 0, and gists of a level to one of the next."""
     levels: int
     dim: int
+    positions: str
+    """The position policy that it was trained for."""
 
 
 class TableState(Section):

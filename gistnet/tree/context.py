@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gistnet.errors import ConfigError, DataError
+from gistnet.errors import ConfigError, DataError, TeacherError
 from gistnet.model.teacher import Teacher
-from gistnet.objective.branches import Positions
+from gistnet.positions import POLICIES, Positions
 from gistnet.tree.history import History, tokens_per_gist
 from gistnet.tree.plan import RAW_LEVEL, Piece, Plan, Raw
 
@@ -68,7 +68,7 @@ def assemble(
     plan: Plan,
     teacher: Teacher,
     *,
-    positions: Positions = "center",
+    positions: Positions | None = None,
     before: Sequence[int] | None = None,
     after: Sequence[int] = (),
 ) -> Context:
@@ -78,29 +78,37 @@ def assemble(
         history: the document.
         plan: what stands in it as tokens, and what as gists.
         teacher: the language model that will read it, and for which the gists were made.
-        positions: where gists stand; the policy that their GistNet was trained with, or `compact` where the document is
-            longer than the teacher was trained for.
+        positions: where gists stand; None for the policy that they were trained for, or `compact` where the document
+            reaches beyond the positions that the teacher was trained for.
         before: tokens in front of the document; None for what the tokenizer begins every text with (BOS or nothing).
         after: tokens that follow: a prompt, or text to be scored.
 
     Raises:
-        DataError: the plan does not fit the document, the gists do not fit the teacher, or there would be no vector.
-        ConfigError: a position beyond those the teacher was trained for.
-        TeacherError: a token is outside the vocabulary.
+        DataError: the plan does not fit the document, or there would be no vector.
+        ConfigError: a position beyond those the teacher was trained for; or the GistNet was trained for a mixture of
+            policies, and none is given.
+        TeacherError: the document is of another teacher.
     """
     if plan.span_tokens != history.span_tokens:
         raise DataError(
             f"Got a plan for spans of {plan.span_tokens} tokens, expected {history.span_tokens} as the history has."
         )
+    if not history.teacher.same_model(teacher.fingerprint):
+        raise TeacherError(
+            f"Got a document compressed for {history.teacher.describe()}, expected one for "
+            f"{teacher.fingerprint.describe()}."
+        )
     if before is None:
         before = () if teacher.tokenizer is None else teacher.tokenizer.window_prefix
+    fits = len(before) + plan.end + len(after) <= teacher.max_positions
+    policy = positions or (_policy(history.positions) if fits else "compact")
     if not len(before) + plan.vectors + len(after):
         raise DataError("Got a plan of nothing, expected a context of at least one vector.")
     spans, levels = _document_map(plan)
     ends = [_of_tokens(before), *(_piece_vectors(history, piece, teacher) for piece in plan.order), _of_tokens(after)]
     vectors = torch.cat([teacher.embed(part) if part.dtype == torch.long else part for part in ends])
-    position_ids = _positions(spans, levels, positions, len(before), len(after), plan)
-    _require_room(position_ids, positions, teacher)
+    position_ids = _positions(spans, levels, policy, len(before), len(after), plan)
+    _require_room(position_ids, policy, teacher)
     outside = [torch.full((len(part), 2), NOT_OF_THE_DOCUMENT) for part in (before, after)]
     raw = [torch.full((len(part),), RAW_LEVEL) for part in (before, after)]
     return Context(
@@ -109,8 +117,17 @@ def assemble(
         attention_mask=torch.ones(1, len(vectors), dtype=torch.long, device=teacher.device),
         spans=torch.cat([outside[0], spans, outside[1]]),
         levels=torch.cat([raw[0], levels, raw[1]]),
-        positions=positions,
+        positions=policy,
         plan=plan,
+    )
+
+
+def _policy(trained_for: str) -> Positions:
+    for policy in POLICIES:
+        if policy == trained_for:
+            return policy
+    raise ConfigError(
+        f"Got gists trained for the positions {trained_for!r}, expected positions={' or '.join(POLICIES)}."
     )
 
 
@@ -134,10 +151,6 @@ def _piece_vectors(history: History, piece: Piece, teacher: Teacher) -> Tensor:
     if isinstance(piece, Raw):
         return torch.tensor(history.tokens(piece.start, piece.stop), dtype=torch.long)
     gists = torch.tensor(history.gists(piece.level, piece.start, piece.stop))
-    if gists.shape[1] != teacher.hidden_size:
-        raise DataError(
-            f"Got gists of dimension {gists.shape[1]}, expected {teacher.hidden_size} as {teacher.name} reads."
-        )
     return gists.to(teacher.device, teacher.dtype)
 
 

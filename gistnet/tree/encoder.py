@@ -38,6 +38,10 @@ class Encoder(Protocol):
     def dim(self) -> int:
         """The dimension of a gist."""
 
+    @property
+    def positions(self) -> str:
+        """The position policy that its gists were trained for (`gistnet.positions`)."""
+
     def tokenize(self, text: str) -> NDArray[np.int64]:
         """Token ids of a text, without special tokens."""
 

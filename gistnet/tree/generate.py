@@ -20,7 +20,7 @@ from transformers.generation.streamers import BaseStreamer
 from gistnet.errors import ConfigError, DataError, TeacherError
 from gistnet.model.teacher import Teacher
 from gistnet.model.tokenizer import TeacherTokenizer
-from gistnet.objective.branches import Positions
+from gistnet.positions import Positions
 from gistnet.tree.context import Context, assemble
 from gistnet.tree.history import History
 from gistnet.tree.plan import Plan, default_plan
@@ -52,7 +52,7 @@ def generate(
     teacher: Teacher,
     budget: int | None = None,
     plan: Plan | None = None,
-    positions: Positions = "center",
+    positions: Positions | None = None,
     chat: bool | None = None,
     max_new_tokens: int = 256,
     streamer: BaseStreamer | None = None,
@@ -66,8 +66,7 @@ def generate(
         teacher: the language model that the gists were made for.
         budget: the most vectors that the teacher reads, template and prompt included; makes the default plan.
         plan: what stands in the context of the document, in place of a budget.
-        positions: where gists stand (`assemble`); `compact` where the document is longer than the teacher was trained
-            for.
+        positions: where gists stand; None decides as `assemble` does.
         chat: whether to use the chat template; None uses it where there is one.
         max_new_tokens: the most tokens to write; it stops earlier at an end token.
         streamer: of transformers, told of each token as it comes (`TextStreamer` prints them).

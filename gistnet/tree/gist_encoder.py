@@ -73,6 +73,11 @@ class GistEncoder:
         """The teacher's hidden size."""
         return self._teacher.hidden_size
 
+    @property
+    def positions(self) -> str:
+        """The position policy that the GistNet was trained for."""
+        return self._gistnet.positions
+
     def tokenize(self, text: str) -> NDArray[np.int64]:
         """Token ids of a text, without special tokens.
 

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gistnet.errors import DataError
+from gistnet.model.fingerprint import TeacherFingerprint
 
 
 class History(Protocol):
@@ -22,6 +23,14 @@ class History(Protocol):
     @property
     def levels(self) -> int:
         """How many levels there are; 0 where there are tokens only."""
+
+    @property
+    def positions(self) -> str:
+        """The position policy that its gists were trained for (`gistnet.positions`)."""
+
+    @property
+    def teacher(self) -> TeacherFingerprint:
+        """The language model whose tokens these are, and for which the gists were made."""
 
     def tokens(self, start: int, stop: int) -> NDArray[np.int64]:
         """Token ids `[stop - start]`.

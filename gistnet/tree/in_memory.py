@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gistnet.errors import DataError
+from gistnet.model.fingerprint import TeacherFingerprint
 from gistnet.tree.encoder import Encoder
 from gistnet.tree.history import count_gists, require_range
 
@@ -19,11 +20,15 @@ class InMemoryHistory:
         token_ids: int64 `[n_tokens]`.
         level_gists: float16 `[gists, dim]` of each level.
         span_tokens: K.
+        positions: the position policy that the gists were trained for.
+        teacher: the language model whose tokens these are.
     """
 
     token_ids: NDArray[np.int64]
     level_gists: tuple[NDArray[np.float16], ...]
     span_tokens: int
+    positions: str
+    teacher: TeacherFingerprint
 
     @property
     def n_tokens(self) -> int:
@@ -76,7 +81,7 @@ def compress(text: str | Sequence[int] | NDArray[np.integer], encoder: Encoder) 
         count = count_gists(len(tokens), span, level)
         levels.append(encoder.encode(level, below[: count * span].reshape(count, span, *below.shape[1:]), 0))
         below = levels[-1]
-    return InMemoryHistory(tokens, tuple(levels), span)
+    return InMemoryHistory(tokens, tuple(levels), span, encoder.positions, encoder.teacher)
 
 
 def _token_ids(values: Sequence[int] | NDArray[np.integer], vocabulary_size: int) -> NDArray[np.int64]:

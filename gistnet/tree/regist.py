@@ -103,7 +103,11 @@ def gist_version(encoder: Encoder) -> GistVersion:
     if not encoder.fingerprint.isalnum():
         raise CheckpointError(f"Got a GistNet of the fingerprint {encoder.fingerprint!r}, expected letters and digits.")
     return GistVersion(
-        fingerprint=encoder.fingerprint, span_tokens=encoder.span_tokens, levels=encoder.levels, dim=encoder.dim
+        fingerprint=encoder.fingerprint,
+        span_tokens=encoder.span_tokens,
+        levels=encoder.levels,
+        dim=encoder.dim,
+        positions=encoder.positions,
     )
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gistnet.errors import DataError
+from gistnet.model.fingerprint import TeacherFingerprint
 from gistnet.tree import rows as layout
 from gistnet.tree.catalog import Catalog, Counts, GistVersion
 from gistnet.tree.history import count_gists, require_range, tokens_per_gist
@@ -227,6 +228,16 @@ class Document:
     def span_tokens(self) -> int:
         """K: tokens to a gist of level 0, and gists of a level to one of the level above."""
         return self._snapshot.version.span_tokens
+
+    @property
+    def positions(self) -> str:
+        """The position policy that the gists were trained for."""
+        return self._snapshot.version.positions
+
+    @property
+    def teacher(self) -> TeacherFingerprint:
+        """The language model that the tree is for."""
+        return self._snapshot.catalog.state.teacher
 
     @property
     def levels(self) -> int:

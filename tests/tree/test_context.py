@@ -1,6 +1,7 @@
 """Assembled contexts: what is in them, where, and that the teacher reads them as training made it read branches."""
 
 import dataclasses
+from dataclasses import replace
 
 import pytest
 import torch
@@ -35,7 +36,7 @@ def branch_logits(teacher: Teacher, tokens: torch.Tensor, start: int, stop: int,
 @pytest.mark.parametrize("family", FAMILIES)
 def test_tokens_alone_are_read_as_the_plain_text(family: str) -> None:
     teacher = tiny_teacher(family)
-    history = random_history(N_TOKENS, teacher.hidden_size)
+    history = random_history(N_TOKENS, teacher)
     tokens = torch.from_numpy(history.token_ids)[None]
     with torch.no_grad():
         expected = teacher.model(tokens, use_cache=False).logits
@@ -58,7 +59,7 @@ def test_gists_are_read_as_the_branches_of_training(
 ) -> None:
     """In sliding layers (a window of 20 positions), too; every prediction after the gists, not the first alone."""
     teacher = tiny_teacher(family)
-    history = random_history(N_TOKENS, teacher.hidden_size)
+    history = random_history(N_TOKENS, teacher)
     tokens = torch.from_numpy(history.token_ids)[None]
     context = assemble(history, plan_of(Raw(0, start), gists, Raw(stop, N_TOKENS)), teacher, positions=policy)
     vectors = torch.from_numpy(history.gists(gists.level, gists.start, gists.stop)).double()[None]
@@ -78,7 +79,7 @@ def test_gists_are_read_as_the_branches_of_training(
 def test_without_a_mask_the_gaps_would_be_borders_of_documents(family: str) -> None:
     """What the explicit mask is for (D8): the text behind a gap must see what is before it."""
     teacher = tiny_teacher(family)
-    history = random_history(60, teacher.hidden_size)
+    history = random_history(60, teacher)
     other = dataclasses.replace(history, level_gists=(history.level_gists[0] * 2, history.level_gists[1]))
     plan = plan_of(Raw(0, 24), Gists(0, 3, 4), Raw(32, 48))
     inputs = [assemble(h, plan, teacher, positions="center").model_inputs for h in (history, other)]
@@ -95,7 +96,7 @@ def test_without_a_mask_the_gaps_would_be_borders_of_documents(family: str) -> N
 def test_the_sink_precedes_the_gist_that_also_stands_for_it(family: str) -> None:
     """The branch [gist] after 4 tokens, at position 4 = K / 2 of the first span, then text from token 8 on."""
     teacher = tiny_teacher(family)
-    history = random_history(60, teacher.hidden_size)
+    history = random_history(60, teacher)
     tokens = torch.from_numpy(history.token_ids)[None]
     context = assemble(history, plan_of(Gists(0, 0, 1), Raw(8, 60), sink=4), teacher)
     assert context.position_ids[0].tolist() == [0, 1, 2, 3, 4, *range(8, 60)]
@@ -111,7 +112,7 @@ def test_the_sink_precedes_the_gist_that_also_stands_for_it(family: str) -> None
 
 def test_positions_spans_and_levels_by_hand() -> None:
     teacher = tiny_teacher("llama")
-    history = random_history(N_TOKENS, teacher.hidden_size)
+    history = random_history(N_TOKENS, teacher)
     plan = plan_of(Gists(1, 0, 1), Gists(0, 8, 10), Raw(80, 82), Raw(90, 92), sink=2)
     expected = {
         "center": [0, 1, 2, 3, 34, 70, 78, 82, 83, 92, 93, 94, 95, 96],
@@ -142,7 +143,7 @@ def test_positions_spans_and_levels_by_hand() -> None:
 def test_what_is_in_front_shifts_the_document(policy: Positions) -> None:
     """BOS and text are the window [BOS, text] of training."""
     teacher = tiny_teacher("qwen3")
-    history = random_history(60, teacher.hidden_size)
+    history = random_history(60, teacher)
     tokens = torch.cat([torch.tensor([1]), torch.from_numpy(history.token_ids)])[None]
     plan = plan_of(Raw(0, 16), Gists(0, 2, 4), Raw(32, 50))
     context = assemble(history, plan, teacher, positions=policy, before=(1,), after=history.token_ids[50:].tolist())
@@ -155,12 +156,15 @@ def test_what_is_in_front_shifts_the_document(policy: Positions) -> None:
 
 def test_beyond_the_trained_positions_only_compact_reaches() -> None:
     teacher = tiny_teacher("llama")  # 256 positions
-    history = random_history(400, teacher.hidden_size)
+    history = random_history(400, teacher)
     plan = plan_of(Gists(0, 0, 40), Raw(320, 400))
     for policy in ("center", "end"):
         with pytest.raises(ConfigError, match=r"positions up to 399 with the policy .* needs the policy 'compact'"):
             assemble(history, plan, teacher, positions=policy)
     assert assemble(history, plan, teacher, positions="compact").position_ids.max() == 119
+    assert assemble(history, plan, teacher).positions == "compact"  # unasked, where there is no other way
+    at_the_end = replace(history, positions="end")
+    assert assemble(at_the_end, plan_of(Gists(0, 0, 32)), teacher).positions == "end"  # as trained, where that fits
     assert len(assemble(history, plan_of(Raw(0, 256)), teacher)) == 256
     for policy in POLICIES:
         with pytest.raises(ConfigError, match=r"257 vectors|up to 256"):
@@ -169,7 +173,7 @@ def test_beyond_the_trained_positions_only_compact_reaches() -> None:
 
 def test_what_does_not_fit_together_is_refused() -> None:
     teacher = tiny_teacher("llama")
-    history = random_history(100, teacher.hidden_size)
+    history = random_history(100, teacher)
     with pytest.raises(DataError, match="spans of 32 tokens, expected 8"):
         assemble(history, Plan([Raw(0, 5)]), teacher)
     with pytest.raises(DataError, match="range 0 to 101 of tokens"):
@@ -178,8 +182,12 @@ def test_what_does_not_fit_together_is_refused() -> None:
         assemble(history, plan_of(Gists(0, 10, 13)), teacher)
     with pytest.raises(DataError, match="level 2"):
         assemble(history, plan_of(Gists(2, 0, 1)), teacher)
-    with pytest.raises(DataError, match="gists of dimension 16, expected 32"):
-        assemble(random_history(100, 16), plan_of(Gists(0, 0, 1)), teacher)
+    with pytest.raises(TeacherError, match=r"compressed for tiny-qwen3.*expected one for tiny-llama"):
+        assemble(random_history(100, tiny_teacher("qwen3")), plan_of(Gists(0, 0, 1)), teacher)
+    mixture = replace(history, positions="center or end")
+    with pytest.raises(ConfigError, match="trained for the positions 'center or end', expected positions=center or"):
+        assemble(mixture, plan_of(Gists(0, 0, 1)), teacher)
+    assert assemble(mixture, plan_of(Gists(0, 0, 1)), teacher, positions="end").positions == "end"
     with pytest.raises(TeacherError, match="ids 0 to 96"):
         assemble(history, plan_of(Raw(0, 5)), teacher, after=(97,))
     with pytest.raises(DataError, match="at least one vector"):

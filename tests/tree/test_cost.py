@@ -17,7 +17,7 @@ LAYERS = {"llama": 3, "qwen3": 3, "smollm3": 4}
 @pytest.mark.parametrize("family", LAYERS)
 def test_bytes_of_keys_and_values_by_hand(family: str, dtype: torch.dtype) -> None:
     teacher = tiny_teacher(family, dtype)
-    history = random_history(120, 32)
+    history = random_history(120, teacher)
     per_vector = 2 * LAYERS[family] * 2 * 8 * dtype.itemsize  # keys and values, layers, heads, dimensions of a head
     for plan, vectors in ((Plan([Raw(0, 120)], 8), 120), (Plan([Gists(0, 0, 10), Raw(80, 90)], 8), 20)):
         cost = measure_cost(teacher, assemble(history, plan, teacher), new_tokens=5)
@@ -29,14 +29,14 @@ def test_bytes_of_keys_and_values_by_hand(family: str, dtype: torch.dtype) -> No
 
 def test_sliding_layers_keep_less_where_positions_have_no_gaps() -> None:
     teacher = tiny_teacher("gemma3")  # two sliding layers, which need the 19 positions before the next token; one full
-    context = assemble(random_history(100, 32), Plan([Raw(0, 100)], 8), teacher, positions="compact")
+    context = assemble(random_history(100, teacher), Plan([Raw(0, 100)], 8), teacher, positions="compact")
     assert measure_cost(teacher, context, new_tokens=2).kv_bytes == (2 * 19 + 100) * 2 * 2 * 8 * 8
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_exactly_so_many_tokens_are_written(family: str) -> None:
     teacher = tiny_teacher(family)
-    context = assemble(random_history(40, 32), Plan([Raw(0, 40)], 8), teacher)
+    context = assemble(random_history(40, teacher), Plan([Raw(0, 40)], 8), teacher)
     passes = []
     teacher.model.register_forward_pre_hook(lambda *_: passes.append(1))
     measure_cost(teacher, context, new_tokens=30, warm_up=False)
@@ -47,6 +47,6 @@ def test_exactly_so_many_tokens_are_written(family: str) -> None:
 
 def test_one_token_has_no_speed() -> None:
     teacher = tiny_teacher("llama")
-    context = assemble(random_history(40, 32), Plan([Raw(0, 40)], 8), teacher)
+    context = assemble(random_history(40, teacher), Plan([Raw(0, 40)], 8), teacher)
     with pytest.raises(ConfigError, match="1 new tokens to time, expected 2"):
         measure_cost(teacher, context, new_tokens=1)

@@ -22,7 +22,7 @@ def teacher() -> Teacher:
 
 def context_of(teacher: Teacher, positions: str = "compact") -> Context:
     plan = Plan([Gists(1, 0, 1), Gists(0, 8, 10), Raw(80, 82)], span_tokens=8, sink_tokens=1)
-    return assemble(random_history(100, 32), plan, teacher, positions=positions, after=(5,))
+    return assemble(random_history(100, teacher), plan, teacher, positions=positions, after=(5,))
 
 
 def test_what_was_assembled_comes_back(teacher: Teacher, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ PREFIX = 9
 
 def context_of(teacher: Teacher, policy: Positions) -> Context:
     """Tokens, gists of both levels, text left out, tokens, and a prompt: 46 vectors, positions up to 159 or 45."""
-    history = random_history(160, teacher.hidden_size)
+    history = random_history(160, teacher)
     plan = Plan([Raw(0, PREFIX), Gists(0, 2, 8), Gists(1, 1, 2), Raw(130, 156)], span_tokens=8)
     return assemble(history, plan, teacher, positions=policy, after=(11, 12, 13, 14))
 
@@ -52,7 +52,7 @@ def loop(teacher: Teacher, context: Context, prefix: list[int], new_tokens: int)
 def test_generation_equals_a_loop_of_whole_passes(family: str, policy: Positions) -> None:
     teacher = tiny_teacher(family)
     context = context_of(teacher, policy)
-    prefix = random_history(160, teacher.hidden_size).token_ids[:PREFIX].tolist()
+    prefix = random_history(160, teacher).token_ids[:PREFIX].tolist()
     with torch.no_grad():
         expected = loop(teacher, context, prefix, 24)
     tokens, cache = continue_context(teacher, context, SETTINGS)

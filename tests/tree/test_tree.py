@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from benchmarks.stub_encoder import StubEncoder
 from gistnet.errors import CheckpointError, ConfigError, DataError, StorageError, TeacherError
-from gistnet.model.gistnet import GistNet, GistNetConfig
 from gistnet.tree.encoder import Encoder
 from gistnet.tree.gist_encoder import GistEncoder
 from gistnet.tree.tree import GistTree
+from tests.gistnets import woken_gistnet
 from tests.teachers import tiny_teacher
 
 
@@ -27,11 +27,7 @@ def draw(n: int, seed: int = 0, below: int = 1000) -> NDArray[np.int64]:
 def real_encoder(seed: int = 0) -> GistEncoder:
     """GistNets with random weights over a tiny Llama: K = 8, two levels, 97 tokens."""
     teacher = tiny_teacher("llama", torch.float32)
-    config = GistNetConfig(architecture="bottleneck", span_tokens=8, width=16, heads=2)
-    nets = [GistNet.build(config, teacher, level=level, seed=seed + level) for level in range(2)]
-    for net in nets:
-        torch.nn.init.normal_(net.w_out.weight, generator=torch.Generator().manual_seed(seed + net.level))
-    return GistEncoder(teacher, nets, batch_spans=8)
+    return GistEncoder(teacher, woken_gistnet(teacher, levels=2, seed=seed), batch_spans=8)
 
 
 def test_gists_are_those_of_the_blocks_and_the_tail_stays_tokens(tree: GistTree, stub: StubEncoder) -> None:
