@@ -215,7 +215,7 @@ class Table:
     def versions(self) -> dict[int, float]:
         """All versions on the disk, and when each was made (seconds since 1970)."""
         with lance_errors("read", self.uri):
-            return {int(v["version"]): v["timestamp"].timestamp() for v in self._dataset.versions()}  # type: ignore[union-attr]
+            return {int(v["version"]): v["timestamp"].timestamp() for v in self._dataset.versions()}
 
     def clean(self, versions: list[int], *, alone: bool) -> None:
         """Remove these versions and what only they need; if `alone`, also what killed writers left unfinished."""
