@@ -6,7 +6,7 @@ that every span is measured once, with `context_tokens` of the document before i
 anything before it, or with fewer than H tokens after it, cannot be measured; a span that no window holds neither.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,11 +14,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from gistnet.errors import ConfigError
+from gistnet.errors import ConfigError, TeacherError
 from gistnet.model.teacher import ReadWindows, Teacher
 from gistnet.objective.branches import Positions, Stretches, gist_stand_ins, replaced_hidden
 from gistnet.objective.losses import token_losses
-from gistnet.tree.history import History, tokens_per_gist
+from gistnet.tree.history import History, count_gists, tokens_per_gist
+from gistnet.tree.tree import GistTree
 
 BRANCHES_PER_PASS = 64
 
@@ -47,7 +48,7 @@ class QualityOptions:
             )
 
 
-class Quality(NamedTuple):
+class Measurement(NamedTuple):
     """Losses of consecutive gists of a level, in nats per token."""
 
     first: int
@@ -74,7 +75,7 @@ def measure_quality(
     options: QualityOptions = QualityOptions(),
     *,
     first: int = 0,
-) -> Iterator[Quality]:
+) -> Iterator[Measurement]:
     """Measure the gists of a level that can be measured, in order, from gist `first` on, window by window.
 
     Raises:
@@ -88,7 +89,7 @@ def measure_quality(
         tokens = np.concatenate([np.array(prefix, np.int64), history.tokens(window.begin, window.end)])
         gists = history.gists(level, window.first, window.last)
         starts = np.arange(window.first, window.last) * span - window.begin + len(prefix)
-        yield Quality(window.first, *_measure_window(teacher, tokens, gists, starts, span, options))
+        yield Measurement(window.first, *_measure_window(teacher, tokens, gists, starts, span, options))
 
 
 def _windows(
@@ -139,8 +140,45 @@ def _measure_branches(
     """KL and ΔNLL of gists of one window, `[2, n]`."""
     begins = torch.from_numpy(starts).to(teacher.device)
     stretches = Stretches(window, torch.zeros_like(begins), begins, span, 1, options.horizon_tokens)
-    vectors = torch.from_numpy(gists).to(teacher.device)[:, None]
+    vectors = torch.tensor(gists, device=teacher.device)[:, None]  # a copy: what a tree gives is read-only
     stand_ins = gist_stand_ins(stretches, vectors, options.positions)
     hidden = replaced_hidden(teacher, read, stretches, stand_ins)
     losses = token_losses(teacher, stretches.original_hidden(read), hidden, stretches.targets)
     return torch.stack([losses.kl.mean(dim=1), losses.delta_nll.mean(dim=1)])
+
+
+def add_quality(
+    tree: GistTree,
+    teacher: Teacher,
+    options: QualityOptions = QualityOptions(),
+    *,
+    progress: Callable[[str, int, Measurement], None] = lambda document, level, measured: None,
+) -> int:
+    """Measure the gists of a tree, level by level, and keep what they cost with them; what is measured stays.
+
+    Args:
+        tree: open for writing.
+        progress: is told of the gists of each window, with their document and level, once they are written.
+
+    Returns:
+        How many gists were measured now.
+
+    Raises:
+        TeacherError: the tree is another teacher's.
+        StorageError: the tree cannot be written; what was written before stays.
+    """
+    made_for = tree.info().teacher
+    if not made_for.same_model(teacher.fingerprint):
+        raise TeacherError(f"The tree is of {made_for.describe()}; got the teacher {teacher.fingerprint.describe()}.")
+    total = 0
+    for name in tree.documents():
+        history = tree.document(name)
+        for level in range(history.levels):
+            count = count_gists(history.n_tokens, history.span_tokens, level)
+            known = np.flatnonzero(~np.isnan(tree.quality(name, level, 0, count).kl))
+            first = int(known[-1]) + 1 if len(known) else 0  # they are measured in order
+            for measured in measure_quality(history, teacher, level, options, first=first):
+                tree.set_quality(name, level, measured.first, measured.kl.tolist(), measured.delta_nll.tolist())
+                total += len(measured.kl)
+                progress(name, level, measured)
+    return total

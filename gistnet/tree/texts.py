@@ -6,14 +6,13 @@ length; of a JSONL file one line is held.
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from gistnet.data.inputs import match_files, read_text
+from gistnet.data.inputs import MatchedFile, match_files, read_text
 from gistnet.data.sources import JsonlSource, read_documents
 from gistnet.data.tokenise import pieces_of_blocks
 from gistnet.errors import DataError
@@ -61,6 +60,17 @@ class Portion(NamedTuple):
     """Characters that were read for it, beyond those read for the portion before."""
     is_last: bool
     """Whether the document ends here."""
+    gists: tuple[NDArray[np.float16], ...] = ()
+    """Those of its gists that have been made already, `[n, dim]` of each level from 0 on."""
+
+
+def match_texts(files: TextFiles) -> list[MatchedFile]:
+    """The files that the patterns match, each with the name of its document.
+
+    Raises:
+        DataError: a pattern matches no file, or a file is empty.
+    """
+    return match_files("files", files.paths)
 
 
 def read_texts(files: TextFiles) -> Iterator[Text]:
@@ -69,17 +79,21 @@ def read_texts(files: TextFiles) -> Iterator[Text]:
     Raises:
         DataError: a pattern matches no file, or a file is empty, cannot be read, or is not UTF-8; it is named.
     """
-    for path, name in match_files("files", files.paths):
-        if path.name.endswith(JSONL_SUFFIXES):
-            yield from _texts_of_lines(path, name, files)
-        else:
-            yield Text(name, read_text(path))
+    for file in match_texts(files):
+        yield from texts_of(file, files)
 
 
-def _texts_of_lines(path: Path, name: str, files: TextFiles) -> Iterator[Text]:
-    source = JsonlSource(
-        name=name, domain="narrative", paths=(str(path),), text_field=files.text_field, id_field=files.id_field
-    )
+def texts_of(file: MatchedFile, files: TextFiles) -> Iterator[Text]:
+    """The documents of one of the files.
+
+    Raises:
+        DataError: it cannot be read, or is not UTF-8.
+    """
+    if not file.path.name.endswith(JSONL_SUFFIXES):
+        yield Text(file.name, read_text(file.path))
+        return
+    fields = {"text_field": files.text_field, "id_field": files.id_field}
+    source = JsonlSource(name=file.name, domain="narrative", paths=(str(file.path),), **fields)
     for document in read_documents(source):
         yield Text(document.id, iter((document.text,)))
 

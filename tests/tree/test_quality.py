@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from itertools import chain
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,11 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from gistnet.errors import ConfigError
+from benchmarks.stub_encoder import StubEncoder
+from gistnet.errors import ConfigError, TeacherError
 from gistnet.model.teacher import Teacher
 from gistnet.objective.branches import Positions, Stretches, gist_stand_ins
 from gistnet.objective.reference import reference_original_hidden, reference_replaced_hidden
-from gistnet.tree.quality import QualityOptions, _windows, measure_quality
+from gistnet.tree.quality import QualityOptions, _windows, add_quality, measure_quality
+from gistnet.tree.tree import GistTree
 from tests.teachers import tiny_teacher
 
 SPAN, HORIZON = 4, 5
@@ -123,6 +126,33 @@ def test_every_gist_is_measured_once_with_its_context_and_horizon(
         assert window.end <= n_tokens
         assert window.begin == max(0, window.first * span - min(context, room))
         assert window.last * span + horizon <= window.end
+
+
+def test_what_was_measured_is_kept_with_the_tree_and_measured_once(teacher: Teacher, tmp_path: Path) -> None:
+    """A stub makes the gists; the tree's own History is what is measured. Level 1 stands for 16 tokens."""
+    encoder = StubEncoder(dim=32, vocabulary_size=97, teacher=teacher.fingerprint)
+    options = QualityOptions(horizon_tokens=HORIZON, window_tokens=40, context_tokens=12)
+    draw = np.random.default_rng(3)
+    with GistTree.create(tmp_path / "tree", encoder) as tree:
+        tree.append(draw.integers(0, 97, 70), "a")
+        tree.append(draw.integers(0, 97, 9), "short")
+        assert add_quality(tree, teacher, options) == 15 + 3, "gists 1 to 15 of level 0, 1 to 3 of level 1"
+        assert add_quality(tree, teacher, options) == 0
+        tree.append(draw.integers(0, 97, 20), "a")
+        assert add_quality(tree, teacher, options) == 5 + 1, "with 90 tokens, 16 to 20 and 4 have a horizon too"
+    with GistTree.open(tmp_path / "tree") as tree:
+        history = tree.document("a")
+        for level, count in [(0, 22), (1, 5)]:
+            kept = tree.quality("a", level, 0, count)
+            expected = list(measure_quality(history, teacher, level, options))
+            assert np.isnan(kept.kl[0])
+            assert np.isnan(kept.kl[1:]).sum() == count - 1 - sum(len(part.kl) for part in expected)
+            for part in expected[:1]:
+                span = slice(part.first, part.first + len(part.kl))
+                assert np.allclose(kept.kl[span], part.kl)
+                assert np.allclose(kept.delta_nll[span], part.delta_nll)
+        with pytest.raises(TeacherError, match=r"The tree is of tiny-llama .*; got the teacher tiny-qwen3"):
+            add_quality(tree, tiny_teacher("qwen3"), options)
 
 
 def test_senseless_options_are_refused() -> None:
