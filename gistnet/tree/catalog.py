@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import ValidationError
 
-from gistnet.errors import DataError
+from gistnet.errors import DataError, GistNetError
 from gistnet.model.fingerprint import TeacherFingerprint
 from gistnet.settings import Section
 from gistnet.tree.location import Location, flush_to_disk
@@ -87,6 +87,8 @@ _SCHEMA = pa.schema([("document", pa.string()), ("tokens", pa.int64()), ("gists"
 
 def exists(location: Location) -> bool:
     """Whether there is a tree."""
+    if location.folder is not None and not (location.folder / f"{NAME}.lance").is_dir():
+        return False
     return Table.exists(location, NAME)
 
 
@@ -104,7 +106,7 @@ def read(location: Location, generation: int | None = None) -> Catalog:
     """
     try:
         table = Table.open(location, NAME, generation)
-    except DataError:
+    except GistNetError:
         if not exists(location):
             raise DataError(f"{location.uri} is not a tree: it has no catalog.") from None
         raise

@@ -7,6 +7,7 @@ are none: there the writer that commits the catalog first wins, and old versions
 import fcntl
 import os
 import uuid
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -31,6 +32,7 @@ class FileLock:
         """
         self.path = path
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        self._release = weakref.finalize(self, os.close, self._descriptor)
         try:
             fcntl.flock(self._descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
         except BaseException:
@@ -39,18 +41,12 @@ class FileLock:
 
     def close(self) -> None:
         """Give the lock back."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+        self._release()
 
     def write(self, text: str) -> None:
         """Say in the file who holds it."""
         os.ftruncate(self._descriptor, 0)
         os.pwrite(self._descriptor, text.encode(), 0)
-
-    def __del__(self) -> None:
-        if hasattr(self, "_descriptor"):
-            self.close()
 
 
 def lock_for_writing(folder: Path) -> FileLock:
@@ -93,17 +89,14 @@ class Pin:
     """
 
     def __init__(self, folder: Path, generation: int) -> None:
-        self._lock = FileLock(folder / _PINS / f"{generation}-{os.getpid()}-{uuid.uuid4().hex[:8]}", shared=True)
+        lock = FileLock(folder / _PINS / f"{generation}-{os.getpid()}-{uuid.uuid4().hex[:8]}", shared=True)
+        weakref.finalize(self, _unpin, lock)
 
-    def close(self) -> None:
-        """Let the generation go."""
-        self._lock.path.unlink(missing_ok=True)
-        self._lock.close()
 
-    def __del__(self) -> None:
-        if hasattr(self, "_lock"):
-            with suppress(OSError):
-                self.close()
+def _unpin(lock: FileLock) -> None:
+    with suppress(OSError):
+        lock.path.unlink(missing_ok=True)
+    lock.close()
 
 
 def pinned_generations(folder: Path) -> set[int]:

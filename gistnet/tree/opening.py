@@ -63,9 +63,7 @@ def load(location: Location, earlier: Snapshot | None = None) -> Snapshot:
         StorageError: it cannot be read.
     """
     folder = location.folder
-    if folder is not None and not (folder / f"{catalog.NAME}.lance").is_dir():
-        raise DataError(f"{location.uri} is not a tree: it has no catalog.")
-    if folder is not None:
+    if folder is not None and catalog.exists(location):
         with suppress(OSError), guard(folder, shared=True):  # a folder that we may only read has no pins
             newest = catalog.read(location)
             return Snapshot(location, newest, Pin(folder, newest.generation), earlier)

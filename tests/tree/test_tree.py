@@ -73,11 +73,11 @@ def test_documents_are_apart_in_whatever_order_they_grow(tree: GistTree, stub: S
     wanted: dict[str, list[int]] = {}
     random = np.random.default_rng(3)
     for n in range(90):  # more than it takes for the first compaction
-        name = ("b", "a", "it's \"α\"")[n % 3]
+        name = ("b", "a", 'it\'s "α"')[n % 3]
         piece = draw(int(random.integers(1, 9)), seed=n)
         wanted.setdefault(name, []).extend(piece.tolist())
         assert tree.append(piece, name) == len(wanted[name])
-    assert tree.documents() == ["b", "a", "it's \"α\""]
+    assert tree.documents() == ["b", "a", 'it\'s "α"']
     for name, tokens in wanted.items():
         spans = np.array(tokens[: len(tokens) // 4 * 4]).reshape(-1, 4)
         assert tree.tokens(0, len(tokens), name).tolist() == tokens
@@ -316,7 +316,7 @@ def test_encoders_that_do_not_belong_to_the_tree(tmp_path: Path, stub: StubEncod
     for writable in (False, True):
         with pytest.raises(TeacherError, match=r"is for stub \(.*; got a GistNet for other \(config dddddddd"):
             GistTree.open(tmp_path / "tree", other_teacher, writable=writable)
-        with pytest.raises(CheckpointError, match="made by the GistNet stub0001, got stub0002: .* call regist"):
+        with pytest.raises(CheckpointError, match=r"made by the GistNet stub0001, got stub0002: .* call regist"):
             GistTree.open(tmp_path / "tree", StubEncoder(2), writable=writable)
     with GistTree.open(tmp_path / "tree", writable=True) as tree, pytest.raises(TeacherError, match="got a GistNet"):
         tree.regist(other_teacher)
