@@ -57,7 +57,7 @@ class Portion(NamedTuple):
     """The place of the first of them in the document."""
     tokens: NDArray[np.int64]
     characters: int
-    """Characters that were read for it, beyond those read for the portion before."""
+    """About how many characters it stands for; exact in the sum over the portions of a document."""
     is_last: bool
     """Whether the document ends here."""
     gists: tuple[NDArray[np.float16], ...] = ()
@@ -130,7 +130,8 @@ def read_portions(texts: Iterable[Text], tokenize: Tokenize, portion_tokens: int
             waiting = np.concatenate([waiting, tokenize(piece)])
             characters += len(piece)
             while len(waiting) > portion_tokens:
-                yield Portion(name, start, waiting[:portion_tokens], characters, is_last=False)
-                waiting, characters = waiting[portion_tokens:], 0
+                share = characters * portion_tokens // len(waiting)
+                yield Portion(name, start, waiting[:portion_tokens], share, is_last=False)
+                waiting, characters = waiting[portion_tokens:], characters - share
                 start += portion_tokens
         yield Portion(name, start, waiting, characters, is_last=True)

@@ -109,6 +109,7 @@ def test_portions_hold_the_tokens_of_a_prepared_corpus() -> None:
         assert [part.start for part in parts] == list(range(0, max(1, len(tokens)), 100))
         assert [part.is_last for part in parts] == [False] * (len(parts) - 1) + [True]
         assert sum(part.characters for part in parts) == len(texts[name])
+        assert all(abs(part.characters - len(part.tokens)) <= 1 for part in parts), "one character is one token here"
 
 
 def test_memory_does_not_grow_with_the_text(tmp_path: Path) -> None:
