@@ -54,6 +54,11 @@ def gists_schema(dim: int) -> pa.Schema:
     return _schema(document=_TEXT, index=_INT64, vector=vector, made=made, checksum=_UINT32)
 
 
+def schema_of(name: str, dim: int) -> pa.Schema:
+    """Of the table `name` of a tree whose gists have `dim` entries."""
+    return {TOKENS: TOKENS_SCHEMA, QUALITY: QUALITY_SCHEMA}.get(name) or gists_schema(dim)
+
+
 class Gists(NamedTuple):
     """Rows of a table of gists."""
 

@@ -75,6 +75,8 @@ class Snapshot:
             table = Table.open(self.location, name, state.version)
             if table.n_rows != state.n_rows:
                 raise DataError(f"{table.uri} has {table.n_rows} rows, expected the {state.n_rows} of the catalog.")
+            if not table.schema.equals(layout.schema_of(name, self.version.dim)):
+                raise DataError(f"{table.uri} has other columns than those of a tree, or is damaged.")
             self._tables[name] = table
         return table
 

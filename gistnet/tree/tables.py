@@ -35,7 +35,7 @@ def lance_errors(action: str, name: str) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, ValueError, RuntimeError, MemoryError, pa.ArrowException) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, MemoryError, pa.ArrowException) as error:
         raise _translate(error, action, name) from error
     except BaseException as error:
         if type(error).__name__ == "PanicException":  # of Rust, on some damaged files; no subclass of Exception
@@ -92,13 +92,11 @@ class Table:
         """Whether there is a table of this name."""
         uri = location.join(f"{name}.lance")
         try:
-            lance.dataset(uri, storage_options=location.storage_options)
-        except ValueError as error:
-            if "was not found" in str(error):
-                return False
-        except OSError as error:
-            raise _translate(error, "open", uri) from error
-        return True  # a damaged one too: it is for `open` to say what is wrong
+            with lance_errors("open", uri):
+                lance.dataset(uri, storage_options=location.storage_options)
+        except DataError as error:
+            return "was not found" not in str(error)  # one that is damaged is there: it is for `open` to say so
+        return True
 
     @staticmethod
     def drop(location: Location, name: str) -> None:
@@ -120,7 +118,8 @@ class Table:
     @property
     def schema(self) -> pa.Schema:
         """Columns, and the metadata of the schema."""
-        return self._dataset.schema
+        with lance_errors("read", self.uri):
+            return self._dataset.schema
 
     @property
     def n_rows(self) -> int:
@@ -131,19 +130,19 @@ class Table:
     @property
     def n_fragments(self) -> int:
         """Pieces of this version: one for each append since the last compaction."""
-        return len(self._dataset.get_fragments())
+        return len(self._fragments())
 
     @property
     def n_bytes(self) -> int:
         """Bytes of the data files of this version."""
-        files = [file for fragment in self._dataset.get_fragments() for file in fragment.data_files()]
+        files = [file for fragment in self._fragments() for file in fragment.data_files()]
         return sum(file.file_size_bytes or 0 for file in files)
 
     def files_since(self, earlier: "Table | None") -> list[Path]:
         """The files and folders of a local disk that this version needs to be read, and `earlier` did not need."""
         root = Path(self.uri)
-        known = set() if earlier is None else {f.fragment_id for f in earlier._dataset.get_fragments()}
-        new = [f for f in self._dataset.get_fragments() if f.fragment_id not in known]
+        known = set() if earlier is None else {f.fragment_id for f in earlier._fragments()}
+        new = [f for f in self._fragments() if f.fragment_id not in known]
         data = [root / "data" / file.path for fragment in new for file in fragment.data_files()]
         folders = [root, root.parent] if earlier is None else []
         return [*folders, *data, root / "_versions" / f"{2**64 - 1 - self.version:020d}.manifest"]
@@ -223,6 +222,10 @@ class Table:
         if versions:
             with lance_errors("clean", self.uri):
                 self._dataset.cleanup_old_versions(versions=versions, delete_unverified=alone)
+
+    def _fragments(self) -> list[lance.LanceFragment]:
+        with lance_errors("read", self.uri):
+            return list(self._dataset.get_fragments())
 
     def _newest(self) -> lance.LanceDataset:
         """This version as the newest: what came after it was never acknowledged, and is put back."""
