@@ -1,7 +1,8 @@
-"""The input files of a source: which ones its patterns match, and their lines, compressed or not."""
+"""The input files of a source: which ones its patterns match, their text, and their lines, compressed or not."""
 
 import gzip
 import zlib
+from codecs import getincrementaldecoder
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from glob import glob, has_magic
@@ -62,6 +63,29 @@ def reading(path: Path) -> Iterator[None]:
         yield
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"Could not read {path}: {getattr(error, 'strerror', None) or error}.") from error
+
+
+def read_text(path: Path) -> Iterator[str]:
+    """Yield the text of a UTF-8 file in blocks, without the byte order mark.
+
+    Raises:
+        DataError: the file cannot be read, or is not UTF-8.
+    """
+    decoder = getincrementaldecoder("utf-8")()
+    read_bytes = 0
+    with reading(path), path.open("rb") as file:
+        while True:
+            block = file.read(READ_BYTES)
+            undecoded, _ = decoder.getstate()  # the first bytes of a character that the last block cut
+            try:
+                text = decoder.decode(block, final=not block)
+            except UnicodeDecodeError as error:
+                place = read_bytes - len(undecoded) + error.start
+                raise DataError(f"{path} is not UTF-8: {error.reason} at byte {place}.") from error
+            yield text if read_bytes else text.removeprefix("\ufeff")
+            if not block:
+                return
+            read_bytes += len(block)
 
 
 def read_lines(path: Path) -> Iterator[bytes]:

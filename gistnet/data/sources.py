@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, assert_never, get_args
 
 from pydantic import Field, field_validator
 
-from gistnet.data.inputs import match_files, read_lines, reading
+from gistnet.data.inputs import match_files, read_lines, read_text, reading
 from gistnet.data.installation import InstallationDomain, read_installation
 from gistnet.data.synthetic import Recipe, read_synthetic
 from gistnet.errors import DataError
@@ -157,13 +157,7 @@ def read_documents(config: SourceConfig) -> Iterator[Document]:
 
 def _read_files(config: FilesSource) -> Iterator[tuple[str, str]]:
     for path, name in match_files(config.name, config.paths):
-        with reading(path):
-            content = path.read_bytes()
-        try:
-            text = content.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise DataError(f"{path} is not UTF-8: {error.reason} at byte {error.start}.") from error
-        yield name, text.removeprefix("\ufeff")
+        yield name, "".join(read_text(path))
 
 
 def _read_jsonl(config: JsonlSource) -> Iterator[tuple[str, str]]:

@@ -65,18 +65,27 @@ def tokenise(documents: Iterable[Document], tokenizer: WindowTokenizer) -> Itera
 
 def pieces_of(text: str, limit: int = PIECE_CHARACTERS) -> Iterator[str]:
     """Cut a text into pieces of at most `limit` characters, at a paragraph, line or word where there is one."""
-    start = 0
-    while len(text) - start > limit:
-        end = start + limit
-        # Most tokenizers attach a space to the word after it, and a line break to the line before it.
-        for boundary, stays_behind in (("\n\n", 2), ("\n", 1), (" ", 0)):
-            found = text.rfind(boundary, start + limit // 2, end)
-            if found >= 0:
-                end = found + stays_behind
-                break
-        yield text[start:end]
-        start = end
-    yield text[start:]
+    return pieces_of_blocks((text,), limit)
+
+
+def pieces_of_blocks(blocks: Iterable[str], limit: int = PIECE_CHARACTERS) -> Iterator[str]:
+    """As `pieces_of` cuts the text that the blocks join to, holding no more of it than a block and a piece."""
+    rest = ""
+    for block in blocks:
+        rest += block
+        start = 0
+        while len(rest) - start > limit:
+            end = start + limit
+            # Most tokenizers attach a space to the word after it, and a line break to the line before it.
+            for boundary, stays_behind in (("\n\n", 2), ("\n", 1), (" ", 0)):
+                found = rest.rfind(boundary, start + limit // 2, end)
+                if found >= 0:
+                    end = found + stays_behind
+                    break
+            yield rest[start:end]
+            start = end
+        rest = rest[start:]
+    yield rest
 
 
 def cut_windows(n_tokens: int, prefix_tokens: int, window_tokens: int, min_tokens: int) -> NDArray[np.int64]:

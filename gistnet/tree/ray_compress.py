@@ -1,0 +1,217 @@
+"""The same compression on many processes or machines, under Ray Data (`pip install gistnet[ray]`).
+
+    files ──► reader: text, tokens, portions ──► encoders: gists, level by level ──► this process: the tree
+
+Reader and encoders are actors; each makes its own encoder. All gists of a portion can be made from it alone, so that
+one long book occupies all encoders; what stands for more tokens than a portion has, this process makes. Ray starts a
+dead actor anew and repeats what it was doing, results arrive in the order of the documents whatever happens, and this
+process alone appends them. What it appends is what a single process would have appended, bit for bit, where machines
+and numbers of threads are the same.
+"""
+
+import os
+import pickle
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gistnet.errors import ConfigError, GistNetError
+from gistnet.tree.compress import Progress, append_portions
+from gistnet.tree.encoder import Encoder
+from gistnet.tree.history import tokens_per_gist
+from gistnet.tree.ready_gists import ReadyGists
+from gistnet.tree.texts import (
+    PORTION_TOKENS,
+    Portion,
+    TextFiles,
+    Tokenize,
+    match_texts,
+    read_portions,
+    survey,
+    texts_of,
+)
+from gistnet.tree.tree import GistTree
+
+MakeEncoder = Callable[[], Encoder]
+Batch = dict[str, Any]
+"""What Ray hands around, columns of rows; here always one row."""
+
+
+def compress_files_with_ray(
+    files: TextFiles,
+    tree: GistTree,
+    ready: ReadyGists,
+    make_encoder: MakeEncoder,
+    *,
+    workers: int,
+    gpus_per_worker: float = 0,
+    portion_tokens: int = PORTION_TOKENS,
+    progress: Callable[[Progress], None] = lambda progress: None,
+) -> Progress:
+    """As `compress_files`, with gists made by actors of the Ray cluster that this process is connected to.
+
+    Where it is connected to none, to that of the environment variable `RAY_ADDRESS`, or to one on this machine that
+    ends with the call. Every machine must be able to read the files under their names.
+
+    Args:
+        files, progress: as for `compress_files`.
+        tree: open for writing, with `ready` as its encoder.
+        ready: through which the gists reach the tree.
+        make_encoder: makes the encoder of an actor, the same as that behind `ready`; is pickled.
+        workers: actors that make gists, each with one CPU.
+        gpus_per_worker: GPUs of each, or a share of one.
+        portion_tokens: given to a worker at a time; rounded so that as many levels as possible fit.
+
+    Raises:
+        ConfigError: Ray is not installed.
+        GistNetError: as `compress_files`, or what making or running an encoder raised.
+    """
+    ray = _import_ray()
+    total = survey(files)
+    portion_tokens = _aligned(portion_tokens, ready.span_tokens)
+    known = {name: tree.document(name).n_tokens for name in tree.documents()}
+
+    def append(tokens: NDArray[np.int64], portion: Portion) -> None:
+        with ready.supplied(portion.start, portion.gists):
+            tree.append(tokens, portion.document)
+
+    with _cluster(ray, workers):
+        rows = [{"packed": _pack(file)} for file in match_texts(files)]
+        dataset = (
+            ray.data.from_items(rows, override_num_blocks=len(rows))
+            .map_batches(
+                _Reader,
+                fn_constructor_args=(make_encoder, files, portion_tokens),
+                batch_size=1,
+                compute=ray.data.ActorPoolStrategy(size=1),
+                num_cpus=0,
+            )
+            .map_batches(
+                _Worker,
+                fn_constructor_args=(make_encoder, known),
+                batch_size=1,
+                compute=ray.data.ActorPoolStrategy(size=workers),
+                num_cpus=1,
+                num_gpus=gpus_per_worker,
+            )
+        )
+        with closing(_unpack(row["packed"]) for row in dataset.iter_rows()) as portions:
+            return append_portions(tree, total, portions, append, portion_tokens, progress)
+
+
+class _Reader:
+    """Makes a file into portions of its documents."""
+
+    def __init__(self, make_encoder: MakeEncoder, files: TextFiles, portion_tokens: int) -> None:
+        self._make_encoder, self._files, self._portion_tokens = make_encoder, files, portion_tokens
+
+    @cached_property
+    def _tokenize(self) -> Tokenize:
+        return self._make_encoder().tokenize
+
+    def __call__(self, batch: Batch) -> Iterator[Batch]:
+        try:
+            texts = texts_of(_unpack(batch["packed"][0]), self._files)
+            for portion in read_portions(texts, self._tokenize, self._portion_tokens):
+                yield {"packed": [_pack(portion)]}
+        except GistNetError as error:
+            yield {"packed": [_pack(error)]}
+
+
+class _Worker:
+    """Adds to a portion its gists, or nothing where the tree holds all of it."""
+
+    def __init__(self, make_encoder: MakeEncoder, known: Mapping[str, int]) -> None:
+        self._make_encoder, self._known = make_encoder, known
+
+    @cached_property
+    def _encoder(self) -> Encoder:
+        return self._make_encoder()
+
+    def __call__(self, batch: Batch) -> Batch:
+        try:
+            portion: Portion = _unpack(batch["packed"][0])
+            held = portion.start + len(portion.tokens) <= self._known.get(portion.document, 0)
+            gists = () if held else gists_of_portion(self._encoder, portion.tokens, portion.start)
+            return {"packed": [_pack(portion._replace(gists=gists))]}
+        except GistNetError as error:
+            return {"packed": [_pack(error)]}
+
+
+def _pack(value: object) -> bytes:
+    """What a row holds: any value; of an error that an actor raised, Ray would keep only the traceback."""
+    return pickle.dumps(value)
+
+
+def _unpack(packed: bytes) -> Any:
+    """The value of a row.
+
+    Raises:
+        GistNetError: it is one.
+    """
+    value = pickle.loads(packed)
+    if isinstance(value, GistNetError):
+        raise value
+    return value
+
+
+def gists_of_portion(encoder: Encoder, tokens: NDArray[np.int64], start: int) -> tuple[NDArray[np.float16], ...]:
+    """The gists `[n, dim]` of each level whose spans all begin in a portion, from level 0 on."""
+    span = encoder.span_tokens
+    below: NDArray[np.generic] = tokens
+    gists: list[NDArray[np.float16]] = []
+    for level in range(encoder.levels):
+        count = len(below) // span
+        if not count or start % tokens_per_gist(span, level):
+            break
+        spans = below[: count * span].reshape(count, span, *below.shape[1:])
+        gists.append(encoder.encode(level, spans, start // tokens_per_gist(span, level)))
+        below = gists[-1]
+    return tuple(gists)
+
+
+def _aligned(portion_tokens: int, span_tokens: int) -> int:
+    """The multiple of the largest power of K up to `portion_tokens`, itself at most that, K at least."""
+    power = span_tokens
+    while power * span_tokens <= portion_tokens:
+        power *= span_tokens
+    return max(portion_tokens // power, 1) * power
+
+
+def _import_ray() -> Any:
+    try:
+        import ray
+        import ray.data
+    except ImportError as error:
+        raise ConfigError(
+            "Compressing with several workers needs the package `ray`, which is missing: pip install 'gistnet[ray]'."
+        ) from error
+    return ray
+
+
+@contextmanager
+def _cluster(ray: Any, workers: int) -> Iterator[None]:
+    """Be connected to a cluster inside the block, with Ray Data keeping the order and holding one portion a block."""
+    own = not ray.is_initialized()
+    if own:
+        local = {} if "RAY_ADDRESS" in os.environ else {"num_cpus": workers, "include_dashboard": False}
+        with warnings.catch_warnings():
+            # Ray starts its programs by a fork and an exec at once, which Lance takes for a fork of this program.
+            warnings.filterwarnings("ignore", message="lance is not fork-safe")
+            ray.init(log_to_driver=False, logging_level="ERROR", **local)
+    context = ray.data.DataContext.get_current()
+    previous = context.copy()
+    context.execution_options.preserve_order = True
+    context.target_max_block_size = 1  # bytes: a row is as much as an actor is given at a time
+    context.enable_progress_bars = False
+    try:
+        yield
+    finally:
+        ray.data.DataContext._set_current(previous)
+        if own:
+            ray.shutdown()

@@ -1,0 +1,75 @@
+"""Gists that were made elsewhere, for a tree that is appended to here."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gistnet.model.fingerprint import TeacherFingerprint
+from gistnet.tree.encoder import Encoder
+from gistnet.tree.history import tokens_per_gist
+
+
+class ReadyGists:
+    """An encoder that hands out gists that another one like it made, in another process, and makes the rest itself."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self._encoder = encoder
+        self._start = 0
+        self._gists: Sequence[NDArray[np.float16]] = ()
+
+    @contextmanager
+    def supplied(self, start: int, gists: Sequence[NDArray[np.float16]]) -> Iterator[None]:
+        """Inside the block, have gists `[n, dim]` of each level, from 0 on.
+
+        Args:
+            start: the token of the document at hand at which the first gist of every level begins.
+        """
+        self._start, self._gists = start, gists
+        try:
+            yield
+        finally:
+            self._gists = ()
+
+    def encode(self, level: int, spans: NDArray[np.generic], first: int) -> NDArray[np.float16]:
+        """The gists that were supplied, where all of these are among them; otherwise those of the encoder."""
+        if level < len(self._gists):
+            offset = first - self._start // tokens_per_gist(self.span_tokens, level)
+            if offset >= 0 and offset + len(spans) <= len(self._gists[level]):
+                return self._gists[level][offset : offset + len(spans)]
+        return self._encoder.encode(level, spans, first)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the encoder, as is everything below."""
+        return self._encoder.fingerprint
+
+    @property
+    def teacher(self) -> TeacherFingerprint:
+        """See `Encoder`."""
+        return self._encoder.teacher
+
+    @property
+    def vocabulary_size(self) -> int:
+        """See `Encoder`."""
+        return self._encoder.vocabulary_size
+
+    @property
+    def span_tokens(self) -> int:
+        """See `Encoder`."""
+        return self._encoder.span_tokens
+
+    @property
+    def levels(self) -> int:
+        """See `Encoder`."""
+        return self._encoder.levels
+
+    @property
+    def dim(self) -> int:
+        """See `Encoder`."""
+        return self._encoder.dim
+
+    def tokenize(self, text: str) -> NDArray[np.int64]:
+        """See `Encoder`."""
+        return self._encoder.tokenize(text)

@@ -1,0 +1,122 @@
+"""From a checkpoint to what is done with a tree: compress files into it, measure its gists, search it for a text."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast, get_args
+
+from gistnet.errors import CheckpointError, TeacherError
+from gistnet.model.gistnet import GistNet
+from gistnet.model.teacher import Teacher
+from gistnet.objective.branches import Positions
+from gistnet.session import open_trained
+from gistnet.tree.compress import Progress, compress_files
+from gistnet.tree.gist_encoder import GistEncoder
+from gistnet.tree.node import Hit
+from gistnet.tree.quality import Measurement, QualityOptions, add_quality
+from gistnet.tree.ready_gists import ReadyGists
+from gistnet.tree.texts import TextFiles
+from gistnet.tree.tree import GistTree
+
+
+@dataclass(frozen=True)
+class LoadEncoder:
+    """Loads the encoder of a checkpoint when called; can be sent to another process, unlike the encoder."""
+
+    checkpoint: Path
+
+    def __call__(self) -> GistEncoder:
+        """The encoder.
+
+        Raises:
+            CheckpointError: there is no usable checkpoint, or it belongs to another teacher.
+        """
+        return GistEncoder(*open_levels(self.checkpoint))
+
+
+def open_levels(checkpoint: Path) -> tuple[Teacher, list[GistNet]]:
+    """The teacher of a checkpoint and its GistNets, from level 0 on.
+
+    Raises:
+        CheckpointError: there is no usable checkpoint, or it belongs to another teacher.
+    """
+    trained = open_trained(checkpoint)
+    return trained.teacher, [trained.gistnet]
+
+
+def open_or_create(uri: str, encoder: GistEncoder | ReadyGists) -> GistTree:
+    """The tree, open for writing with its encoder, made where there is none.
+
+    Raises:
+        GistNetError: as `GistTree.open` and `GistTree.create`.
+    """
+    if GistTree.exists(uri):
+        return GistTree.open(uri, encoder, writable=True)
+    return GistTree.create(uri, encoder)
+
+
+def compress_into(
+    uri: str,
+    checkpoint: Path,
+    files: TextFiles,
+    *,
+    workers: int = 0,
+    gpus_per_worker: float = 0,
+    progress: Callable[[Progress], None] = lambda progress: None,
+) -> Progress:
+    """Compress files into a tree, in this process or, where `workers` are asked for, in theirs under Ray.
+
+    Raises:
+        GistNetError: as `compress_files`, `compress_files_with_ray` and `open_or_create`.
+    """
+    load = LoadEncoder(checkpoint.resolve())
+    ready = ReadyGists(load())
+    with open_or_create(uri, ready) as tree:
+        if not workers:
+            return compress_files(files, tree, ready, progress=progress)
+        from gistnet.tree.ray_compress import compress_files_with_ray
+
+        return compress_files_with_ray(
+            files, tree, ready, load, workers=workers, gpus_per_worker=gpus_per_worker, progress=progress
+        )
+
+
+def measure_tree(
+    uri: str,
+    checkpoint: Path,
+    *,
+    progress: Callable[[str, int, Measurement], None] = lambda document, level, measured: None,
+) -> int:
+    """Measure those gists of a tree that have not been, with the positions that the checkpoint was trained with.
+
+    Returns:
+        How many were measured.
+
+    Raises:
+        GistNetError: as `add_quality` and `GistTree.open`.
+    """
+    teacher, gistnets = open_levels(checkpoint)
+    positions = gistnets[0].positions
+    if positions not in get_args(Positions):
+        raise CheckpointError(
+            f"Got a GistNet for the positions {positions!r}, expected {', '.join(get_args(Positions))}."
+        )
+    with GistTree.open(uri, GistEncoder(teacher, gistnets), writable=True) as tree:
+        return add_quality(tree, teacher, QualityOptions(positions=cast(Positions, positions)), progress=progress)
+
+
+def search_text(
+    uri: str, checkpoint: Path, query: str, *, level: int = 0, k: int = 10, document: str | None = None
+) -> list[tuple[Hit, str]]:
+    """The gists of a tree that are nearest to a text, best first, each with the text that it stands for.
+
+    Raises:
+        GistNetError: as `GistTree.search` and `GistTree.open`.
+    """
+    teacher, gistnets = open_levels(checkpoint)
+    with GistTree.open(uri, GistEncoder(teacher, gistnets)) as tree:
+        hits = tree.search(query, level, k, document)
+        if teacher.tokenizer is None:
+            raise TeacherError(f"{teacher.name} has no tokenizer, expected one to show text.")
+        decode = teacher.tokenizer.decode
+        return [(hit, decode(tree.tokens(hit.start, hit.stop, hit.document).tolist())) for hit in hits]

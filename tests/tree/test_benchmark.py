@@ -1,0 +1,53 @@
+"""The program that measures trees: what it measures adds up, and it notices when bits differ."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import tree as benchmark
+from benchmarks.stub_encoder import StubEncoder
+from gistnet.tree.tree import GistTree
+
+
+def test_figures_add_up_and_pieces_give_the_same_bits(tmp_path: Path) -> None:
+    """3000 bytes are 3000 tokens, 750 gists of level 0 and 187 of level 1."""
+    (tmp_path / benchmark.BOOK).write_text("a book, " * 375)
+    encoder = StubEncoder()
+    figures = benchmark.compress(tmp_path, encoder)
+    assert figures["tokens"] == figures["text_bytes"] == 3000
+    assert [level["gists"] for level in figures["levels"]] == [750, 187]
+    assert figures["tokens_per_second"] == pytest.approx(3000 / figures["seconds"])
+    parts = figures["token_bytes"] + sum(level["bytes"] for level in figures["levels"])
+    assert 3000 * 4 < parts < figures["disk_bytes"]
+    assert benchmark.pieces(tmp_path, encoder)["identical"]
+
+
+def test_bits_that_differ_are_noticed(tmp_path: Path) -> None:
+    (tmp_path / benchmark.BOOK).write_text("a book, " * 375)
+    benchmark.compress(tmp_path, StubEncoder(1))
+    assert not benchmark.pieces(tmp_path, StubEncoder(2))["identical"]
+
+
+def test_a_large_tree_is_timed(tmp_path: Path) -> None:
+    figures = benchmark.large(tmp_path, 40_000, repeats=2)
+    with GistTree.open(tmp_path / "large") as tree:
+        info = tree.info()
+    assert (info.tokens, info.levels[0].gists, info.levels[1].gists) == (40_000, 1250, 39)
+    timed = [value for name, value in figures.items() if name.endswith("milliseconds")]
+    assert len(timed) == 5
+    assert all(0 < value["p50"] <= value["p99"] for value in timed)
+
+
+def test_a_book_is_one_long_text_or_many_together() -> None:
+    def count(text: str) -> np.ndarray:
+        return np.zeros(len(text), dtype=np.int64)
+
+    long = "x " * 60_000
+    alone = benchmark.book(["short", long, "never read"], count, 10_000)
+    assert long.startswith(alone)
+    assert 10_000 <= len(alone) <= 12_000
+    together = benchmark.book(["one " * 1000, "two " * 2000], count, 9000)
+    assert together.startswith("one one")
+    assert together.count("one") == 1000
+    assert 9000 <= len(together) <= 11_000

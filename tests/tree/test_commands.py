@@ -1,0 +1,253 @@
+"""The commands about trees, with a trained checkpoint: what they write, what they say, what they refuse."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import typer
+import yaml
+from click.testing import Result
+from numpy.typing import NDArray
+from safetensors import safe_open
+from typer.testing import CliRunner
+
+from benchmarks.stub_encoder import StubEncoder
+from gistnet.config import load_config
+from gistnet.errors import ConfigError, DataError, GistNetError, StorageError
+from gistnet.model.teacher import Teacher
+from gistnet.session import open_trained, train
+from gistnet.tree import commands, ray_compress, session
+from gistnet.tree.compress import Progress, compress_files
+from gistnet.tree.quality import QualityOptions, add_quality
+from gistnet.tree.ready_gists import ReadyGists
+from gistnet.tree.session import LoadEncoder
+from gistnet.tree.texts import TextFiles
+from gistnet.tree.tree import GistTree
+
+BOOK = "the river and the stone walked over a quiet bridge, seven lanterns " * 12
+APP = typer.Typer()
+APP.command()(commands.compress)
+APP.add_typer(commands.tree_app, name="tree")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory, teacher_folder: Path, corpus_file: Path) -> Path:
+    """A run of one step with a teacher over bytes and spans of 8 tokens."""
+    folder = tmp_path_factory.mktemp("trained")
+    source = {"kind": "jsonl", "name": "stories", "domain": "narrative", "paths": [str(corpus_file)]}
+    config = {
+        "run_folder": str(folder / "run"),
+        "device": "cpu",
+        "teacher": {"name": str(teacher_folder), "precision": "float32"},
+        "data": {"folder": str(folder), "window_tokens": 96, "min_tokens": 64, "sources": [source]},
+        "gistnet": {"architecture": "bottleneck", "span_tokens": 8, "width": 16, "heads": 2},
+        "objective": {"horizon_tokens": 12, "positions": "end"},
+        "train": {"steps": 1, "windows_per_batch": 1, "spans_per_window": 2, "validation": {"documents": 1}},
+    }
+    (folder / "run.yaml").write_text(yaml.safe_dump(config))
+    train(load_config(folder / "run.yaml"))
+    return folder / "run"
+
+
+@pytest.fixture
+def book(tmp_path: Path) -> Path:
+    """A text of 804 bytes."""
+    path = tmp_path / "library" / "book.txt"
+    path.parent.mkdir()
+    path.write_text(BOOK)
+    return path
+
+
+@pytest.fixture(scope="module")
+def compressed(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tree of two documents, not to be written to."""
+    folder = tmp_path_factory.mktemp("compressed")
+    (folder / "a.txt").write_text(BOOK)
+    (folder / "b.txt").write_text("never seven\n" * 9)
+    assert run("compress", checkpoint, folder / "*.txt", "--tree", folder / "tree").exit_code == 0
+    return folder / "tree"
+
+
+def tokens_of(teacher: Teacher) -> NDArray[np.int64]:
+    assert teacher.tokenizer is not None
+    return np.array(teacher.tokenizer.encode_batch([BOOK])[0])
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(APP, list(map(str, arguments)))
+
+
+def refused(*arguments: object) -> GistNetError:
+    """The error with which a command ended."""
+    result = run(*arguments)
+    assert isinstance(result.exception, GistNetError), result.output
+    return result.exception
+
+
+def test_compress_makes_a_tree_and_a_second_call_finds_it(checkpoint: Path, book: Path, tmp_path: Path) -> None:
+    first = run("compress", checkpoint, book, "--tree", tmp_path / "tree")
+    assert first.exit_code == 0, first.output
+    assert first.stdout == f"1 documents are in {tmp_path / 'tree'}: 804 tokens appended, 0 found there.\n"
+    assert "100%  library/book.txt  documents 1/1  804 tokens" in first.stderr
+    second = run("compress", checkpoint, book, "--tree", tmp_path / "tree")
+    assert "0 tokens appended, 804 found there." in second.stdout
+    trained = open_trained(checkpoint)
+    spans = tokens_of(trained.teacher)[:800].reshape(100, 8)
+    with GistTree.open(tmp_path / "tree") as tree:
+        gists = tree.gists(0, 0, 100, "library/book.txt")
+    assert np.array_equal(gists, LoadEncoder(checkpoint)().encode(0, spans, 0))
+    expected = trained.gistnet(trained.teacher.embed(torch.from_numpy(spans)))
+    assert np.allclose(gists, expected.detach().numpy(), atol=2e-2, rtol=1e-3)
+
+
+def test_quality_is_measured_with_the_positions_of_the_checkpoint(
+    checkpoint: Path, book: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """100 spans of 8 tokens; the first has nothing before it, and the last three no 32 tokens after them."""
+    positions = []
+
+    def spy(tree: GistTree, teacher: Teacher, options: QualityOptions, **rest: Any) -> int:
+        positions.append(options.positions)
+        return add_quality(tree, teacher, options, **rest)
+
+    monkeypatch.setattr(session, "add_quality", spy)
+    result = run("compress", checkpoint, book, "--tree", tmp_path / "tree", "--quality")
+    assert result.exit_code == 0, result.output
+    assert "Measured 95 gists." in result.stdout
+    assert positions == ["end"]
+    with GistTree.open(tmp_path / "tree") as tree:
+        kl = tree.quality("library/book.txt", 0, 0, 100).kl
+    assert np.flatnonzero(np.isnan(kl)).tolist() == [0, 96, 97, 98, 99]
+    assert np.nanmin(kl) > 0
+
+
+def test_workers_are_those_of_ray(
+    checkpoint: Path, book: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, object] = {}
+
+    def compress(
+        files: TextFiles, tree: GistTree, ready: ReadyGists, make_encoder: LoadEncoder, progress: Any, **options: float
+    ) -> Progress:
+        asked.update(options, paths=files.paths, encoder=make_encoder().fingerprint)
+        return compress_files(files, tree, ready, progress=progress)
+
+    monkeypatch.setattr(ray_compress, "compress_files_with_ray", compress)
+    options = ("--workers", 3, "--gpus-per-worker", 0.5)
+    assert run("compress", checkpoint, book, "--tree", tmp_path / "tree", *options).exit_code == 0
+    fingerprint = LoadEncoder(checkpoint)().fingerprint
+    assert asked == {"workers": 3, "gpus_per_worker": 0.5, "paths": (str(book),), "encoder": fingerprint}
+
+
+def test_info_counts_documents_tokens_and_gists(compressed: Path) -> None:
+    lines = [line.replace("│", " ").split() for line in run("tree", "info", compressed).stdout.splitlines()]
+    assert next(line[:2] for line in lines if line[:1] == ["tokens"]) == ["tokens", "912"]
+    assert next(line[4] for line in lines if line[:1] == ["gists"]) == "113", "100 and 13"
+    assert ["documents", "2"] in lines
+
+
+def test_verify_reads_everything_and_makes_the_gists_again(compressed: Path, checkpoint: Path) -> None:
+    result = run("tree", "verify", compressed, "--checkpoint", checkpoint)
+    assert result.exit_code == 0, result.output
+    assert "Read 2 documents, 912 tokens, 113 gists of level 0." in result.stdout
+    assert "Made 113 gists again." in result.stdout
+    assert "Nothing is damaged." in result.stdout
+
+
+def test_verify_finds_a_flipped_bit_and_exits_with_1(tmp_path: Path) -> None:
+    encoder = StubEncoder()
+    with GistTree.create(tmp_path / "tree", encoder) as tree:
+        tree.append(np.arange(400))
+    (data,) = (tmp_path / "tree" / "tokens.lance" / "data").iterdir()
+    content = bytearray(data.read_bytes())
+    place = content.find(np.arange(100, 110, dtype="<u4").tobytes())
+    assert place >= 0
+    content[place] ^= 1
+    data.write_bytes(content)
+    result = run("tree", "verify", tmp_path / "tree")
+    assert result.exit_code == 1
+    assert "The table tokens is damaged at token 0 of 'main'" in result.stderr
+    assert "Nothing is damaged" not in result.stdout
+
+
+def test_search_finds_the_place_that_says_the_same(compressed: Path, checkpoint: Path) -> None:
+    """The query is every third span of the second document, so theirs are the first gists, with cosine 1."""
+    result = run("tree", "search", compressed, "r seven\n", "--checkpoint", checkpoint, "-k", 2)
+    assert result.exit_code == 0, result.output
+    rows = [line.replace("│", " ").split() for line in result.stdout.splitlines() if ".txt" in line]
+    name = f"{compressed.parent.name}/b.txt"
+    assert rows == [["1.000", name, "2", "16-24", "r", "seven"], ["1.000", name, "5", "40-48", "r", "seven"]]
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".safetensors"])
+def test_export_writes_what_the_tree_holds(compressed: Path, checkpoint: Path, tmp_path: Path, suffix: str) -> None:
+    name = f"{compressed.parent.name}/a.txt"
+    tokens, gists = tmp_path / f"tokens{suffix}", tmp_path / f"gists{suffix}"
+    range_ = ("--document", name, "--start", 5)
+    assert "tokens of shape [799]" in run("tree", "export", compressed, tokens, *range_).stdout
+    assert (
+        "gists of shape [2, 32]" in run("tree", "export", compressed, gists, *range_, "--stop", 7, "--level", 0).stdout
+    )
+    with GistTree.open(compressed) as tree:
+        expected = tree.gists(0, 5, 7, name)
+        version = tree.info().gist_version
+    if suffix == ".npy":
+        assert np.array_equal(np.load(tokens), tokens_of(open_trained(checkpoint).teacher)[5:])
+        assert np.array_equal(np.load(gists), expected)
+        return
+    with safe_open(gists, "numpy") as file:
+        assert np.array_equal(file.get_tensor("gists"), expected)
+        metadata = file.metadata()
+    assert metadata.items() >= {"document": name, "level": "0", "start": "5", "stop": "7"}.items()
+    assert metadata["gist_version"] == version
+
+
+def test_what_needs_no_model_loads_no_torch(compressed: Path, tmp_path: Path) -> None:
+    arguments = [
+        ["info"],
+        ["verify"],
+        ["export", str(tmp_path / "x.npy"), "--document", f"{compressed.parent.name}/a.txt"],
+    ]
+    program = f"""
+import sys
+from gistnet.tree import commands
+for command, *rest in {arguments}:
+    commands.tree_app([command, {str(compressed)!r}, *rest], standalone_mode=False)
+print([name for name in ("torch", "transformers") if name in sys.modules])
+"""
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines()[-1] == "[]"
+
+
+def test_bad_input_is_one_sentence(checkpoint: Path, compressed: Path, book: Path, tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
+    (tmp_path / "empty.txt").touch()
+    (tmp_path / "file").write_text("not a folder")
+    cases: list[tuple[type[GistNetError], str, tuple[object, ...]]] = [
+        (DataError, "latin.txt is not UTF-8", ("compress", checkpoint, tmp_path / "latin.txt", "--tree", tree)),
+        (DataError, "empty.txt is empty", ("compress", checkpoint, tmp_path / "empty.txt", "--tree", tree)),
+        (DataError, "no file matches", ("compress", checkpoint, tmp_path / "none.txt", "--tree", tree)),
+        (StorageError, "Could not", ("compress", checkpoint, book, "--tree", "/proc/none/tree")),
+        (DataError, "is not a tree", ("tree", "info", tmp_path)),
+        (DataError, "level 3, expected", ("tree", "search", compressed, "x", "--checkpoint", checkpoint, "--level", 3)),
+        (ConfigError, "2 documents, expected --document", ("tree", "export", compressed, tmp_path / "x.npy")),
+        (ConfigError, "x.txt, expected a name that ends in .npy", export(compressed, tmp_path / "x.txt")),
+        (DataError, "level 4, expected", export(compressed, tmp_path / "x.npy", "--level", 4)),
+        (DataError, "range 0 to 9999", export(compressed, tmp_path / "x.npy", "--stop", 9999)),
+        (StorageError, "Could not write", export(compressed, tmp_path / "file" / "x.npy")),
+    ]
+    for kind, words, arguments in cases:
+        error = refused(*arguments)
+        assert isinstance(error, kind), arguments
+        assert words in str(error)
+        assert "\n" not in str(error)
+    assert not (tmp_path / "x.npy").exists()
+
+
+def export(tree: Path, out: Path, *options: object) -> tuple[object, ...]:
+    return ("tree", "export", tree, out, "--document", f"{tree.parent.name}/a.txt", *options)

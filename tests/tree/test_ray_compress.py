@@ -1,0 +1,199 @@
+"""Compression under Ray Data: the tree of a single process to the bit, also when workers are killed on the way."""
+
+import builtins
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from numpy.typing import NDArray
+
+from benchmarks.stub_encoder import StubEncoder
+from gistnet.errors import ConfigError, DataError
+from gistnet.tree.compress import Progress, compress_files
+from gistnet.tree.ray_compress import (
+    _aligned,
+    _pack,
+    _Reader,
+    _unpack,
+    _Worker,
+    compress_files_with_ray,
+    gists_of_portion,
+)
+from gistnet.tree.ready_gists import ReadyGists
+from gistnet.tree.texts import Portion, TextFiles, match_texts
+from gistnet.tree.tree import GistTree
+from tests.tree.test_compress import ENCODER, contents
+
+PORTION = 64
+
+
+class GatedEncoder(StubEncoder):
+    """Refuses to work in the process that made it. From the gist `gate_at` on it waits for the file `open` in `folder`,
+    where it leaves its process id."""
+
+    def __init__(self, folder: Path, gate_at: int) -> None:
+        super().__init__(levels=ENCODER.levels)
+        self.home, self.folder, self.gate_at = os.getpid(), folder, gate_at
+
+    def encode(self, level: int, spans: NDArray[np.generic], first: int) -> NDArray[np.float16]:
+        assert os.getpid() != self.home, "gists of a portion are made by workers"
+        if level == 0 and first >= self.gate_at:
+            (self.folder / str(os.getpid())).touch()
+            wait_for(lambda: (self.folder / "open").exists())
+        return super().encode(level, spans, first)
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> TextFiles:
+    """Five documents of very different lengths, one of them most of all."""
+    folder = tmp_path_factory.mktemp("books")
+    draw = random.Random(0)
+    for name, words in [("a", 40), ("b", 400), ("c", 1), ("d", 100), ("e", 29)]:
+        (folder / f"{name}.txt").write_text(" ".join(draw.choices(["stone", "river", "é"], k=words)), encoding="utf-8")
+    return TextFiles(paths=(str(folder / "*.txt"),))
+
+
+@pytest.fixture(scope="module")
+def single(files: TextFiles, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[bytes]]:
+    """What a single process makes of them."""
+    with GistTree.create(str(tmp_path_factory.mktemp("single") / "tree"), ENCODER) as tree:
+        compress_files(files, tree, ENCODER)
+        return contents(tree)
+
+
+def compress(
+    files: TextFiles, uri: Path, encoder: StubEncoder, progress: Callable[[Progress], None] = lambda progress: None
+) -> tuple[Progress, dict[str, list[bytes]]]:
+    ready = ReadyGists(encoder)
+    with GistTree.open(str(uri), ready, writable=True) as tree:
+        done = compress_files_with_ray(
+            files, tree, ready, lambda: encoder, workers=2, portion_tokens=PORTION, progress=progress
+        )
+        return done, contents(tree)
+
+
+def test_a_killed_worker_and_an_earlier_run_change_nothing(
+    files: TextFiles, single: dict[str, list[bytes]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An earlier run ended within a span of a portion. A worker dies while both are at work; its work is repeated."""
+    pytest.importorskip("ray", reason="the extra `ray` is not installed")
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    name = next(name for name in single if name.endswith("b.txt"))
+    text = Path(files.paths[0]).parent.joinpath("b.txt").read_text(encoding="utf-8")
+    with GistTree.create(str(tmp_path / "tree"), ENCODER) as tree:
+        tree.append(ENCODER.tokenize(text)[:333], name)
+    folder = tmp_path / "waiting"
+    folder.mkdir()
+    encoder = GatedEncoder(folder, gate_at=6 * PORTION // ENCODER.span_tokens)  # from the seventh portion of b on
+    killed: list[int] = []
+
+    def kill_a_worker(progress: Progress) -> None:
+        if not killed and progress.appended_tokens:
+            wait_for(lambda: len(list(folder.iterdir())) == 2)
+            killed.append(min(int(path.name) for path in folder.iterdir()))
+            os.kill(killed[0], signal.SIGKILL)
+            wait_for(lambda: not psutil.pid_exists(killed[0]))
+            (folder / "open").touch()
+
+    done, compressed = compress(files, tmp_path / "tree", encoder, kill_a_worker)
+    assert compressed == single
+    assert (done.documents, done.found_tokens) == (5, 333)
+    assert len(list(folder.iterdir())) == 4, "two workers, the one in place of the dead, and the gate"
+
+
+def test_a_worker_makes_gists_only_where_the_tree_lacks_tokens() -> None:
+    portion = Portion("a", 128, np.arange(64), 64, is_last=False)
+    for known, counts in [({}, [16, 4, 1]), ({"a": 191}, [16, 4, 1]), ({"a": 192}, []), ({"b": 999}, [16, 4, 1])]:
+        (packed,) = _Worker(lambda: ENCODER, known)({"packed": [_pack(portion)]})["packed"]
+        returned = _unpack(packed)
+        assert np.array_equal(returned.tokens, portion.tokens)
+        assert [len(made) for made in returned.gists] == counts
+
+
+class Refusing(StubEncoder):
+    """Refuses all tokens."""
+
+    def encode(self, level: int, spans: NDArray[np.generic], first: int) -> NDArray[np.float16]:
+        raise DataError("Got tokens, expected none.")
+
+
+def cannot_load() -> StubEncoder:
+    raise DataError("Got no checkpoint, expected one.")
+
+
+def test_what_an_actor_refuses_reaches_us_in_its_words(tmp_path: Path) -> None:
+    portion = Portion("a", 0, np.arange(64), 64, is_last=False)
+    with pytest.raises(DataError, match=r"^Got tokens, expected none\.$"):
+        _unpack(_Worker(Refusing, {})({"packed": [_pack(portion)]})["packed"][0])
+    (tmp_path / "x.txt").write_text("x")
+    files = TextFiles(paths=(str(tmp_path / "x.txt"),))
+    (file,) = match_texts(files)
+    (batch,) = _Reader(cannot_load, files, 64)({"packed": [_pack(file)]})
+    with pytest.raises(DataError, match=r"^Got no checkpoint, expected one\.$"):
+        _unpack(batch["packed"][0])
+
+
+def test_without_ray_the_package_to_install_is_named(
+    files: TextFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    importing = builtins.__import__
+
+    def without_ray(name: str, *arguments: Any) -> Any:
+        if name.partition(".")[0] == "ray":
+            raise ImportError(name)
+        return importing(name, *arguments)
+
+    GistTree.create(str(tmp_path / "tree"), ENCODER).close()
+    monkeypatch.setattr(builtins, "__import__", without_ray)
+    with pytest.raises(ConfigError, match=r"pip install 'gistnet\[ray\]'"):
+        compress(files, tmp_path / "tree", ENCODER)
+
+
+@pytest.mark.parametrize(
+    ("portion", "span", "expected"),
+    [(16384, 32, 16384), (20000, 32, 19456), (1000, 32, 992), (1, 32, 32), (64, 4, 64), (70, 4, 64), (63, 4, 48)],
+)
+def test_portions_hold_whole_gists_of_as_many_levels_as_fit(portion: int, span: int, expected: int) -> None:
+    """By hand: 19456 = 19 · 32², 992 = 31 · 32, 48 = 3 · 4²."""
+    assert _aligned(portion, span) == expected
+
+
+def test_gists_of_portions_are_those_of_the_document_as_far_as_they_fit() -> None:
+    tokens = np.random.default_rng(0).integers(0, 256, 150)
+    below = tokens
+    for level in range(3):
+        count = len(below) // 4
+        below = ENCODER.encode(level, below[: count * 4].reshape(count, 4, *below.shape[1:]), 0)
+        parts = [gists_of_portion(ENCODER, tokens[start : start + 48], start) for start in (0, 48, 96, 144)]
+        made = [part[level] for part in parts if len(part) > level]
+        if level < 2:
+            assert np.array_equal(np.concatenate(made), below)
+        else:
+            assert made == [], "48 tokens are less than the 64 of a gist of level 2"
+
+
+def test_ready_gists_serve_what_they_hold_and_else_the_encoder() -> None:
+    ready = ReadyGists(ENCODER)
+    spans = np.arange(40).reshape(10, 4)
+    made = np.full((10, 8), 7, dtype=np.float16)
+    own = ENCODER.encode(0, spans, 20)
+    with ready.supplied(80, [made]):
+        assert np.array_equal(ready.encode(0, spans[2:5], 22), made[2:5])
+        for first in (19, 21):  # one gist that was not supplied
+            assert np.array_equal(ready.encode(0, spans, first), ENCODER.encode(0, spans, first))
+        assert np.array_equal(ready.encode(1, own[:4][None], 5), ENCODER.encode(1, own[:4][None], 5))
+    assert np.array_equal(ready.encode(0, spans, 20), own), "nothing is kept"

@@ -1,0 +1,128 @@
+"""Documents of files in pieces: the same text and tokens as a reader that holds everything, in bounded memory."""
+
+import gzip
+import json
+import tracemalloc
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zstandard
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from gistnet.data.inputs import READ_BYTES
+from gistnet.data.sources import Document
+from gistnet.data.tokenise import PIECE_CHARACTERS, pieces_of, pieces_of_blocks, tokenise
+from gistnet.errors import DataError
+from gistnet.tree.texts import Survey, Text, TextFiles, read_portions, read_texts, survey
+from tests.data.byte_tokenizer import ByteTokenizer
+
+
+def tokenize(text: str) -> NDArray[np.int64]:
+    return np.frombuffer(text.encode(), dtype=np.uint8).astype(np.int64)
+
+
+def files(*paths: Path, **fields: str) -> TextFiles:
+    return TextFiles(paths=tuple(map(str, paths)), **fields)
+
+
+def whole(texts: TextFiles) -> dict[str, str]:
+    return {name: "".join(blocks) for name, blocks in read_texts(texts)}
+
+
+def test_files_and_lines_are_documents_with_their_names(tmp_path: Path) -> None:
+    lines = [{"id": "first", "text": "one"}, {"text": "zwei"}]
+    content = "\n".join(map(json.dumps, lines)).encode()
+    (tmp_path / "a.jsonl").write_bytes(content)
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(content.replace(b"first", b"second")))
+    (tmp_path / "c.jsonl.zst").write_bytes(zstandard.compress(content.replace(b'"text"', b'"body"')))
+    (tmp_path / "d.md").write_bytes("\ufeffvier\r\n".encode())
+    here = tmp_path.name
+    assert whole(files(tmp_path / "d.md", tmp_path / "a.jsonl", tmp_path / "b.jsonl.gz")) == {
+        f"{here}/d.md": "vier\r\n",
+        "first": "one",
+        f"{here}/a.jsonl:2": "zwei",
+        "second": "one",
+        f"{here}/b.jsonl.gz:2": "zwei",
+    }
+    assert list(whole(files(tmp_path / "c.jsonl.zst", text_field="body", id_field="body"))) == ["one", "zwei"]
+
+
+@pytest.mark.parametrize("cut", range(1, 5))
+def test_a_character_that_lies_across_two_blocks_is_read(tmp_path: Path, cut: int) -> None:
+    text = "x" * (READ_BYTES - cut) + "🜂 and é" * 40_000
+    (tmp_path / "x.txt").write_text(text, encoding="utf-8")
+    (blocks,) = [list(blocks) for _, blocks in read_texts(files(tmp_path / "x.txt"))]
+    assert "".join(blocks) == text
+    assert max(map(len, blocks)) <= READ_BYTES
+
+
+@pytest.mark.parametrize(
+    ("content", "place"),
+    [
+        (b"x" * (READ_BYTES + 7) + b"\xff", READ_BYTES + 7),
+        (b"x" * (READ_BYTES - 1) + b"\xf0\x9f(", READ_BYTES - 1),  # begins in one block, wrong in the next
+        (b"x" * 9 + b"\xf0\x9f", 9),  # cut off at the end of the file
+    ],
+)
+def test_what_is_not_utf8_is_named_with_its_place(tmp_path: Path, content: bytes, place: int) -> None:
+    (tmp_path / "x.txt").write_bytes(content)
+    with pytest.raises(DataError, match=rf"x\.txt is not UTF-8: .* at byte {place}\.$"):
+        survey(files(tmp_path / "x.txt"))
+
+
+def test_a_survey_counts_and_refuses_before_anything_is_done(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("é" * 10, encoding="utf-8")
+    (tmp_path / "b.jsonl").write_text('{"id": "x", "text": "12345"}\n{"id": "y", "text": ""}\n')
+    both = (tmp_path / "a.txt", tmp_path / "b.jsonl")
+    assert survey(files(*both)) == Survey(documents=3, characters=15)
+    (tmp_path / "c.jsonl").write_text('{"id": "x", "text": "again"}\n')
+    (tmp_path / "d.jsonl").write_text('{"id": "x", "text": ""}\n')
+    (tmp_path / "e.txt").write_bytes(b"")
+    for name, message in [
+        ("c.jsonl", "two documents called 'x'"),
+        ("e.txt", "e.txt is empty"),
+        ("nothing.txt", "no file matches"),
+    ]:
+        with pytest.raises(DataError, match=message):
+            survey(files(*both, tmp_path / name))
+    with pytest.raises(DataError, match="1 documents without any text"):
+        survey(files(tmp_path / "d.jsonl"))
+
+
+@given(st.lists(st.text(alphabet="ab \n", max_size=60), max_size=8), st.integers(2, 40))
+def test_pieces_do_not_depend_on_the_blocks(blocks: list[str], limit: int) -> None:
+    assert list(pieces_of_blocks(blocks, limit)) == list(pieces_of("".join(blocks), limit))
+
+
+def test_portions_hold_the_tokens_of_a_prepared_corpus() -> None:
+    texts = {"short": "one two", "none": "", "long": "word and word\n" * 40_000, "exact": "x" * 300}
+    portions = list(read_portions([Text(name, iter([text])) for name, text in texts.items()], tokenize, 100))
+    expected = tokenise([Document(name, "s", "code", text) for name, text in texts.items()], ByteTokenizer())
+    for (name, group), (document, tokens) in zip(groupby(portions, lambda p: p.document), expected, strict=True):
+        parts = list(group)
+        assert name == document.id
+        assert np.array_equal(np.concatenate([part.tokens for part in parts]), tokens)
+        assert [part.start for part in parts] == list(range(0, max(1, len(tokens)), 100))
+        assert [part.is_last for part in parts] == [False] * (len(parts) - 1) + [True]
+        assert sum(part.characters for part in parts) == len(texts[name])
+        assert all(abs(part.characters - len(part.tokens)) <= 1 for part in parts), "one character is one token here"
+
+
+def test_memory_does_not_grow_with_the_text(tmp_path: Path) -> None:
+    def peak(path: Path) -> int:
+        tracemalloc.start()
+        total = sum(len(p.tokens) for p in read_portions(read_texts(files(path)), tokenize))
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert total == path.stat().st_size
+        return most
+
+    sizes = {"small.txt": 3 * PIECE_CHARACTERS, "large.txt": 60 * PIECE_CHARACTERS}
+    for name, size in sizes.items():
+        (tmp_path / name).write_text("a line of text\n" * (size // 15))
+    small, large = (peak(tmp_path / name) for name in sizes)
+    assert large < 1.2 * small
