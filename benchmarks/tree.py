@@ -144,7 +144,7 @@ def load_encoder(checkpoint: Path | None) -> GistEncoder:
         return LoadEncoder(checkpoint)()
     teacher = Teacher.from_pretrained(TeacherConfig())
     config = GistNetConfig(architecture="bottleneck")
-    return GistEncoder(teacher, [GistNet.build(config, teacher, level=level) for level in (0, 1)])
+    return GistEncoder(teacher, GistNet.build(config, teacher, below=GistNet.build(config, teacher)))
 
 
 def warm_up(encoder: Encoder) -> None:

@@ -4,6 +4,9 @@ gistnet prepare   tokenise a configuration's documents into windows
 gistnet train     train a GistNet (`accelerate launch -m gistnet.cli train …` for several processes)
 gistnet evaluate  measure a trained GistNet on held-out documents, beside its baselines
 gistnet report    show a run, or several side by side, on a page that opens offline
+gistnet compress  compress documents into a tree of gists on disk
+gistnet generate  let the frozen model answer from a document in a tree
+gistnet tree      look into a tree: info, verify, search, export
 
 Bad input ends in one sentence on the standard error and exit status 1; an interrupted training run in status 130.
 """
@@ -13,16 +16,15 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
 
+from gistnet import terminal
 from gistnet.errors import ConfigError, GistNetError
+from gistnet.tree import commands
 from gistnet.version import __version__
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help="Compress contexts into gists."
 )
-_out = Console(highlight=False, soft_wrap=True, markup=False)
-_err = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
 
 ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="A run's configuration, YAML.")]
 Settings = Annotated[list[str] | None, typer.Argument(help="Changes to it, as key.sub=value.", show_default=False)]
@@ -40,7 +42,7 @@ def main() -> None:
 @app.callback(invoke_without_command=True)
 def _common(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
     if version:
-        _out.print(__version__)
+        terminal.out.print(__version__)
         raise typer.Exit
 
 
@@ -51,10 +53,10 @@ def prepare(config: ConfigOption, settings: Settings = None) -> None:
     from gistnet.evaluation.tables import dataset_table
     from gistnet.session import prepare_data
 
-    _quieten()
+    terminal.quieten()
     dataset = prepare_data(load_config(config, settings or ()), _say)
-    _out.print(dataset_table(dataset.statistics))
-    _out.print(f"{len(dataset)} windows in {dataset.folder}")
+    terminal.out.print(dataset_table(dataset.statistics))
+    terminal.out.print(f"{len(dataset)} windows in {dataset.folder}")
 
 
 @app.command()
@@ -70,11 +72,11 @@ def train(
     from gistnet import session
     from gistnet.config import load_config
 
-    _quieten()
+    terminal.quieten()
     run_config = load_config(config, settings or ())
     if dry_run:
         for line in session.dry_run(run_config, _say):
-            _out.print(line)
+            terminal.out.print(line)
         return
     if resume and restart:
         raise ConfigError("Got both --resume and --restart, expected one of them.")
@@ -103,7 +105,7 @@ def evaluate(
     from gistnet.run_folder import FIGURES_FILE, SPAN_MAP_FILE
     from gistnet.session import open_trained, prepare_data
 
-    _quieten()
+    terminal.quieten()
     probes = ["evaluation.reconstruction={}"] if reconstruction else []
     probes += [f"evaluation.bound={{spans: {bound}}}"] if bound else []
     trained = open_trained(path, (*probes, *(settings or ())))
@@ -112,8 +114,8 @@ def evaluate(
     target = out or trained.run_folder / FIGURES_FILE
     evaluation.write(target)
     for table in results_tables(evaluation.records):
-        _out.print(table)
-    _out.print(
+        terminal.out.print(table)
+    terminal.out.print(
         f"Evaluated {trained.folder}; every figure is in {target}, the spans in {target.with_name(SPAN_MAP_FILE)}."
     )
 
@@ -130,23 +132,20 @@ def report(
     from gistnet.evaluation.report import COMPARISON_FILE, write_comparison, write_report
 
     if compare:
-        _out.print(f"The comparison is in {write_comparison(runs, out or Path(COMPARISON_FILE))}.")
+        terminal.out.print(f"The comparison is in {write_comparison(runs, out or Path(COMPARISON_FILE))}.")
     elif len(runs) == 1:
-        _out.print(f"The report is in {write_report(runs[0], out)}.")
+        terminal.out.print(f"The report is in {write_report(runs[0], out)}.")
     else:
         raise ConfigError(f"Got {len(runs)} runs, expected one, or --compare to put them side by side.")
 
 
+app.command()(commands.compress)
+app.command()(commands.generate)
+app.add_typer(commands.tree_app, name="tree")
+
+
 def _say(message: str) -> None:
-    _err.print(message)
-
-
-def _quieten() -> None:
-    """No progress bars and warnings of libraries between our own lines."""
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    terminal.err.print(message)
 
 
 if __name__ == "__main__":

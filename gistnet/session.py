@@ -11,12 +11,14 @@ import torch
 from gistnet.config import RunConfig, load_config, save_config
 from gistnet.data.dataset import PreparedDataset
 from gistnet.data.prepare import prepare
-from gistnet.errors import CheckpointError, ConfigError
+from gistnet.errors import CheckpointError, ConfigError, TeacherError
 from gistnet.evaluation.report import write_report
 from gistnet.files import storage_errors
 from gistnet.memory import keep_freed_memory
+from gistnet.model.fingerprint import TeacherFingerprint
 from gistnet.model.gistnet import GistNet
-from gistnet.model.teacher import Teacher, load_tokenizer
+from gistnet.model.saved_gistnet import WEIGHTS_FILE, read_saved
+from gistnet.model.teacher import Teacher, TeacherConfig, load_tokenizer
 from gistnet.objective.reference import require_exact
 from gistnet.run_folder import CHECKPOINTS_FOLDER, CONFIG_FILE, LEFT_BY_A_RUN
 from gistnet.training.checkpoint import best_checkpoint, latest_checkpoint
@@ -93,7 +95,7 @@ def open_run(config: RunConfig, progress: Callable[[str], None] = lambda message
     Raises:
         GistNetError: of any kind; nothing has been trained yet.
     """
-    processes = _processes(config)
+    processes = _processes(config.device)
     teacher = load_teacher(config, processes.device)
     if processes.is_main:
         dataset = prepare_data(config, progress)
@@ -204,9 +206,38 @@ def open_trained(path: Path, settings: tuple[str, ...] = ()) -> TrainedGistNet:
     checkpoint = path if is_checkpoint else best_checkpoint(run_folder) or latest_checkpoint(run_folder)
     if checkpoint is None:
         raise CheckpointError(f"The run {run_folder} has no checkpoint yet.")
-    teacher = load_teacher(config, _processes(config).device)
+    teacher = load_teacher(config, _processes(config.device).device)
     folder = checkpoint / "gistnet"
     return TrainedGistNet(config, run_folder, teacher, GistNet.from_pretrained(folder, teacher), folder)
+
+
+def open_gistnet(path: Path) -> tuple[Teacher, GistNet]:
+    """A GistNet and its teacher, from a run folder, one of its checkpoints, or a folder that holds a saved GistNet.
+
+    Raises:
+        CheckpointError: there is none at `path`, it is damaged, or it belongs to another teacher than the one named.
+        TeacherError: the teacher cannot be loaded.
+    """
+    if not (path / WEIGHTS_FILE).is_file():
+        trained = open_trained(path)
+        return trained.teacher, trained.gistnet
+    saved, _ = read_saved(path)
+    teacher = open_teacher(saved.teacher)
+    return teacher, GistNet.from_pretrained(path, teacher)
+
+
+def open_teacher(fingerprint: TeacherFingerprint) -> Teacher:
+    """The teacher that a saved GistNet or a tree names, on the GPU where there is one.
+
+    Raises:
+        TeacherError: it cannot be loaded, or is another one by now.
+    """
+    named = TeacherConfig(name=fingerprint.name, revision=fingerprint.revision)
+    teacher = Teacher.from_pretrained(named, _processes("auto").device)
+    if not teacher.fingerprint.same_model(fingerprint):
+        raise TeacherError(f"Got the teacher {teacher.fingerprint.describe()}, expected {fingerprint.describe()}.")
+    require_exact(teacher)
+    return teacher
 
 
 def _require_short_enough(config: RunConfig, teacher: Teacher) -> None:
@@ -232,12 +263,12 @@ def _remove_run(run_folder: Path) -> None:
                 path.unlink(missing_ok=True)
 
 
-def _processes(config: RunConfig) -> Processes:
+def _processes(device: str) -> Processes:
     keep_freed_memory()
     try:
-        processes = Processes(config.device)
+        processes = Processes(device)
         torch.empty(1, device=processes.device)
     except (RuntimeError, AssertionError) as error:  # the latter where PyTorch was built without CUDA
         reason = str(error).splitlines()[0].rstrip(".")
-        raise ConfigError(f"device is '{config.device}', which PyTorch cannot use here ({reason}).") from error
+        raise ConfigError(f"device is '{device}', which PyTorch cannot use here ({reason}).") from error
     return processes

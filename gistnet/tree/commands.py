@@ -1,4 +1,4 @@
-"""The commands about trees: `gistnet compress` and `gistnet tree info|verify|search|export`.
+"""The commands about trees: `gistnet compress`, `gistnet generate` and `gistnet tree info|verify|search|export`.
 
 Each reads its arguments, calls the library, and prints. What needs no model does not load PyTorch: `info`, `export`,
 and `verify` without a checkpoint.
@@ -8,14 +8,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from gistnet.errors import ConfigError
+from gistnet import terminal
+from gistnet.positions import Positions
 
 tree_app = typer.Typer(no_args_is_help=True, help="Look into a tree of gists.")
-_out = Console(highlight=False, soft_wrap=True, markup=False)
-_err = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
 
 CHECKPOINT = "A run folder, one of its checkpoints, or a saved GistNet."
 TreeArgument = Annotated[str, typer.Argument(help="A folder, or a URI such as s3://bucket/tree.", metavar="TREE")]
@@ -38,24 +36,55 @@ def compress(
     from gistnet.tree.session import compress_into, measure_tree
     from gistnet.tree.texts import TextFiles
 
-    _quieten()
+    terminal.quieten()
     texts = TextFiles(paths=tuple(files), text_field=text_field, id_field=id_field)
     with CompressionDisplay() as display:
         done = compress_into(
             tree, checkpoint, texts, workers=workers, gpus_per_worker=gpus_per_worker, progress=display.update
         )
-    _out.print(
+    terminal.out.print(
         f"{done.total.documents} documents are in {tree}: {done.appended_tokens:,} tokens appended, "
         f"{done.found_tokens:,} found there."
     )
     if quality:
-        with _err.status("measuring") as status:
+        with terminal.err.status("measuring") as status:
             measured = measure_tree(
                 tree,
                 checkpoint,
                 progress=lambda name, level, part: status.update(f"measuring {name}, level {level}, gist {part.first}"),
             )
-        _out.print(f"Measured {measured:,} gists.")
+        terminal.out.print(f"Measured {measured:,} gists.")
+
+
+def generate(
+    prompt: Annotated[str, typer.Argument(help="A question about the document, or a text to continue it with.")],
+    tree: Annotated[str, typer.Option(help="A folder, or a URI such as s3://bucket/tree.")],
+    document: Annotated[str | None, typer.Option(help="Its name; needed where there are several.")] = None,
+    budget: Annotated[int, typer.Option(min=1, help="The most vectors the model reads, prompt included.")] = 1024,
+    positions: Annotated[
+        Positions | None, typer.Option(help="Where gists stand; as they were trained, where the document fits.")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="The most tokens to write.")] = 256,
+    chat: Annotated[bool, typer.Option(help="Use the model's chat template, where it has one.")] = True,
+) -> None:
+    """Let the frozen model answer from a document in a tree, most of which it reads as gists."""
+    from gistnet.tree.session import answer
+
+    terminal.quieten()
+    told = answer(
+        tree,
+        prompt,
+        document=document,
+        budget=budget,
+        positions=positions,
+        chat=None if chat else False,
+        max_new_tokens=max_new_tokens,
+    )
+    terminal.err.print(
+        f"Read {told.context.plan.tokens_covered:,} tokens as {len(told.context):,} vectors, prompt included, "
+        f"positions {told.context.positions}."
+    )
+    terminal.out.print(told.text)
 
 
 @tree_app.command()
@@ -69,13 +98,13 @@ def info(tree: TreeArgument) -> None:
     table.add_row("tokens", f"{told.tokens:,}", f"{told.token_bytes:,}")
     for level, row in enumerate(told.levels):
         table.add_row(f"gists of level {level}", f"{row.gists:,}", f"{row.bytes:,}")
-    _out.print(table)
-    _out.print(f"documents     {told.documents:,}")
-    _out.print(f"teacher       {told.teacher.describe()}")
-    _out.print(f"gist version  {told.gist_version}, {told.span_tokens} to one, {told.dim} dimensions")
+    terminal.out.print(table)
+    terminal.out.print(f"documents     {told.documents:,}")
+    terminal.out.print(f"teacher       {told.teacher.describe()}")
+    terminal.out.print(f"gist version  {told.gist_version}, {told.span_tokens} to one, {told.dim} dimensions")
     if told.pending_version is not None:
-        _out.print(f"incomplete    gists of {told.pending_version}")
-    _out.print(f"generation    {told.version}")
+        terminal.out.print(f"incomplete    gists of {told.pending_version}")
+    terminal.out.print(f"generation    {told.version}")
 
 
 @tree_app.command()
@@ -92,21 +121,21 @@ def verify(
     if checkpoint is not None:
         from gistnet.tree.session import LoadEncoder
 
-        _quieten()
+        terminal.quieten()
         encoder = LoadEncoder(checkpoint)()
     with GistTree.open(tree, encoder) as opened:
         report = opened.verify()
     gists = ", ".join(f"{count:,} gists of level {level}" for level, count in enumerate(report.gists))
-    _out.print(f"Read {report.documents:,} documents, {report.tokens:,} tokens, {gists}.")
+    terminal.out.print(f"Read {report.documents:,} documents, {report.tokens:,} tokens, {gists}.")
     if report.recomputed is not None:
-        _out.print(f"Made {report.recomputed:,} gists again.")
+        terminal.out.print(f"Made {report.recomputed:,} gists again.")
     if report.missing:
-        _out.print(f"{report.missing:,} gists are still to be made; opening the tree to write makes them.")
+        terminal.out.print(f"{report.missing:,} gists are still to be made; opening the tree to write makes them.")
     for problem in report.problems:
-        _err.print(problem)
+        terminal.err.print(problem)
     if not report.ok:
         raise typer.Exit(1)
-    _out.print("Nothing is damaged.")
+    terminal.out.print("Nothing is damaged.")
 
 
 @tree_app.command()
@@ -121,12 +150,12 @@ def search(
     """Find the gists that are nearest to a text, with the beginning of what they stand for."""
     from gistnet.tree.session import search_text
 
-    _quieten()
+    terminal.quieten()
     table = Table("cosine", "document", "gist", "tokens", "text")
     for hit, text in search_text(tree, checkpoint, query, level=level, k=k, document=document):
         excerpt = " ".join(text.split())[:60]
         table.add_row(f"{hit.score:.3f}", hit.document, str(hit.index), f"{hit.start}-{hit.stop}", excerpt)
-    _out.print(table)
+    terminal.out.print(table)
 
 
 @tree_app.command()
@@ -140,19 +169,8 @@ def export(
 ) -> None:
     """Write tokens, or gists of a level, to a file for other programs."""
     from gistnet.tree.arrays import export_array
-    from gistnet.tree.tree import GistTree
+    from gistnet.tree.tree import GistTree, only_document
 
     with GistTree.open(tree) as opened:
-        names = opened.documents()
-        if document is None and len(names) != 1:
-            raise ConfigError(f"The tree {tree} has {len(names)} documents, expected --document to name one.")
-        shape = export_array(opened, out, document=document or names[0], level=level, start=start, stop=stop)
-    _out.print(f"Wrote {'tokens' if level is None else 'gists'} of shape {list(shape)} to {out}.")
-
-
-def _quieten() -> None:
-    """No progress bars and warnings of libraries between our own lines."""
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+        shape = export_array(opened, out, document=only_document(opened, document), level=level, start=start, stop=stop)
+    terminal.out.print(f"Wrote {'tokens' if level is None else 'gists'} of shape {list(shape)} to {out}.")

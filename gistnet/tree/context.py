@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gistnet.errors import ConfigError, DataError, TeacherError
 from gistnet.model.teacher import Teacher
-from gistnet.positions import POLICIES, Positions
+from gistnet.positions import Positions, policy_of
 from gistnet.tree.history import History, tokens_per_gist
 from gistnet.tree.plan import RAW_LEVEL, Piece, Plan, Raw
 
@@ -101,7 +101,7 @@ def assemble(
     if before is None:
         before = () if teacher.tokenizer is None else teacher.tokenizer.window_prefix
     fits = len(before) + plan.end + len(after) <= teacher.max_positions
-    policy = positions or (_policy(history.positions) if fits else "compact")
+    policy = positions or (policy_of(history.positions) if fits else "compact")
     if not len(before) + plan.vectors + len(after):
         raise DataError("Got a plan of nothing, expected a context of at least one vector.")
     spans, levels = _document_map(plan)
@@ -119,15 +119,6 @@ def assemble(
         levels=torch.cat([raw[0], levels, raw[1]]),
         positions=policy,
         plan=plan,
-    )
-
-
-def _policy(trained_for: str) -> Positions:
-    for policy in POLICIES:
-        if policy == trained_for:
-            return policy
-    raise ConfigError(
-        f"Got gists trained for the positions {trained_for!r}, expected positions={' or '.join(POLICIES)}."
     )
 
 

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from gistnet.errors import ConfigError, TeacherError
 from gistnet.model.teacher import ReadWindows, Teacher
-from gistnet.objective.branches import Positions, Stretches, gist_stand_ins, replaced_hidden
+from gistnet.objective.branches import Stretches, gist_stand_ins, replaced_hidden
 from gistnet.objective.losses import token_losses
+from gistnet.positions import Positions
 from gistnet.tree.history import History, count_gists, tokens_per_gist
 from gistnet.tree.tree import GistTree
 

@@ -70,6 +70,11 @@ class ReadyGists:
         """See `Encoder`."""
         return self._encoder.dim
 
+    @property
+    def positions(self) -> str:
+        """See `Encoder`."""
+        return self._encoder.positions
+
     def tokenize(self, text: str) -> NDArray[np.int64]:
         """See `Encoder`."""
         return self._encoder.tokenize(text)

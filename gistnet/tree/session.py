@@ -1,22 +1,20 @@
-"""From a checkpoint to what is done with a tree: compress files into it, measure its gists, search it for a text."""
+"""From a checkpoint to what is done with a tree: compress files into it, measure, search, and answer from it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast, get_args
 
-from gistnet.errors import CheckpointError, TeacherError
-from gistnet.model.gistnet import GistNet
-from gistnet.model.teacher import Teacher
-from gistnet.objective.branches import Positions
-from gistnet.session import open_trained
+from gistnet.errors import TeacherError
+from gistnet.positions import Positions, policy_of
+from gistnet.session import open_gistnet, open_teacher
 from gistnet.tree.compress import Progress, compress_files
+from gistnet.tree.generate import Generation, generate
 from gistnet.tree.gist_encoder import GistEncoder
 from gistnet.tree.node import Hit
 from gistnet.tree.quality import Measurement, QualityOptions, add_quality
 from gistnet.tree.ready_gists import ReadyGists
 from gistnet.tree.texts import TextFiles
-from gistnet.tree.tree import GistTree
+from gistnet.tree.tree import GistTree, only_document
 
 
 @dataclass(frozen=True)
@@ -31,17 +29,7 @@ class LoadEncoder:
         Raises:
             CheckpointError: there is no usable checkpoint, or it belongs to another teacher.
         """
-        return GistEncoder(*open_levels(self.checkpoint))
-
-
-def open_levels(checkpoint: Path) -> tuple[Teacher, list[GistNet]]:
-    """The teacher of a checkpoint and its GistNets, from level 0 on.
-
-    Raises:
-        CheckpointError: there is no usable checkpoint, or it belongs to another teacher.
-    """
-    trained = open_trained(checkpoint)
-    return trained.teacher, [trained.gistnet]
+        return GistEncoder(*open_gistnet(self.checkpoint))
 
 
 def open_or_create(uri: str, encoder: GistEncoder | ReadyGists) -> GistTree:
@@ -95,14 +83,10 @@ def measure_tree(
     Raises:
         GistNetError: as `add_quality` and `GistTree.open`.
     """
-    teacher, gistnets = open_levels(checkpoint)
-    positions = gistnets[0].positions
-    if positions not in get_args(Positions):
-        raise CheckpointError(
-            f"Got a GistNet for the positions {positions!r}, expected {', '.join(get_args(Positions))}."
-        )
-    with GistTree.open(uri, GistEncoder(teacher, gistnets), writable=True) as tree:
-        return add_quality(tree, teacher, QualityOptions(positions=cast(Positions, positions)), progress=progress)
+    teacher, gistnet = open_gistnet(checkpoint)
+    options = QualityOptions(positions=policy_of(gistnet.positions))
+    with GistTree.open(uri, GistEncoder(teacher, gistnet), writable=True) as tree:
+        return add_quality(tree, teacher, options, progress=progress)
 
 
 def search_text(
@@ -113,10 +97,43 @@ def search_text(
     Raises:
         GistNetError: as `GistTree.search` and `GistTree.open`.
     """
-    teacher, gistnets = open_levels(checkpoint)
-    with GistTree.open(uri, GistEncoder(teacher, gistnets)) as tree:
+    teacher, gistnet = open_gistnet(checkpoint)
+    with GistTree.open(uri, GistEncoder(teacher, gistnet)) as tree:
         hits = tree.search(query, level, k, document)
         if teacher.tokenizer is None:
             raise TeacherError(f"{teacher.name} has no tokenizer, expected one to show text.")
         decode = teacher.tokenizer.decode
         return [(hit, decode(tree.tokens(hit.start, hit.stop, hit.document).tolist())) for hit in hits]
+
+
+def answer(
+    uri: str,
+    prompt: str,
+    *,
+    document: str | None = None,
+    budget: int = 1024,
+    positions: Positions | None = None,
+    chat: bool | None = None,
+    max_new_tokens: int = 256,
+) -> Generation:
+    """What the teacher of a tree says about one of its documents.
+
+    Args:
+        document: its name; None where the tree has only one.
+        budget, positions, chat, max_new_tokens: see `generate`.
+
+    Raises:
+        GistNetError: as `GistTree.open`, `open_teacher` and `generate`; or it is not clear which document.
+    """
+    with GistTree.open(uri) as tree:
+        history = tree.document(only_document(tree, document))
+        teacher = open_teacher(history.teacher)
+        return generate(
+            history,
+            prompt,
+            teacher=teacher,
+            budget=budget,
+            positions=positions,
+            chat=chat,
+            max_new_tokens=max_new_tokens,
+        )

@@ -295,3 +295,15 @@ class GistTree(TreeReader):
     def _alone(self, what: str) -> None:
         if self._batch is not None:
             raise ConfigError(f"Got {what} inside a batch, expected it after the batch has ended.")
+
+
+def only_document(tree: TreeReader, name: str | None) -> str:
+    """The name, or that of the only document where none is given.
+
+    Raises:
+        ConfigError: there are several documents, or none, and no name.
+    """
+    names = tree.documents()
+    if name is None and len(names) != 1:
+        raise ConfigError(f"The tree has {len(names)} documents, expected --document to name one.")
+    return name or names[0]

@@ -1,5 +1,7 @@
 """The commands about trees, with a trained checkpoint: what they write, what they say, what they refuse."""
 
+import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,9 +21,12 @@ from benchmarks.stub_encoder import StubEncoder
 from gistnet.config import load_config
 from gistnet.errors import ConfigError, DataError, GistNetError, StorageError
 from gistnet.model.teacher import Teacher
-from gistnet.session import open_trained, train
+from gistnet.session import open_gistnet, open_trained, train
 from gistnet.tree import commands, ray_compress, session
 from gistnet.tree.compress import Progress, compress_files
+from gistnet.tree.generate import generate
+from gistnet.tree.gist_encoder import GistEncoder
+from gistnet.tree.in_memory import compress as compress_text
 from gistnet.tree.quality import QualityOptions, add_quality
 from gistnet.tree.ready_gists import ReadyGists
 from gistnet.tree.session import LoadEncoder
@@ -31,6 +36,7 @@ from gistnet.tree.tree import GistTree
 BOOK = "the river and the stone walked over a quiet bridge, seven lanterns " * 12
 APP = typer.Typer()
 APP.command()(commands.compress)
+APP.command()(commands.generate)
 APP.add_typer(commands.tree_app, name="tree")
 
 
@@ -206,6 +212,39 @@ def test_export_writes_what_the_tree_holds(compressed: Path, checkpoint: Path, t
     assert metadata["gist_version"] == version
 
 
+def test_the_model_answers_from_a_document_of_the_tree(checkpoint: Path, compressed: Path) -> None:
+    """What `generate` gives for the same text compressed in memory."""
+    name = f"{compressed.parent.name}/a.txt"
+    result = run("generate", "The river", "--tree", compressed, "--document", name, "--budget", 150,
+                 "--max-new-tokens", 9)  # fmt: skip
+    teacher, gistnet = open_gistnet(checkpoint)
+    expected = generate(
+        compress_text(BOOK, GistEncoder(teacher, gistnet)), "The river", teacher=teacher, budget=150, max_new_tokens=9
+    )
+    assert expected.context.positions == "compact"  # 804 tokens are more than the teacher's 256 positions
+    assert len(expected.tokens) == 9
+    assert result.stdout.strip() == expected.text.strip()
+    covered = expected.context.plan.tokens_covered
+    assert f"Read {covered:,} tokens as {len(expected.context)} vectors" in result.stderr
+    assert covered == 804
+
+
+def test_a_saved_gistnet_is_a_checkpoint_too(checkpoint: Path, book: Path, tmp_path: Path) -> None:
+    folder = open_trained(checkpoint).folder
+    teacher, gistnet = open_gistnet(folder)
+    of_run, expected = open_gistnet(checkpoint)
+    assert gistnet.fingerprint == expected.fingerprint
+    assert teacher.fingerprint.same_model(of_run.fingerprint)
+    shutil.copytree(folder, tmp_path / "elsewhere")
+    tree = tmp_path / "tree"
+    assert run("compress", tmp_path / "elsewhere", book, "--tree", tree).exit_code == 0
+    assert run("tree", "verify", tree, "--checkpoint", folder).stdout.endswith("Nothing is damaged.\n")
+    edited = json.loads((tmp_path / "elsewhere" / "config.json").read_text())
+    edited["teacher"]["embedding_hash"] = "0" * 64
+    (tmp_path / "elsewhere" / "config.json").write_text(json.dumps(edited))
+    assert "Got the teacher" in str(refused("compress", tmp_path / "elsewhere", book, "--tree", tree))
+
+
 def test_what_needs_no_model_loads_no_torch(compressed: Path, tmp_path: Path) -> None:
     arguments = [
         ["info"],
@@ -228,12 +267,17 @@ def test_bad_input_is_one_sentence(checkpoint: Path, compressed: Path, book: Pat
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
     (tmp_path / "empty.txt").touch()
     (tmp_path / "file").write_text("not a folder")
+    question = ("generate", "--tree", compressed, "--document", f"{compressed.parent.name}/a.txt")
     cases: list[tuple[type[GistNetError], str, tuple[object, ...]]] = [
         (DataError, "latin.txt is not UTF-8", ("compress", checkpoint, tmp_path / "latin.txt", "--tree", tree)),
         (DataError, "empty.txt is empty", ("compress", checkpoint, tmp_path / "empty.txt", "--tree", tree)),
         (DataError, "no file matches", ("compress", checkpoint, tmp_path / "none.txt", "--tree", tree)),
         (StorageError, "Could not", ("compress", checkpoint, book, "--tree", "/proc/none/tree")),
         (DataError, "is not a tree", ("tree", "info", tmp_path)),
+        (DataError, "is not a tree", ("generate", "x", "--tree", tmp_path)),
+        (ConfigError, "2 documents, expected --document", ("generate", "x", "--tree", compressed)),
+        (ConfigError, "budget of 5 vectors", (*question, "x", "--budget", 5)),
+        (DataError, "empty prompt", (*question, " ")),
         (DataError, "level 3, expected", ("tree", "search", compressed, "x", "--checkpoint", checkpoint, "--level", 3)),
         (ConfigError, "2 documents, expected --document", ("tree", "export", compressed, tmp_path / "x.npy")),
         (ConfigError, "x.txt, expected a name that ends in .npy", export(compressed, tmp_path / "x.txt")),

@@ -1,0 +1,14 @@
+"""What commands print with: results to the standard output, everything else to the standard error."""
+
+from rich.console import Console
+
+out = Console(highlight=False, soft_wrap=True, markup=False)
+err = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
+
+
+def quieten() -> None:
+    """No progress bars and warnings of libraries between our own lines."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
