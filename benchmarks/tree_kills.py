@@ -13,7 +13,7 @@ weights, span and index, so that a reader can tell what it must see, to the bit.
     goes back to a generation that it has held for a while: unchanged, though the writer compacts and cleans
 
 At the end the tree is opened for writing once more, and verified with every gist made again. Exits with 1 if anything
-was wrong. Results: benchmarks/results/tree-kills-<machine>.json with --write.
+was wrong. Results: benchmarks/results/tree-kills.json with --write.
 """
 
 import argparse
@@ -252,7 +252,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, help="an empty folder; by default a temporary one")
-    parser.add_argument("--write", metavar="MACHINE", help="write the results under this name")
+    parser.add_argument("--write", action="store_true", help="write the results to benchmarks/results/tree-kills.json")
     arguments = parser.parse_args()
     folder = arguments.folder or Path(tempfile.mkdtemp())
     try:
@@ -262,7 +262,10 @@ def main() -> None:
             shutil.rmtree(folder)
     print(json.dumps(results))
     if arguments.write:
-        (RESULTS / f"tree-kills-{arguments.write}.json").write_text(json.dumps(results, indent=1) + "\n")
+        from benchmarks.machine import describe_machine  # imports torch, which the processes do without
+
+        content = {"machine": describe_machine(), **results}
+        (RESULTS / "tree-kills.json").write_text(json.dumps(content, indent=1) + "\n")
 
 
 if __name__ == "__main__":

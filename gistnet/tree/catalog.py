@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import ValidationError
 
-from gistnet.errors import DataError, GistNetError
+from gistnet.errors import DataError
 from gistnet.model.fingerprint import TeacherFingerprint
 from gistnet.settings import Section
 from gistnet.tree.location import Location, flush_to_disk
@@ -88,7 +88,7 @@ _SCHEMA = pa.schema([("document", pa.string()), ("tokens", pa.int64()), ("gists"
 def exists(location: Location) -> bool:
     """Whether there is a tree."""
     if location.folder is not None and not (location.folder / f"{NAME}.lance").is_dir():
-        return False
+        return False  # where a file is in the way, Lance would take seconds to say so
     return Table.exists(location, NAME)
 
 
@@ -104,12 +104,9 @@ def read(location: Location, generation: int | None = None) -> Catalog:
         DataError: there is no tree, or a newer version of this program wrote it, or the catalog is damaged.
         StorageError: it cannot be read.
     """
-    try:
-        table = Table.open(location, NAME, generation)
-    except GistNetError:
-        if not exists(location):
-            raise DataError(f"{location.uri} is not a tree: it has no catalog.") from None
-        raise
+    if not exists(location):
+        raise DataError(f"{location.uri} is not a tree: it has no catalog.")
+    table = Table.open(location, NAME, generation)
     metadata = table.schema.metadata or {}
     rows = table.scan(_SCHEMA.names)
     try:

@@ -1,7 +1,8 @@
 """Small appends put together, and versions that nobody reads removed.
 
 What is kept: the current generation; on a local disk every generation that a live reader has pinned, however old; on an
-object store, where readers cannot be seen, every generation younger than a day. All else goes.
+object store, where readers cannot be seen, every generation younger than a day. All else goes. (A reader that may not
+write to a local folder cannot pin: it loses its generation at the next compaction, and finds the newest by `refresh`.)
 """
 
 import time

@@ -90,7 +90,8 @@ class Pin:
 
     def __init__(self, folder: Path, generation: int) -> None:
         lock = FileLock(folder / _PINS / f"{generation}-{os.getpid()}-{uuid.uuid4().hex[:8]}", shared=True)
-        weakref.finalize(self, _unpin, lock)
+        # Not at the end of the process: there the system gives the lock back, and the writer removes the file.
+        weakref.finalize(self, _unpin, lock).atexit = False
 
 
 def _unpin(lock: FileLock) -> None:

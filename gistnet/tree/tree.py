@@ -134,7 +134,8 @@ class GistTree(TreeReader):
     def append(self, tokens: str | Sequence[int] | NDArray[Any], document: str = MAIN, *, gists: bool = True) -> int:
         """Put tokens, or a text, at the end of a document, and make the gists that they complete.
 
-        All of it is acknowledged when this returns, and none of it is there when it raises.
+        All of it is acknowledged when this returns, and none of it is there when it raises; so append what takes
+        minutes to compress in pieces, which gives the same bits.
 
         Args:
             tokens: ids, or a text that the teacher's tokenizer turns into ids (each text by itself).
