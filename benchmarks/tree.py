@@ -16,6 +16,7 @@ Each part runs in a process of its own, so that its peak memory is its own. Resu
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -76,7 +77,8 @@ def compress(folder: Path, encoder: Encoder) -> dict[str, Any]:
             done, seconds = _timed(lambda: compress_files(files, tree, encoder, progress=display.update))
         peak = _peak_megabytes()
         _, seconds_again = _timed(lambda: compress_files(files, tree, encoder))
-        tree.compact()
+    with GistTree.open(folder / TREE, encoder, writable=True) as tree:
+        tree.compact()  # the generation that was opened stays on disk beside the compacted one until the next time
         info = tree.info()
     return {
         "tokens": done.appended_tokens,
@@ -191,6 +193,7 @@ def main() -> None:
         _run_part(part, Path(folder), arguments)
         return
     results: dict[str, Any] = {"machine": describe_machine(), "text": (arguments.text or Path("installation")).name}
+    results["load_average_at_start"] = os.getloadavg()[0]  # what else the machine was doing
     results["gistnet"] = "untrained bottleneck" if arguments.checkpoint is None else arguments.checkpoint.name
     with tempfile.TemporaryDirectory() as folder:
         for part in ("book", "compress", "pieces", "large"):

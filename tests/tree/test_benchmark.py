@@ -10,6 +10,11 @@ from benchmarks.stub_encoder import StubEncoder
 from gistnet.tree.tree import GistTree
 
 
+@pytest.fixture(autouse=True)
+def few_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmark, "PIECES", 12)
+
+
 def test_figures_add_up_and_pieces_give_the_same_bits(tmp_path: Path) -> None:
     """3000 bytes are 3000 tokens, 750 gists of level 0 and 187 of level 1."""
     (tmp_path / benchmark.BOOK).write_text("a book, " * 375)
