@@ -17,18 +17,19 @@ from gistnet.tree.snapshot import Snapshot
 from gistnet.tree.tables import Table
 from gistnet.tree.transaction import commit
 
-FEW_ROWS, MANY_ROWS = 4096, 1 << 20
-"""Rows of a file at which it is left alone: when compacting now and then, and when asked to."""
+FEW_BYTES, MANY_BYTES = 1 << 23, 1 << 29
+"""About the size of a file at which it is left alone: when compacting now and then, and when asked to. A compaction
+needs memory for the files that it puts together: what comes by itself must stay small however large the tree."""
 KEPT_SECONDS = 24 * 3600
 
 
-def compact(snapshot: Snapshot, rows_per_file: int = MANY_ROWS) -> Snapshot:
+def compact(snapshot: Snapshot, bytes_per_file: int = MANY_BYTES) -> Snapshot:
     """Compact all tables, acknowledge that, and remove what no reader can have.
 
     Raises:
         StorageError: the system refused; the tree is as it was, or compacted.
     """
-    tables = _compacted(snapshot, rows_per_file)
+    tables = _compacted(snapshot, bytes_per_file)
     with _readers_waiting(snapshot):
         kept = _kept(snapshot)
         state, oldest = snapshot.catalog.state, min(kept, default=snapshot.catalog.generation)
@@ -43,11 +44,12 @@ def compact(snapshot: Snapshot, rows_per_file: int = MANY_ROWS) -> Snapshot:
     return after
 
 
-def _compacted(snapshot: Snapshot, rows_per_file: int) -> dict[str, TableState]:
+def _compacted(snapshot: Snapshot, bytes_per_file: int) -> dict[str, TableState]:
     tables, files = {}, []
     for name, state in snapshot.catalog.state.tables.items():
         before = snapshot.table(name)
-        after = before.compact(rows_per_file)
+        bytes_per_row = max(1, before.n_bytes // max(1, state.n_rows))
+        after = before.compact(max(1, bytes_per_file // bytes_per_row))
         tables[name] = state.model_copy(update={"version": after.version})
         files += after.files_since(before)
     if snapshot.location.folder is not None:

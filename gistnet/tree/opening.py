@@ -55,15 +55,20 @@ def _claim(folder: Path) -> FileLock:
     return lock_for_writing(folder)
 
 
-def load(location: Location, earlier: Snapshot | None = None) -> Snapshot:
+def load(location: Location, earlier: Snapshot | None = None, *, pinned: bool = True) -> Snapshot:
     """The newest generation, kept from being cleaned as long as it is read, where the place allows that.
+
+    Args:
+        location: the root of the tree.
+        earlier: of the same tree, whose handles are taken over where they are still true.
+        pinned: False where nobody but ourselves could clean it, as for the one who writes.
 
     Raises:
         DataError: there is no tree, or it is damaged, or a newer version of this program wrote it.
         StorageError: it cannot be read.
     """
     folder = location.folder
-    if folder is not None and catalog.exists(location):
+    if pinned and folder is not None and catalog.exists(location):
         with suppress(OSError), guard(folder, shared=True):  # a folder that we may only read has no pins
             newest = catalog.read(location)
             return Snapshot(location, newest, Pin(folder, newest.generation), earlier)

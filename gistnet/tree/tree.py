@@ -93,14 +93,15 @@ class GistTree(TreeReader):
             StorageError: the place cannot be read or written, or another writer has it.
         """
         location = Location(str(uri), storage_options)
-        snapshot = load(location)
+        snapshot = load(location, pinned=not writable)
         if encoder is not None:
             require_encoder(snapshot, encoder)
         lock = lock_for_writing(location.folder) if writable and location.folder is not None else None
         tree = cls(snapshot, encoder, lock, writable)
         try:
             if writable:
-                tree.refresh()  # what the writer before us did, after we looked and before it gave the lock back
+                # What the writer before us did, after we looked and before it gave the lock back.
+                tree._snapshot = load(location, tree._current, pinned=False)
             if writable and encoder is not None:
                 require_encoder(tree._current, encoder)
                 tree._snapshot = regist.make_missing_gists(tree._current, encoder)
@@ -254,12 +255,12 @@ class GistTree(TreeReader):
             StorageError: the system refused, or another writer was first; what was acknowledged stays.
         """
         self._alone("compact")
-        self._compact(compact.MANY_ROWS)
+        self._compact(compact.MANY_BYTES)
 
-    def _compact(self, rows_per_file: int) -> None:
+    def _compact(self, bytes_per_file: int) -> None:
         snapshot = self._fresh()
         with self._noticing_failure():
-            self._snapshot = compact.compact(snapshot, rows_per_file)
+            self._snapshot = compact.compact(snapshot, bytes_per_file)
 
     @contextmanager
     def _transaction(self) -> Iterator[Transaction]:
@@ -274,7 +275,7 @@ class GistTree(TreeReader):
         generations = self._current.catalog.generation - self._current.catalog.state.compacted
         if generations >= COMPACT_EVERY:
             with suppress(GistNetError):  # what was appended is acknowledged; the next append tries again
-                self._compact(compact.FEW_ROWS)
+                self._compact(compact.FEW_BYTES)
 
     @contextmanager
     def _noticing_failure(self) -> Iterator[None]:
