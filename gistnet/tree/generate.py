@@ -1,0 +1,168 @@
+"""The teacher answers a prompt about a long document that it reads as gists and tokens.
+
+    history = compress(text, encoder)
+    print(generate(history, "Who crossed the bridge?", teacher=teacher, budget=512).text)
+
+Where the tokenizer has a chat template, document and prompt are one turn of the user: the document, an empty line, the
+prompt. The template is rendered around a marker in the document's place and cut there, so that every special token is
+the template's own and the document's tokens are exactly those that were compressed. Without a template the prompt
+follows the document, as text.
+"""
+
+import copy
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import GenerationConfig
+from transformers.generation.streamers import BaseStreamer
+
+from gistnet.errors import ConfigError, DataError, TeacherError
+from gistnet.model.teacher import Teacher
+from gistnet.model.tokenizer import TeacherTokenizer
+from gistnet.objective.branches import Positions
+from gistnet.tree.context import Context, assemble
+from gistnet.tree.history import History
+from gistnet.tree.plan import Plan, default_plan
+from gistnet.tree.reading import continue_context
+
+SINK_TOKENS = 4
+"""So many tokens at least are raw at the beginning of a context (D11): the template's head, or else the document's."""
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What the teacher wrote.
+
+    Attributes:
+        text: without special tokens.
+        tokens: the new token ids, an end token included.
+        context: what it had read.
+    """
+
+    text: str
+    tokens: list[int]
+    context: Context
+
+
+def generate(
+    history: History,
+    prompt: str,
+    *,
+    teacher: Teacher,
+    budget: int | None = None,
+    plan: Plan | None = None,
+    positions: Positions = "center",
+    chat: bool | None = None,
+    max_new_tokens: int = 256,
+    streamer: BaseStreamer | None = None,
+    **options: Any,
+) -> Generation:
+    """Let the teacher answer a prompt, or continue a text, with a compressed document before it.
+
+    Args:
+        history: the document: of a tree, or from `compress`.
+        prompt: what follows it.
+        teacher: the language model that the gists were made for.
+        budget: the most vectors that the teacher reads, template and prompt included; makes the default plan.
+        plan: what stands in the context of the document, in place of a budget.
+        positions: where gists stand (`assemble`); `compact` where the document is longer than the teacher was trained
+            for.
+        chat: whether to use the chat template; None uses it where there is one.
+        max_new_tokens: the most tokens to write; it stops earlier at an end token.
+        streamer: of transformers, told of each token as it comes (`TextStreamer` prints them).
+        options: of transformers' generation, such as `do_sample=True, temperature=0.7`; without any it is greedy.
+            (Repetition penalties see the new tokens only: gists have no ids.)
+
+    Raises:
+        DataError: the prompt is empty, or the plan does not fit the document.
+        ConfigError: the budget has no room for the document beside prompt and sink; both or neither of budget and plan;
+            an unknown or impossible option; positions beyond those the teacher was trained for.
+        TeacherError: the teacher has no tokenizer, or no chat template and one was asked for.
+    """
+    if not prompt.strip():
+        raise DataError("Got an empty prompt, expected something for the teacher to continue or answer.")
+    if teacher.tokenizer is None:
+        raise TeacherError(f"{teacher.name} has no tokenizer, expected one to read the prompt.")
+    settings = _generation_settings(teacher, max_new_tokens, options)
+    before, after = _surroundings(teacher.tokenizer, prompt, chat, teacher.name)
+    if plan is None and budget is not None:
+        plan = _plan_within(budget, history, len(before), len(after))
+    elif plan is None or budget is not None:
+        raise ConfigError("Got both or neither of a budget and a plan, expected one of them.")
+    context = assemble(history, plan, teacher, positions=positions, before=before, after=after)
+    tokens, _ = continue_context(teacher, context, settings, streamer)
+    return Generation(teacher.tokenizer.inner.decode(tokens, skip_special_tokens=True), tokens, context)
+
+
+def _plan_within(budget: int, history: History, before: int, after: int) -> Plan:
+    """The default plan with the vectors that prompt and template leave."""
+    sink = max(0, SINK_TOKENS - before)
+    left = budget - before - after
+    if left <= sink:
+        raise ConfigError(
+            f"Got a budget of {budget} vectors, expected more than the {before + after} of the prompt with its "
+            f"template and {sink} of the sink."
+        )
+    return default_plan(history.n_tokens, history.span_tokens, history.levels, left, sink_tokens=sink)
+
+
+def _surroundings(
+    tokenizer: TeacherTokenizer, prompt: str, chat: bool | None, teacher_name: str
+) -> tuple[list[int], list[int]]:
+    """The tokens before and after the document."""
+    has_template = bool(getattr(tokenizer.inner, "chat_template", None))
+    if chat and not has_template:
+        raise TeacherError(f"The tokenizer of {teacher_name} has no chat template, expected one or chat=False.")
+    if chat is False or not has_template:
+        (after,) = tokenizer.encode_batch([prompt])
+        return list(tokenizer.window_prefix), after
+    marker = f"document-{hashlib.sha256(prompt.encode()).hexdigest()}"  # in no prompt but by design
+    message = {"role": "user", "content": f"{marker}\n\n{prompt}"}
+    rendered = tokenizer.inner.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
+    if rendered.count(marker) != 1:
+        raise TeacherError(
+            f"The chat template of {teacher_name} shows a message {rendered.count(marker)} times, expected once."
+        )
+    before, after = tokenizer.encode_batch(rendered.split(marker))
+    return before, after
+
+
+def _generation_settings(teacher: Teacher, max_new_tokens: int, options: dict[str, Any]) -> GenerationConfig:
+    """The teacher's own settings, made greedy, with the options over them.
+
+    Raises:
+        ConfigError: an option is unknown or impossible.
+    """
+    settings = copy.deepcopy(teacher.model.generation_config)
+    ends = _end_tokens(teacher, settings)
+    greedy: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+    given = {
+        "eos_token_id": ends,
+        "pad_token_id": ends[0] if ends else None,
+        **({} if options.get("do_sample") else greedy),
+        **options,
+        "max_new_tokens": max_new_tokens,
+    }
+    try:
+        unknown = settings.update(**given)
+        settings.validate()
+    except (ValueError, TypeError) as error:
+        reason = str(error).strip().splitlines()[0].rstrip(".")
+        raise ConfigError(
+            f"Got generation options that transformers refuses ({reason}), expected possible ones."
+        ) from error
+    if unknown:
+        raise ConfigError(f"Got the unknown generation option '{min(unknown)}', expected one of transformers.")
+    if settings.num_return_sequences not in (None, 1):
+        raise ConfigError(f"Got {settings.num_return_sequences} sequences to return, expected 1.")
+    return settings
+
+
+def _end_tokens(teacher: Teacher, settings: GenerationConfig) -> list[int]:
+    """What ends a text: by the model's settings, and by the tokenizer, which for a chat model ends its turn."""
+    stated = settings.eos_token_id
+    ends = {stated} if isinstance(stated, int) else set(stated or ())
+    if teacher.tokenizer is not None:
+        ends.add(teacher.tokenizer.inner.eos_token_id)
+    return sorted(ends - {None})

@@ -1,0 +1,145 @@
+"""From a text to an answer: templates, budgets, options, and bad input; with a tiny teacher over bytes."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import TextStreamer
+
+from gistnet.errors import ConfigError, DataError, TeacherError
+from gistnet.model.gistnet import GistNet, GistNetConfig
+from gistnet.model.teacher import Teacher, TeacherConfig
+from gistnet.tree.context import assemble
+from gistnet.tree.generate import generate
+from gistnet.tree.gist_encoder import GistEncoder
+from gistnet.tree.in_memory import InMemoryHistory, compress
+from gistnet.tree.plan import Gists, Plan, Raw
+from gistnet.tree.reading import read_context
+from tests.teachers import tiny_teacher
+
+TEXT = "the river walked over seven quiet stones and never met the bridge; " * 2  # 134 bytes
+TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}[{{ m['role'] }}]{{ m['content'] | trim }}[/]{% endfor %}"
+    "{% if add_generation_prompt %}[bot]{% endif %}"
+)
+
+
+@pytest.fixture
+def teacher(teacher_folder: Path) -> Teacher:
+    return Teacher.from_pretrained(TeacherConfig(name=str(teacher_folder), precision="float32"))
+
+
+@pytest.fixture
+def chat_teacher(teacher: Teacher) -> Teacher:
+    teacher.tokenizer.inner.chat_template = TEMPLATE
+    teacher.tokenizer.inner.bos_token = "!"
+    return teacher
+
+
+@pytest.fixture
+def history(teacher: Teacher) -> InMemoryHistory:
+    return compress(TEXT, encoder_of(teacher))
+
+
+def encoder_of(teacher: Teacher) -> GistEncoder:
+    config = GistNetConfig(architecture="bottleneck", span_tokens=8, width=16, heads=2)
+    return GistEncoder(teacher, [GistNet.build(config, teacher)])
+
+
+def ids(teacher: Teacher, text: str) -> list[int]:
+    return teacher.tokenizer.encode_batch([text])[0]
+
+
+def test_five_lines_from_a_text_to_an_answer(teacher_folder: Path) -> None:
+    teacher = Teacher.from_pretrained(str(teacher_folder))
+    config = GistNetConfig(architecture="bottleneck", width=16, heads=2)
+    encoder = GistEncoder(teacher, [GistNet.build(config, teacher)])
+    history = compress(TEXT * 3, encoder)
+    answer = generate(history, "Where?", teacher=teacher, budget=64, positions="compact", max_new_tokens=5)
+    assert isinstance(answer.text, str)
+    assert 1 <= len(answer.tokens) <= 5
+    # 402 bytes in 54 vectors beside sink and prompt: 12 gists for 384 of them, and 18 raw.
+    assert answer.context.plan == Plan([Gists(0, 0, 12), Raw(384, 402)], sink_tokens=4)
+    assert len(answer.context) == 4 + 12 + 18 + 6
+
+
+def test_without_a_template_the_prompt_follows_the_document(teacher: Teacher, history: InMemoryHistory) -> None:
+    for chat in (None, False):
+        answer = generate(history, " It", teacher=teacher, budget=60, chat=chat, max_new_tokens=4)
+        expected = assemble(history, answer.context.plan, teacher, after=ids(teacher, " It"))
+        assert torch.equal(answer.context.inputs_embeds, expected.inputs_embeds)
+        assert answer.context.position_ids[0, -3:].tolist() == [134, 135, 136]
+        first = teacher.logits(read_context(teacher, answer.context))[0, -1].argmax()
+        assert answer.tokens[0] == first
+        assert answer.text == teacher.tokenizer.decode(answer.tokens)
+
+
+def test_the_document_stands_in_the_users_turn(chat_teacher: Teacher, history: InMemoryHistory) -> None:
+    """All raw, what the teacher reads is the rendered conversation, token for token."""
+    answer = generate(history, "Where? ", teacher=chat_teacher, budget=200, max_new_tokens=3)
+    rendered = f"![user]{TEXT}\n\nWhere?[/][bot]"
+    assert torch.equal(answer.context.inputs_embeds[0], chat_teacher.embed(torch.tensor(ids(chat_teacher, rendered))))
+    assert answer.context.position_ids[0].tolist() == list(range(len(rendered)))
+    in_gists = generate(history, "Where? ", teacher=chat_teacher, budget=60, max_new_tokens=3).context
+    before, after = len("![user]"), len("\n\nWhere?[/][bot]")
+    assert in_gists.plan.sink_tokens == 0  # the template's head is the sink
+    assert torch.equal(in_gists.inputs_embeds[0, :before], answer.context.inputs_embeds[0, :before])
+    assert torch.equal(in_gists.inputs_embeds[0, -after:], answer.context.inputs_embeds[0, -after:])
+    assert in_gists.position_ids[0, -after:].tolist() == answer.context.position_ids[0, -after:].tolist()
+    assert len(in_gists) <= 60
+
+
+def test_a_plan_in_place_of_a_budget(teacher: Teacher, history: InMemoryHistory) -> None:
+    plan = Plan([Gists(0, 0, 10), Raw(80, 134)], span_tokens=8)
+    answer = generate(history, "?", teacher=teacher, plan=plan, max_new_tokens=2, positions="end")
+    assert answer.context.plan == plan
+    assert len(answer.context) == 65
+    for both in ({"plan": plan, "budget": 60}, {}):
+        with pytest.raises(ConfigError, match="both or neither"):
+            generate(history, "?", teacher=teacher, **both)
+
+
+def test_it_stops_at_the_end_token_of_model_or_tokenizer(teacher: Teacher, history: InMemoryHistory) -> None:
+    free = generate(history, "?", teacher=teacher, budget=60, max_new_tokens=12)
+    third = free.tokens[2]
+    tokenizer = teacher.tokenizer.inner
+    tokenizer.add_special_tokens({"eos_token": tokenizer.convert_ids_to_tokens(third)})
+    stopped = generate(history, "?", teacher=teacher, budget=60, max_new_tokens=12)
+    assert stopped.tokens == free.tokens[: free.tokens.index(third) + 1]
+    assert stopped.text == teacher.tokenizer.decode(stopped.tokens[:-1])  # the end token is no text
+
+
+def test_sampling_and_streaming(teacher: Teacher, history: InMemoryHistory, capsys: pytest.CaptureFixture[str]) -> None:
+    def sampled(seed: int) -> list[int]:
+        torch.manual_seed(seed)
+        options = {"do_sample": True, "temperature": 5.0, "top_k": 200}
+        return generate(history, "?", teacher=teacher, budget=60, max_new_tokens=20, **options).tokens
+
+    assert sampled(0) == sampled(0) != sampled(1)
+    capsys.readouterr()
+    streamer = TextStreamer(teacher.tokenizer.inner, skip_special_tokens=True)
+    answer = generate(history, "?", teacher=teacher, budget=60, max_new_tokens=20, streamer=streamer)
+    assert capsys.readouterr().out == answer.text + "\n"
+
+
+def test_bad_input_is_refused(teacher: Teacher, history: InMemoryHistory) -> None:
+    with pytest.raises(DataError, match="empty prompt"):
+        generate(history, " \n", teacher=teacher, budget=60)
+    for prompt, budget in (("x" * 60, 60), ("x" * 56, 60), ("x", 5)):
+        with pytest.raises(ConfigError, match=rf"{budget} vectors, expected more than the {len(prompt)} of the prompt"):
+            generate(history, prompt, teacher=teacher, budget=budget)
+    with pytest.raises(ConfigError, match="300 new tokens after position"):
+        generate(history, "?", teacher=teacher, budget=60, max_new_tokens=300)
+    with pytest.raises(ConfigError, match="unknown generation option 'temprature'"):
+        generate(history, "?", teacher=teacher, budget=60, temprature=0.5)
+    with pytest.raises(ConfigError, match="transformers refuses"):
+        generate(history, "?", teacher=teacher, budget=60, max_new_tokens=0)
+    with pytest.raises(ConfigError, match="3 sequences to return"):
+        generate(history, "?", teacher=teacher, budget=60, num_return_sequences=3, do_sample=True)
+    with pytest.raises(TeacherError, match="no chat template"):
+        generate(history, "?", teacher=teacher, budget=60, chat=True)
+    teacher.tokenizer.inner.chat_template = "{{ messages[0]['content'] }}{{ messages[0]['content'] }}"
+    with pytest.raises(TeacherError, match="shows a message 2 times"):
+        generate(history, "?", teacher=teacher, budget=200)
+    with pytest.raises(TeacherError, match="has no tokenizer"):
+        generate(history, "?", teacher=tiny_teacher("llama"), budget=60)

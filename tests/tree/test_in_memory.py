@@ -1,0 +1,66 @@
+"""Compression in memory: complete blocks only, each level from the stored gists below, and the History it makes."""
+
+import numpy as np
+import pytest
+import torch
+
+from gistnet.errors import DataError, TeacherError
+from gistnet.model.gistnet import GistNet, GistNetConfig
+from gistnet.tree.gist_encoder import GistEncoder
+from gistnet.tree.in_memory import compress
+from tests.teachers import tiny_teacher
+
+SPAN = 8
+
+
+@pytest.fixture(scope="module")
+def encoder() -> GistEncoder:
+    teacher = tiny_teacher("llama", torch.float32)
+    config = GistNetConfig(architecture="bottleneck", span_tokens=SPAN, width=16, heads=2)
+    nets = [GistNet.build(config, teacher, level=level, seed=level) for level in (0, 1)]
+    for net in nets:
+        torch.nn.init.normal_(net.w_out.weight, generator=torch.Generator().manual_seed(net.level))
+    return GistEncoder(teacher, nets, batch_spans=4)
+
+
+def test_levels_are_made_of_complete_blocks_and_of_stored_gists(encoder: GistEncoder) -> None:
+    tokens = np.random.default_rng(0).integers(3, 97, 2 * SPAN**2 + 3 * SPAN + 5)
+    history = compress(tokens, encoder)
+    assert (history.n_tokens, history.span_tokens, history.levels) == (157, SPAN, 2)
+    assert [gists.shape for gists in history.level_gists] == [(19, 32), (2, 32)]
+    assert np.array_equal(history.tokens(3, 150), tokens[3:150])
+    # One span at a time, and level 1 from float16 gists.
+    for index in (0, 7, 18):
+        alone = encoder.encode(0, tokens[None, index * SPAN : (index + 1) * SPAN], index)
+        assert np.array_equal(history.gists(0, index, index + 1), alone)
+    assert np.array_equal(history.gists(1, 1, 2), encoder.encode(1, history.gists(0, 8, 16)[None], 1))
+    assert np.array_equal(compress(tokens.tolist(), encoder).level_gists[1], history.level_gists[1])
+
+
+def test_a_text_shorter_than_a_span_stays_tokens(encoder: GistEncoder) -> None:
+    history = compress([5, 6, 7], encoder)
+    assert history.tokens(0, 3).tolist() == [5, 6, 7]
+    assert history.gists(0, 0, 0).shape == history.gists(1, 0, 0).shape == (0, 32)
+
+
+def test_bad_input_is_refused(encoder: GistEncoder) -> None:
+    with pytest.raises(DataError, match="empty text"):
+        compress([], encoder)
+    with pytest.raises(DataError, match="ids from 5 to 97, expected ids from 0 to 96"):
+        compress([5, 97], encoder)
+    with pytest.raises(DataError, match="ids from -1 to 5"):
+        compress([5, -1], encoder)
+    with pytest.raises(DataError, match="type float64"):
+        compress(np.array([1.5]), encoder)
+    with pytest.raises(DataError, match=r"shape \(1, 2\)"):
+        compress(np.array([[1, 2]]), encoder)
+    with pytest.raises(TeacherError, match="no tokenizer"):
+        compress("text", encoder)
+    history = compress(np.arange(3, 40), encoder)
+    with pytest.raises(DataError, match="range 0 to 38 of tokens"):
+        history.tokens(0, 38)
+    with pytest.raises(DataError, match="range 4 to 5 of gists of level 0"):
+        history.gists(0, 4, 5)
+    for level in (2, -1):
+        with pytest.raises(DataError, match=f"level {level}, expected one of the 2"):
+            history.gists(level, 0, 0)
