@@ -11,7 +11,7 @@ from gistnet.errors import DataError
 from gistnet.model.teacher import Teacher
 from gistnet.objective.losses import token_nll
 from gistnet.tree.context import Context
-from gistnet.tree.reading import masks_by_position, slides
+from gistnet.tree.reading import continued_mask
 
 
 @torch.no_grad()
@@ -55,11 +55,10 @@ def alternatives_nll(teacher: Teacher, context: Context, alternatives: Sequence[
 
 def _forward(teacher: Teacher, vectors: Tensor, positions: Tensor, first: int, cache: Any) -> Tensor:
     """Read `vectors` `[1, n, dim]`, from index `first` of the positions on; the cache holds those before. `[n, dim]`"""
-    seen = torch.ones(1, len(positions), dtype=torch.bool, device=positions.device)
     output = teacher.model.base_model(
         inputs_embeds=vectors,
         position_ids=positions[None, first:],
-        attention_mask=masks_by_position(teacher, positions, first) if slides(teacher) else seen,
+        attention_mask=continued_mask(teacher, positions, first),
         past_key_values=cache,
         use_cache=True,
     )
