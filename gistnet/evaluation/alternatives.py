@@ -3,11 +3,13 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
 from gistnet.errors import DataError
+from gistnet.evaluation.resampling import Floats
 from gistnet.model.teacher import Teacher
 from gistnet.objective.losses import token_nll
 from gistnet.tree.context import Context
@@ -51,6 +53,17 @@ def alternatives_nll(teacher: Teacher, context: Context, alternatives: Sequence[
         token_nll(teacher, hidden[None], torch.as_tensor(tokens, device=teacher.device)[None])[0]
         for hidden, tokens in zip(found, alternatives, strict=True)
     ]
+
+
+def mean_nll(teacher: Teacher, context: Context, alternatives: Sequence[Sequence[int]]) -> Floats:
+    """The mean over each alternative's own tokens, `[alternatives]`, nats per token: what choices are made by."""
+    return np.array([float(nll.double().mean()) for nll in alternatives_nll(teacher, context, alternatives)])
+
+
+def share_right(nll: Floats, right: int) -> float:
+    """1 where the right alternative is the likeliest, 0 where another is; its share where several are."""
+    best = nll == nll.min()
+    return float(best[right] / best.sum())
 
 
 def _forward(teacher: Teacher, vectors: Tensor, positions: Tensor, first: int, cache: Any) -> Tensor:

@@ -10,17 +10,74 @@ Truncated contexts are numbered without gaps under every policy: that is how one
 predicts better so (SmolLM2-135M: by 0.003 to 0.022 nats per token, after 128 to 2048 tokens of three stories).
 """
 
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
 import numpy as np
 import torch
+from pydantic import Field, PositiveInt
 
 from gistnet.errors import ConfigError
 from gistnet.model.teacher import Teacher
+from gistnet.objective.branches import Positions
+from gistnet.settings import Section
 from gistnet.tree.history import tokens_per_gist
 from gistnet.tree.in_memory import InMemoryHistory
 from gistnet.tree.plan import Plan, Raw, default_plan
 
 COARSE_FROM = 16
 """Gists above level 0 are for budgets that have less than one vector for so many tokens."""
+
+Measured = TypeVar("Measured")
+
+
+class BudgetConfig(Section):
+    """With what budgets contexts are compared, and what every comparison shares."""
+
+    tokens_per_vector: tuple[PositiveInt, ...] = Field(default=(2, 4, 8, 16, 32), min_length=1)
+    """The budgets: one vector for every so many tokens of the context."""
+    positions: tuple[Positions, ...] = Field(default=("center",), min_length=1)
+    """The position policies under which gists are read."""
+    sink_tokens: int = Field(default=4, ge=1)
+    """First tokens that every context begins with."""
+    seed: int = Field(default=0, ge=0)
+    """Decides what is drawn, and whose gists stand in as `shuffled`."""
+    resamples: int = Field(default=1000, ge=100)
+    """Bootstrap resamples of the documents."""
+
+
+def compare(
+    teacher: Teacher,
+    history: InMemoryHistory,
+    other: InMemoryHistory,
+    config: BudgetConfig,
+    measure: Callable[[InMemoryHistory, Plan, Positions], Measured],
+) -> dict[tuple[int, Positions], dict[str, Measured]]:
+    """Measure every context, by budget and policy, then by name; the full one and each truncated one only once.
+
+    Args:
+        history: what the contexts are of.
+        other: whose gists stand in as `shuffled`.
+        measure: of a document, a plan for it, and a policy.
+
+    Raises:
+        ConfigError: a budget leaves nothing beside the sink.
+    """
+    stand_ins = {
+        "gist": history,
+        "shuffled": with_gists_of(history, other),
+        "mean": with_mean_embeddings(history, teacher),
+    }
+    n, span = history.n_tokens, history.span_tokens
+    full = measure(history, Plan([Raw(0, n)], span), "compact")
+    found = {}
+    for budget in config.tokens_per_vector:
+        plan = gist_plan(n, span, history.levels, budget, config.sink_tokens)
+        truncated = measure(history, truncated_plan(n, span, budget, config.sink_tokens), "compact")
+        for policy in config.positions:
+            read = {name: measure(of, plan, policy) for name, of in stand_ins.items()}
+            found[budget, policy] = {"full": full, "truncated": truncated, **read}
+    return found
 
 
 def gist_plan(n_tokens: int, span_tokens: int, levels: int, tokens_per_vector: int, sink_tokens: int) -> Plan:
@@ -45,9 +102,13 @@ def truncated_plan(n_tokens: int, span_tokens: int, tokens_per_vector: int, sink
     return Plan([Raw(n_tokens - (budget - sink_tokens), n_tokens)], span_tokens, sink_tokens)
 
 
-def levels_used(plan: Plan) -> int:
-    """The highest level of gists in a plan; 0 where there is none."""
-    return max(0, max(piece.level for piece in plan.order))
+def highest_level(histories: Sequence[InMemoryHistory], tokens_per_vector: int, config: BudgetConfig) -> int:
+    """The highest level of gists in the plans of one budget; 0 where there are none."""
+    plans = [
+        gist_plan(history.n_tokens, history.span_tokens, history.levels, tokens_per_vector, config.sink_tokens)
+        for history in histories
+    ]
+    return max(0, max(piece.level for plan in plans for piece in plan.order))
 
 
 def with_gists_of(history: InMemoryHistory, other: InMemoryHistory) -> InMemoryHistory:

@@ -7,21 +7,22 @@ gain (`gistnet.evaluation.long_context_records`).
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
 from gistnet.errors import ConfigError, DataError, TeacherError
 from gistnet.evaluation.baselines import other_documents
 from gistnet.evaluation.equal_budget import (
+    BudgetConfig,
+    compare,
     gist_plan,
-    levels_used,
+    highest_level,
     truncated_plan,
-    with_gists_of,
-    with_mean_embeddings,
 )
 from gistnet.evaluation.far_words import repeated_from_far, words_of_tokens
 from gistnet.evaluation.long_context_records import BudgetScores, Flags, budget_records
@@ -32,19 +33,18 @@ from gistnet.evaluation.token_kinds import token_kinds
 from gistnet.model.teacher import Teacher
 from gistnet.objective.branches import Positions
 from gistnet.objective.losses import token_nll
-from gistnet.settings import Section
 from gistnet.tree.context import assemble
 from gistnet.tree.encoder import Encoder
 from gistnet.tree.history import History
 from gistnet.tree.in_memory import InMemoryHistory, compress
-from gistnet.tree.plan import Plan, Raw
+from gistnet.tree.plan import Plan
 from gistnet.tree.reading import read_context
 
 Say = Callable[[str], None]
 
 
-class LongContextConfig(Section):
-    """On what documents, and with what budgets, contexts are compared."""
+class LongContextConfig(BudgetConfig):
+    """On what documents contexts are compared; the budget counts what is before the scored tokens."""
 
     documents: int = Field(default=16, ge=2)
     """Documents, two at least: each lends another its gists."""
@@ -54,16 +54,6 @@ class LongContextConfig(Section):
     """Of a longer document, a passage of between `min_tokens` and this is read."""
     scored_tokens: int = Field(default=512, ge=1)
     """The last tokens of each document: predicted, in no context."""
-    tokens_per_vector: tuple[PositiveInt, ...] = Field(default=(2, 4, 8, 16, 32), min_length=1)
-    """The budgets: one vector for every so many tokens before the scored ones."""
-    positions: tuple[Positions, ...] = Field(default=("center",), min_length=1)
-    """The position policies under which gists are read."""
-    sink_tokens: int = Field(default=4, ge=1)
-    """First tokens that every context begins with."""
-    seed: int = Field(default=0, ge=0)
-    """Decides the passages, and whose gists stand in as `shuffled`."""
-    resamples: int = Field(default=1000, ge=100)
-    """Bootstrap resamples of the documents."""
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:
@@ -105,8 +95,8 @@ def long_context(
     read: list[dict[tuple[int, Positions], dict[str, Floats]]] = []
     for number, (document, history) in enumerate(zip(documents, histories, strict=True)):
         say(f"Reading contexts of document {number + 1} of {len(documents)}, {len(document.tokens):,} tokens.")
-        scored = document.tokens[-config.scored_tokens :]
-        read.append(_read_document(teacher, history, histories[borrowed[number]], scored, config))
+        measure = partial(scored_nll, teacher, document.tokens[-config.scored_tokens :])
+        read.append(compare(teacher, history, histories[borrowed[number]], config, measure))
     words = [_noted(teacher, document, config.scored_tokens) for document in documents]
     records: list[MetricRecord] = []
     chance = {"resamples": config.resamples, "seed": config.seed}
@@ -119,7 +109,7 @@ def long_context(
     return records
 
 
-def scored_nll(teacher: Teacher, history: History, plan: Plan, policy: Positions, scored: NDArray[np.int64]) -> Floats:
+def scored_nll(teacher: Teacher, scored: NDArray[np.int64], history: History, plan: Plan, policy: Positions) -> Floats:
     """NLL of the tokens that follow a context, `[scored]`, nats; one forward over the context and them."""
     context = assemble(history, plan, teacher, positions=policy, after=scored[:-1].tolist())
     hidden = read_context(teacher, context)[:, -len(scored) :]
@@ -144,31 +134,6 @@ def _require_readable(teacher: Teacher, documents: Sequence[LongDocument], confi
             f"The longest document has {longest} tokens, expected at most the {teacher.max_positions} positions of "
             f"{teacher.name}: set max_tokens."
         )
-
-
-def _read_document(
-    teacher: Teacher,
-    history: InMemoryHistory,
-    other: InMemoryHistory,
-    scored: NDArray[np.int64],
-    config: LongContextConfig,
-) -> dict[tuple[int, Positions], dict[str, Floats]]:
-    """NLL of a document's scored tokens, `[scored]`, by budget and policy, then by context."""
-    n, span, sink = history.n_tokens, history.span_tokens, config.sink_tokens
-    stand_ins = {
-        "gist": history,
-        "shuffled": with_gists_of(history, other),
-        "mean": with_mean_embeddings(history, teacher),
-    }
-    full = scored_nll(teacher, history, Plan([Raw(0, n)], span), "compact", scored)
-    found = {}
-    for budget in config.tokens_per_vector:
-        cut, plan = truncated_plan(n, span, budget, sink), gist_plan(n, span, history.levels, budget, sink)
-        truncated = scored_nll(teacher, history, cut, "compact", scored)
-        for policy in config.positions:
-            read = {name: scored_nll(teacher, of, plan, policy, scored) for name, of in stand_ins.items()}
-            found[budget, policy] = {"full": full, "truncated": truncated, **read}
-    return found
 
 
 class _Noted(NamedTuple):
@@ -208,7 +173,7 @@ def _gathered(
     return BudgetScores(
         nll={name: np.stack([of[name] for of in read]) for name in read[0]},
         kinds={"": np.ones_like(names), "names": names, "repeated": np.stack(repeated)},
-        level=max(map(levels_used, plans)),
+        level=highest_level(histories, budget, config),
         covered=shares(plans),
         truncated=shares(cuts),
     )
