@@ -73,7 +73,9 @@ def test_cases_are_the_same_every_time_and_more_continue_fewer(teacher, filler):
 
 @torch.no_grad()
 def test_records_are_those_of_plain_forwards(teacher, filler):
-    encoder = GistEncoder(teacher, [GistNet.build(GistNetConfig(architecture="bottleneck", width=16, heads=2), teacher)])
+    encoder = GistEncoder(
+        teacher, [GistNet.build(GistNetConfig(architecture="bottleneck", width=16, heads=2), teacher)]
+    )
     config = RetrievalConfig(cases=3, context_tokens=LENGTH, tokens_per_vector=(4,), resamples=100)
     said: list[str] = []
     records = retrieval(teacher, encoder, filler, config, said.append)
