@@ -132,7 +132,7 @@ def _document_map(plan: Plan) -> tuple[Tensor, Tensor]:
 def _piece_vectors(history: History, piece: Piece, teacher: Teacher) -> Tensor:
     """The token ids of a raw piece, `[n]`, or the gists of another, `[n, dim]`."""
     if isinstance(piece, Raw):
-        return torch.from_numpy(history.tokens(piece.start, piece.stop)).long()
+        return torch.tensor(history.tokens(piece.start, piece.stop), dtype=torch.long)
     gists = torch.tensor(history.gists(piece.level, piece.start, piece.stop))
     if gists.shape[1] != teacher.hidden_size:
         raise DataError(

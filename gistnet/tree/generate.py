@@ -89,7 +89,8 @@ def generate(
     if plan is None and budget is not None:
         plan = _plan_within(budget, history, len(before), len(after))
     elif plan is None or budget is not None:
-        raise ConfigError("Got both or neither of a budget and a plan, expected one of them.")
+        got = "neither" if plan is None else "both"
+        raise ConfigError(f"Got {got} of a budget and a plan, expected one of them.")
     context = assemble(history, plan, teacher, positions=positions, before=before, after=after)
     tokens, _ = continue_context(teacher, context, settings, streamer)
     return Generation(teacher.tokenizer.inner.decode(tokens, skip_special_tokens=True), tokens, context)
@@ -135,7 +136,7 @@ def _generation_settings(teacher: Teacher, max_new_tokens: int, options: dict[st
         ConfigError: an option is unknown or impossible.
     """
     settings = copy.deepcopy(teacher.model.generation_config)
-    ends = _end_tokens(teacher, settings)
+    ends = _end_tokens(teacher)
     greedy: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
     given = {
         "eos_token_id": ends,
@@ -159,9 +160,9 @@ def _generation_settings(teacher: Teacher, max_new_tokens: int, options: dict[st
     return settings
 
 
-def _end_tokens(teacher: Teacher, settings: GenerationConfig) -> list[int]:
-    """What ends a text: by the model's settings, and by the tokenizer, which for a chat model ends its turn."""
-    stated = settings.eos_token_id
+def _end_tokens(teacher: Teacher) -> list[int]:
+    """What ends a text by the model's settings, and what by the tokenizer, which for a chat model ends its turn."""
+    stated = teacher.model.generation_config.eos_token_id
     ends = {stated} if isinstance(stated, int) else set(stated or ())
     if teacher.tokenizer is not None:
         ends.add(teacher.tokenizer.inner.eos_token_id)

@@ -94,9 +94,10 @@ def test_a_plan_in_place_of_a_budget(teacher: Teacher, history: InMemoryHistory)
     answer = generate(history, "?", teacher=teacher, plan=plan, max_new_tokens=2, positions="end")
     assert answer.context.plan == plan
     assert len(answer.context) == 65
-    for both in ({"plan": plan, "budget": 60}, {}):
-        with pytest.raises(ConfigError, match="both or neither"):
-            generate(history, "?", teacher=teacher, **both)
+    with pytest.raises(ConfigError, match="Got both of a budget and a plan"):
+        generate(history, "?", teacher=teacher, plan=plan, budget=60)
+    with pytest.raises(ConfigError, match="Got neither of a budget and a plan"):
+        generate(history, "?", teacher=teacher)
 
 
 def test_it_stops_at_the_end_token_of_model_or_tokenizer(teacher: Teacher, history: InMemoryHistory) -> None:
