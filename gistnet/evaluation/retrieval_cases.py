@@ -34,11 +34,12 @@ class _Fact(NamedTuple):
     values: str | None
 
 
+# The name stands right before the value: so a small model can look it up where it has the full text.
 FACTS = (
-    _Fact("The {object} that {person} {surname} inherited is now kept in", "town"),
-    _Fact("The password of the {place} that {person} {surname} looks after is", None),
-    _Fact("{person} {surname}, the {trade}, gave the {object} to", "person"),
-    _Fact("The favourite animal of {person} {surname}, the {trade}, is the", "animal"),
+    _Fact("The {object} of the {trade} was last seen in {town}, and the home town of {person} {surname} is", "town"),
+    _Fact("Whoever wants to enter the {place} needs the password of {person} {surname}, which is", None),
+    _Fact("The {trade} lives in the {place}, and the best friend of {person} {surname} is", "person"),
+    _Fact("Near the {place} in {town}, the favourite animal of {person} {surname} is the", "animal"),
 )
 
 
@@ -79,7 +80,7 @@ def _fact(draw: random.Random, tokenizer: TeacherTokenizer, text: list[int]) -> 
     """Four facts of one form in different places; one is asked for, and the values of the others are wrong."""
     fact = draw.choice(FACTS)
     values = [f" {value}" for value in _values(draw, fact)]
-    names = {key: draw.sample(WORDS[key], ANSWERS) for key in ("object", "person", "surname", "place", "trade")}
+    names = {key: draw.sample(WORDS[key], ANSWERS) for key in ("object", "person", "surname", "place", "trade", "town")}
     said = [fact.text.format_map({key: words[n] for key, words in names.items()}) for n in range(ANSWERS)]
     sentences = [f"\n\n{start}{value}.\n\n" for start, value in zip(said, values, strict=True)]
     *inserted, question = tokenizer.encode_batch([*sentences, f"\n\n{said[0]}"])
