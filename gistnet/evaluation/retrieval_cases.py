@@ -43,6 +43,9 @@ FACTS = (
 )
 
 
+MENTION = "There was also talk of {}, of {} and of {}, but nobody could say why."
+
+
 @dataclass(frozen=True)
 class RetrievalCase:
     """One case as token ids: after `context` and `question` comes the first of `answers`, and none of the others."""
@@ -77,15 +80,15 @@ def retrieval_cases(
 
 
 def _fact(draw: random.Random, tokenizer: TeacherTokenizer, text: list[int]) -> RetrievalCase:
-    """Four facts of one form in different places; one is asked for, and the values of the others are wrong."""
+    """A fact is stated once and asked for; the wrong values are mentioned elsewhere, of nobody."""
     fact = draw.choice(FACTS)
-    values = [f" {value}" for value in _values(draw, fact)]
-    names = {key: draw.sample(WORDS[key], ANSWERS) for key in ("object", "person", "surname", "place", "trade", "town")}
-    said = [fact.text.format_map({key: words[n] for key, words in names.items()}) for n in range(ANSWERS)]
-    sentences = [f"\n\n{start}{value}.\n\n" for start, value in zip(said, values, strict=True)]
-    *inserted, question = tokenizer.encode_batch([*sentences, f"\n\n{said[0]}"])
+    value, *others = _values(draw, fact)
+    said = fact.text.format_map({key: draw.choice(words) for key, words in WORDS.items()})
+    mention = MENTION.format(*others)
+    *inserted, question = tokenizer.encode_batch([f"\n\n{said} {value}.\n\n", f"\n\n{mention}\n\n", f"\n\n{said}"])
     draw.shuffle(inserted)
-    return RetrievalCase("fact", _with(draw, text, inserted), question, _answers(tokenizer, values))
+    answers = _answers(tokenizer, [f" {text}" for text in (value, *others)])
+    return RetrievalCase("fact", _with(draw, text, inserted), question, answers)
 
 
 def _values(draw: random.Random, fact: _Fact) -> list[str]:
