@@ -1,8 +1,8 @@
 """What gists are worth, and what they save, in contexts as they occur: most of a long history compressed.
 
-    python benchmarks/long_context.py                         an untrained GistNet, documents of the installation
-    python benchmarks/long_context.py RUN                     a trained one, the held-out documents of its own run
-    python benchmarks/long_context.py RUN RUN1 --corpus F …   two levels; documents of JSON lines files
+    python benchmarks/long_context.py                       an untrained GistNet, documents of the installation
+    python benchmarks/long_context.py CHECKPOINT            a trained one, the held-out documents of its own run
+    python benchmarks/long_context.py [CHECKPOINT] --corpus FILES…     documents of JSON lines files
 
 Three parts, each of which can be left out by asking for none (`--documents 0`, `--cases 0`, `--no-cost`):
 
@@ -60,22 +60,22 @@ HELD_OUT_FRACTION = 0.1  # the default of `gistnet prepare`
 FEWEST_CHARACTERS_PER_TOKEN = 2.5  # of what is tokenised at all, so that short documents cost nothing
 
 
-def build(checkpoints: Sequence[Path]) -> tuple[Teacher, GistEncoder]:
-    """The teacher and the encoder of the checkpoints, one for each level; an untrained GistNet where there is none."""
+def build(checkpoint: Path | None) -> tuple[Teacher, GistEncoder]:
+    """The teacher and the encoder of a checkpoint, or an untrained GistNet where there is none."""
     keep_freed_memory()
-    if not checkpoints:
-        teacher = Teacher.from_pretrained("smollm2-135m")
-        return teacher, GistEncoder(teacher, [GistNet.build(GistNetConfig(), teacher)])
-    trained = [open_trained(path) for path in checkpoints]
-    return trained[0].teacher, GistEncoder(trained[0].teacher, [one.gistnet for one in trained])
+    if checkpoint is not None:
+        trained = open_trained(checkpoint)
+        return trained.teacher, GistEncoder(trained.teacher, trained.gistnet)
+    teacher = Teacher.from_pretrained("smollm2-135m")
+    return teacher, GistEncoder(teacher, GistNet.build(GistNetConfig(), teacher))
 
 
 def named_tokens(
-    teacher: Teacher, checkpoints: Sequence[Path], corpus: Sequence[str], min_tokens: int
+    teacher: Teacher, checkpoint: Path | None, corpus: Sequence[str], min_tokens: int
 ) -> Iterator[tuple[str, Sequence[int] | NDArray[np.int64]]]:
     """Names and tokens of documents that the GistNet has not seen, or of the installation."""
-    if checkpoints and not corpus:
-        dataset = prepare_data(open_trained(checkpoints[0]).config)
+    if checkpoint is not None and not corpus:
+        dataset = prepare_data(open_trained(checkpoint).config)
         yield from dataset.whole_documents("held_out", min_tokens=min_tokens)
         return
     assert teacher.tokenizer is not None
@@ -164,7 +164,7 @@ def show(records: Sequence[MetricRecord], positions: Sequence[str]) -> None:
 def main() -> None:
     """Read the documents, compare the contexts, ask, measure the cost; print and write all of it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoints", nargs="*", type=Path, help="run folders or checkpoints, level 0 first")
+    parser.add_argument("checkpoint", nargs="?", type=Path, help="a run folder, or one of its checkpoints")
     parser.add_argument("--corpus", nargs="+", default=[], help="JSON lines files, compressed or not")
     parser.add_argument("--positions", nargs="+", default=["center"], choices=["center", "end", "compact"])
     parser.add_argument("--documents", type=int, default=16)
@@ -174,10 +174,10 @@ def main() -> None:
     parser.add_argument("--name", help="of the result; otherwise trained or untrained")
     arguments = parser.parse_args()
     began = time.perf_counter()
-    teacher, encoder = build(arguments.checkpoints)
+    teacher, encoder = build(arguments.checkpoint)
     shared = {"positions": tuple(arguments.positions)}
     config = LongContextConfig(documents=max(2, arguments.documents), max_tokens=arguments.max_tokens, **shared)
-    named = named_tokens(teacher, arguments.checkpoints, arguments.corpus, config.min_tokens)
+    named = named_tokens(teacher, arguments.checkpoint, arguments.corpus, config.min_tokens)
     sizes = {"min_tokens": config.min_tokens, "max_tokens": config.max_tokens, "seed": config.seed}
     documents = list(islice(long_passages(named, **sizes), config.documents))
     for document in documents:
@@ -198,12 +198,12 @@ def main() -> None:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(f"Took {seconds['all']:.0f} s, peak {peak:.0f} MB.")
     RESULTS.mkdir(exist_ok=True)
-    name = arguments.name or ("trained" if arguments.checkpoints else "untrained")
+    name = arguments.name or ("trained" if arguments.checkpoint else "untrained")
     content = {
         "machine": describe_machine() | {"threads": torch.get_num_threads()},
         "teacher": teacher.name,
         "levels": encoder.levels,
-        "trained": bool(arguments.checkpoints),
+        "trained": bool(arguments.checkpoint),
         "documents": [{"name": d.name, "tokens": len(d.tokens)} for d in documents],
         "config": config.model_dump(mode="json"),
         "records": [record.model_dump(mode="json") for record in records],

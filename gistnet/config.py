@@ -44,6 +44,11 @@ class RunConfig(Section):
     teacher: TeacherConfig = TeacherConfig()
     data: DataConfig
     gistnet: GistNetConfig = GistNetConfig()
+    """The shape of the GistNet of every level."""
+    levels: int = Field(default=1, ge=1)
+    """Levels of gists: level 0 reads tokens, each other the gists of the level below. A stage says which it trains."""
+    start_from: Path | None = None
+    """A saved GistNet that the run begins with, in place of new weights; it may have fewer levels."""
     stages: tuple[Stage, ...]
     """The curriculum, in order; each begins with the best network of the one before."""
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -76,17 +81,22 @@ class RunConfig(Section):
 
     def _require_room(self, stage: Stage) -> None:
         train, horizon = stage.train, stage.objective.horizon_tokens
-        span = self.gistnet.span_tokens * max(train.runs.lengths)
+        if train.level >= self.levels:
+            raise ValueError(
+                f"stage '{stage.name}' trains level {train.level}, expected one below {self.levels}, levels"
+            )
+        tokens_per_gist = self.gistnet.span_tokens ** (train.level + 1)
+        span = tokens_per_gist * max(train.runs.lengths)
         needed = train.sink_tokens + span + horizon
         if needed > self.data.window_tokens:
             raise ValueError(
                 f"window_tokens is {self.data.window_tokens}, expected at least {needed}: {train.sink_tokens} "
                 f"first tokens, {span} replaced and {horizon} predicted (stage '{stage.name}')"
             )
-        if stage.objective.contrastive_weight > 0 and horizon < self.gistnet.span_tokens:
+        if stage.objective.contrastive_weight > 0 and horizon < tokens_per_gist:
             raise ValueError(
                 f"horizon_tokens is {horizon} with a contrastive_weight above 0, expected at least the "
-                f"{self.gistnet.span_tokens} tokens of a span, so that every span has a neighbour (stage "
+                f"{tokens_per_gist} tokens of a span, so that every span has a neighbour (stage "
                 f"'{stage.name}')"
             )
 

@@ -63,6 +63,30 @@ def load_teacher(config: RunConfig, device: torch.device) -> Teacher:
     return teacher
 
 
+def build_gistnet(config: RunConfig, teacher: Teacher) -> GistNet:
+    """The GistNet that a run begins with: new levels on those of `start_from`, where that is given.
+
+    Raises:
+        ConfigError: what `start_from` holds is of another shape or position policy, or has more levels.
+        CheckpointError: it is missing or damaged, or belongs to another teacher.
+    """
+    positions = config.stages[0].objective.positions
+    gistnet: GistNet | None = None
+    if config.start_from is not None:
+        gistnet = GistNet.from_pretrained(config.start_from, teacher)
+        for name, got, expected in (
+            ("shape", gistnet.config, config.gistnet),
+            ("position policy", gistnet.positions, positions),
+        ):
+            if got != expected:
+                raise ConfigError(f"start_from has the {name} {got}, expected that of the run, {expected}.")
+        if gistnet.level >= config.levels:
+            raise ConfigError(f"start_from has {gistnet.level + 1} levels, expected at most levels, {config.levels}.")
+    while gistnet is None or gistnet.level + 1 < config.levels:
+        gistnet = GistNet.build(config.gistnet, teacher, below=gistnet, positions=positions, seed=config.seed)
+    return gistnet
+
+
 def open_run(config: RunConfig, progress: Callable[[str], None] = lambda message: None) -> Run:
     """Everything a training run needs.
 
@@ -77,11 +101,10 @@ def open_run(config: RunConfig, progress: Callable[[str], None] = lambda message
     else:
         processes.wait()
         dataset = prepare_data(config)
-    gistnet = GistNet.build(config.gistnet, teacher, positions=config.stages[0].objective.positions, seed=config.seed)
     return build_run(
         config.run_folder,
         teacher,
-        gistnet,
+        build_gistnet(config, teacher),
         dataset,
         config.stages,
         seed=config.seed,
@@ -101,7 +124,7 @@ def dry_run(config: RunConfig, say: Callable[[str], None] = lambda message: None
     if config.device == "meta":
         teacher = Teacher.without_weights(config.teacher)
         _require_short_enough(config, teacher)
-        gistnet = GistNet.build(config.gistnet, teacher, positions=config.stages[0].objective.positions)
+        gistnet = build_gistnet(config, teacher)
         sizes = {"window_tokens": config.data.window_tokens, "processes": 1}
         yield from describe_plan(config, teacher, gistnet, config.stages, **sizes)
         return

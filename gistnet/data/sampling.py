@@ -61,22 +61,29 @@ class SpanLayout:
     """Where gists may stand in a window. All counts are in tokens, unless the name says otherwise."""
 
     span_tokens: int = 32
-    """Tokens that one gist replaces (K)."""
+    """Tokens of a span of level 0 (K), and the step of the grid on which gists of every level begin."""
     horizon_tokens: int = 32
     """Tokens after the gists that are predicted (H)."""
     spans_per_window: int = 8
     """Branches drawn from one window, at most."""
     sink_tokens: int = 4
     """First tokens of a window, never replaced: attention rests on them."""
+    level: int = 0
+    """Of the gists."""
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if value < 1:
-                raise ConfigError(f"{name} must be at least 1, got {value}.")
+            if value < (least := 0 if name == "level" else 1):
+                raise ConfigError(f"{name} must be at least {least}, got {value}.")
+
+    @property
+    def tokens_per_gist(self) -> int:
+        """Tokens that one gist replaces, K^(level + 1)."""
+        return int(self.span_tokens ** (self.level + 1))
 
     def minimum_length(self, gists: int = 1) -> int:
         """Tokens of the shortest window that has room for one branch: the sink, k spans and the horizon."""
-        return self.sink_tokens + gists * self.span_tokens + self.horizon_tokens
+        return self.sink_tokens + gists * self.tokens_per_gist + self.horizon_tokens
 
 
 @dataclass(frozen=True)
@@ -84,8 +91,8 @@ class WindowSample:
     """One item of a batch: a window, and what its branches replace, in the order of their horizons.
 
     `starts` and `gists` are int64 [branches], branches <= spans_per_window: the first token replaced, and the number of
-    consecutive spans replaced from there (k). All starts are `phase` plus a multiple of the span, so that runs of gists
-    and neighbours share the same grid.
+    consecutive gists that replace tokens from there (k). All starts are `phase` plus a multiple of K, so that runs of
+    gists and neighbours share the same grid, and spans of a higher level the gists below them.
     """
 
     item: int
@@ -150,9 +157,9 @@ def check_sampling(pool: TrainingPool, layout: SpanLayout, probabilities: Probab
 
 
 def eligible_starts(length: int, phase: int, layout: SpanLayout, gists: int = 1) -> NDArray[np.int64]:
-    """Every start `phase + i·K` behind the sink with room for k spans and the horizon: ascending int64."""
+    """Every start `phase + i·K` behind the sink with room for k gists and the horizon: ascending int64."""
     first = phase + layout.span_tokens * _ceil_divide(layout.sink_tokens - phase, layout.span_tokens)
-    last = length - gists * layout.span_tokens - layout.horizon_tokens
+    last = length - gists * layout.tokens_per_gist - layout.horizon_tokens
     return np.arange(first, last + 1, layout.span_tokens, dtype=np.int64)
 
 
@@ -199,9 +206,9 @@ def sample_window(
     phase = int(random.choice(eligible_phases(length, layout)))
     starts = eligible_starts(length, phase, layout)
     last = np.sort(random.choice(starts, size=min(layout.spans_per_window, len(starts)), replace=False))
-    room = (last - starts[0]) // layout.span_tokens + 1
+    room = (last - starts[0]) // layout.tokens_per_gist + 1
     gists = np.minimum(runs.draw(random, len(last)), room)
-    return WindowSample(item, int(source.windows[place]), phase, last - (gists - 1) * layout.span_tokens, gists)
+    return WindowSample(item, int(source.windows[place]), phase, last - (gists - 1) * layout.tokens_per_gist, gists)
 
 
 def sample_batch(
@@ -286,7 +293,7 @@ def _check_probabilities(pool: TrainingPool, probabilities: Probabilities) -> No
 def _require_room(length: int, layout: SpanLayout, gists: int = 1) -> None:
     if length < (needed := layout.minimum_length(gists)):
         raise DataError(
-            f"Spans longer than the document: {gists} spans of {layout.span_tokens} tokens, a horizon "
+            f"Spans longer than the document: {gists} spans of {layout.tokens_per_gist} tokens, a horizon "
             f"of {layout.horizon_tokens} and {layout.sink_tokens} sink tokens need {needed} tokens, "
             f"but a window has {length}."
         )

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from torch import Tensor
 
 from gistnet.data.dataset import PreparedDataset
 from gistnet.data.sampling import SpanLayout, WindowSample, validation_windows
@@ -28,6 +29,7 @@ from gistnet.evaluation.substitution import Substitution, target_kinds
 from gistnet.files import write_json
 from gistnet.model.gistnet import GistNet
 from gistnet.model.teacher import Teacher
+from gistnet.model.tokenizer import TeacherTokenizer
 from gistnet.objective.branches import Positions
 from gistnet.objective.objective import encode
 from gistnet.run_folder import SPAN_MAP_FILE
@@ -49,6 +51,8 @@ class EvaluationConfig(Section):
     """The position policies under which gists are read."""
     gists_in_a_row: int = Field(default=1, ge=1)
     """k, how many consecutive spans are replaced at once."""
+    highest_level: int | None = Field(default=None, ge=0)
+    """The highest level of gists that is evaluated; None is the highest that held-out windows have room for."""
     sink_tokens: int = Field(default=4, ge=1)
     """First tokens of a window that are never replaced."""
     domains: tuple[str, ...] = ()
@@ -118,11 +122,62 @@ def evaluate(
             has a weight has none.
         TeacherError: the teacher has no tokenizer.
     """
-    if teacher.tokenizer is None:
-        raise TeacherError(f"{teacher.name} has no tokenizer, expected one: tokens are judged by their text.")
+    tokenizer = _tokenizer(teacher)
     _require_weighted(dataset, config.weights)
+    level_0 = _measure(teacher, gistnet.levels[0], dataset, config, say)
+    levels = [level_0, *_measure_above(teacher, gistnet, dataset, config, say)]
+    records = [record for level in levels for record in _substitution_records(level, config)]
+
+    domains = sorted(set(level_0.held_out.domains.tolist()))
+    say(f"Comparing up to {config.geometry_spans} gists of {', '.join(domains)}.")
+    for level in levels:
+        figures = _geometry(teacher, level.gistnet, dataset, domains, config)
+        records += geometry_records(figures, positions=config.positions[0], level=level.gistnet.level)
+
+    records += _probes(teacher, level_0, dataset, config, say)
+
+    say(f"Measuring every span of {config.map_documents} windows of {', '.join(domains)}, for the span map.")
+    span_map = SpanMap(
+        positions=config.positions[0],
+        horizon=config.horizons[0],
+        span_tokens=level_0.gistnet.tokens_per_gist,
+        documents=map_documents(
+            teacher,
+            tokenizer,
+            level_0.gistnet,
+            dataset,
+            domains=domains,
+            documents=config.map_documents,
+            horizon=config.horizons[0],
+            positions=config.positions[0],
+            sink_tokens=config.sink_tokens,
+            seed=config.seed,
+        ),
+        distribution=_distribution(level_0, config),
+    )
+    return Evaluation(records, span_map)
+
+
+class _MeasuredLevel(NamedTuple):
+    """What one level's gists were measured on, and the losses after each stand-in."""
+
+    gistnet: GistNet
+    layout: SpanLayout
+    samples: list[WindowSample]
+    held_out: HeldOut
+    measured: Mapping[str, Measured]
+    kinds: NDArray[np.int64]
+    """Of the predicted tokens, see `target_kinds`."""
+    populations: list[Population]
+
+
+def _measure(
+    teacher: Teacher, gistnet: GistNet, dataset: PreparedDataset, config: EvaluationConfig, say: Say
+) -> _MeasuredLevel:
+    """Measure the gists of GistNet's own level, and everything that could stand in for them."""
     layout = SpanLayout(
         span_tokens=gistnet.config.span_tokens,
+        level=gistnet.level,
         horizon_tokens=max(config.horizons),
         spans_per_window=config.spans_per_document,
         sink_tokens=config.sink_tokens,
@@ -137,55 +192,51 @@ def evaluate(
         domains=config.domains or None,
     )
     held_out = HeldOut(teacher, dataset, samples, layout, cache_gigabytes=0)
-    with torch.no_grad():
-        gists = torch.cat([encode(gistnet, teacher, window.stretches.replaced) for window in held_out.windows])
-    stand_ins = dict(all_stand_ins(teacher, held_out, gists, config.positions, config.seed))
-    say(f"Reading {len(samples)} held-out windows, with each of {len(stand_ins)} stand-ins for {len(held_out)} spans.")
-    measured = held_out.measure(stand_ins)
-    kinds = target_kinds(held_out, teacher.tokenizer, len(dataset.description.window_prefix))
-    populations = _populations(held_out, config)
-    records = list(_substitution_records(measured, kinds, populations, gistnet, config))
-
-    domains = sorted(set(held_out.domains.tolist()))
-    say(f"Comparing up to {config.geometry_spans} gists of {', '.join(domains)}.")
-    figures = _geometry(teacher, gistnet, dataset, domains, config)
-    records += geometry_records(figures, positions=config.positions[0], level=gistnet.level)
-
-    records += _probes(teacher, gistnet, dataset, held_out, samples, layout, config, say)
-
-    say(f"Measuring every span of {config.map_documents} windows of {', '.join(domains)}, for the span map.")
-    span_map = SpanMap(
-        positions=config.positions[0],
-        horizon=config.horizons[0],
-        span_tokens=gistnet.config.span_tokens,
-        documents=map_documents(
-            teacher,
-            teacher.tokenizer,
-            gistnet,
-            dataset,
-            domains=domains,
-            documents=config.map_documents,
-            horizon=config.horizons[0],
-            positions=config.positions[0],
-            sink_tokens=config.sink_tokens,
-            seed=config.seed,
-        ),
-        distribution=_distribution(measured, populations, config),
+    gists = _encode(teacher, gistnet, held_out)
+    below = None if gistnet.below is None else _encode(teacher, gistnet.below, held_out)
+    stand_ins = dict(all_stand_ins(teacher, held_out, gists, config.positions, config.seed, below))
+    of_level = f" of level {gistnet.level}" if gistnet.level > 0 else ""
+    say(
+        f"Reading {len(samples)} held-out windows, with each of {len(stand_ins)} stand-ins for {len(held_out)} spans"
+        f"{of_level}."
     )
-    return Evaluation(records, span_map)
+    return _MeasuredLevel(
+        gistnet,
+        layout,
+        samples,
+        held_out,
+        held_out.measure(stand_ins),
+        target_kinds(held_out, _tokenizer(teacher), len(dataset.description.window_prefix)),
+        _populations(held_out, config),
+    )
+
+
+def _measure_above(
+    teacher: Teacher, gistnet: GistNet, dataset: PreparedDataset, config: EvaluationConfig, say: Say
+) -> Iterator[_MeasuredLevel]:
+    """The levels above 0 (spec, Hierarchical Consistency); where not asked for by number, those that have room."""
+    for above in gistnet.levels[1:]:
+        if config.highest_level is not None and above.level > config.highest_level:
+            return
+        try:
+            yield _measure(teacher, above, dataset, config, say)
+        except DataError as error:
+            if config.highest_level is not None:
+                raise
+            say(f"Level {above.level} is left out. {error}")
+            return
+
+
+@torch.no_grad()
+def _encode(teacher: Teacher, gistnet: GistNet, held_out: HeldOut) -> Tensor:
+    return torch.cat([encode(gistnet, teacher, window.stretches.replaced) for window in held_out.windows])
 
 
 def _probes(
-    teacher: Teacher,
-    gistnet: GistNet,
-    dataset: PreparedDataset,
-    held_out: HeldOut,
-    samples: Sequence[WindowSample],
-    layout: SpanLayout,
-    config: EvaluationConfig,
-    say: Say,
+    teacher: Teacher, level_0: _MeasuredLevel, dataset: PreparedDataset, config: EvaluationConfig, say: Say
 ) -> Iterator[MetricRecord]:
     """The records of what asks more of a gist than that the teacher goes on as before."""
+    gistnet, held_out = level_0.gistnet, level_0.held_out
     chance = {"seed": config.seed, "resamples": config.resamples}
     if config.pair_test.pairs:
         say(f"Telling {config.pair_test.pairs} adversarial pairs apart.")
@@ -195,10 +246,16 @@ def _probes(
         yield from reconstruction(teacher, gistnet, dataset, held_out, config.reconstruction, **chance)
     if config.bound is not None:
         say(f"Optimising a vector for each of {config.bound.spans} spans.")
-        first = replace(layout, horizon_tokens=config.horizons[0])
+        first = replace(level_0.layout, horizon_tokens=config.horizons[0])
         yield from optimised_bound(
-            teacher, gistnet, dataset, samples, first, config.bound, positions=config.positions[0], **chance
+            teacher, gistnet, dataset, level_0.samples, first, config.bound, positions=config.positions[0], **chance
         )
+
+
+def _tokenizer(teacher: Teacher) -> TeacherTokenizer:
+    if teacher.tokenizer is None:
+        raise TeacherError(f"{teacher.name} has no tokenizer, expected one: tokens are judged by their text.")
+    return teacher.tokenizer
 
 
 def _require_weighted(dataset: PreparedDataset, weights: Mapping[str, float]) -> None:
@@ -222,22 +279,20 @@ def _populations(held_out: HeldOut, config: EvaluationConfig) -> list[Population
     ]
 
 
-def _substitution_records(
-    measured: Mapping[str, Measured],
-    kinds: NDArray[np.int64],
-    populations: Sequence[Population],
-    gistnet: GistNet,
-    config: EvaluationConfig,
-) -> Iterator[MetricRecord]:
+def _substitution_records(level: _MeasuredLevel, config: EvaluationConfig) -> Iterator[MetricRecord]:
     for policy in config.positions:
-        for population in populations:
+        for population in level.populations:
             substitution = Substitution(
-                population, of_policy(measured, policy), policy, level=gistnet.level, k=config.gists_in_a_row
+                population,
+                of_policy(level.measured, policy),
+                policy,
+                level=level.gistnet.level,
+                k=config.gists_in_a_row,
             )
             for horizon in config.horizons:
                 yield from substitution.records(horizon)
             yield from substitution.by_offset()
-            yield from substitution.by_kind(kinds)
+            yield from substitution.by_kind(level.kinds)
 
 
 def _geometry(
@@ -249,7 +304,7 @@ def _geometry(
         spans = draw_spans(
             dataset,
             domain,
-            span_tokens=gistnet.config.span_tokens,
+            span_tokens=gistnet.tokens_per_gist,
             sink_tokens=config.sink_tokens,
             count=config.geometry_spans,
             seed=config.seed,
@@ -261,17 +316,15 @@ def _geometry(
     return figures
 
 
-def _distribution(
-    measured: Mapping[str, Measured], populations: Sequence[Population], config: EvaluationConfig
-) -> dict[str, dict[str, list[float]]]:
+def _distribution(level: _MeasuredLevel, config: EvaluationConfig) -> dict[str, dict[str, list[float]]]:
     """ΔNLL of every span measured, by domain and stand-in, under the first policy and horizon."""
-    first = of_policy(measured, config.positions[0])
+    first = of_policy(level.measured, config.positions[0])
     delta_nll = {
         name: metrics.mean_over_offsets(first[name].delta_nll, (1, config.horizons[0]))
         for name in ("gist", "drop", "last_token")
     }
     return {
         population.name: {name: rounded(values[population.rows]) for name, values in delta_nll.items()}
-        for population in populations
+        for population in level.populations
         if population.name != MIXED
     }

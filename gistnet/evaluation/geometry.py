@@ -19,8 +19,8 @@ from gistnet.model.gistnet import GistNet
 from gistnet.model.teacher import Teacher
 from gistnet.objective.objective import encode_with_attention
 
-SPANS_PER_PASS = 256
-"""Spans that are encoded at once; only memory and speed depend on it."""
+TOKENS_PER_PASS = 8192
+"""Tokens whose spans are encoded at once; only memory and speed depend on it."""
 
 
 class DrawnSpans(NamedTuple):
@@ -96,10 +96,11 @@ def draw_spans(
 
 @torch.no_grad()
 def encode_spans(teacher: Teacher, gistnet: GistNet, tokens: NDArray[np.int64]) -> EncodedSpans:
-    """Encode spans, [spans, K] token ids, in passes of bounded memory."""
+    """Encode spans, [spans, tokens_per_gist] token ids, in passes of bounded memory."""
     parts: list[EncodedSpans] = []
-    for start in range(0, len(tokens), SPANS_PER_PASS):
-        ids = torch.from_numpy(tokens[start : start + SPANS_PER_PASS]).to(teacher.device)
+    together = max(1, TOKENS_PER_PASS // tokens.shape[1])
+    for start in range(0, len(tokens), together):
+        ids = torch.from_numpy(tokens[start : start + together]).to(teacher.device)
         gists, attention = encode_with_attention(gistnet, teacher, ids)
         embeddings = teacher.embed(ids)
         entropies = [metrics.attention_entropy(_array(of_slot)) for of_slot in attention]

@@ -68,7 +68,7 @@ class HeldOut:
                 tokens=torch.from_numpy(dataset.read(sample.window)).to(teacher.device)[None],
                 windows=torch.zeros_like(starts),
                 starts=starts,
-                span_tokens=layout.span_tokens,
+                span_tokens=layout.tokens_per_gist,
                 gists=torch.from_numpy(sample.gists).to(teacher.device),
                 horizon=layout.horizon_tokens,
             )

@@ -252,7 +252,17 @@ UNITS = {
 }
 
 Baseline = Literal[
-    "drop", "last_token", "surprisal_token", "mean", "shuffled", "full", "gist", "truncated", "no_context", "chance"
+    "drop",
+    "last_token",
+    "surprisal_token",
+    "mean",
+    "shuffled",
+    "gists_below",
+    "full",
+    "gist",
+    "truncated",
+    "no_context",
+    "chance",
 ]
 
 

@@ -1,6 +1,7 @@
 """What an evaluation puts in the place of spans: gists and all baselines, under each position policy."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -14,13 +15,19 @@ from gistnet.objective.branches import Positions, StandIns, gist_stand_ins
 
 
 def all_stand_ins(
-    teacher: Teacher, held_out: HeldOut, gists: Tensor, policies: Sequence[Positions], seed: int
+    teacher: Teacher,
+    held_out: HeldOut,
+    gists: Tensor,
+    policies: Sequence[Positions],
+    seed: int,
+    gists_below: Tensor | None = None,
 ) -> Iterator[tuple[str, MakeStandIns]]:
     """Every stand-in under every policy, named `stand_in/policy`; those that do not depend on it, once.
 
     Args:
         gists: of the held-out stretches, `[stretches, k, dim]`.
         seed: decides whose gists stand in as `shuffled`.
+        gists_below: of the level below, which the gists stand for, `[stretches, k * K, dim]`; None at level 0.
 
     Raises:
         DataError: all stretches are of one document, so that there are no gists of another.
@@ -35,6 +42,8 @@ def all_stand_ins(
         yield f"gist/{policy}", partial(_placed, gists, policy)
         yield f"shuffled/{policy}", partial(_placed, others, policy)
         yield f"mean/{policy}", partial(_mean, teacher, policy)
+        if gists_below is not None:
+            yield f"gists_below/{policy}", partial(_placed_below, gists_below, policy)
     # A token stands at its own place under `center` and `end` alike.
     for place in dict.fromkeys(_place_of_tokens(policy) for policy in policies):
         yield f"last_token/{place}", partial(_last_token, teacher, place)
@@ -43,9 +52,9 @@ def all_stand_ins(
 
 def of_policy(measured: Mapping[str, Measured], policy: Positions) -> dict[str, Measured]:
     """What the records of a policy compare, by the plain name of each stand-in."""
-    names = {"drop": "drop"} | {name: f"{name}/{policy}" for name in ("gist", "mean", "shuffled")}
+    names = {"drop": "drop"} | {name: f"{name}/{policy}" for name in ("gist", "mean", "shuffled", "gists_below")}
     names |= {name: f"{name}/{_place_of_tokens(policy)}" for name in ("last_token", "surprisal_token")}
-    return {name: measured[full] for name, full in names.items()}
+    return {name: measured[full] for name, full in names.items() if full in measured}
 
 
 def _dropped(teacher: Teacher, window: HeldOutWindow, read: ReadWindows) -> StandIns:
@@ -54,6 +63,14 @@ def _dropped(teacher: Teacher, window: HeldOutWindow, read: ReadWindows) -> Stan
 
 def _placed(vectors: Tensor, policy: Positions, window: HeldOutWindow, read: ReadWindows) -> StandIns:
     return gist_stand_ins(window.stretches, vectors[window.rows], policy)
+
+
+def _placed_below(vectors: Tensor, policy: Positions, window: HeldOutWindow, read: ReadWindows) -> StandIns:
+    """Each gist's own parts in its place, at theirs."""
+    stretches = window.stretches
+    parts = vectors.shape[1] // stretches.longest
+    finer = replace(stretches, span_tokens=stretches.span_tokens // parts, gists=stretches.counts * parts)
+    return gist_stand_ins(finer, vectors[window.rows], policy)
 
 
 def _mean(teacher: Teacher, policy: Positions, window: HeldOutWindow, read: ReadWindows) -> StandIns:

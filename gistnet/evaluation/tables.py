@@ -10,7 +10,7 @@ from rich.table import Table
 from gistnet.data.dataset import DatasetStatistics
 from gistnet.evaluation.metrics import MetricRecord
 
-_BASELINES = ("drop", "last_token", "surprisal_token", "mean", "shuffled")
+_BASELINES = ("drop", "last_token", "surprisal_token", "mean", "shuffled", "gists_below")
 # Too many for a terminal: a line for each offset, and the parts of measures other than kinds of tokens.
 _IN_FULL = ("delta_nll_by_offset",)
 _BY_KIND = ("kl_by_kind", "delta_nll_by_kind")

@@ -2,26 +2,21 @@
 
 The stack is 32→32→1→32→32→1 (spec, Student Model): the tokens look at each other, a slot reads them, what it read goes
 back to the tokens, they look at each other again, and a second slot reads the gist. The three architectures differ only
-in how the tokens look at each other. One GistNet serves one level; that of level 1 reads gists of level 0.
+in how the tokens look at each other. One GistNet serves one level; that of level 1 reads gists of level 0, and so on:
+a GistNet of a level above 0 holds the one below it.
 """
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Self
 
 import torch
-from pydantic import Field, ValidationError, model_validator
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from gistnet.errors import CheckpointError, ConfigError, DataError, TeacherError
-from gistnet.files import storage_errors, write_bytes, write_json
-from gistnet.model.fingerprint import TeacherFingerprint
 from gistnet.model.layers import (
     Dropout,
     Expansion,
@@ -33,53 +28,15 @@ from gistnet.model.layers import (
     matmul_flops,
     narrowing,
 )
+from gistnet.model.saved_gistnet import FORMAT_VERSION, GistNetConfig, SavedGistNet, read_saved, write_saved
 from gistnet.model.teacher import Teacher
 from gistnet.model.teacher_layers import TeacherLayers
-from gistnet.settings import Section
 from gistnet.version import __version__
 
-FORMAT_VERSION = 1
+BELOW = "below"
+"""The name of the GistNet of the level below: as a submodule, and as a folder beside the saved weights."""
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
-
-
-class GistNetConfig(Section):
-    """The shape of a GistNet. The size of its input and output is the teacher's and not stated here."""
-
-    architecture: Literal["full", "bottleneck", "teacher_lora"] = "full"
-    """full: everything trained at the teacher's width; bottleneck: the same stack at a narrow width; teacher_lora: the
-    tokens pass through a frozen copy of the teacher's first layers with LoRA adapters, the rest is narrow."""
-    span_tokens: Literal[8, 16, 32, 64] = 32
-    """Vectors that become one gist: tokens at level 0, gists of the level below above it."""
-    width: int = Field(default=96, gt=0)
-    """Width of slots and expansion, and in `bottleneck` of the token stream, in dimensions; not used by `full`."""
-    heads: int = Field(default=8, gt=0)
-    """Attention heads everywhere except in a copied teacher; must divide the width into an even size per head."""
-    blocks_per_stage: int = Field(default=1, gt=0)
-    """Self-attention blocks in each of the two stages; not used by `teacher_lora`."""
-    teacher_layers: int = Field(default=4, ge=2)
-    """`teacher_lora`: the teacher's layers copied, the first half for the first stage, the others for the second."""
-    lora_rank: int = Field(default=8, gt=0)
-    """`teacher_lora`: rank of the adapter of each linear layer copied."""
-    lora_alpha: float = Field(default=16.0, gt=0)
-    """`teacher_lora`: an adapter's output is scaled by lora_alpha / lora_rank."""
-
-    @model_validator(mode="after")
-    def _heads_fit(self) -> Self:
-        if self.architecture != "full":
-            self.slot_width(self.width)
-        return self
-
-    def slot_width(self, dim: int) -> int:
-        """The width of slots and expansion for a teacher of hidden size `dim`.
-
-        Raises:
-            ConfigError: `heads` does not divide the width into heads of an even size, which RoPE needs.
-        """
-        width = dim if self.architecture == "full" else self.width
-        if width % (2 * self.heads) != 0:
-            raise ConfigError(f"{self.heads} heads do not fit a width of {width}; expected an even width / heads.")
-        return width
 
 
 @dataclass(frozen=True)
@@ -95,43 +52,27 @@ class Budget:
         return self.flops_per_span / teacher_flops_per_span
 
 
-class SavedGistNet(Section):
-    """The contents of a saved GistNet's config.json: all that is needed to rebuild it beside weights and teacher."""
-
-    format_version: int
-    gistnet_version: str
-    config: GistNetConfig
-    dim: int
-    """Hidden size of the teacher, in dimensions."""
-    level: int = Field(ge=0)
-    """0: a gist of tokens; n: a gist of gists of level n - 1."""
-    positions: str
-    """The position policy, or mixture of policies, it was trained with."""
-    teacher: TeacherFingerprint
-    trained_parameters: int
-    frozen_parameters: int
-    flops_per_span: int
-    share_of_teacher: float
-    """Compute per span as a fraction of the teacher's on the span's tokens."""
-    weights_sha256: str
-    """Ties this file to its weights: a damaged or exchanged weights file is noticed."""
-
-
 class GistNet(nn.Module):
     """Compresses spans: [spans, K, dim] → [spans, dim]. Made by `GistNet.build` or `GistNet.from_pretrained`.
 
     `g = e_last + gain · W_out(…)` with e_last the span's last vector and W_out zero at first: an untrained GistNet
     gives the last token's embedding exactly, the strongest cheap stand-in. Until W_out moves, only it has a gradient.
+
+    Attributes:
+        level: 0 for gists of tokens, n for gists of gists of level n - 1.
+        below: the GistNet of the level below; None at level 0.
+        tokens_per_gist: how many tokens a gist stands for, K^(level + 1).
     """
 
-    def __init__(self, config: GistNetConfig, teacher: Teacher, *, level: int, positions: str) -> None:
+    def __init__(self, config: GistNetConfig, teacher: Teacher, *, below: "GistNet | None", positions: str) -> None:
         super().__init__()
         self.config = config
         self.dim = teacher.hidden_size
-        self.level = level
+        self.level: int = 0 if below is None else below.level + 1
         self.positions = positions
         self.teacher_fingerprint = teacher.fingerprint
-        self.teacher_flops_per_span = teacher.flops_per_token * config.span_tokens ** (level + 1)
+        self.tokens_per_gist = config.span_tokens ** (self.level + 1)
+        self.teacher_flops_per_span = teacher.flops_per_token * self.tokens_per_gist
 
         slot_width, heads = config.slot_width(self.dim), config.heads
         self.teacher_layers: TeacherLayers | None = None
@@ -159,23 +100,43 @@ class GistNet(nn.Module):
         dropouts = (module for module in self.modules() if isinstance(module, StatelessDropout))
         for salt, module in enumerate(dropouts):
             module.salt = salt
+        self._own_modules = tuple(self.modules())
+        self._own_sizes = {name: p.numel() for name, p in self.named_parameters()}
         self._trained_names = tuple(name for name, p in self.named_parameters() if p.requires_grad)
+        self.below = below
 
     @classmethod
     def build(
-        cls, config: GistNetConfig, teacher: Teacher, *, level: int = 0, positions: str = "center", seed: int = 0
+        cls,
+        config: GistNetConfig,
+        teacher: Teacher,
+        *,
+        below: "GistNet | None" = None,
+        positions: str = "center",
+        seed: int = 0,
     ) -> "GistNet":
         """A new GistNet on the teacher's device, a function of `seed` and not of the global random state.
 
+        Args:
+            below: the GistNet whose gists it reads, which becomes part of it; None makes one of level 0.
+
         Raises:
-            ConfigError: the heads do not fit the width, or the level is negative.
+            ConfigError: the heads do not fit the width, or the levels have spans of different lengths.
             TeacherError: the teacher has too few layers to copy, or none that LoRA can adapt.
         """
-        if level < 0:
-            raise ConfigError(f"The level of a GistNet is {level}; expected 0 or more.")
+        if below is not None and below.config.span_tokens != config.span_tokens:
+            raise ConfigError(
+                f"span_tokens is {config.span_tokens} above a level with {below.config.span_tokens}; expected the same."
+            )
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
-            return cls(config, teacher, level=level, positions=positions).to(teacher.device)
+            # Every level begins with weights of its own.
+            torch.default_generator.manual_seed(seed + (0 if below is None else below.level + 1))
+            return cls(config, teacher, below=below, positions=positions).to(teacher.device)
+
+    @property
+    def levels(self) -> tuple["GistNet", ...]:
+        """The GistNets of all levels, from level 0 to this one."""
+        return (self,) if self.below is None else (*self.below.levels, self)
 
     def forward(self, spans: Tensor, dropout: Dropout | None = None) -> Tensor:
         """Input embeddings of spans [spans, K, dim], of any float type → gists [spans, dim], float32.
@@ -227,27 +188,42 @@ class GistNet(nn.Module):
 
     @property
     def fingerprint(self) -> str:
-        """Names these weights and their shape: 16 hexadecimal digits, other ones for any other weights."""
-        shape = f"{self.config.model_dump_json()} {self.level}"
+        """Names the weights and shape of all levels: 16 hexadecimal digits, other ones for any other weights."""
+        below = "" if self.below is None else self.below.fingerprint
+        shape = f"{self.config.model_dump_json()} {self.level} {below}"
         return hashlib.sha256(shape.encode() + self._weights()).hexdigest()[:16]
 
     def parameter_budget(self) -> Budget:
         """Parameters, and forward FLOPs of the matrix products per span (norms and activations are not counted)."""
         length = self.config.span_tokens
-        sizes = {name: p.numel() for name, p in self.named_parameters()}
-        trained = sum(sizes[name] for name in self._trained_names)
+        trained = sum(self._own_sizes[name] for name in self._trained_names)
+        frozen = sum(self._own_sizes.values()) - trained
         flops = matmul_flops(length, self.entry) + matmul_flops(1, self.w_out)
-        own = (m for m in self.modules() if isinstance(m, SelfAttentionBlock | SlotRead | Expansion))
+        own = (m for m in self._own_modules if isinstance(m, SelfAttentionBlock | SlotRead | Expansion))
         flops += sum(part.flops(length) for part in own)
         if self.teacher_layers is not None:
             flops += matmul_flops(length, self.teacher_layers)
             flops += self.depth * attention_flops(length, length, self.dim)
-        return Budget(trained=trained, frozen=sum(sizes.values()) - trained, flops_per_span=flops)
+        if self.below is None:
+            return Budget(trained, frozen, flops)
+        below = self.below.parameter_budget()
+        return Budget(trained + below.trained, frozen + below.frozen, flops + length * below.flops_per_span)
+
+    def trained_parameters(self, *, with_below: bool) -> dict[str, nn.Parameter]:
+        """The parameters to train, by name: this level's, and those of all levels below where asked for."""
+        parameters = dict(self.named_parameters())
+        own = {name: parameters[name] for name in self._trained_names}
+        if not with_below or self.below is None:
+            return own
+        below = self.below.trained_parameters(with_below=True)
+        return own | {f"{BELOW}.{name}": parameter for name, parameter in below.items()}
 
     def trainable_state(self) -> dict[str, Tensor]:
-        """The trained parameters by name, sharing memory with the model; the frozen copy of the teacher is left out."""
-        parameters = dict(self.named_parameters())
-        return {name: parameters[name].detach() for name in self._trained_names}
+        """What training may change, by name, of all levels; shares memory with the model.
+
+        The frozen copy of the teacher is left out.
+        """
+        return {name: parameter.detach() for name, parameter in self.trained_parameters(with_below=True).items()}
 
     def load_trainable_state(self, state: Mapping[str, Tensor]) -> None:
         """Take over the values of a `trainable_state`.
@@ -255,28 +231,20 @@ class GistNet(nn.Module):
         Raises:
             CheckpointError: a tensor is missing, unknown, or of another shape; the model is then as it was.
         """
-        own = self.trainable_state()
-        if different := sorted(own.keys() ^ state.keys()):
-            raise CheckpointError(
-                f"The GistNet state has {len(state)} tensors and {len(own)} were expected; "
-                f"'{different[0]}' is in one of them only."
-            )
-        for name, tensor in own.items():
-            if tensor.shape != state[name].shape:
-                got, expected = list(state[name].shape), list(tensor.shape)
-                raise CheckpointError(f"The GistNet tensor '{name}' has shape {got}; expected {expected}.")
-        for name, tensor in own.items():
-            tensor.copy_(state[name])
+        _take_over(self.trained_parameters(with_below=True), state)
 
     def save_pretrained(self, folder: Path | str) -> None:
         """Write `model.safetensors` (trained parameters only) and `config.json`, each atomically, the latter last.
 
-        A reader that finds the weights of one save beside the config of another refuses them.
+        The level below goes into the folder `below`, before. A reader that finds the weights of one save beside the
+        config of another refuses them.
 
         Raises:
             StorageError: the folder could not be written.
         """
         folder = Path(folder)
+        if self.below is not None:
+            self.below.save_pretrained(folder / BELOW)
         weights = self._weights()
         budget = self.parameter_budget()
         saved = SavedGistNet(
@@ -292,13 +260,14 @@ class GistNet(nn.Module):
             flops_per_span=budget.flops_per_span,
             share_of_teacher=budget.share_of_teacher(self.teacher_flops_per_span),
             weights_sha256=hashlib.sha256(weights).hexdigest(),
+            below=None if self.below is None else self.below.fingerprint,
         )
-        write_bytes(folder / WEIGHTS_FILE, weights)
-        write_json(folder / CONFIG_FILE, saved.model_dump(mode="json"))
+        write_saved(folder, saved, weights)
 
     def _weights(self) -> bytes:
-        """The trained parameters as the contents of a safetensors file."""
-        return save_tensors({name: tensor.contiguous().cpu() for name, tensor in self.trainable_state().items()})
+        """This level's trained parameters as the contents of a safetensors file."""
+        own = self.trained_parameters(with_below=False)
+        return save_tensors({name: parameter.detach().contiguous().cpu() for name, parameter in own.items()})
 
     @classmethod
     def from_pretrained(cls, folder: Path | str, teacher: Teacher) -> "GistNet":
@@ -308,24 +277,34 @@ class GistNet(nn.Module):
             CheckpointError: a file is missing or damaged, is of a newer format, or belongs to another teacher.
         """
         folder = Path(folder)
-        saved = _read_saved(folder)
+        saved, state = read_saved(folder)
         if not saved.teacher.same_model(teacher.fingerprint):
             raise CheckpointError(
                 f"The GistNet in {folder} was trained with {saved.teacher.describe()}; "
                 f"got the teacher {teacher.fingerprint.describe()}."
             )
-        weights = _read_bytes(folder / WEIGHTS_FILE)
-        if hashlib.sha256(weights).hexdigest() != saved.weights_sha256:
-            raise CheckpointError(
-                f"{folder / WEIGHTS_FILE} is damaged, or not the weights that {CONFIG_FILE} describes."
-            )
-        try:
-            state = load_tensors(weights)
-        except SafetensorError as error:
-            raise CheckpointError(f"{folder / WEIGHTS_FILE} is not a safetensors file ({error}).") from error
-        model = cls.build(saved.config, teacher, level=saved.level, positions=saved.positions)
-        model.load_trainable_state(state)
+        below = cls.from_pretrained(folder / BELOW, teacher) if saved.level > 0 else None
+        if below is not None and below.fingerprint != saved.below:
+            raise CheckpointError(f"{folder / BELOW} is not the GistNet that the one in {folder} was trained on.")
+        model = cls.build(saved.config, teacher, below=below, positions=saved.positions)
+        _take_over(model.trained_parameters(with_below=False), state)
         return model
+
+
+def _take_over(parameters: Mapping[str, nn.Parameter], state: Mapping[str, Tensor]) -> None:
+    """Give the parameters the values of a state; where the two do not fit, nothing changes."""
+    if different := sorted(parameters.keys() ^ state.keys()):
+        raise CheckpointError(
+            f"The GistNet state has {len(state)} tensors and {len(parameters)} were expected; "
+            f"'{different[0]}' is in one of them only."
+        )
+    for name, parameter in parameters.items():
+        if parameter.shape != state[name].shape:
+            got, expected = list(state[name].shape), list(parameter.shape)
+            raise CheckpointError(f"The GistNet tensor '{name}' has shape {got}; expected {expected}.")
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(state[name])
 
 
 def _adapted_copy(teacher: Teacher, config: GistNetConfig) -> TeacherLayers:
@@ -342,25 +321,3 @@ def _adapted_copy(teacher: Teacher, config: GistNetConfig) -> TeacherLayers:
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     return copy
-
-
-def _read_saved(folder: Path) -> SavedGistNet:
-    path = folder / CONFIG_FILE
-    try:
-        content: Any = json.loads(_read_bytes(path))
-        version = content["format_version"]
-        if isinstance(version, int) and version > FORMAT_VERSION:
-            raise CheckpointError(
-                f"{path} is of format {version}; this version of gistnet reads up to {FORMAT_VERSION}."
-            )
-        return SavedGistNet.model_validate(content)
-    except (ValueError, KeyError, TypeError, ValidationError, ConfigError) as error:
-        reason = str(error).splitlines()[0]
-        raise CheckpointError(f"{path} is not the configuration of a saved GistNet ({reason}).") from error
-
-
-def _read_bytes(path: Path) -> bytes:
-    if not path.is_file():
-        raise CheckpointError(f"{path.parent} is not a saved GistNet: expected a file {path.name} in it.")
-    with storage_errors("read", path):
-        return path.read_bytes()

@@ -53,29 +53,22 @@ class BranchLosses(NamedTuple):
     """Mean length of the branch's gists."""
 
 
-def encode(gistnet: GistNet, teacher: Teacher, tokens: Tensor, dropout: Dropout | None = None) -> Tensor:
-    """Gists of consecutive spans: token ids `[branches, k * K]` → `[branches, k, dim]`, float32.
+def encode(gistnet: GistNet, teacher: Teacher, tokens: Tensor) -> Tensor:
+    """Gists of consecutive spans: token ids `[branches, k * tokens_per_gist]` → `[branches, k, dim]`, float32.
 
     Matrix products run in the teacher's number format; the weights of GistNet stay in their own.
     """
-    spans = _embedded(gistnet, teacher, tokens)
-    with encoding_precision(teacher):
-        gists = gistnet(spans, dropout)
-    return gists.view(len(tokens), -1, teacher.hidden_size)
+    return encode_with_attention(gistnet, teacher, tokens)[0]
 
 
-def encode_with_attention(
-    gistnet: GistNet, teacher: Teacher, tokens: Tensor, dropout: Dropout | None = None
-) -> tuple[Tensor, Tensor]:
-    """As `encode`, and the probabilities `[2, branches * k, heads, K]` with which the two slots read the tokens."""
-    spans = _embedded(gistnet, teacher, tokens)
+def encode_with_attention(gistnet: GistNet, teacher: Teacher, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """As `encode`, and the probabilities `[2, branches * k, heads, K]` with which the two slots read their span."""
+    vectors = teacher.embed(tokens) if gistnet.below is None else encode(gistnet.below, teacher, tokens)
     with encoding_precision(teacher):
-        gists, attention = gistnet.forward_with_attention(spans, dropout)
+        gists, attention = gistnet.forward_with_attention(
+            vectors.view(-1, gistnet.config.span_tokens, teacher.hidden_size)
+        )
     return gists.view(len(tokens), -1, teacher.hidden_size), attention
-
-
-def _embedded(gistnet: GistNet, teacher: Teacher, tokens: Tensor) -> Tensor:
-    return teacher.embed(tokens).view(-1, gistnet.config.span_tokens, teacher.hidden_size)
 
 
 def encoding_precision(teacher: Teacher) -> torch.autocast:
@@ -89,6 +82,7 @@ def encode_stretches(
     stretches: Stretches,
     *,
     with_next: bool = False,
+    train_below: bool = False,
     dropout_rate: float = 0.0,
     dropout_keys: Tensor | None = None,
 ) -> Tensor:
@@ -98,19 +92,61 @@ def encode_stretches(
 
     Args:
         with_next: also the gist of the span that follows each stretch, `[branches, longest + 1, dim]`.
+        train_below: whether gradient and dropout reach the levels below, too.
         dropout_rate, dropout_keys: as for `branch_losses`.
     """
-    span, length = stretches.span_tokens, stretches.tokens.shape[1]
     real = _first(stretches.counts + with_next, stretches.longest + with_next)
-    firsts = stretches.starts[:, None] + torch.arange(real.shape[1], device=real.device) * span
-    # A span is known by the number of its first token, counted over all windows.
-    numbers, which = (stretches.windows[:, None] * length + firsts)[real].unique(return_inverse=True)
-    windows, firsts = numbers // length, numbers % length
-    dropout = None if dropout_keys is None else Dropout(dropout_rate, dropout_keys[windows] + firsts)
-    tokens = stretches.tokens[windows[:, None], firsts[:, None] + torch.arange(span, device=firsts.device)]
-    gists = encode(gistnet, teacher, tokens, dropout)[:, 0]
+    order = torch.arange(real.shape[1], device=real.device)
+    firsts = stretches.starts[:, None] + order * stretches.span_tokens
+    windows = stretches.windows[:, None].expand_as(firsts)
+    dropout = None if dropout_keys is None else (dropout_rate, dropout_keys)
+    gists = _encode_spans(
+        gistnet, teacher, stretches.tokens, windows[real], firsts[real], train_below=train_below, dropout=dropout
+    )
     padded = gists.new_zeros(*real.shape, gists.shape[1])
-    return padded.masked_scatter(real[..., None], gists[which])
+    return padded.masked_scatter(real[..., None], gists)
+
+
+def _encode_spans(
+    gistnet: GistNet,
+    teacher: Teacher,
+    tokens: Tensor,
+    windows: Tensor,
+    firsts: Tensor,
+    *,
+    train_below: bool,
+    dropout: tuple[float, Tensor] | None,
+) -> Tensor:
+    """Gists of the spans that begin at tokens `firsts` of `windows`, `[spans]` each: `[spans, dim]`.
+
+    Spans of a level above 0 may overlap: each span below them is encoded once.
+
+    Args:
+        tokens: `[windows, tokens]`.
+        dropout: the rate, and a key for each window.
+    """
+    span, length = gistnet.config.span_tokens, tokens.shape[1]
+    # A span is known by the number of its first token, counted over all windows.
+    numbers, which = (windows * length + firsts).unique(return_inverse=True)
+    windows, firsts = numbers // length, numbers % length
+    step = gistnet.tokens_per_gist // span
+    parts = firsts[:, None] + torch.arange(span, device=firsts.device) * step
+    if gistnet.below is None:
+        vectors = teacher.embed(tokens[windows[:, None], parts])
+    else:
+        with torch.set_grad_enabled(train_below and torch.is_grad_enabled()):
+            vectors = _encode_spans(
+                gistnet.below,
+                teacher,
+                tokens,
+                windows[:, None].expand_as(parts).flatten(),
+                parts.flatten(),
+                train_below=train_below,
+                dropout=dropout if train_below else None,
+            ).view(*parts.shape, -1)
+    masks = None if dropout is None else Dropout(dropout[0], dropout[1][windows] + firsts)
+    with encoding_precision(teacher):
+        return gistnet(vectors, masks)[which]
 
 
 def branch_losses(
@@ -120,12 +156,14 @@ def branch_losses(
     stretches: Stretches,
     config: ObjectiveConfig,
     *,
+    train_below: bool = False,
     dropout_rate: float = 0.0,
     dropout_keys: Tensor | None = None,
 ) -> BranchLosses:
     """The losses of branches of windows that have been read.
 
     Args:
+        train_below: whether gradient and dropout reach the levels below GistNet's own, too.
         dropout_rate: the share dropped inside GistNet.
         dropout_keys: `[windows]`, int64; a span's masks derive from its window's key and its place in the window.
             Needed where the rate is above zero.
@@ -147,6 +185,7 @@ def branch_losses(
         teacher,
         stretches,
         with_next=with_neighbour,
+        train_below=train_below,
         dropout_rate=dropout_rate,
         dropout_keys=dropout_keys,
     )

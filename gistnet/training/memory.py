@@ -25,12 +25,13 @@ def estimate_memory(
     pass: about eight vectors of the hidden size and four of the MLP's per token.
     """
     shape, train, objective = teacher.config, stage.train, stage.objective
+    gistnet = gistnet.levels[train.level]
     width = teacher.dtype.itemsize
     head_width = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
     key_width = shape.num_key_value_heads * head_width
     windows = max(1, train.windows_per_batch // processes)
     branches = min(train.branches_per_pass, windows * train.spans_per_window)
-    room = (window_tokens - train.sink_tokens - objective.horizon_tokens) // gistnet.config.span_tokens
+    room = (window_tokens - train.sink_tokens - objective.horizon_tokens) // gistnet.tokens_per_gist
     branch_tokens = branches * (min(train.runs.most, room) + objective.horizon_tokens - 1)
     per_token = 8 * shape.hidden_size + 2 * key_width + 4 * shape.intermediate_size
     layers = int(shape.num_hidden_layers)

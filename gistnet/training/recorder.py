@@ -67,13 +67,13 @@ class Recorder:
         if interrupted:
             self._display.message(f"Asked to stop: saving step {progress.step}.")
 
-    def measure(self, run: Run) -> dict[str, float]:
+    def measure(self, run: Run, progress: Progress) -> dict[str, float]:
         """What GistNet achieves on the stage's held-out spans: measured by the main process, known to all."""
         began = time.monotonic()
         result: dict[str, float] = {}
         if self._is_main:
             run.gistnet.eval()
-            result = self._validator.validate(run.gistnet)
+            result = self._validator.validate(run.trained_gistnet(progress))
         result = run.processes.from_main(result)
         self._started += time.monotonic() - began
         return result

@@ -66,6 +66,7 @@ class Run:
     folder: Path
     teacher: Teacher
     gistnet: GistNet
+    """Of the highest level; it holds those below."""
     dataset: PreparedDataset
     pool: TrainingPool
     stages: tuple[StageRun, ...]
@@ -80,9 +81,15 @@ class Run:
         raised = stage.objective.model_copy(update={"contrastive_weight": progress.contrastive_weight})
         return replace(stage, objective=raised)
 
+    def trained_gistnet(self, progress: Progress) -> GistNet:
+        """The GistNet of the level that the stage trains."""
+        return self.gistnet.levels[self.stage(progress).train.level]
+
     def optimiser(self, progress: Progress) -> AdamW:
         """A new optimiser for the stage: what earlier ones did is in the weights."""
-        return build_optimiser(self.gistnet.named_parameters(), self.stage(progress).train.optimiser)
+        train = self.stage(progress).train
+        trained = self.trained_gistnet(progress).trained_parameters(with_below=train.train_below)
+        return build_optimiser(trained.items(), train.optimiser)
 
     def is_finished(self, progress: Progress) -> bool:
         """Whether the last stage has ended."""
@@ -93,6 +100,7 @@ class Run:
         return {
             "teacher": self.teacher.fingerprint.model_dump(mode="json", include={"config_hash", "embedding_hash"}),
             "gistnet": self.gistnet.config.model_dump(mode="json"),
+            "levels": len(self.gistnet.levels),
             "dataset": self.dataset.fingerprint,
             "seed": self.seed,
             "stages": {
@@ -137,6 +145,7 @@ def _prepared(
     train = stage.train
     layout = SpanLayout(
         span_tokens=gistnet.config.span_tokens,
+        level=train.level,
         horizon_tokens=stage.objective.horizon_tokens,
         spans_per_window=train.spans_per_window,
         sink_tokens=train.sink_tokens,

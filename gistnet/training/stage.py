@@ -27,6 +27,10 @@ class TrainConfig(Section):
     spans_per_window: int = Field(default=8, ge=1)
     """Stretches drawn from each window."""
     runs: GistRuns = GistRuns()
+    level: int = Field(default=0, ge=0)
+    """The level of gists that the stage trains; those above it are left alone."""
+    train_below: bool = False
+    """Whether the levels below it are trained with it, through its own loss, or stay as they are."""
     sink_tokens: int = Field(default=4, ge=1)
     """First tokens of a window that are never replaced, since attention rests on them."""
     branches_per_pass: int = Field(default=64, ge=1)

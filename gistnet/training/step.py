@@ -27,6 +27,7 @@ def accumulate_gradient(
     layout: SpanLayout,
     objective: ObjectiveConfig,
     *,
+    train_below: bool,
     branches_in_batch: int,
     branches_per_pass: int,
     dropout_rate: float,
@@ -35,7 +36,9 @@ def accumulate_gradient(
     """Add the gradient of windows that are read together to GistNet's parameters.
 
     Args:
+        gistnet: of the level that is trained.
         samples: the windows and their stretches.
+        train_below: whether the levels below are trained, too.
         branches_in_batch: the branches of the whole step, over all windows and processes; each counts alike.
         branches_per_pass: how many branches run through the teacher at a time; bounds memory.
         dropout_seed: (seed, step).
@@ -52,13 +55,14 @@ def accumulate_gradient(
     sums = torch.zeros(len(BranchLosses._fields), dtype=torch.float64, device=teacher.device)
     for branches in _passes(samples, branches_per_pass, layout.horizon_tokens):
         windows, starts, gists = torch.tensor(branches, device=teacher.device).T
-        stretches = Stretches(tokens, windows, starts, layout.span_tokens, gists, layout.horizon_tokens)
+        stretches = Stretches(tokens, windows, starts, layout.tokens_per_gist, gists, layout.horizon_tokens)
         losses = branch_losses(
             teacher,
             gistnet,
             read,
             stretches,
             objective,
+            train_below=train_below,
             dropout_rate=dropout_rate,
             dropout_keys=keys,
         )

@@ -94,7 +94,7 @@ def _fit_stage(run: Run, progress: Progress, optimiser: AdamW, recorder: Recorde
 
 def _validate(run: Run, progress: Progress, recorder: Recorder) -> None:
     """Measure GistNet on the stage's held-out spans, draw the consequences, and record both."""
-    result = recorder.measure(run)
+    result = recorder.measure(run, progress)
     events = judge(run, progress, result)
     recorder.report(progress, result | {"moving_average": progress.checks[-1].average}, events)
 
@@ -185,18 +185,19 @@ def train_step(run: Run, progress: Progress, optimiser: AdamW) -> dict[str, floa
     for items, samples in zip(batches, everything, strict=True):
         sums += accumulate_gradient(
             run.teacher,
-            run.gistnet,
+            run.trained_gistnet(progress),
             run.dataset,
             [samples[item - items.start] for item in run.processes.share(items)],
             stage.layout,
             stage.objective,
+            train_below=config.train_below,
             branches_in_batch=branches,
             branches_per_pass=config.branches_per_pass,
             dropout_rate=config.dropout,
             dropout_seed=(run.seed, step),
         )
     run.processes.sum_in_place([sums])
-    norm = _clipped_gradient_norm(run, step, config.optimiser.gradient_clip)
+    norm = _clipped_gradient_norm(run, optimiser, step, config.optimiser.gradient_clip)
     optimiser.step()
     progress.step += 1
     progress.stage_step += 1
@@ -277,8 +278,8 @@ def _keeping_the_last_good_state(run: Run, progress: Progress, optimiser: AdamW)
         raise TrainingError(f"{error}; {kept}.") from error
 
 
-def _clipped_gradient_norm(run: Run, step: int, longest: float) -> float:
-    parameters = [p for p in run.gistnet.parameters() if p.requires_grad]
+def _clipped_gradient_norm(run: Run, optimiser: AdamW, step: int, longest: float) -> float:
+    parameters = [p for group in optimiser.param_groups for p in group["params"]]
     run.processes.sum_in_place([p.grad for p in parameters if p.grad is not None])
     norm = float(torch.nn.utils.clip_grad_norm_(parameters, longest))
     if not norm < float("inf"):

@@ -1,7 +1,6 @@
-"""GistNets of consecutive levels as the encoder of a tree."""
+"""A GistNet, with all levels below it, as the encoder of a tree."""
 
 import hashlib
-from collections.abc import Sequence
 from functools import cached_property
 
 import numpy as np
@@ -26,35 +25,28 @@ class GistEncoder:
 
     Args:
         teacher: whose embeddings level 0 reads.
-        gistnets: one for each level, from level 0 on, all of the same span length.
+        gistnet: of the highest level; it holds those below.
         batch_spans: rows of a batch.
 
     Raises:
-        CheckpointError: the levels do not follow each other, or one belongs to another teacher.
+        CheckpointError: the GistNet belongs to another teacher.
     """
 
-    def __init__(self, teacher: Teacher, gistnets: Sequence[GistNet], batch_spans: int = BATCH_SPANS) -> None:
-        if not gistnets or [net.level for net in gistnets] != list(range(len(gistnets))):
+    def __init__(self, teacher: Teacher, gistnet: GistNet, batch_spans: int = BATCH_SPANS) -> None:
+        if not gistnet.teacher_fingerprint.same_model(teacher.fingerprint):
             raise CheckpointError(
-                f"Got GistNets of the levels {[net.level for net in gistnets]}, expected 0 and those that follow it."
+                f"The GistNet was trained with {gistnet.teacher_fingerprint.describe()}; "
+                f"got the teacher {teacher.fingerprint.describe()}."
             )
-        if len(spans := {net.config.span_tokens for net in gistnets}) > 1:
-            raise CheckpointError(f"Got GistNets of spans of {sorted(spans)} vectors, expected one length for all.")
-        for net in gistnets:
-            if not net.teacher_fingerprint.same_model(teacher.fingerprint):
-                raise CheckpointError(
-                    f"The GistNet of level {net.level} was trained with {net.teacher_fingerprint.describe()}; "
-                    f"got the teacher {teacher.fingerprint.describe()}."
-                )
         self._teacher = teacher
-        self._gistnets = [net.eval() for net in gistnets]
+        self._gistnet = gistnet.eval()
         self._batch_spans = batch_spans
 
     @cached_property
     def fingerprint(self) -> str:
         """Names the weights of all levels, and the number format that they are applied in."""
-        parts = [net.fingerprint for net in self._gistnets]
-        return hashlib.sha256(" ".join([*parts, str(self._teacher.dtype)]).encode()).hexdigest()[:16]
+        described = f"{self._gistnet.fingerprint} {self._teacher.dtype}"
+        return hashlib.sha256(described.encode()).hexdigest()[:16]
 
     @property
     def teacher(self) -> TeacherFingerprint:
@@ -69,12 +61,12 @@ class GistEncoder:
     @property
     def span_tokens(self) -> int:
         """K, of all levels."""
-        return int(self._gistnets[0].config.span_tokens)
+        return int(self._gistnet.config.span_tokens)
 
     @property
     def levels(self) -> int:
-        """How many GistNets there are."""
-        return len(self._gistnets)
+        """How many levels the GistNet has."""
+        return self._gistnet.level + 1
 
     @property
     def dim(self) -> int:
@@ -118,7 +110,7 @@ class GistEncoder:
         if level == 0:
             vectors = self._teacher.embed(vectors)
         with encoding_precision(self._teacher):
-            gists = self._gistnets[level](vectors).half()
+            gists = self._gistnet.levels[level](vectors).half()
         if not bool(torch.isfinite(gists).all()):
             raise DataError(f"A gist of level {level} is not a finite float16 vector, expected entries below 65504.")
         return gists.cpu().numpy()

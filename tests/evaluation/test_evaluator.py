@@ -227,13 +227,6 @@ def test_a_horizon_of_one_token_is_evaluated(run):
     assert all(len(span.delta_nll_by_offset["gist"]) == 1 for span in span_map.documents[0].spans)
 
 
-def test_the_level_of_the_gists_is_recorded(run):
-    run.gistnet.level = 1
-    records = evaluate(run.teacher, run.gistnet, run.dataset, CONFIG).records
-    assert {r.level for r in records} == {1}
-    assert {r.name for r in records if r.target is not None} == {"delta_nll"}
-
-
 def test_a_network_that_is_broken_is_refused(run):
     with torch.no_grad():
         run.gistnet.w_out.weight[0, 0] = torch.nan

@@ -81,7 +81,7 @@ def test_spans_that_are_drawn_are_aligned_runs_of_held_out_text(run):
 
 def test_encoding_in_passes_gives_the_gists_and_the_embeddings(run, monkeypatch):
     spans = draw(run, 11)
-    monkeypatch.setattr("gistnet.evaluation.geometry.SPANS_PER_PASS", 4)
+    monkeypatch.setattr("gistnet.evaluation.geometry.TOKENS_PER_PASS", 4 * 8)
     vectors = encode_spans(run.teacher, run.gistnet, spans.tokens)
     tokens = torch.from_numpy(spans.tokens)
     with torch.no_grad():

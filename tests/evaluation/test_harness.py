@@ -8,13 +8,13 @@ import torch
 
 from gistnet.errors import ConfigError, TeacherError
 from gistnet.evaluation.harness import compressed_lm
-from gistnet.model.gistnet import GistNet, GistNetConfig
 from gistnet.model.teacher import Teacher, TeacherConfig
 from gistnet.model.tokenizer import TeacherTokenizer
 from gistnet.tree.context import assemble
 from gistnet.tree.gist_encoder import GistEncoder
 from gistnet.tree.in_memory import compress
 from gistnet.tree.plan import default_plan
+from tests.gistnets import woken_gistnet
 
 
 @pytest.fixture(scope="module")
@@ -26,8 +26,7 @@ def teacher(teacher_folder) -> Teacher:
 
 @pytest.fixture(scope="module")
 def encoder(teacher) -> GistEncoder:
-    config = GistNetConfig(architecture="bottleneck", span_tokens=8, width=16, heads=2)
-    return GistEncoder(teacher, [GistNet.build(config, teacher)])
+    return GistEncoder(teacher, woken_gistnet(teacher))
 
 
 def requests() -> list:

@@ -10,9 +10,9 @@ from pydantic import ValidationError
 from gistnet.errors import ConfigError, DataError, TeacherError
 from gistnet.evaluation.long_context import LongContextConfig, long_context
 from gistnet.evaluation.long_documents import LongDocument
-from gistnet.model.gistnet import GistNet, GistNetConfig
 from gistnet.model.teacher import Teacher, TeacherConfig
 from gistnet.tree.gist_encoder import GistEncoder
+from tests.gistnets import woken_gistnet
 
 SETTINGS = {
     "documents": 3,
@@ -33,10 +33,7 @@ def teacher(teacher_folder) -> Teacher:
 
 @pytest.fixture(scope="module")
 def encoder(teacher) -> GistEncoder:
-    config = GistNetConfig(architecture="bottleneck", span_tokens=8, width=16, heads=2)
-    net = GistNet.build(config, teacher)
-    torch.nn.init.normal_(net.w_out.weight, generator=torch.Generator().manual_seed(0))
-    return GistEncoder(teacher, [net])
+    return GistEncoder(teacher, woken_gistnet(teacher))
 
 
 @pytest.fixture(scope="module")

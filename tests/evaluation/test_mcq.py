@@ -11,9 +11,9 @@ import torch
 
 from gistnet.errors import ConfigError, DataError, TeacherError
 from gistnet.evaluation.mcq import MultipleChoiceConfig, evaluate_mcq, read_questions
-from gistnet.model.gistnet import GistNet, GistNetConfig
 from gistnet.model.teacher import Teacher, TeacherConfig
 from gistnet.tree.gist_encoder import GistEncoder
+from tests.gistnets import woken_gistnet
 
 CONFIG = MultipleChoiceConfig(tokens_per_vector=(4,), resamples=100)
 GOOD = {"article": "A long story.", "question": "Who?", "options": ["Ann", "Bob"], "gold": 1}
@@ -26,8 +26,7 @@ def teacher(teacher_folder) -> Teacher:
 
 @pytest.fixture(scope="module")
 def encoder(teacher) -> GistEncoder:
-    config = GistNetConfig(architecture="bottleneck", span_tokens=8, width=16, heads=2)
-    return GistEncoder(teacher, [GistNet.build(config, teacher)])
+    return GistEncoder(teacher, woken_gistnet(teacher))
 
 
 def write(path: Path, *lines: Any) -> Path:

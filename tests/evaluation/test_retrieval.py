@@ -11,9 +11,9 @@ from gistnet.errors import DataError, TeacherError
 from gistnet.evaluation.long_documents import LongDocument
 from gistnet.evaluation.retrieval import RetrievalConfig, retrieval
 from gistnet.evaluation.retrieval_cases import RetrievalCase, retrieval_cases
-from gistnet.model.gistnet import GistNet, GistNetConfig
 from gistnet.model.teacher import Teacher, TeacherConfig
 from gistnet.tree.gist_encoder import GistEncoder
+from tests.gistnets import woken_gistnet
 
 LENGTH = 1100
 
@@ -73,9 +73,7 @@ def test_cases_are_the_same_every_time_and_more_continue_fewer(teacher, filler):
 
 @torch.no_grad()
 def test_records_are_those_of_plain_forwards(teacher, filler):
-    encoder = GistEncoder(
-        teacher, [GistNet.build(GistNetConfig(architecture="bottleneck", width=16, heads=2), teacher)]
-    )
+    encoder = GistEncoder(teacher, woken_gistnet(teacher))
     config = RetrievalConfig(cases=3, context_tokens=LENGTH, tokens_per_vector=(4,), resamples=100)
     said: list[str] = []
     records = retrieval(teacher, encoder, filler, config, said.append)

@@ -255,8 +255,8 @@ def test_heads_that_do_not_fit_are_refused(teacher):
 def test_impossible_settings_are_refused(teacher):
     with pytest.raises(ValidationError):
         GistNetConfig(span_tokens=20)
-    with pytest.raises(ConfigError, match="level of a GistNet is -1"):
-        GistNet.build(make_config("full"), teacher, level=-1)
+    with pytest.raises(ConfigError, match="span_tokens is 16 above a level with 8"):
+        GistNet.build(GistNetConfig(span_tokens=16), teacher, below=make_gistnet("full", teacher))
     with pytest.raises(TeacherError):
         GistNet.build(make_config("teacher_lora", teacher_layers=5), teacher)
 
@@ -308,7 +308,11 @@ def test_share_of_teacher_is_a_ratio_of_flops(teacher):
     assert Budget(trained=1, frozen=0, flops_per_span=300).share_of_teacher(1200) == 0.25
     layer = 2 * DIM * DIM + 2 * DIM * DIM // 2 + 3 * DIM * 48 + 2 * DIM
     assert make_gistnet("full", teacher).teacher_flops_per_span == LENGTH * 2 * 4 * layer
-    assert make_gistnet("full", teacher, level=1).teacher_flops_per_span == LENGTH**2 * 2 * 4 * layer
+    two_levels = make_gistnet("full", teacher, below=make_gistnet("full", teacher))
+    assert two_levels.teacher_flops_per_span == LENGTH**2 * 2 * 4 * layer
+    of_one = make_gistnet("full", teacher).parameter_budget()
+    expected = Budget(2 * of_one.trained, 0, (LENGTH + 1) * of_one.flops_per_span)
+    assert two_levels.parameter_budget() == expected  # a gist above is made of LENGTH gists below
 
 
 # --- files ----------------------------------------------------------------------------------------------------------
@@ -316,12 +320,37 @@ def test_share_of_teacher_is_a_ratio_of_flops(teacher):
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_saved_and_loaded_gistnet_is_the_same_bit_for_bit(architecture, teacher, tmp_path):
-    gistnet, spans = waken(make_gistnet(architecture, teacher, level=1, positions="end", seed=9)), make_spans()
+    gistnet, spans = waken(make_gistnet(architecture, teacher, positions="end", seed=9)), make_spans()
     gistnet.save_pretrained(tmp_path / "deep" / "net")
     loaded = GistNet.from_pretrained(tmp_path / "deep" / "net", teacher)
     assert torch.equal(loaded(spans), gistnet(spans))
-    assert (loaded.config, loaded.level, loaded.positions) == (gistnet.config, 1, "end")
+    assert (loaded.config, loaded.level, loaded.positions) == (gistnet.config, 0, "end")
     assert not torch.equal(gistnet(spans), spans[:, -1])
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_all_levels_are_saved_and_loaded_together(architecture, teacher, tmp_path):
+    gistnet, spans = make_gistnet(architecture, teacher), make_spans()
+    for _ in range(2):
+        gistnet = make_gistnet(architecture, teacher, below=gistnet)
+    waken(gistnet).save_pretrained(tmp_path)
+    loaded = GistNet.from_pretrained(tmp_path, teacher)
+    assert [level.level for level in loaded.levels] == [0, 1, 2]
+    for ours, theirs in zip(gistnet.levels, loaded.levels, strict=True):
+        assert torch.equal(ours(spans), theirs(spans))
+    assert loaded.fingerprint == gistnet.fingerprint
+    assert len({level.fingerprint for level in loaded.levels}) == 3
+    middle = GistNet.from_pretrained(tmp_path / "below", teacher)
+    assert middle.fingerprint == gistnet.below.fingerprint
+    assert load_file(tmp_path / "model.safetensors").keys() == gistnet.trained_parameters(with_below=False).keys()
+    assert len(gistnet.trainable_state()) == 3 * len(gistnet.levels[0].trainable_state())
+
+
+def test_levels_of_different_saves_are_not_mixed(teacher, tmp_path):
+    make_gistnet("bottleneck", teacher, below=make_gistnet("bottleneck", teacher)).save_pretrained(tmp_path)
+    waken(make_gistnet("bottleneck", teacher)).save_pretrained(tmp_path / "below")
+    with pytest.raises(CheckpointError, match="below is not the GistNet that the one in"):
+        GistNet.from_pretrained(tmp_path, teacher)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -332,7 +361,7 @@ def test_the_files_hold_the_trained_parameters_and_a_complete_configuration(arch
     stored = load_file(tmp_path / "model.safetensors")
     assert stored.keys() == {name for name, p in gistnet.named_parameters() if p.requires_grad}
     config = json.loads((tmp_path / "config.json").read_text())
-    assert config["format_version"] == 1
+    assert config["format_version"] == 2
     assert config["config"]["architecture"] == architecture
     assert (config["dim"], config["level"], config["positions"]) == (DIM, 0, "compact")
     assert config["teacher"] == teacher.fingerprint.model_dump()
@@ -424,8 +453,8 @@ def test_a_missing_file_is_named(name, saved, teacher):
 
 
 def test_a_newer_format_is_refused(saved, teacher):
-    edit_config(saved, format_version=2, something_new=True)
-    with pytest.raises(CheckpointError, match="is of format 2; this version of gistnet reads up to 1"):
+    edit_config(saved, format_version=3, something_new=True)
+    with pytest.raises(CheckpointError, match="is of format 3; this version of gistnet reads up to 2"):
         GistNet.from_pretrained(saved, teacher)
 
 

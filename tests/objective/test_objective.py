@@ -127,6 +127,7 @@ def test_the_contrastive_gradient_flows_into_the_gist_and_its_neighbour(teacher)
 
     class FreeGists(torch.nn.Module):
         config = GistNetConfig(architecture="bottleneck", span_tokens=SPAN, width=16, heads=2)
+        below, tokens_per_gist = None, SPAN
 
         def __init__(self) -> None:
             super().__init__()

@@ -43,7 +43,7 @@ def history(teacher: Teacher) -> InMemoryHistory:
 
 def encoder_of(teacher: Teacher) -> GistEncoder:
     config = GistNetConfig(architecture="bottleneck", span_tokens=8, width=16, heads=2)
-    return GistEncoder(teacher, [GistNet.build(config, teacher)])
+    return GistEncoder(teacher, GistNet.build(config, teacher))
 
 
 def ids(teacher: Teacher, text: str) -> list[int]:
@@ -53,7 +53,7 @@ def ids(teacher: Teacher, text: str) -> list[int]:
 def test_five_lines_from_a_text_to_an_answer(teacher_folder: Path) -> None:
     teacher = Teacher.from_pretrained(str(teacher_folder))
     config = GistNetConfig(architecture="bottleneck", width=16, heads=2)
-    encoder = GistEncoder(teacher, [GistNet.build(config, teacher)])
+    encoder = GistEncoder(teacher, GistNet.build(config, teacher))
     history = compress(TEXT * 3, encoder)
     answer = generate(history, "Where?", teacher=teacher, budget=64, positions="compact", max_new_tokens=5)
     assert isinstance(answer.text, str)

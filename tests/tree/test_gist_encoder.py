@@ -1,4 +1,4 @@
-"""GistNets as the encoder of a tree: the same bits in any portions, level on level, and what is refused."""
+"""A GistNet as the encoder of a tree: the same bits in any portions, level on level, and what is refused."""
 
 from itertools import pairwise
 
@@ -7,12 +7,10 @@ import pytest
 import torch
 
 from gistnet.errors import CheckpointError, DataError, TeacherError
-from gistnet.model.gistnet import GistNet, GistNetConfig
 from gistnet.model.teacher import Teacher
 from gistnet.tree.gist_encoder import GistEncoder
+from tests.gistnets import woken_gistnet
 from tests.teachers import tiny_teacher
-
-CONFIG = GistNetConfig(architecture="bottleneck", span_tokens=8, width=16, heads=2)
 
 
 @pytest.fixture(scope="module")
@@ -20,15 +18,9 @@ def teacher() -> Teacher:
     return tiny_teacher("llama", torch.float32)
 
 
-def trained(teacher: Teacher, level: int, config: GistNetConfig = CONFIG) -> GistNet:
-    net = GistNet.build(config, teacher, level=level, seed=level)
-    torch.nn.init.normal_(net.w_out.weight, generator=torch.Generator().manual_seed(level))
-    return net
-
-
 @pytest.fixture(scope="module")
 def encoder(teacher: Teacher) -> GistEncoder:
-    return GistEncoder(teacher, [trained(teacher, 0), trained(teacher, 1)], batch_spans=16)
+    return GistEncoder(teacher, woken_gistnet(teacher, 2), batch_spans=16)
 
 
 def test_portions_do_not_change_a_bit(encoder: GistEncoder) -> None:
@@ -45,31 +37,28 @@ def test_portions_do_not_change_a_bit(encoder: GistEncoder) -> None:
 def test_gists_are_those_of_the_networks(teacher: Teacher, encoder: GistEncoder) -> None:
     tokens = np.random.default_rng(1).integers(0, 97, (8, 8))
     with torch.no_grad():
-        below = trained(teacher, 0)(teacher.embed(torch.from_numpy(tokens)))
-        above = trained(teacher, 1)(below.half()[None])
+        level_0, level_1 = woken_gistnet(teacher, 2).levels
+        below = level_0(teacher.embed(torch.from_numpy(tokens)))
+        above = level_1(below.half()[None])
     assert np.allclose(encoder.encode(0, tokens, 3), below.numpy(), atol=2e-2, rtol=1e-3)
     assert np.allclose(encoder.encode(1, below.half().numpy()[None], 5), above.numpy(), atol=2e-2, rtol=1e-3)
 
 
 def test_the_fingerprint_names_the_weights_of_every_level(teacher: Teacher, encoder: GistEncoder) -> None:
-    same = GistEncoder(teacher, [trained(teacher, 0), trained(teacher, 1)])
+    same = GistEncoder(teacher, woken_gistnet(teacher, 2))
     assert same.fingerprint == encoder.fingerprint
     assert same.fingerprint.isalnum()
-    other = trained(teacher, 1)
-    with torch.no_grad():
-        other.gain.add_(1e-3)
-    assert GistEncoder(teacher, [trained(teacher, 0), other]).fingerprint != encoder.fingerprint
-    assert GistEncoder(teacher, [trained(teacher, 0)]).fingerprint != encoder.fingerprint
+    for level in (0, 1):
+        other = woken_gistnet(teacher, 2)
+        with torch.no_grad():
+            other.levels[level].gain.add_(1e-3)
+        assert GistEncoder(teacher, other).fingerprint != encoder.fingerprint
+    assert GistEncoder(teacher, woken_gistnet(teacher, 1)).fingerprint != encoder.fingerprint
 
 
-def test_levels_must_follow_each_other_and_fit_the_teacher(teacher: Teacher) -> None:
-    with pytest.raises(CheckpointError, match=r"levels \[1\], expected 0"):
-        GistEncoder(teacher, [trained(teacher, 1)])
-    wide = CONFIG.model_copy(update={"span_tokens": 16})
-    with pytest.raises(CheckpointError, match=r"spans of \[8, 16\]"):
-        GistEncoder(teacher, [trained(teacher, 0), trained(teacher, 1, wide)])
-    with pytest.raises(CheckpointError, match="trained with tiny-llama"):
-        GistEncoder(tiny_teacher("qwen3", torch.float32), [trained(teacher, 0)])
+def test_the_gistnet_of_another_teacher_is_refused(teacher: Teacher) -> None:
+    with pytest.raises(CheckpointError, match=r"trained with tiny-llama.*got the teacher tiny-qwen3"):
+        GistEncoder(tiny_teacher("qwen3", torch.float32), woken_gistnet(teacher, 1))
 
 
 def test_what_cannot_be_encoded_is_refused(teacher: Teacher, encoder: GistEncoder) -> None:
@@ -79,8 +68,8 @@ def test_what_cannot_be_encoded_is_refused(teacher: Teacher, encoder: GistEncode
         encoder.encode(0, np.full((1, 8), 97), 0)
     with pytest.raises(TeacherError, match="no tokenizer"):
         encoder.tokenize("text")
-    huge = trained(teacher, 0)
+    huge = woken_gistnet(teacher, 1)
     with torch.no_grad():
         huge.gain.fill_(1e9)
     with pytest.raises(DataError, match="not a finite float16"):
-        GistEncoder(teacher, [huge]).encode(0, np.full((1, 8), 5), 0)
+        GistEncoder(teacher, huge).encode(0, np.full((1, 8), 5), 0)

@@ -5,22 +5,16 @@ import pytest
 import torch
 
 from gistnet.errors import DataError, TeacherError
-from gistnet.model.gistnet import GistNet, GistNetConfig
 from gistnet.tree.gist_encoder import GistEncoder
 from gistnet.tree.in_memory import compress
+from tests.gistnets import SPAN, woken_gistnet
 from tests.teachers import tiny_teacher
-
-SPAN = 8
 
 
 @pytest.fixture(scope="module")
 def encoder() -> GistEncoder:
     teacher = tiny_teacher("llama", torch.float32)
-    config = GistNetConfig(architecture="bottleneck", span_tokens=SPAN, width=16, heads=2)
-    nets = [GistNet.build(config, teacher, level=level, seed=level) for level in (0, 1)]
-    for net in nets:
-        torch.nn.init.normal_(net.w_out.weight, generator=torch.Generator().manual_seed(net.level))
-    return GistEncoder(teacher, nets, batch_spans=4)
+    return GistEncoder(teacher, woken_gistnet(teacher, levels=2), batch_spans=4)
 
 
 def test_levels_are_made_of_complete_blocks_and_of_stored_gists(encoder: GistEncoder) -> None:

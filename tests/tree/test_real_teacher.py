@@ -27,7 +27,7 @@ def teacher() -> Teacher:
 
 @pytest.fixture(scope="module")
 def history(teacher: Teacher) -> InMemoryHistory:
-    return compress(TEXT, GistEncoder(teacher, [GistNet.build(GistNetConfig(architecture="bottleneck"), teacher)]))
+    return compress(TEXT, GistEncoder(teacher, GistNet.build(GistNetConfig(architecture="bottleneck"), teacher)))
 
 
 def test_a_text_that_fits_is_answered_as_by_transformers_alone(teacher: Teacher, history: InMemoryHistory) -> None:

@@ -9,6 +9,7 @@ const LOOKS = {
   surprisal_token: { label: "surprisal token", dash: "9 3 2 3", symbol: "triangle-up", width: 1.4 },
   shuffled: { label: "shuffled", dash: "4 2", symbol: "x", width: 1.4 },
   mean: { label: "mean", dash: "1 3", symbol: "cross", width: 1.4 },
+  gists_below: { label: "gists below", dash: "7 2 2 2", symbol: "star-triangle-up", width: 1.7, colour: "equal-5" },
   full: { label: "full text", dash: "solid", symbol: "star-triangle-up", width: 1.4 },
   truncated: { label: "truncated", colour: "drop", dash: "2 3", symbol: "square", width: 1.7 },
   no_context: { label: "no context", colour: "surprisal_token", dash: "9 3 2 3", symbol: "triangle-up", width: 1.4 },

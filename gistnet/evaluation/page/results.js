@@ -1,7 +1,7 @@
 "use strict";
 /* The evaluation of one run: every figure beside its baselines, under one selection. */
 
-const BASELINES = ["drop", "last_token", "surprisal_token", "mean", "shuffled", "full", "gist"];
+const BASELINES = ["drop", "last_token", "surprisal_token", "mean", "shuffled", "gists_below", "full", "gist"];
 const APART = ["delta_nll_by_offset", "delta_nll_by_kind", "kl_by_kind", "bound_kl", "bound_recovered_kl"]; // have figures of their own
 
 function resultsSection(run) {

@@ -1,0 +1,50 @@
+"""An encoder without a network: cheap, exact, and of any size. Tests and programs that measure the tree use it."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gistnet.model.fingerprint import TeacherFingerprint
+
+TEACHER = TeacherFingerprint(name="stub", revision=None, config_hash="c" * 16, embedding_hash="e" * 16)
+
+
+class StubEncoder:
+    """Gists that tell which weights, span and index made them.
+
+    Entry 0 of a gist is the seed, entry 1 the index modulo 2048, and the others a mix of the span with the seed, so
+    that a gist of another version, place or span has other bits.
+    """
+
+    def __init__(
+        self,
+        seed: int = 1,
+        *,
+        dim: int = 8,
+        span_tokens: int = 4,
+        levels: int = 2,
+        vocabulary_size: int = 1000,
+        teacher: TeacherFingerprint = TEACHER,
+    ) -> None:
+        self.seed, self.dim, self.span_tokens, self.levels = seed, dim, span_tokens, levels
+        self.vocabulary_size, self.teacher = vocabulary_size, teacher
+
+    @property
+    def fingerprint(self) -> str:
+        """Other seeds, other weights."""
+        return f"stub{self.seed:04d}"
+
+    def tokenize(self, text: str) -> NDArray[np.int64]:
+        """The bytes of the text."""
+        return np.frombuffer(text.encode(), dtype=np.uint8).astype(np.int64)
+
+    def encode(self, level: int, spans: NDArray[np.generic], first: int) -> NDArray[np.float16]:
+        """Integers below 2048, which float16 holds exactly."""
+        numbers = spans if level == 0 else spans.view(np.uint16)
+        mixed = numbers.reshape(len(spans), -1).astype(np.int64)
+        weights = np.arange(1, mixed.shape[1] + 1) * 7919 + self.seed
+        digest = (mixed * weights % 1_000_003).sum(axis=1) + level
+        columns = np.arange(3, self.dim + 3) * 104_729
+        gists = (digest[:, None] * columns % 2039 - 1019).astype(np.float16)
+        gists[:, 0] = self.seed
+        gists[:, 1] = np.arange(first, first + len(spans)) % 2048
+        return gists

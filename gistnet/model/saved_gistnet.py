@@ -1,0 +1,137 @@
+"""What is kept of a GistNet: its shape, and the two files of a saved one.
+
+FOLDER/model.safetensors   the trained parameters of its level
+FOLDER/config.json         all that is needed to rebuild it beside those and the teacher
+FOLDER/below/              the GistNet of the level below, likewise
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, ValidationError, model_validator
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from torch import Tensor
+
+from gistnet.errors import CheckpointError, ConfigError
+from gistnet.files import storage_errors, write_bytes, write_json
+from gistnet.model.fingerprint import TeacherFingerprint
+from gistnet.settings import Section
+
+FORMAT_VERSION = 2
+WEIGHTS_FILE = "model.safetensors"
+CONFIG_FILE = "config.json"
+
+
+class GistNetConfig(Section):
+    """The shape of a GistNet. The size of its input and output is the teacher's and not stated here."""
+
+    architecture: Literal["full", "bottleneck", "teacher_lora"] = "full"
+    """full: everything trained at the teacher's width; bottleneck: the same stack at a narrow width; teacher_lora: the
+    tokens pass through a frozen copy of the teacher's first layers with LoRA adapters, the rest is narrow."""
+    span_tokens: Literal[8, 16, 32, 64] = 32
+    """Vectors that become one gist: tokens at level 0, gists of the level below above it."""
+    width: int = Field(default=96, gt=0)
+    """Width of slots and expansion, and in `bottleneck` of the token stream, in dimensions; not used by `full`."""
+    heads: int = Field(default=8, gt=0)
+    """Attention heads everywhere except in a copied teacher; must divide the width into an even size per head."""
+    blocks_per_stage: int = Field(default=1, gt=0)
+    """Self-attention blocks in each of the two stages; not used by `teacher_lora`."""
+    teacher_layers: int = Field(default=4, ge=2)
+    """`teacher_lora`: the teacher's layers copied, the first half for the first stage, the others for the second."""
+    lora_rank: int = Field(default=8, gt=0)
+    """`teacher_lora`: rank of the adapter of each linear layer copied."""
+    lora_alpha: float = Field(default=16.0, gt=0)
+    """`teacher_lora`: an adapter's output is scaled by lora_alpha / lora_rank."""
+
+    @model_validator(mode="after")
+    def _heads_fit(self) -> Self:
+        if self.architecture != "full":
+            self.slot_width(self.width)
+        return self
+
+    def slot_width(self, dim: int) -> int:
+        """The width of slots and expansion for a teacher of hidden size `dim`.
+
+        Raises:
+            ConfigError: `heads` does not divide the width into heads of an even size, which RoPE needs.
+        """
+        width = dim if self.architecture == "full" else self.width
+        if width % (2 * self.heads) != 0:
+            raise ConfigError(f"{self.heads} heads do not fit a width of {width}; expected an even width / heads.")
+        return width
+
+
+class SavedGistNet(Section):
+    """The contents of a saved GistNet's config.json: all that is needed to rebuild it beside weights and teacher."""
+
+    format_version: int
+    gistnet_version: str
+    config: GistNetConfig
+    dim: int
+    """Hidden size of the teacher, in dimensions."""
+    level: int = Field(ge=0)
+    """0: a gist of tokens; n: a gist of gists of level n - 1."""
+    positions: str
+    """The position policy, or mixture of policies, it was trained with."""
+    teacher: TeacherFingerprint
+    trained_parameters: int
+    """Of this level and those below it, as the next two."""
+    frozen_parameters: int
+    flops_per_span: int
+    share_of_teacher: float
+    """Compute per span as a fraction of the teacher's on the span's tokens."""
+    weights_sha256: str
+    """Ties this file to its weights: a damaged or exchanged weights file is noticed."""
+    below: str | None = None
+    """The fingerprint of the GistNet whose gists this one reads; None at level 0."""
+
+
+def write_saved(folder: Path, saved: SavedGistNet, weights: bytes) -> None:
+    """Write both files, each atomically, the configuration last.
+
+    Raises:
+        StorageError: the folder could not be written.
+    """
+    write_bytes(folder / WEIGHTS_FILE, weights)
+    write_json(folder / CONFIG_FILE, saved.model_dump(mode="json"))
+
+
+def read_saved(folder: Path) -> tuple[SavedGistNet, dict[str, Tensor]]:
+    """The configuration and the weights of a saved GistNet's level, checked to belong together.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, or is of a newer format.
+    """
+    saved = _read_config(folder)
+    weights = _read_bytes(folder / WEIGHTS_FILE)
+    if hashlib.sha256(weights).hexdigest() != saved.weights_sha256:
+        raise CheckpointError(f"{folder / WEIGHTS_FILE} is damaged, or not the weights that {CONFIG_FILE} describes.")
+    try:
+        return saved, load_tensors(weights)
+    except SafetensorError as error:
+        raise CheckpointError(f"{folder / WEIGHTS_FILE} is not a safetensors file ({error}).") from error
+
+
+def _read_config(folder: Path) -> SavedGistNet:
+    path = folder / CONFIG_FILE
+    try:
+        content: Any = json.loads(_read_bytes(path))
+        version = content["format_version"]
+        if isinstance(version, int) and version > FORMAT_VERSION:
+            raise CheckpointError(
+                f"{path} is of format {version}; this version of gistnet reads up to {FORMAT_VERSION}."
+            )
+        return SavedGistNet.model_validate(content)
+    except (ValueError, KeyError, TypeError, ValidationError, ConfigError) as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(f"{path} is not the configuration of a saved GistNet ({reason}).") from error
+
+
+def _read_bytes(path: Path) -> bytes:
+    if not path.is_file():
+        raise CheckpointError(f"{path.parent} is not a saved GistNet: expected a file {path.name} in it.")
+    with storage_errors("read", path):
+        return path.read_bytes()

@@ -1,0 +1,169 @@
+"""The catalog of a tree: what of its tables counts. Overwriting it is what acknowledges a write (D24).
+
+It is a small Lance table of its own: a row a document with its counts, and in the metadata of its schema the versions
+of the other tables and the GistNet whose gists are current. Each of its versions is a *generation* of the tree. A
+generation is complete or absent, since Lance creates a version only if it is not there yet, on disks and on object
+stores; of two writers that start from the same generation, one is refused.
+"""
+
+import json
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from pydantic import ValidationError
+
+from gistnet.errors import DataError
+from gistnet.model.fingerprint import TeacherFingerprint
+from gistnet.settings import Section
+from gistnet.tree.location import Location, flush_to_disk
+from gistnet.tree.tables import Table
+
+NAME = "catalog"
+FORMAT_VERSION = 1
+_STATE, _CHECKSUM = b"gistnet.tree", b"gistnet.checksum"
+
+
+class GistVersion(Section):
+    """The GistNet that made a set of gists."""
+
+    fingerprint: str
+    """Of the weights of all levels."""
+    span_tokens: int
+    """K: tokens to a gist of level 0, and gists of a level to one of the next."""
+    levels: int
+    dim: int
+
+
+class TableState(Section):
+    """A table as a generation has it."""
+
+    version: int
+    """Lance's number."""
+    n_rows: int
+    since: int
+    """The generation at which the table began; one that was dropped and made anew is another table."""
+
+
+class TreeState(Section):
+    """Everything in a generation but the documents."""
+
+    format: int
+    teacher: TeacherFingerprint
+    vocabulary_size: int
+    active: GistVersion
+    """Whose gists are read."""
+    pending: GistVersion | None
+    """Whose gists are being made to take the place of the active ones, and are not complete."""
+    retired: dict[str, int]
+    """Fingerprints whose gists no generation from the one given on names, to be removed when no reader has them."""
+    compacted: int
+    """The generation of the last compaction."""
+    tables: dict[str, TableState]
+
+
+class Counts(NamedTuple):
+    """What a document has."""
+
+    tokens: int
+    gists: tuple[int, ...]
+    """By level, of the active GistNet."""
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """A generation of the tree."""
+
+    generation: int
+    state: TreeState
+    documents: Mapping[str, Counts]
+
+
+_SCHEMA = pa.schema([("document", pa.string()), ("tokens", pa.int64()), ("gists", pa.list_(pa.int64()))])
+
+
+def exists(location: Location) -> bool:
+    """Whether there is a tree."""
+    if location.folder is not None and not (location.folder / f"{NAME}.lance").is_dir():
+        return False  # where a file is in the way, Lance would take seconds to say so
+    return Table.exists(location, NAME)
+
+
+def newest_generation(location: Location) -> int:
+    """The number of the newest generation."""
+    return Table.open(location, NAME).version
+
+
+def read(location: Location, generation: int | None = None) -> Catalog:
+    """A generation of the tree, by default the newest.
+
+    Raises:
+        DataError: there is no tree, or a newer version of this program wrote it, or the catalog is damaged.
+        StorageError: it cannot be read.
+    """
+    if not exists(location):
+        raise DataError(f"{location.uri} is not a tree: it has no catalog.")
+    table = Table.open(location, NAME, generation)
+    metadata = table.schema.metadata or {}
+    rows = table.scan(_SCHEMA.names)
+    try:
+        plain = json.loads(metadata[_STATE])
+        if plain["format"] > FORMAT_VERSION:
+            raise DataError(
+                f"The tree {location.uri} has format {plain['format']}, expected {FORMAT_VERSION} at most: "
+                "a newer version of gistnet wrote it."
+            )
+        if int(metadata[_CHECKSUM]) != _checksum(metadata[_STATE], rows):
+            raise DataError(f"The catalog of the tree {location.uri} is damaged: its checksum does not match.")
+        state = TreeState.model_validate(plain)
+    except (KeyError, TypeError, ValueError, ValidationError) as error:
+        raise DataError(f"The catalog of {location.uri} is not one of a tree, or is damaged.") from error
+    counts = zip(rows["tokens"].to_pylist(), rows["gists"].to_pylist(), strict=True)
+    documents = {
+        name: Counts(tokens, tuple(gists))
+        for name, (tokens, gists) in zip(rows["document"].to_pylist(), counts, strict=True)
+    }
+    return Catalog(table.version, state, documents)
+
+
+def create(location: Location, state: TreeState) -> Catalog:
+    """The first generation of a tree, without documents.
+
+    Raises:
+        StorageError: the system refused.
+    """
+    return _written(Table.create(location, NAME, _rows(state, {}).schema), state, {})
+
+
+def commit(location: Location, base: Catalog, state: TreeState, documents: Mapping[str, Counts]) -> Catalog:
+    """The generation after `base`. When this returns, what it names is acknowledged.
+
+    Raises:
+        StorageError: the system refused, or another writer was first; `base` is then still the newest of ours.
+    """
+    table = Table.open(location, NAME, base.generation).overwrite(_rows(state, documents))
+    return _written(table, state, documents)
+
+
+def _written(table: Table, state: TreeState, documents: Mapping[str, Counts]) -> Catalog:
+    if table.location.folder is not None:
+        flush_to_disk(table.files_since(None))
+    return Catalog(table.version, state, documents)
+
+
+def _rows(state: TreeState, documents: Mapping[str, Counts]) -> pa.Table:
+    counts = documents.values()
+    columns = [list(documents), [count.tokens for count in counts], [list(count.gists) for count in counts]]
+    rows = pa.table(columns, schema=_SCHEMA)
+    encoded = state.model_dump_json().encode()
+    return rows.replace_schema_metadata({_STATE: encoded, _CHECKSUM: str(_checksum(encoded, rows)).encode()})
+
+
+def _checksum(state: bytes, rows: pa.Table) -> int:
+    documents = "\0".join(rows["document"].to_pylist()).encode()
+    gists = rows["gists"].combine_chunks().flatten().to_numpy()
+    counts = np.concatenate([rows["tokens"].to_numpy(), gists]).astype("<i8")
+    return zlib.crc32(counts.tobytes(), zlib.crc32(documents, zlib.crc32(state)))

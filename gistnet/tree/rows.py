@@ -1,0 +1,219 @@
+"""The rows of a tree's tables: how they are laid out, and the checksum that each carries (D24).
+
+    tokens               document, start, tokens (uint32 list), checksum      one row an append, several if long
+    gists/<version>/L<n> document, index, vector (float16), made, checksum    one row a gist
+    quality              version, document, level, start, stop, kl, delta_nll (float32 lists), checksum
+
+Lance keeps no checksums. Ours is a CRC-32 of everything in the row and of the table's name, so that a flipped bit is
+found, and so is a row that is intact but in the wrong place.
+"""
+
+import struct
+import zlib
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from gistnet.errors import DataError
+
+TOKENS, QUALITY = "tokens", "quality"
+MAX_ROW_TOKENS = 8192
+"""A longer append becomes several rows, so that reading a few tokens never reads many."""
+
+_TEXT, _INT64, _UINT32 = pa.string(), pa.int64(), pa.uint32()
+
+
+def gists_name(version: str, level: int) -> str:
+    """The name of the table of a level that the GistNet `version` made."""
+    return f"gists/{version}/L{level}"
+
+
+def _schema(**columns: pa.DataType) -> pa.Schema:
+    return pa.schema([pa.field(name, kind, nullable=False) for name, kind in columns.items()])
+
+
+TOKENS_SCHEMA = _schema(document=_TEXT, start=_INT64, tokens=pa.list_(_UINT32), checksum=_UINT32)
+QUALITY_SCHEMA = _schema(
+    version=_TEXT,
+    document=_TEXT,
+    level=pa.int32(),
+    start=_INT64,
+    stop=_INT64,
+    kl=pa.list_(pa.float32()),
+    delta_nll=pa.list_(pa.float32()),
+    checksum=_UINT32,
+)
+
+
+def gists_schema(dim: int) -> pa.Schema:
+    """Of the gists of one level, vectors of `dim` entries."""
+    vector, made = pa.list_(pa.float16(), dim), pa.timestamp("us", tz="UTC")
+    return _schema(document=_TEXT, index=_INT64, vector=vector, made=made, checksum=_UINT32)
+
+
+def schema_of(name: str, dim: int) -> pa.Schema:
+    """Of the table `name` of a tree whose gists have `dim` entries."""
+    return {TOKENS: TOKENS_SCHEMA, QUALITY: QUALITY_SCHEMA}.get(name) or gists_schema(dim)
+
+
+class Gists(NamedTuple):
+    """Rows of a table of gists."""
+
+    documents: list[str]
+    indices: NDArray[np.int64]
+    """`[n]`"""
+    vectors: NDArray[np.float16]
+    """`[n, dim]`"""
+    made: NDArray[np.int64]
+    """`[n]` microseconds since 1970."""
+
+
+class Measured(NamedTuple):
+    """A row of the quality table: nodes `start` to `stop` of a level, in nats per token."""
+
+    version: str
+    document: str
+    level: int
+    start: int
+    kl: NDArray[np.float32]
+    delta_nll: NDArray[np.float32]
+
+
+def token_rows(document: str, start: int, tokens: NDArray[np.int64]) -> pa.Table:
+    """Rows of the tokens of an append that begins at token `start` of the document."""
+    starts = np.arange(0, len(tokens), MAX_ROW_TOKENS)
+    pieces = [tokens[at : at + MAX_ROW_TOKENS].astype("<u4") for at in starts]
+    sums = [_token_sum(document, start + at, piece) for at, piece in zip(starts.tolist(), pieces, strict=True)]
+    columns = [[document] * len(pieces), start + starts, pieces, pa.array(sums, _UINT32)]
+    return pa.table(columns, schema=TOKENS_SCHEMA)
+
+
+def gist_rows(name: str, document: str, first: int, vectors: NDArray[np.float16], made: int) -> pa.Table:
+    """Rows of consecutive gists `[n, dim]` of a document, the first of index `first`, made at `made` (microseconds)."""
+    n, dim = vectors.shape
+    indices = np.arange(first, first + n)
+    sums = _gist_sums(name, [document] * n, indices, vectors, np.full(n, made))
+    vector = pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(vectors).reshape(-1)), dim)
+    columns = [[document] * n, indices, vector, pa.array(np.full(n, made), pa.timestamp("us", tz="UTC")), sums]
+    return pa.table(columns, schema=gists_schema(dim))
+
+
+def quality_rows(measured: Measured) -> pa.Table:
+    """The row of some measured nodes."""
+    version, document, level, start, kl, delta_nll = measured
+    columns = [[version], [document], [level], [start], [start + len(kl)], [kl], [delta_nll], [_quality_sum(measured)]]
+    return pa.table(columns, schema=QUALITY_SCHEMA)
+
+
+def read_token_rows(table: pa.Table) -> Iterator[tuple[str, int, NDArray[np.int64]]]:
+    """Document, first index and tokens of each row.
+
+    Raises:
+        DataError: a row is not as it was written.
+    """
+    tokens, offsets = _lists(table, "tokens")
+    sums = table.column("checksum").to_pylist()
+    documents, starts = _documents(table, TOKENS), table.column("start").to_pylist()
+    for n, (document, start) in enumerate(zip(documents, starts, strict=True)):
+        piece = tokens[offsets[n] : offsets[n + 1]]
+        if _token_sum(document, start, piece) != sums[n]:
+            raise _damage(TOKENS, document, f"token {start}")
+        yield document, start, piece.astype(np.int64)
+
+
+def read_gist_rows(name: str, table: pa.Table) -> Gists:
+    """The gists of rows of the table `name`.
+
+    Raises:
+        DataError: a row is not as it was written.
+    """
+    n = table.num_rows
+    documents, indices = _documents(table, name), table.column("index").to_numpy()
+    vectors = _chunk(table, "vector").flatten().to_numpy(zero_copy_only=False).reshape(n, -1 if n else 0)
+    made = _chunk(table, "made").cast(_INT64).to_numpy()
+    sums = _gist_sums(name, documents, indices, vectors, made)
+    wrong = np.flatnonzero(sums != table.column("checksum").to_numpy())
+    if len(wrong):
+        raise _damage(name, documents[wrong[0]], f"gist {indices[wrong[0]]}")
+    return Gists(documents, indices, vectors, made)
+
+
+def read_quality_rows(table: pa.Table) -> Iterator[Measured]:
+    """What each row measured.
+
+    Raises:
+        DataError: a row is not as it was written.
+    """
+    kl, offsets = _lists(table, "kl")
+    delta_nll, delta_offsets = _lists(table, "delta_nll")
+    documents = _documents(table, QUALITY)
+    plain = table.select(["version", "level", "start", "stop", "checksum"]).to_pylist()
+    for n, row in enumerate(plain):
+        measured = Measured(
+            row["version"],
+            documents[n],
+            row["level"],
+            row["start"],
+            kl[offsets[n] : offsets[n + 1]],
+            delta_nll[delta_offsets[n] : delta_offsets[n + 1]],
+        )
+        if _quality_sum(measured) != row["checksum"] or row["stop"] != row["start"] + len(measured.kl):
+            raise _damage(QUALITY, documents[n], f"gist {row['start']} of level {row['level']}")
+        yield measured
+
+
+def _damage(name: str, document: str, place: str) -> DataError:
+    return DataError(f"The table {name} is damaged at {place} of {document!r}: the checksum does not match.")
+
+
+def _chunk(table: pa.Table, column: str) -> pa.Array:
+    return table.column(column).combine_chunks()
+
+
+def _documents(table: pa.Table, name: str) -> list[str]:
+    try:
+        encoded = _chunk(table, "document").dictionary_encode()
+        names = encoded.dictionary.to_pylist()
+    except (ValueError, pa.ArrowException) as error:  # no longer UTF-8
+        raise DataError(f"The table {name} is damaged: a document's name is not text.") from error
+    return [names[code] for code in encoded.indices.to_pylist()]
+
+
+def _lists(table: pa.Table, column: str) -> tuple[NDArray[Any], NDArray[np.int32]]:
+    array = _chunk(table, column)
+    return array.values.to_numpy(zero_copy_only=False), array.offsets.to_numpy()
+
+
+def _seed(name: str, document: str) -> int:
+    return zlib.crc32(f"{name}\0{document}".encode())
+
+
+def _token_sum(document: str, start: int, tokens: NDArray[np.generic]) -> int:
+    return zlib.crc32(tokens.astype("<u4").tobytes(), zlib.crc32(struct.pack("<q", start), _seed(TOKENS, document)))
+
+
+def _gist_sums(
+    name: str,
+    documents: Sequence[str],
+    indices: NDArray[np.int64],
+    vectors: NDArray[np.float16],
+    made: NDArray[np.int64],
+) -> NDArray[np.uint32]:
+    seeds = {document: _seed(name, document) for document in set(documents)}
+    keys = np.stack([indices, made], axis=1).astype("<i8")
+    rows = np.ascontiguousarray(vectors, dtype="<f2")
+    sums = [
+        zlib.crc32(row, zlib.crc32(key, seeds[document]))
+        for document, key, row in zip(documents, keys, rows, strict=True)
+    ]
+    return np.array(sums, dtype=np.uint32)
+
+
+def _quality_sum(measured: Measured) -> int:
+    version, document, level, start, kl, delta_nll = measured
+    head = struct.pack("<qqqq", level, start, len(kl), len(delta_nll))
+    values = kl.astype("<f4").tobytes() + delta_nll.astype("<f4").tobytes()
+    return zlib.crc32(values, zlib.crc32(head, _seed(f"{QUALITY}/{version}", document)))

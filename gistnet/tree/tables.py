@@ -1,0 +1,237 @@
+"""One Lance table at one version: append, read by row number, scan, search, compact, clean.
+
+What Lance does not give is added here. Two appends to the same version both succeed in Lance, so an append that did
+not come directly after the version it built on is refused, and versions after the one that the catalog names are put
+back first. Lance's errors, whose types tell little, become one sentence each.
+
+Rows are only ever appended, so row numbers stay true: compaction keeps the order (after updates or merges it would
+not), and a tree does neither.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Self
+
+import lance
+import numpy as np
+import pyarrow as pa
+
+from gistnet.errors import DataError, StorageError
+from gistnet.tree.location import Location
+
+_PLACE_IN_SOURCE = re.compile(r",? /[^ ,]+\.rs:\d+(:\d+)?")
+_SYSTEM_ERROR = re.compile(r"([^:]+) \(os error \d+\)")
+
+
+@contextmanager
+def lance_errors(action: str, name: str) -> Iterator[None]:
+    """Turn what Lance raises into one sentence about the table.
+
+    Raises:
+        StorageError: the system refused: full disk, no permission, no such file.
+        DataError: the table's files are missing, truncated or otherwise not what Lance wrote.
+    """
+    try:
+        yield
+    except (OSError, ValueError, KeyError, RuntimeError, MemoryError, pa.ArrowException) as error:
+        raise _translate(error, action, name) from error
+    except BaseException as error:
+        if type(error).__name__ == "PanicException":  # of Rust, on some damaged files; no subclass of Exception
+            raise _translate(error, action, name) from error
+        raise
+
+
+def _translate(error: BaseException, action: str, name: str) -> StorageError | DataError:
+    message = _PLACE_IN_SOURCE.sub("", str(error).splitlines()[0] if str(error) else type(error).__name__)
+    if system := _SYSTEM_ERROR.search(message):
+        return StorageError(f"Could not {action} {name}: {system[1].strip()}.")
+    if isinstance(error, OSError) and error.strerror:
+        return StorageError(f"Could not {action} {name}: {error.strerror}.")
+    return DataError(f"Could not {action} {name}, its files are missing or damaged: {message.strip().rstrip('.')}.")
+
+
+class Table:
+    """A version of a table; methods that write return the next.
+
+    Args:
+        location: the root of the tree.
+        name: of the table, a path under the root without the ending.
+        dataset: Lance's handle, at the version meant.
+    """
+
+    def __init__(self, location: Location, name: str, dataset: lance.LanceDataset) -> None:
+        self.location = location
+        self.name = name
+        self._dataset = dataset
+
+    @classmethod
+    def create(cls, location: Location, name: str, schema: pa.Schema) -> Self:
+        """A table without rows; what an interrupted writer left under this name is covered by a new version."""
+        uri, options = location.join(f"{name}.lance"), location.storage_options
+        with lance_errors("create", uri):
+            try:
+                there = lance.dataset(uri, storage_options=options)
+            except ValueError:  # not there, or never completed
+                mode = "create"
+            else:
+                uri, mode = there, "overwrite"
+            dataset = lance.write_dataset(schema.empty_table(), uri, mode=mode, storage_options=options)
+        return cls(location, name, dataset)
+
+    @classmethod
+    def open(cls, location: Location, name: str, version: int | None = None) -> Self:
+        """The table at a version, by default the newest."""
+        uri = location.join(f"{name}.lance")
+        with lance_errors("open", uri):
+            return cls(location, name, lance.dataset(uri, version, storage_options=location.storage_options))
+
+    @staticmethod
+    def exists(location: Location, name: str) -> bool:
+        """Whether there is a table of this name."""
+        uri = location.join(f"{name}.lance")
+        try:
+            with lance_errors("open", uri):
+                lance.dataset(uri, storage_options=location.storage_options)
+        except DataError as error:
+            return "was not found" not in str(error)  # one that is damaged is there: it is for `open` to say so
+        return True
+
+    @staticmethod
+    def drop(location: Location, name: str) -> None:
+        """Remove the table with all of its versions, if it is there."""
+        uri = location.join(f"{name}.lance")
+        with lance_errors("remove", uri):
+            lance.LanceDataset.drop(uri, location.storage_options, ignore_not_found=True)
+
+    @property
+    def uri(self) -> str:
+        """Where the table lies."""
+        return self.location.join(f"{self.name}.lance")
+
+    @property
+    def version(self) -> int:
+        """Lance's number of this version."""
+        return int(self._dataset.version)
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Columns, and the metadata of the schema."""
+        with lance_errors("read", self.uri):
+            return self._dataset.schema
+
+    @property
+    def n_rows(self) -> int:
+        """Rows of this version."""
+        with lance_errors("read", self.uri):
+            return int(self._dataset.count_rows())
+
+    @property
+    def n_fragments(self) -> int:
+        """Pieces of this version: one for each append since the last compaction."""
+        return len(self._fragments())
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of the data files of this version."""
+        files = [file for fragment in self._fragments() for file in fragment.data_files()]
+        return sum(file.file_size_bytes or 0 for file in files)
+
+    def files_since(self, earlier: "Table | None") -> list[Path]:
+        """The files and folders of a local disk that this version needs to be read, and `earlier` did not need."""
+        root = Path(self.uri)
+        known = set() if earlier is None else {f.fragment_id for f in earlier._fragments()}
+        new = [f for f in self._fragments() if f.fragment_id not in known]
+        data = [root / "data" / file.path for fragment in new for file in fragment.data_files()]
+        folders = [root, root.parent] if earlier is None else []
+        return [*folders, *data, root / "_versions" / f"{2**64 - 1 - self.version:020d}.manifest"]
+
+    def take(self, rows: Sequence[int] | np.ndarray, columns: list[str]) -> pa.Table:
+        """The rows of these numbers, in this order."""
+        with lance_errors("read", self.uri):
+            return self._dataset.take(list(map(int, rows)), columns=columns).combine_chunks()
+
+    def scan(self, columns: list[str], start: int = 0) -> pa.Table:
+        """All rows from number `start` on."""
+        with lance_errors("read", self.uri):
+            return self._dataset.scanner(columns=columns, offset=start).to_table().combine_chunks()
+
+    def batches(self, rows: int) -> Iterator[pa.Table]:
+        """All rows and columns in their order, about `rows` at a time."""
+        with lance_errors("read", self.uri):
+            for batch in self._dataset.to_batches(batch_size=rows, scan_in_order=True):
+                yield pa.Table.from_batches([batch])
+
+    def nearest(self, query: np.ndarray, k: int, where: str | None, columns: list[str]) -> pa.Table:
+        """The k rows whose `vector` is nearest by cosine, with their `_distance` (1 - cosine), exactly."""
+        nearest: dict[str, Any] = {"column": "vector", "q": query, "k": k, "metric": "cosine", "use_index": False}
+        with lance_errors("search", self.uri):
+            scanner = self._dataset.scanner(
+                columns=[*columns, "_distance"], nearest=nearest, filter=where, prefilter=where is not None
+            )
+            return scanner.to_table().combine_chunks()
+
+    def append(self, rows: pa.Table) -> "Table":
+        """The next version, with these rows at the end.
+
+        Raises:
+            StorageError: the system refused, or another writer appended at the same moment.
+        """
+        base = self._newest()
+        with lance_errors("write", self.uri):
+            dataset = lance.write_dataset(rows, base, mode="append", storage_options=self.location.storage_options)
+        if dataset.version != base.version + 1:
+            raise StorageError(f"Another writer appended to {self.uri} at the same moment; nothing of this was kept.")
+        return Table(self.location, self.name, dataset)
+
+    def overwrite(self, rows: pa.Table) -> "Table":
+        """The next version, with these rows only, if none came after this one.
+
+        Raises:
+            StorageError: the system refused, or another writer was first.
+        """
+        with lance_errors("write", self.uri):
+            try:
+                dataset = lance.write_dataset(
+                    rows, self._dataset, mode="overwrite", storage_options=self.location.storage_options
+                )
+            except OSError as error:
+                if "conflict" not in str(error):
+                    raise
+                raise StorageError(
+                    f"Another writer changed {self.uri} at the same moment; nothing of this was kept."
+                ) from error
+        return Table(self.location, self.name, dataset)
+
+    def compact(self, rows_per_file: int) -> "Table":
+        """A version with the same rows in the same order, in files of `rows_per_file` rows where they were smaller."""
+        dataset = self._newest()
+        with lance_errors("compact", self.uri):
+            dataset = lance.dataset(self.uri, dataset.version, storage_options=self.location.storage_options)
+            dataset.optimize.compact_files(target_rows_per_fragment=rows_per_file, num_threads=1)
+        return Table(self.location, self.name, dataset)
+
+    def versions(self) -> dict[int, float]:
+        """All versions on the disk, and when each was made (seconds since 1970)."""
+        with lance_errors("read", self.uri):
+            return {int(v["version"]): v["timestamp"].timestamp() for v in self._dataset.versions()}  # type: ignore[union-attr]
+
+    def clean(self, versions: list[int], *, alone: bool) -> None:
+        """Remove these versions and what only they need; if `alone`, also what killed writers left unfinished."""
+        if versions:
+            with lance_errors("clean", self.uri):
+                self._dataset.cleanup_old_versions(versions=versions, delete_unverified=alone)
+
+    def _fragments(self) -> list[lance.LanceFragment]:
+        with lance_errors("read", self.uri):
+            return list(self._dataset.get_fragments())
+
+    def _newest(self) -> lance.LanceDataset:
+        """This version as the newest: what came after it was never acknowledged, and is put back."""
+        with lance_errors("write", self.uri):
+            if self._dataset.latest_version == self.version:
+                return self._dataset
+            dataset = lance.dataset(self.uri, self.version, storage_options=self.location.storage_options)
+            dataset.restore()
+            return dataset

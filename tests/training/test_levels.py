@@ -1,0 +1,193 @@
+"""Two levels in one run: each stage trains its own, the other stays as it is, and resuming works as for one."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from gistnet.config import load_config
+from gistnet.data.sampling import sample_batch
+from gistnet.errors import CheckpointError, ConfigError, DataError
+from gistnet.evaluation.evaluator import EvaluationConfig, evaluate
+from gistnet.evaluation.pair_test import PairTestConfig
+from gistnet.model.gistnet import GistNet
+from gistnet.session import open_run
+from gistnet.training.checkpoint import checkpoint_folder, latest_checkpoint
+from gistnet.training.trainer import fit
+
+EVALUATION = EvaluationConfig(
+    documents=4, spans_per_document=2, horizons=(12,), resamples=100, map_documents=0, pair_test=PairTestConfig(pairs=0)
+)
+
+
+@pytest.fixture
+def config_file(tmp_path: Path, tiny_config: dict[str, Any]) -> Path:
+    """Level 0 for three steps, then level 1, of 64 tokens, for four; windows of 96 tokens."""
+    tiny_config["levels"] = 2
+    tiny_config["data"]["min_tokens"] = 96
+    tiny_config["train"] |= {
+        "keep_checkpoints": 9,
+        "stop": {"watch": "kl"},
+    }  # the KL of a stage's last step is its best
+    tiny_config["stages"] = [
+        {"name": "spans", "train": {"steps": 3}},
+        {"name": "above", "train": {"steps": 4, "level": 1}, "objective": {"horizon_tokens": 12}},
+    ]
+    path = tmp_path / "levels.yaml"
+    path.write_text(yaml.safe_dump(tiny_config), encoding="utf-8")
+    return path
+
+
+def trained_run(config_file: Path, *settings: str):
+    run = open_run(load_config(config_file, settings))
+    return run, fit(run)
+
+
+def level_states(gistnet) -> list[dict[str, torch.Tensor]]:
+    return [
+        {name: p.detach().clone() for name, p in level.trained_parameters(with_below=False).items()}
+        for level in gistnet.levels
+    ]
+
+
+def changed(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> bool:
+    return any(not torch.equal(before[name], after[name]) for name in before)
+
+
+def snapshots(config_file: Path, *settings: str) -> list[list[dict[str, torch.Tensor]]]:
+    """The state of each level before the run, at the end of its first stage, and at its end."""
+    run = open_run(load_config(config_file, settings))
+    states = [level_states(run.gistnet)]
+    fit(run)
+    for step in (3, 7):
+        folder = checkpoint_folder(run.folder, step) / "gistnet"
+        states.append(level_states(GistNet.from_pretrained(folder, run.teacher)))
+    return states
+
+
+def test_each_stage_trains_its_own_level(config_file: Path) -> None:
+    begin, middle, end = snapshots(config_file)
+    assert changed(begin[0], middle[0])
+    assert not changed(begin[1], middle[1])
+    assert not changed(middle[0], end[0])
+    assert changed(middle[1], end[1])
+
+
+def test_both_levels_are_trained_where_asked_for(config_file: Path) -> None:
+    _, middle, end = snapshots(config_file, "stages.above.train.train_below=true")
+    assert changed(middle[0], end[0])
+    assert changed(middle[1], end[1])
+
+
+def test_spans_of_level_1_begin_on_the_grid_of_level_0(config_file: Path) -> None:
+    run = open_run(load_config(config_file))
+    stage = run.stages[1]
+    assert stage.layout.tokens_per_gist == 64
+    starts = set()
+    for step in range(20):
+        for sample in sample_batch(
+            run.pool, stage.layout, stage.train.runs, {"narrative": 1.0}, seed=0, step=step, items=range(4)
+        ):
+            assert ((sample.starts - sample.phase) % 8 == 0).all()
+            assert (sample.starts >= 4).all()
+            assert (sample.starts + 64 + 12 <= 96).all()
+            starts |= set(sample.starts.tolist())
+    assert starts == set(range(4, 21))
+
+
+def test_a_run_killed_in_the_upper_level_resumes_to_the_same_bits(
+    config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, _ = trained_run(config_file, f"run_folder={tmp_path / 'whole'}")
+    broken = open_run(load_config(config_file))
+
+    class KilledError(Exception):
+        pass
+
+    from gistnet.training import trainer
+
+    step = trainer.train_step
+
+    def until_six(run, progress, optimiser):
+        if progress.step == 6:
+            raise KilledError
+        return step(run, progress, optimiser)
+
+    with monkeypatch.context() as patch, pytest.raises(KilledError):
+        patch.setattr(trainer, "train_step", until_six)
+        fit(broken)
+    resumed = open_run(load_config(config_file))
+    fit(resumed, resume=True)
+    for ours, theirs in zip(level_states(whole.gistnet), level_states(resumed.gistnet), strict=True):
+        assert not changed(ours, theirs)
+
+
+def test_the_evaluation_holds_each_level_beside_its_baselines(config_file: Path) -> None:
+    run, _ = trained_run(config_file)
+    records = evaluate(run.teacher, run.gistnet, run.dataset, EVALUATION).records
+    above = {r.positions: r for r in records if (r.level, r.name, r.offsets) == (1, "delta_nll", (1, 12))}
+    assert above.keys() == {"center", "end", "compact"}
+    assert above["center"].target is not None
+    assert above["center"].target.below == 2.0
+    assert above["center"].baselines.keys() == {
+        "drop", "last_token", "surprisal_token", "mean", "shuffled", "gists_below",
+    }  # fmt: skip
+    assert not any("gists_below" in r.baselines for r in records if r.level == 0)
+    # The level below, measured as runs of eight gists on the same spans, is that baseline.
+    row = EVALUATION.model_copy(update={"gists_in_a_row": 8, "highest_level": 0})
+    runs = evaluate(run.teacher, run.gistnet, run.dataset, row).records
+    below = {r.positions: r for r in runs if (r.name, r.offsets) == ("delta_nll", (1, 12))}
+    for policy, record in above.items():
+        assert record.baselines["gists_below"] == pytest.approx(below[policy].value, abs=1e-5)
+        assert record.baselines["drop"] == pytest.approx(below[policy].baselines["drop"], abs=1e-6)
+
+
+def test_an_untrained_level_gives_the_last_gist_below_it(config_file: Path) -> None:
+    run = open_run(load_config(config_file))
+    spans = torch.randn(3, 8, 32)
+    assert torch.equal(run.gistnet(spans), spans[:, -1])
+
+
+def test_a_level_without_room_is_left_out_and_said_or_refused_where_asked_for(config_file: Path) -> None:
+    run = open_run(load_config(config_file))
+    said: list[str] = []
+    long = EVALUATION.model_copy(update={"horizons": (40,)})
+    records = evaluate(run.teacher, run.gistnet, run.dataset, long, said.append).records
+    assert {r.level for r in records} == {0}
+    assert any(line.startswith("Level 1 is left out. Spans longer than the document") for line in said)
+    with pytest.raises(DataError, match="1 spans of 64 tokens"):
+        evaluate(run.teacher, run.gistnet, run.dataset, long.model_copy(update={"highest_level": 1}))
+
+
+def test_a_run_begins_with_the_levels_of_another(config_file: Path, tmp_path: Path) -> None:
+    first, _ = trained_run(
+        config_file, "levels=1", "stages=[{name: only, train: {steps: 2}}]", "run_folder=" + str(tmp_path / "first")
+    )
+    saved = latest_checkpoint(first.folder)
+    assert saved is not None
+    run = open_run(load_config(config_file, (f"start_from={saved / 'gistnet'}",)))
+    assert run.gistnet.levels[0].fingerprint == first.gistnet.fingerprint
+    assert run.gistnet.level == 1
+    with pytest.raises(ConfigError, match="start_from has the position policy center, expected that of the run, end"):
+        open_run(load_config(config_file, (f"start_from={saved / 'gistnet'}", "objective.positions=end")))
+    with pytest.raises(ConfigError, match="start_from has the shape"):
+        open_run(load_config(config_file, (f"start_from={saved / 'gistnet'}", "gistnet.width=32")))
+    shutil.rmtree(saved / "gistnet")
+    with pytest.raises(CheckpointError, match="not a saved GistNet"):
+        open_run(load_config(config_file, (f"start_from={saved / 'gistnet'}",)))
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("levels=1", "stage 'above' trains level 1, expected one below 1, levels"),
+        ("data.window_tokens=79", "window_tokens is 79, expected at least 80: 4 first tokens, 64 replaced and 12"),
+        ("stages.above.objective.contrastive_weight=0.1", "expected at least the 64 tokens of a span"),
+    ],
+)
+def test_levels_that_cannot_be_trained_are_refused(config_file: Path, setting: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(config_file, (setting,))

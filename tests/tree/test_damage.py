@@ -1,0 +1,141 @@
+"""Files that are not as they were written: every flipped bit that matters is found, and named in one sentence."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.stub_encoder import StubEncoder
+from gistnet.errors import DataError, GistNetError
+from gistnet.tree.snapshot import Document
+from gistnet.tree.tree import GistTree
+
+TOKENS = np.random.default_rng(0).integers(0, 1000, 400)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A compacted tree of two documents, with qualities."""
+    folder = tmp_path_factory.mktemp("whole") / "tree"
+    with GistTree.create(folder, StubEncoder(1)) as tree:
+        tree.append(TOKENS)
+        tree.append(TOKENS[:100], "other")
+        tree.set_quality("main", 0, 0, [0.5] * 100, [0.25] * 100)
+        tree.compact()
+        tree.compact()
+    return folder
+
+
+@pytest.fixture
+def copy(whole: Path, tmp_path: Path) -> Path:
+    shutil.copytree(whole, tmp_path / "tree")
+    return tmp_path / "tree"
+
+
+def everything(document: Document) -> list[bytes]:
+    parts = [document.tokens(0, document.n_tokens)]
+    parts += [document.gists(level, 0, document.n_tokens // 4 ** (level + 1)) for level in range(2)]
+    return [part.tobytes() for part in parts]
+
+
+def noticed(folder: Path, wanted: list[list[bytes]]) -> str | None:
+    """The sentence in which damage was reported, or None where all that can be read is as it was."""
+    try:
+        with GistTree.open(folder, StubEncoder(1)) as tree:
+            report = tree.verify()
+            if not report.ok:
+                return report.problems[0]
+            read = [everything(tree.document(name)) for name in ("main", "other")]
+            kl, delta_nll = tree.quality("main", 0, 0, 100)
+            same = read == wanted and set(kl.tolist()) == {0.5} and set(delta_nll.tolist()) == {0.25}
+            assert same, "what was read is wrong, and verify found nothing"
+            return None
+    except GistNetError as error:
+        return str(error)
+
+
+@pytest.fixture(scope="module")
+def wanted(whole: Path) -> list[list[bytes]]:
+    with GistTree.open(whole) as tree:
+        return [everything(tree.document(name)) for name in ("main", "other")]
+
+
+def data_files(folder: Path) -> Iterator[Path]:
+    return folder.rglob("data/*.lance")
+
+
+def test_a_flipped_bit_is_never_read_as_if_it_were_right(copy: Path, wanted: list[list[bytes]]) -> None:
+    """At 25 places of every data file, and in the first and last bytes. Padding is the only place that may differ."""
+    random = np.random.default_rng(1)
+    found = tried = 0
+    for path in data_files(copy):
+        original = path.read_bytes()
+        size = len(original)
+        for place in {0, size - 1, *random.integers(0, size, 25).tolist()}:
+            changed = bytearray(original)
+            changed[place] ^= 1 << int(random.integers(8))
+            path.write_bytes(changed)
+            tried += 1
+            found += noticed(copy, wanted) is not None
+        path.write_bytes(original)
+    assert noticed(copy, wanted) is None
+    assert tried > 100 and found > tried / 4
+
+
+@pytest.mark.parametrize("level", [0, 1])
+def test_damage_of_a_gist_is_named_when_it_is_read(copy: Path, level: int) -> None:
+    (path,) = (copy / "gists" / "stub0001" / f"L{level}.lance").glob("data/*.lance")
+    vector = StubEncoder(1).encode(0, TOKENS.reshape(100, 4), 0)[20:24]
+    vector = vector if level == 0 else StubEncoder(1).encode(1, vector[None], 5)
+    data = bytearray(path.read_bytes())
+    place = bytes(data).index(vector[0].tobytes())
+    data[place + 5] ^= 16
+    path.write_bytes(data)
+    index = 20 if level == 0 else 5
+    sentence = (
+        rf"^The table gists/stub0001/L{level} is damaged at gist {index} of 'main': the checksum does not match\.$"
+    )
+    with GistTree.open(copy) as tree:
+        assert tree.gists(level, 0, index).shape == (index, 8)
+        with pytest.raises(DataError, match=sentence):
+            tree.gists(level, 0, index + 1)
+        with pytest.raises(DataError, match=sentence):
+            tree.node(level, index)
+        with pytest.raises(DataError, match=sentence):
+            tree.search(vector[0], level)
+        assert any("the checksum does not match" in problem for problem in tree.verify().problems)
+
+
+def test_a_file_that_is_truncated_or_gone_is_one_sentence(copy: Path, wanted: list[list[bytes]]) -> None:
+    """Every file, in three ways. What is not needed to read (a hint, a transaction) may be missed by nobody."""
+    needless = {".txn", ".json", ".lock"}
+    for path in sorted(copy.rglob("*")):
+        if not path.is_file() or path.suffix in needless or path.parent.name == "readers":
+            continue
+        original = path.read_bytes()
+        for damage in (original[: len(original) // 2], b"", None):
+            path.unlink()
+            if damage is not None:
+                path.write_bytes(damage)
+            sentence = noticed(copy, wanted)
+            assert sentence is not None, path
+            assert "\n" not in sentence and ".rs" not in sentence and sentence.endswith("."), sentence
+            path.write_bytes(original)
+    assert noticed(copy, wanted) is None
+
+
+def test_rows_of_another_place_are_found_though_they_are_intact(copy: Path, tmp_path: Path) -> None:
+    """The file of a table replaced by that of another tree."""
+    with GistTree.create(tmp_path / "other", StubEncoder(1)) as tree:
+        tree.append(TOKENS[::-1].copy())
+        tree.append(TOKENS[:100], "other")
+        tree.compact()
+        tree.compact()
+    theirs = tmp_path / "other" / "gists" / "stub0001" / "L0.lance"
+    shutil.rmtree(copy / "gists" / "stub0001" / "L0.lance")
+    shutil.copytree(theirs, copy / "gists" / "stub0001" / "L0.lance")
+    with GistTree.open(copy, StubEncoder(1)) as tree:
+        problems = tree.verify().problems
+    assert any("Gist 0 of level 0 of 'main' is not what the GistNet makes of its span." in each for each in problems)

@@ -1,0 +1,347 @@
+"""Failures of the place where a tree lies: crashes, full disks, several writers, places that cannot be written."""
+
+import errno
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import lance
+import numpy as np
+import pytest
+
+from benchmarks.stub_encoder import StubEncoder
+from gistnet.errors import DataError, StorageError
+from gistnet.tree import catalog, compact, location, transaction
+from gistnet.tree.tree import GistTree
+
+TOKENS = np.random.default_rng(0).integers(0, 1000, 400)
+
+
+def n_files(folder: Path) -> int:
+    return sum(path.is_file() for path in folder.rglob("*"))
+
+
+def holds(tree: GistTree, n: int) -> bool:
+    """Whether the tree is whole, and has exactly the first n of `TOKENS`."""
+    return tree.document().n_tokens == n and np.array_equal(tree.tokens(0, n), TOKENS[:n]) and tree.verify().ok
+
+
+def refuse(*arguments: object, **named: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("reopen", [False, True])
+def test_rows_that_no_catalog_names_are_put_back(
+    tree: GistTree, tmp_path: Path, stub: StubEncoder, monkeypatch: pytest.MonkeyPatch, reopen: bool
+) -> None:
+    """A crash between the tables and the catalog: what was written is not there, and is not there twice later."""
+    tree.append(TOKENS[:100])
+    with monkeypatch.context() as patch:
+        patch.setattr(catalog, "commit", refuse)
+        for _ in range(2):
+            with pytest.raises(OSError):
+                tree.append(TOKENS[100:200])
+    ahead = lance.dataset(str(tmp_path / "tree" / "tokens.lance"))
+    assert ahead.count_rows() == 2  # the second try has put back the first
+    if reopen:
+        tree.close()
+        tree = GistTree.open(tmp_path / "tree", stub, writable=True)
+    assert holds(tree, 100)
+    assert tree.append(TOKENS[100:150]) == 150
+    assert holds(tree, 150)
+    tree.close()
+
+
+def test_a_commit_that_happened_but_failed_afterwards_is_not_repeated(
+    tree: GistTree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree.append(TOKENS[:100])
+    with monkeypatch.context() as patch:
+        patch.setattr(catalog, "flush_to_disk", refuse)
+        with pytest.raises(OSError):
+            tree.append(TOKENS[100:150])
+    assert tree.append(TOKENS[150:200]) == 200
+    assert holds(tree, 200)
+
+
+def test_everything_is_flushed_before_the_catalog_names_it(
+    tree: GistTree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Order, not the disk, is what can be tested."""
+    flushed: set[str] = set()
+    monkeypatch.setattr(
+        os, "fsync", lambda descriptor: flushed.add(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
+    )
+    root, before = tmp_path / "tree", set((tmp_path / "tree").rglob("*"))
+    commit = catalog.commit
+
+    def checked(*arguments: object) -> object:
+        new = {p for p in set(root.rglob("*")) - before if p.suffix in (".lance", ".manifest") and p.is_file()}
+        assert len(new) == 6  # a data file and a manifest each of tokens, level 0, level 1
+        assert {str(path) for path in new} | {str(path.parent) for path in new} <= flushed
+        return commit(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(catalog, "commit", checked)
+    tree.append(TOKENS[:100])
+    ours = {p for p in set(root.rglob("*")) - before if p.suffix in (".lance", ".manifest") and p.is_file()}
+    assert {str(path) for path in ours} <= flushed and len(ours) == 8
+
+
+def test_a_second_writer_is_refused(tree: GistTree, tmp_path: Path, stub: StubEncoder) -> None:
+    sentence = f"is being written by process {os.getpid()}, expected one writer at a time."
+    for attempt in (
+        lambda: GistTree.open(tmp_path / "tree", stub, writable=True),
+        lambda: GistTree.create(tmp_path / "tree", stub),
+    ):
+        with pytest.raises(StorageError, match=sentence):
+            attempt()
+    code = (
+        "import sys; from gistnet.tree.tree import GistTree; from gistnet.errors import StorageError\n"
+        "try: GistTree.open(sys.argv[1], writable=True)\nexcept StorageError as error: print(error)"
+    )
+    other = subprocess.run([sys.executable, "-c", code, str(tmp_path / "tree")], capture_output=True, text=True)
+    assert sentence in other.stdout
+    assert tree.append([1]) == 1
+    tree.close()
+    GistTree.open(tmp_path / "tree", stub, writable=True).close()
+
+
+def test_a_reader_stays_at_its_generation_while_another_writes_and_cleans(tree: GistTree, tmp_path: Path) -> None:
+    tree.append(TOKENS[:10])
+    with GistTree.open(tmp_path / "tree") as early, GistTree.open(tmp_path / "tree") as late:
+        for n in range(10, 400, 3):  # compacts by itself, twice
+            tree.append(TOKENS[n : n + 3])
+            if n == 100:
+                late.refresh()
+        tree.compact()
+        assert holds(early, 10) and holds(late, 103)
+        early.refresh()
+        assert holds(early, 400)
+        generations = catalog.Table.open(late._current.location, "catalog").versions()
+        assert late.info().version in generations and len(generations) == 3  # and nobody keeps the others
+    assert holds(tree, 400)
+
+
+def test_what_a_writer_gave_out_stays_as_it_was(tree: GistTree) -> None:
+    tree.append(TOKENS[:100])
+    held = tree.document()
+    for n in range(100, 400, 4):
+        tree.append(TOKENS[n : n + 4])
+    tree.compact()
+    assert held.n_tokens == 100 and np.array_equal(held.tokens(0, 100), TOKENS[:100])
+
+
+def test_small_appends_are_compacted(tree: GistTree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gistnet.tree.tree.COMPACT_EVERY", 10**9)
+    for n in range(300):
+        tree.append(TOKENS[n : n + 1])
+    assert n_files(tmp_path / "tree") > 1500
+    bytes_before = tree.info().token_bytes
+    tree.compact()
+    assert n_files(tmp_path / "tree") < 40
+    assert tree.info().token_bytes < bytes_before / 10
+    assert holds(tree, 300)
+    assert tree.append(TOKENS[300:400]) == 400 and holds(tree, 400)
+
+
+def test_compaction_comes_by_itself_and_its_failure_is_not_that_of_the_append(
+    tree: GistTree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: object) -> None:
+        raise StorageError("Could not write: No space left on device.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(compact, "compact", full)
+        for n in range(100):
+            assert tree.append(TOKENS[n : n + 1]) == n + 1
+    assert n_files(tmp_path / "tree") > 500
+    bytes_before = tree.info().token_bytes
+    assert tree.append(TOKENS[100:101]) == 101
+    assert tree.info().token_bytes < bytes_before / 10
+    assert n_files(tmp_path / "tree") < 200
+    assert holds(tree, 101)
+
+
+def test_a_full_disk_loses_nothing(small_disk: Path, stub: StubEncoder) -> None:
+    with GistTree.create(small_disk / "tree", stub) as tree:
+        tree.append(TOKENS[:100])
+        ballast = small_disk / "ballast"
+        free = os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_bsize
+        ballast.write_bytes(bytes(free - 8192))
+        with pytest.raises(StorageError, match=r"^Could not write .*: No space left on device\.$"):
+            for _ in range(30):
+                tree.append(TOKENS, "another")
+        ballast.unlink()
+        assert holds(tree, 100)
+        assert tree.append(TOKENS[100:200]) == 200
+        assert holds(tree, 200)
+    with GistTree.open(small_disk / "tree", stub) as reader:
+        assert holds(reader, 200)
+
+
+@pytest.mark.parametrize("table", ["tokens", "gists/stub0001/L0", "catalog"])
+def test_a_disk_that_refuses_any_of_the_writes(tree: GistTree, monkeypatch: pytest.MonkeyPatch, table: str) -> None:
+    """The same without a disk: Lance is made to fail where it writes one of the tables."""
+    tree.append(TOKENS[:100])
+    write = lance.write_dataset
+
+    def full(rows: object, dataset: lance.LanceDataset, **named: object) -> lance.LanceDataset:
+        if str(dataset.uri).endswith(f"{table}.lance"):
+            raise OSError("LanceError(IO): No space left on device (os error 28), /home/x/rust/lance-file/src/a.rs:2:9")
+        return write(rows, dataset, **named)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lance, "write_dataset", full)
+        with pytest.raises(StorageError, match=rf"^Could not write .*{table}\.lance: No space left on device\.$"):
+            tree.append(TOKENS[100:200])
+    assert holds(tree, 100)
+    assert tree.append(TOKENS[100:200]) == 200
+    assert holds(tree, 200)
+
+
+def test_places_that_cannot_be_written(tmp_path: Path, stub: StubEncoder) -> None:
+    (tmp_path / "file").write_text("precious")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "letter.txt").write_text("precious")
+    for place, kind, message in (
+        ("/proc/tree", StorageError, "Could not create the tree /proc/tree: No such file or directory."),
+        (tmp_path / "file" / "tree", StorageError, "Not a directory."),
+        (tmp_path / "file", StorageError, "File exists."),
+        (tmp_path / "folder", DataError, "has 'letter.txt' in it, expected a new or empty folder"),
+    ):
+        with pytest.raises(kind) as caught:
+            GistTree.create(place, stub)
+        assert message in str(caught.value)
+    assert (tmp_path / "folder" / "letter.txt").read_text() == "precious"
+    assert len(list((tmp_path / "folder").iterdir())) == 1
+
+
+def test_a_disk_that_may_only_be_read(small_disk: Path, stub: StubEncoder) -> None:
+    with GistTree.create(small_disk / "tree", stub) as tree:
+        tree.append(TOKENS[:100])
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    with GistTree.open(small_disk / "tree", stub) as reader:
+        assert holds(reader, 100)
+    with pytest.raises(StorageError, match=r"Read-only file system\.$"):
+        GistTree.open(small_disk / "tree", stub, writable=True)
+
+
+def test_places_that_are_no_tree(tmp_path: Path, stub: StubEncoder) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "catalog.lance").mkdir()
+    for place in (tmp_path / "nowhere", tmp_path / "file", tmp_path, "file-object-store:///nowhere/at/all"):
+        assert not GistTree.exists(place)
+        for writable in (False, True):
+            with pytest.raises(DataError, match=r"is not a tree: it has no catalog\.$"):
+                GistTree.open(place, writable=writable)
+    GistTree.create(tmp_path / "tree", stub).close()
+    assert GistTree.exists(tmp_path / "tree")
+    with pytest.raises(DataError, match="is a tree already"):
+        GistTree.create(tmp_path / "tree", stub)
+
+
+def test_a_creation_that_was_interrupted_can_be_repeated(
+    tmp_path: Path, stub: StubEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(catalog, "create", refuse)
+        with pytest.raises(OSError):
+            GistTree.create(tmp_path / "tree", stub)
+    assert not GistTree.exists(tmp_path / "tree")
+    with GistTree.create(tmp_path / "tree", stub) as tree:
+        tree.append(TOKENS[:50])
+        assert holds(tree, 50)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> str:
+    """Lance's way to object stores, over a folder: no locks, no pins, and manifests that are put if absent."""
+    return f"file-object-store://{tmp_path}/store"
+
+
+def test_a_tree_in_an_object_store(store: str, stub: StubEncoder) -> None:
+    with GistTree.create(store, stub) as tree:
+        for n in range(0, 400, 5):  # compacts by itself
+            tree.append(TOKENS[n : n + 5])
+        with GistTree.open(store) as reader:
+            tree.regist(StubEncoder(2))
+            tree.compact()
+            assert holds(reader, 400) and reader.info().gist_version == "stub0001"
+            reader.refresh()
+            assert holds(reader, 400) and reader.info().gist_version == "stub0002"
+        assert holds(tree, 400)
+
+
+def test_of_two_writers_of_an_object_store_one_wins(store: str, stub: StubEncoder) -> None:
+    GistTree.create(store, stub).close()
+    with GistTree.open(store, stub, writable=True) as one, GistTree.open(store, stub, writable=True) as two:
+        assert one.append(TOKENS[:50]) == 50
+        with pytest.raises(StorageError, match=r"^Another writer changed .*; nothing of this was kept\.$"):
+            two.append([7, 7, 7, 7, 7])
+        assert two.append(TOKENS[50:100]) == 100  # which has seen the first by now
+        with pytest.raises(StorageError, match="Another writer"):
+            one.append([7])
+        assert one.append(TOKENS[100:150]) == 150
+    with GistTree.open(store, stub) as reader:
+        assert holds(reader, 150)
+
+
+def test_rows_of_another_writer_never_slip_in(store: str, stub: StubEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The worst moment: another appends to the tables between our look at them and our append."""
+    GistTree.create(store, stub).close()
+    with GistTree.open(store, stub, writable=True) as one, GistTree.open(store, stub, writable=True) as two:
+        newest = compact.Table._newest
+
+        def interrupted(table: compact.Table) -> lance.LanceDataset:
+            dataset = newest(table)
+            monkeypatch.setattr(compact.Table, "_newest", newest)
+            two._current.table("tokens").append(transaction.layout.token_rows("main", 0, np.array([7, 7, 7])))
+            return dataset
+
+        monkeypatch.setattr(compact.Table, "_newest", interrupted)
+        with pytest.raises(StorageError, match=r"Another writer appended to .*tokens\.lance"):
+            one.append(TOKENS[:50])
+        assert one.append(TOKENS[:60]) == 60
+        assert holds(one, 60)
+
+
+def test_on_an_object_store_the_last_day_is_kept(
+    store: str, stub: StubEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = location.Location(store)
+    with GistTree.create(store, stub) as tree, GistTree.open(store) as reader:
+        for n in range(0, 40, 4):
+            tree.append(TOKENS[n : n + 4])
+        tree.regist(StubEncoder(2))
+        tree.compact()
+        assert len(catalog.Table.open(root, "catalog").versions()) == tree.info().version  # all
+        reader.refresh()
+        assert holds(reader, 40)
+        monkeypatch.setattr(compact, "KEPT_SECONDS", -1)
+        tree.compact()
+        assert len(catalog.Table.open(root, "catalog").versions()) == 2
+        with pytest.raises(StorageError, match=r"Could not open .*No such file or directory"):
+            catalog.read(root, 2)
+        assert not catalog.Table.exists(root, "gists/stub0001/L0")
+        assert holds(tree, 40)
+
+
+def test_file_uris_are_local_folders(tmp_path: Path, stub: StubEncoder) -> None:
+    with GistTree.create(f"file://{tmp_path}/a%20tree", stub) as tree:
+        tree.append(TOKENS[:50])
+        with pytest.raises(StorageError, match="one writer at a time"):
+            GistTree.open(tmp_path / "a tree", writable=True)
+    with GistTree.open(tmp_path / "a tree") as reader:
+        assert holds(reader, 50)
+
+
+@pytest.mark.parametrize("opening", [GistTree.open, lambda path: GistTree.open(path, writable=True)])
+def test_a_newer_format_is_refused(tree: GistTree, tmp_path: Path, opening: Callable[[Path], GistTree]) -> None:
+    tree.append(TOKENS[:50])
+    state = tree._current.catalog.state.model_copy(update={"format": 2})
+    transaction.commit(tree._current, state)
+    tree.close()
+    with pytest.raises(DataError, match=r"has format 2, expected 1 at most: a newer version of gistnet wrote it\.$"):
+        opening(tmp_path / "tree")
