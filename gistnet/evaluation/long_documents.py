@@ -2,10 +2,14 @@
 
 import random
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from gistnet.data.dataset import PreparedDataset
+from gistnet.errors import DataError
 
 
 class LongDocument(NamedTuple):
@@ -33,3 +37,20 @@ def long_passages(
             start = draw.randint(0, len(ids) - length)
             ids = ids[start : start + length]
         yield LongDocument(name, ids)
+
+
+def held_out_passages(
+    dataset: PreparedDataset, domain: str, *, documents: int, min_tokens: int, max_tokens: int, seed: int
+) -> list[LongDocument]:
+    """Passages of held-out documents of one domain, as many as there are, `documents` at most; see `long_passages`.
+
+    Raises:
+        DataError: fewer than two held-out documents are long enough.
+    """
+    whole = dataset.whole_documents("held_out", domain, min_tokens=min_tokens)
+    found = list(islice(long_passages(whole, min_tokens=min_tokens, max_tokens=max_tokens, seed=seed), documents))
+    if len(found) < 2:
+        raise DataError(
+            f"The corpus has {len(found)} held-out documents of {domain} with {min_tokens} tokens or more, expected 2."
+        )
+    return found

@@ -1,8 +1,15 @@
 """Which passages of which documents are read."""
 
-import numpy as np
+import json
+from pathlib import Path
 
-from gistnet.evaluation.long_documents import long_passages
+import numpy as np
+import pytest
+
+from gistnet.data.prepare import DataConfig, prepare, split_of
+from gistnet.errors import DataError
+from gistnet.evaluation.long_documents import held_out_passages, long_passages
+from tests.data.byte_tokenizer import ByteTokenizer
 
 
 def test_short_documents_are_left_out_and_long_ones_cut():
@@ -33,3 +40,19 @@ def test_documents_are_read_only_as_far_as_they_are_asked_for():
         raise AssertionError("read too far")
 
     assert next(long_passages(documents(), min_tokens=5, max_tokens=10, seed=0)).name == "first"
+
+
+def test_held_out_documents_are_read_beyond_their_windows(tmp_path: Path):
+    texts = {f"d{n}": "".join(chr(97 + (7 * n + k * k) % 26) for k in range(150 + 30 * n)) for n in range(20)}
+    file = tmp_path / "tales.jsonl"
+    file.write_text("".join(json.dumps({"id": name, "text": text}) + "\n" for name, text in texts.items()))
+    source = {"kind": "jsonl", "name": "tales", "domain": "narrative", "paths": [str(file)]}
+    sizes = {"window_tokens": 100, "min_tokens": 40, "held_out_fraction": 0.5, "deduplicate": False}
+    dataset = prepare(DataConfig(sources=[source], folder=tmp_path / "prepared", **sizes), ByteTokenizer())
+    found = held_out_passages(dataset, "narrative", documents=3, min_tokens=300, max_tokens=1000, seed=0)
+    assert len(found) == 3
+    for passage in found:
+        assert bytes(passage.tokens.tolist()).decode() == texts[passage.name]
+        assert split_of(passage.name, 0.5) == "held_out" and len(passage.tokens) >= 300
+    with pytest.raises(DataError, match="0 held-out documents of narrative with 5000 tokens or more, expected 2"):
+        held_out_passages(dataset, "narrative", documents=3, min_tokens=5000, max_tokens=8000, seed=0)
