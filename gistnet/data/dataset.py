@@ -9,6 +9,8 @@ larger than memory costs nothing to open. A prepared corpus is a folder, named a
     windows.npy         int64 [windows, 3]: index of the document, offset of the window's text in it, window length
 """
 
+import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -165,11 +167,28 @@ class PreparedDataset:
 
     def window_indices(self, split: Split, domain: str | None = None, source: str | None = None) -> NDArray[np.int64]:
         """Numbers of the windows of a split, of one domain or source where given: ascending, int64."""
+        return np.flatnonzero(self._chosen(split, domain, source)[self.documents])
+
+    def whole_documents(
+        self, split: Split, domain: str | None = None, *, min_tokens: int = 0
+    ) -> Iterator[tuple[str, NDArray[np.int64]]]:
+        """Name and tokens of each document of a split, uncut and without prefix, read one by one.
+
+        The order depends on the names alone, so that the first few are from all over the corpus.
+        """
+        names, lengths = self._documents["id"], self._documents["n_tokens"].to_numpy()
+        chosen = np.flatnonzero(self._chosen(split, domain) & (lengths >= min_tokens))
+        for document in sorted(chosen.tolist(), key=lambda row: _digest(names[row].as_py())):
+            start, count = int(self._starts[document]), int(lengths[document])
+            yield names[document].as_py(), self._tokens[start : start + count].astype(np.int64)
+
+    def _chosen(self, split: Split, domain: str | None = None, source: str | None = None) -> NDArray[np.bool_]:
+        """Which documents are of a split, and of a domain or source where given."""
         chosen = np.ones(len(self._documents), dtype=bool)
         for column, wanted in (("split", split), ("domain", domain), ("source", source)):
             if wanted is not None:
                 chosen &= pyarrow.compute.equal(self._documents[column], wanted).to_numpy()
-        return np.flatnonzero(chosen[self.documents])
+        return chosen
 
     def read(self, window: int) -> NDArray[np.int64]:
         """Tokens of a window, beginning with the window prefix: int64 [length]."""
@@ -186,6 +205,10 @@ class PreparedDataset:
     @cached_property
     def _starts(self) -> NDArray[np.int64]:
         return self._documents["start"].to_numpy()
+
+
+def _digest(name: str) -> bytes:
+    return hashlib.sha256(b"order:" + name.encode()).digest()  # other than what decides the split
 
 
 def _read_description(folder: Path) -> DatasetDescription:

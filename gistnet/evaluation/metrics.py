@@ -238,9 +238,32 @@ UNITS = {
     "pair_accuracy": "share of pairs",
     "bound_kl": "nats per token",
     "bound_recovered_kl": "share of drop",
+    "long_context_nll": "nats per token",
+    "long_context_recovered": "share of what truncating costs",
+    "long_context_truncation_cost": "nats per token",
+    "long_context_below_truncated": "nats per token",
+    "long_context_below_shuffled": "nats per token",
+    "long_context_below_mean": "nats per token",
+    "long_context_above_full": "nats per token",
+    "long_context_covered": "share of tokens",
+    "retrieval_accuracy": "share of cases",
+    "retrieval_nll": "nats per token",
+    "multiple_choice_accuracy": "share of questions",
 }
 
-Baseline = Literal["drop", "last_token", "surprisal_token", "mean", "shuffled", "gists_below", "full", "gist"]
+Baseline = Literal[
+    "drop",
+    "last_token",
+    "surprisal_token",
+    "mean",
+    "shuffled",
+    "gists_below",
+    "full",
+    "gist",
+    "truncated",
+    "no_context",
+    "chance",
+]
 
 
 class Target(Section):
@@ -272,9 +295,10 @@ class MetricRecord(Section):
     level: int = Field(default=0, ge=0)
     """0 for gists of tokens, 1 for gists of gists."""
     k: int = Field(default=1, ge=1)
-    """Number of consecutive spans replaced at once."""
+    """Number of consecutive spans replaced at once; 1 also where a budget decides how many."""
     value: FiniteFloat
     n_spans: int = Field(ge=1)
+    """What the value is a mean over: spans, pairs, cases or questions, or the scored tokens of long contexts."""
     n_documents: int = Field(ge=1)
     interval: tuple[FiniteFloat, FiniteFloat] | None = None
     """Bootstrapped over documents; None for a single document, or where the documents are too few to draw anew."""

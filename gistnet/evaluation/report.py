@@ -34,6 +34,7 @@ _SCRIPTS = (
     "selection.js",
     "curves.js",
     "results.js",
+    "long_context.js",
     "span_map.js",
     "span_panel.js",
     "pages.js",

@@ -64,6 +64,16 @@ def continue_context(
     return output.sequences[0].tolist(), output.past_key_values
 
 
+def continued_mask(teacher: Teacher, positions: Tensor, first: int) -> Tensor | dict[str, Tensor]:
+    """What the model is told of who sees whom, where a cache holds what is before `first`; see `_masks_by_position`.
+
+    Ones say that all is one document, and leave transformers its fastest attention.
+    """
+    if _slides(teacher):
+        return _masks_by_position(teacher, positions, first)
+    return torch.ones(1, len(positions), dtype=torch.bool, device=positions.device)
+
+
 def _slides(teacher: Teacher) -> bool:
     """Whether some layers see only what is near."""
     layer_types = getattr(teacher.config, "layer_types", None)

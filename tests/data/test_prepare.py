@@ -256,3 +256,15 @@ def test_progress_speaks_once_a_million_tokens(tmp_path: Path) -> None:
     messages: list[str] = []
     prepare(config_for(tmp_path), ByteTokenizer(), messages.append)
     assert messages == ["Prepared 2 documents, 1,200,000 tokens.", "Prepared 4 documents, 2,400,000 tokens."]
+
+
+def test_whole_documents_are_read_uncut_and_in_an_order_of_their_names(tmp_path: Path) -> None:
+    texts = write_jsonl(tmp_path / "tales.jsonl", {f"d{n}": 60 + 40 * n for n in range(40)})
+    dataset = prepare(config_for(tmp_path, held_out_fraction=0.5), ByteTokenizer())
+    found = dict(dataset.whole_documents("held_out", "narrative", min_tokens=300))
+    assert {name: bytes(tokens.tolist()).decode() for name, tokens in found.items()} == {
+        name: text for name, text in texts.items() if split_of(name, 0.5) == "held_out" and len(text) >= 300
+    }
+    assert list(found) != list(texts)
+    assert list(found) == [name for name, _ in dataset.whole_documents("held_out") if name in found]
+    assert not list(dataset.whole_documents("train", "code"))

@@ -30,13 +30,20 @@ HOSTILE = (
 )
 
 
-def write_run(folder: Path, *, seed: int = 0, evaluated: bool = True, documents: Sequence[Sequence[str]] = ()) -> Path:
-    """A run of three stages that has ended, and its evaluation unless `evaluated` is False."""
+def write_run(
+    folder: Path,
+    *,
+    seed: int = 0,
+    evaluated: bool = True,
+    documents: Sequence[Sequence[str]] = (),
+    more: Sequence[MetricRecord] = (),
+) -> Path:
+    """A run of three stages that has ended, and its evaluation unless `evaluated` is False, with `more` figures."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(yaml.safe_dump(configuration(seed), sort_keys=False), encoding="utf-8")
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log(seed)), encoding="utf-8")
     if evaluated:
-        figures = [record.model_dump(mode="json") for record in records(seed)]
+        figures = [record.model_dump(mode="json") for record in (*records(seed), *more)]
         (folder / "metrics.json").write_text(json.dumps(figures), encoding="utf-8")
         span_map(seed, documents or [prose(seed, n) for n in range(4)]).write(folder / SPAN_MAP_FILE)
     return folder
@@ -182,6 +189,47 @@ def _of_domain(domain: str, positions: str, scale: float) -> list[MetricRecord]:
         ]
     accuracies = [(token, 0.02 + 0.9 * (token / SPAN) ** 8) for token in range(1, SPAN + 1)]
     return found + [record("reconstruction_accuracy", value, part=f"token {token}") for token, value in accuracies]
+
+
+def long_context_records() -> list[MetricRecord]:
+    """Contexts of equal budgets under two policies, of which nothing is recovered at 1/2; retrieval and questions."""
+    found = []
+    for n, budget in enumerate((2, 4, 8, 16, 32)):
+        for shift, positions in enumerate(("center", "end")):
+            place = {"domain": "narrative", "positions": positions, "n_spans": 8192, "n_documents": 16}
+            place |= {"horizon": 512, "offsets": (1, 512), "level": int(budget == 32)}
+
+            def record(
+                name: str, value: float, kind: str = "", budget: int = budget, place: Any = place, **more: Any
+            ) -> MetricRecord:
+                part = f"budget 1/{budget}" + (f", {kind}" if kind else "")
+                interval = (value - 0.02, value + 0.02)
+                return MetricRecord(name=name, part=part, value=value, interval=interval, **place, **more)
+
+            truncated, full = 3.0 + 0.04 * n, 2.95
+            nll = truncated - 0.005 * n - 0.003 * shift
+            beside = {"full": full, "truncated": truncated, "shuffled": truncated + 0.03, "mean": truncated + 0.4}
+            found.append(record("long_context_nll", nll, baselines=beside))
+            if n:
+                shares = {name: (truncated - value) / (truncated - full) for name, value in beside.items()}
+                found.append(record("long_context_recovered", (truncated - nll) / (truncated - full), baselines=shares))
+            for extra, kind in enumerate(("", "names", "repeated")):
+                found.append(record("long_context_below_truncated", truncated - nll + 0.01 * extra, kind))
+            asked = {"positions": positions, "n_spans": 24, "n_documents": 24, "part": f"budget 1/{budget}"}
+            answers = {"full": 0.96, "truncated": 0.25, "chance": 0.25}
+            found.append(
+                MetricRecord(
+                    name="retrieval_accuracy", domain="synthetic", value=0.3 + 0.01 * shift, baselines=answers, **asked
+                )
+            )
+    questions = {"positions": "end", "n_spans": 40, "n_documents": 8, "part": "budget 1/8"}
+    beside = {"full": 0.31, "no_context": 0.24, "chance": 0.25}
+    return [
+        *found,
+        MetricRecord(
+            name="multiple_choice_accuracy", domain="multiple choice", value=0.275, baselines=beside, **questions
+        ),
+    ]
 
 
 def _pairs(part: str, value: float) -> MetricRecord:

@@ -17,7 +17,7 @@ from gistnet.evaluation.metrics import MetricRecord
 from gistnet.evaluation.report import write_comparison, write_report
 from gistnet.evaluation.span_map import SpanMap
 from gistnet.run_folder import SPAN_MAP_FILE
-from tests.evaluation.runs import HOSTILE, prose, records, write_run
+from tests.evaluation.runs import HOSTILE, long_context_records, prose, records, write_run
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
@@ -192,6 +192,42 @@ def test_compared_runs_are_overlaid(run: Path, tmp_path: Path, open_page: Open) 
     assert page.locator("#overview tbody tr").nth(3).inner_text().split()[:1] == ["KL"]
     assert page.locator("#curves figure").first.locator(".key li").all_inner_texts()[0].startswith("a run")
     assert "train.optimiser.learning_rate" in page.locator("#settings").inner_text()
+
+
+@needs_browser
+def test_long_contexts_are_drawn_by_budget_beside_their_baselines(tmp_path: Path, open_page: Open) -> None:
+    page = open_page(write_report(write_run(tmp_path / "long", more=long_context_records())))
+    section = page.locator("#long-context")
+    assert {"NLL by budget", "Recovered by budget", "Gain over truncating, by kind of token", "Retrieval"} <= {
+        text.strip() for text in section.locator("h3").all_inner_texts()
+    }
+    nll = section.locator("figure").first
+    assert nll.locator(".plot text.tick").all_text_contents()[-5:] == ["1/2", "1/4", "1/8", "1/16", "1/32"]
+    assert nll.locator(".plot path.series").count() == 5 and nll.locator(".plot path.band").count() == 1
+    nll.locator("summary").click()
+    rows = [row.split() for row in nll.locator("tbody tr").all_inner_texts()]
+    # At 1/8 with positions "end", which the run was trained with: 3.08 truncated, and 0.013 below it.
+    assert rows[2] == ["1/8", "3.0670", "2.9500", "3.0800", "3.1100", "3.4800"]
+    recovered = section.locator("figure").nth(1)
+    recovered.locator("summary").click()
+    assert recovered.locator("tbody tr").count() == 4  # nothing was lost at 1/2
+    assert "0.1000" in recovered.locator("tbody tr").nth(1).inner_text()  # 0.013 of 0.13
+    assert section.locator("figure.dots").last.locator(".value b").first.inner_text() == "0.275"
+    section.get_by_text("center", exact=True).click()
+    nll.locator("summary").click()
+    assert "3.0700" in nll.locator("tbody tr").nth(2).inner_text()
+    assert section.get_by_text("Multiple choice", exact=True).count() == 0  # asked under "end" alone
+
+
+@needs_browser
+def test_without_long_contexts_there_is_no_such_section(run: Path, open_page: Open) -> None:
+    assert open_page(run / "report.html").locator("#long-context").count() == 0
+
+
+@needs_browser
+def test_long_contexts_fit_a_phone(tmp_path: Path, open_page: Open) -> None:
+    page = open_page(write_report(write_run(tmp_path / "long", more=long_context_records())), width=390)
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
 
 
 # Colours --------------------------------------------------------------------------------------------------------------

@@ -4,20 +4,20 @@
 /**
  * A figure with a line chart: title, note, key, plot, and its numbers as a table; null where no series has a number.
  * series: [{role, x, y, band: [low, high], marks: "lines" | "markers" | undefined, note}]
- * lines: [{y, from, to, label}] for levels, [{x, label}] for places. counts: x are whole numbers.
+ * lines: [{y, from, to, label}] for levels, [{x, label}] for places. counts: x are whole numbers. xText: how one is written.
  */
-function lineChart({ title, note, series, xTitle, yTitle, lines = [], xRange, yRange, counts = false, height = 230, xName = xTitle }) {
+function lineChart({ title, note, series, xTitle, yTitle, lines = [], xRange, yRange, counts = false, height = 230, xName = xTitle, xText }) {
   const shown = series.filter((one) => one.y.some(isNumber)).map((one) => ({ ...one, style: look(one.role) }));
   if (!shown.length) return null;
   const last = (values) => values.filter(isNumber).at(-1);
   const summary = shown.map(({ style, y }) => `${style.label}: from ${number(y.find(isNumber))} to ${number(last(y))}`).join("; ");
   const plot = el("div", { class: "plot", role: "img", "aria-label": `${title}. ${summary}`, style: { height: `${height}px` } });
-  const chart = { shown, xTitle, yTitle, lines, height, counts, x: xRange ?? extent(shown.flatMap(({ x }) => x)), y: yRange ?? heights(shown, lines) };
+  const chart = { shown, xTitle, yTitle, lines, height, counts, xText, x: xRange ?? extent(shown.flatMap(({ x }) => x)), y: yRange ?? heights(shown, lines) };
   new ResizeObserver(() => drawChart(plot, chart)).observe(plot);
   return el("figure", { class: "chart" },
     el("figcaption", {}, el("h3", { text: title }), note && el("p", { text: note }),
       key(shown.map(({ style, y, note: said }) => ({ style, note: said ?? number(last(y)) })))),
-    plot, numbers(title, xName, shown));
+    plot, numbers(title, xName, shown, xText));
 }
 
 /** The vertical range that shows every value and level, with a little room. */
@@ -59,7 +59,7 @@ function tickTexts(values) {
 
 function axes(chart, box, sx, sy, xTicks, yTicks) {
   const text = (x, y, anchor, content, kind = "tick") => el("text", { x, y, "text-anchor": anchor, class: kind, text: content });
-  const xTexts = tickTexts(xTicks), yTexts = tickTexts(yTicks);
+  const xTexts = chart.xText ? xTicks.map(chart.xText) : tickTexts(xTicks), yTexts = tickTexts(yTicks);
   return [
     ...yTicks.flatMap((value, n) => [
       el("line", { x1: box.left, x2: box.right, y1: sy(value), y2: sy(value), class: value === 0 ? "zero" : "rule" }),
@@ -120,7 +120,7 @@ function readout(plot, svg, chart, box, sx, sy) {
     cursor.setAttribute("visibility", "visible");
     cursor.setAttribute("x1", here);
     cursor.setAttribute("x2", here);
-    tip.replaceChildren(el("p", { text: `${chart.xTitle}: ${tickTexts([0, places[1] - places[0] || 1, place]).at(-1)}` }),
+    tip.replaceChildren(el("p", { text: `${chart.xTitle}: ${chart.xText ? chart.xText(place) : tickTexts([0, places[1] - places[0] || 1, place]).at(-1)}` }),
       ...rows.map(([style, value]) => el("p", {}, marker(style, 10), ` ${style.label} `, el("b", { text: number(value, 4) }))));
     tip.classList.add("shown");
     tip.style.left = `${here > (box.left + box.right) / 2 ? here - tip.offsetWidth - 10 : here + 10}px`;

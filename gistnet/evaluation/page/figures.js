@@ -11,6 +11,9 @@ const LOOKS = {
   mean: { label: "mean", dash: "1 3", symbol: "cross", width: 1.4 },
   gists_below: { label: "gists below", dash: "7 2 2 2", symbol: "star-triangle-up", width: 1.7, colour: "equal-5" },
   full: { label: "full text", dash: "solid", symbol: "star-triangle-up", width: 1.4 },
+  truncated: { label: "truncated", colour: "drop", dash: "2 3", symbol: "square", width: 1.7 },
+  no_context: { label: "no context", colour: "surprisal_token", dash: "9 3 2 3", symbol: "triangle-up", width: 1.4 },
+  chance: { label: "chance", colour: "muted", dash: "4 2", symbol: "diamond", width: 1.4 },
 };
 const RUN_DASHES = ["solid", "7 3", "2 3", "9 3 2 3", "4 2", "12 4"];
 const RUN_SYMBOLS = ["circle", "diamond", "square", "triangle-up", "x", "cross"];
@@ -55,7 +58,7 @@ function key(entries) {
 const MOST_ROWS = 200;
 
 /** The numbers of a chart as a table, made when it is asked for. */
-function numbers(title, xName, shown) {
+function numbers(title, xName, shown, xText = (at) => number(at, Number.isInteger(at) ? 0 : 3)) {
   return unfolding(() => {
     const rows = new Map();
     shown.forEach(({ x, y }, column) => x.forEach((at, n) => {
@@ -66,7 +69,7 @@ function numbers(title, xName, shown) {
     const every = Math.ceil(sorted.length / MOST_ROWS);
     const kept = sorted.filter((_, n) => n % every === 0 || n === sorted.length - 1);
     return [table(title, [xName, ...shown.map(({ style }) => style.label)],
-      kept.map(([at, values]) => [number(at, Number.isInteger(at) ? 0 : 3), ...shown.map((_, column) => number(values[column], 4))])),
+      kept.map(([at, values]) => [xText(at), ...shown.map((_, column) => number(values[column], 4))])),
       ...(every > 1 ? [el("p", { class: "small", text: `One row in ${every}.` })] : [])];
   });
 }

@@ -20,6 +20,7 @@ function reportPage(run) {
   if (run.events.length) top.append(el("h3", { text: "What happened" }), el("ol", { class: "events" }, ...run.events.map(({ step, text }) => el("li", {}, el("b", { text: `step ${whole(step)}` }), el("span", { text })))));
   curvesSection([run], (by) => runCurves(run, by));
   resultsSection(run);
+  longContextSection(run);
   mapSection(run);
 }
 
