@@ -11,6 +11,7 @@ gistnet tree      look into a tree: info, verify, search, export
 Bad input ends in one sentence on the standard error and exit status 1; an interrupted training run in status 130.
 """
 
+import json
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -98,6 +99,13 @@ def evaluate(
     bound: Annotated[
         int, typer.Option(min=0, help="Also optimise a vector for each of so many spans, to see what one can hold.")
     ] = 0,
+    long_context: Annotated[
+        bool, typer.Option("--long-context", help="Also predict and answer from long documents, most of them gists.")
+    ] = False,
+    mcq: Annotated[
+        Path | None,
+        typer.Option(help="Also answer a file of questions: {article, question, options, gold} a line."),
+    ] = None,
 ) -> None:
     """Measure a trained GistNet on held-out documents, beside its baselines."""
     from gistnet.evaluation.evaluator import evaluate as measure
@@ -108,6 +116,9 @@ def evaluate(
     terminal.quieten()
     probes = ["evaluation.reconstruction={}"] if reconstruction else []
     probes += [f"evaluation.bound={{spans: {bound}}}"] if bound else []
+    contexts = "evaluation.contexts"
+    probes += [f"{contexts}.long_context={{}}", f"{contexts}.retrieval={{}}"] if long_context else []
+    probes += [f"{contexts}.questions={json.dumps(str(mcq))}"] if mcq is not None else []
     trained = open_trained(path, (*probes, *(settings or ())))
     dataset = prepare_data(trained.config, _say)
     evaluation = measure(trained.teacher, trained.gistnet, dataset, trained.config.evaluation, _say)

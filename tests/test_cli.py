@@ -197,6 +197,37 @@ def test_evaluate_of_a_checkpoint_measures_that_one(gistnet, trained, tmp_path):
     assert not any((trained / name).exists() for name in ("metrics.json", SPAN_MAP_FILE))
 
 
+def test_evaluate_reads_long_contexts_and_questions_where_asked_to(gistnet, trained, tmp_path):
+    """Documents of 230 bytes and more fit the teacher's 256 positions; every record names the run's policy."""
+    questions = tmp_path / "questions.jsonl"
+    asked = {"question": "Which way?", "options": ["over", "under"], "gold": 0}
+    articles = (("the river walked over a bridge " * 5)[: 140 + n] for n in range(3))
+    questions.write_text("".join(json.dumps({"article": article, **asked}) + "\n" for article in articles))
+    sizes = "{min_tokens: 230, max_tokens: 250, scored_tokens: 30, tokens_per_vector: [4], documents: 3}"
+    outcome = gistnet(
+        "evaluate", trained, "--mcq", questions, f"evaluation.contexts.long_context={sizes}",
+        "evaluation.contexts.multiple_choice={tokens_per_vector: [4]}", "evaluation.positions=[end]",
+    )  # fmt: skip
+    assert outcome.status == 0, outcome.err
+    figures = json.loads((trained / "metrics.json").read_text(encoding="utf-8"))
+    (nll,) = (f for f in figures if (f["name"], f["part"]) == ("long_context_nll", "budget 1/4"))
+    assert (nll["domain"], nll["positions"], nll["n_documents"]) == ("narrative", "end", 3)
+    assert nll["baselines"].keys() == {"full", "truncated", "shuffled", "mean"}
+    (accuracy,) = (f for f in figures if f["name"] == "multiple_choice_accuracy")
+    assert (accuracy["n_spans"], accuracy["baselines"]["chance"]) == (3, 0.5)
+    assert "retrieval_accuracy" not in {f["name"] for f in figures}
+
+
+def test_evaluate_says_what_long_contexts_lack(gistnet, trained, tmp_path):
+    """Before anything else is measured."""
+    few = "The corpus has 0 held-out documents of narrative with 4096 tokens or more, expected 2."
+    assert_refused(gistnet("evaluate", trained, "--long-context"), few)
+    (tmp_path / "bad.jsonl").write_text('{"article": "a"}\n')
+    assert_refused(gistnet("evaluate", trained, "--mcq", tmp_path / "bad.jsonl"), "bad.jsonl:1 is no multiple-choice")
+    assert_refused(gistnet("evaluate", trained, "--mcq", tmp_path / "none.jsonl"), "none.jsonl")
+    assert not (trained / "metrics.json").exists()
+
+
 def test_a_run_that_was_moved_is_evaluated_where_it_is(gistnet, trained, tmp_path):
     moved = trained.rename(tmp_path / "elsewhere")
     assert gistnet("evaluate", moved).status == 0

@@ -18,6 +18,7 @@ from gistnet.evaluation import metrics
 from gistnet.evaluation.bound import BoundConfig, optimised_bound
 from gistnet.evaluation.geometry import Figures, draw_spans, encode_spans, figures_of, geometry_records, mixed_figures
 from gistnet.evaluation.held_out import HeldOut, Measured
+from gistnet.evaluation.in_contexts import ContextsConfig, choose_passages, context_records
 from gistnet.evaluation.mapping import map_documents, rounded
 from gistnet.evaluation.metrics import MetricRecord
 from gistnet.evaluation.pair_test import PairTestConfig, pair_test
@@ -68,6 +69,8 @@ class EvaluationConfig(Section):
     """How to train a decoder that tells the tokens from gists; None leaves reconstruction out."""
     bound: BoundConfig | None = None
     """For how many spans, and how long, to optimise vectors one by one; None leaves the bound out."""
+    contexts: ContextsConfig = ContextsConfig()
+    """In which long contexts gists are judged as well."""
     seed: int = Field(default=0, ge=0)
     """Decides which documents, which spans, and whose gists stand in as `shuffled`."""
     resamples: int = Field(default=1000, ge=100)
@@ -114,7 +117,8 @@ def evaluate(
         Records of each domain, and of their weighted mean where weights are given: KL, ΔNLL, substitutability rate,
         perplexity ratio and the shares recovered for each position policy, horizon and range of offsets, and ΔNLL by
         offset and by kind of token, each with `drop`, `last_token`, `surprisal_token`, `mean` and `shuffled`; then the
-        geometry of gists, the entropy of attention and the pair test; where asked for, reconstruction and the bound.
+        geometry of gists, the entropy of attention and the pair test; where asked for, reconstruction, the bound, and
+        what gists are worth in long contexts.
         And the span map, under the first policy and horizon.
 
     Raises:
@@ -124,6 +128,7 @@ def evaluate(
     """
     tokenizer = _tokenizer(teacher)
     _require_weighted(dataset, config.weights)
+    passages = choose_passages(dataset, config.domains or dataset.domains("held_out"), config.contexts)
     level_0 = _measure(teacher, gistnet.levels[0], dataset, config, say)
     levels = [level_0, *_measure_above(teacher, gistnet, dataset, config, say)]
     records = [record for level in levels for record in _substitution_records(level, config)]
@@ -135,6 +140,7 @@ def evaluate(
         records += geometry_records(figures, positions=config.positions[0], level=level.gistnet.level)
 
     records += _probes(teacher, level_0, dataset, config, say)
+    records += context_records(teacher, gistnet, passages, config.contexts, positions=config.positions, say=say)
 
     say(f"Measuring every span of {config.map_documents} windows of {', '.join(domains)}, for the span map.")
     span_map = SpanMap(

@@ -57,7 +57,8 @@ def compressed_lm(
 
     def context_of(tokens: list[int]) -> Context:
         fits = len(tokens) <= budget
-        history = InMemoryHistory(np.array(tokens), (), encoder.span_tokens) if fits else compress(tokens, encoder)
+        raw = InMemoryHistory(np.array(tokens), (), encoder.span_tokens, encoder.positions, encoder.teacher)
+        history = raw if fits else compress(tokens, encoder)
         size = (history.n_tokens, history.span_tokens, history.levels)
         plan = default_plan(*size, budget, sink_tokens=sink_tokens)
         before = () if tuple(tokens[: len(prefix)]) == tuple(prefix) else prefix

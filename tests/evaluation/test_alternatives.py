@@ -6,6 +6,7 @@ import torch
 
 from gistnet.errors import DataError, TeacherError
 from gistnet.evaluation.alternatives import alternatives_hidden, alternatives_nll
+from gistnet.model.teacher import Teacher
 from gistnet.tree.context import assemble
 from gistnet.tree.in_memory import InMemoryHistory
 from gistnet.tree.plan import Gists, Plan, Raw
@@ -13,7 +14,10 @@ from tests.teachers import FAMILIES, tiny_teacher
 
 IDS = np.random.default_rng(0).integers(0, 97, 60)
 GISTS = np.random.default_rng(1).normal(size=(7, 32)).astype(np.float16)
-HISTORY = InMemoryHistory(IDS, (GISTS,), span_tokens=8)
+
+
+def history_for(teacher: Teacher) -> InMemoryHistory:
+    return InMemoryHistory(IDS, (GISTS,), 8, "center", teacher.fingerprint)
 
 
 @torch.no_grad()
@@ -27,7 +31,7 @@ def plain_nll(teacher, ids, scored: int) -> torch.Tensor:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_each_alternative_is_scored_as_if_it_were_alone(family):
     teacher = tiny_teacher(family)
-    context = assemble(HISTORY, Plan([Raw(0, 40)], 8), teacher, before=())
+    context = assemble(history_for(teacher), Plan([Raw(0, 40)], 8), teacher, before=())
     alternatives = [[5, 6, 7], IDS[40:].tolist(), [9], [5, 6, 7]]
     found = alternatives_nll(teacher, context, alternatives)
     for nll, tokens in zip(found, alternatives, strict=True):
@@ -41,7 +45,13 @@ def test_each_alternative_is_scored_as_if_it_were_alone(family):
 def test_after_gists_it_is_a_plain_forward_with_the_mask_written_out(family, policy):
     """Every vector sees all before it; in sliding layers, those less than 20 positions away."""
     teacher = tiny_teacher(family)
-    context = assemble(HISTORY, Plan([Gists(0, 0, 4), Raw(32, 40)], 8, 2), teacher, positions=policy, before=())
+    context = assemble(
+        history_for(teacher),
+        Plan([Gists(0, 0, 4), Raw(32, 40)], 8, 2),
+        teacher,
+        positions=policy,
+        before=(),
+    )
     gist = {"center": [4, 12, 20, 28], "end": [7, 15, 23, 31]}.get(policy)
     at = torch.tensor([0, 1, *gist, *range(32, 48)] if gist else range(22))
     following = torch.as_tensor(IDS[40:48])
@@ -63,7 +73,7 @@ def test_after_gists_it_is_a_plain_forward_with_the_mask_written_out(family, pol
 @torch.no_grad()
 def test_the_hidden_states_choose_what_generation_without_sampling_writes():
     teacher = tiny_teacher("llama")
-    context = assemble(HISTORY, Plan([Raw(0, 40)], 8), teacher, before=())
+    context = assemble(history_for(teacher), Plan([Raw(0, 40)], 8), teacher, before=())
     prompt = torch.as_tensor(IDS[:40])[None]
     options = {"do_sample": False, "eos_token_id": None, "attention_mask": torch.ones_like(prompt)}
     written = teacher.model.generate(prompt, max_new_tokens=4, **options)[0, 40:].tolist()
@@ -73,7 +83,7 @@ def test_the_hidden_states_choose_what_generation_without_sampling_writes():
 
 def test_what_is_no_alternative_is_refused():
     teacher = tiny_teacher("llama")
-    context = assemble(HISTORY, Plan([Raw(0, 40)], 8), teacher, before=())
+    context = assemble(history_for(teacher), Plan([Raw(0, 40)], 8), teacher, before=())
     with pytest.raises(DataError, match="no tokens"):
         alternatives_hidden(teacher, context, [[1], []])
     with pytest.raises(TeacherError, match="97"):

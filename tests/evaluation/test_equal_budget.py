@@ -20,7 +20,7 @@ def history(tokens: int, seed: int = 0) -> InMemoryHistory:
     draw = np.random.default_rng(seed)
     levels = (tokens // 4, tokens // 16)
     gists = tuple(draw.normal(size=(count, 32)).astype(np.float16) for count in levels)
-    return InMemoryHistory(draw.integers(0, 97, tokens), gists, span_tokens=4)
+    return InMemoryHistory(draw.integers(0, 97, tokens), gists, 4, "center", tiny_teacher("llama").fingerprint)
 
 
 @pytest.mark.parametrize("tokens", [3584, 5001, 7680])

@@ -1,0 +1,87 @@
+"""What gists are worth where they are used: in long contexts, for questions about them, and as multiple choice."""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from pydantic import Field
+
+from gistnet.data.dataset import PreparedDataset
+from gistnet.evaluation.long_context import LongContextConfig, long_context
+from gistnet.evaluation.long_documents import LongDocument, held_out_passages
+from gistnet.evaluation.mcq import MultipleChoiceConfig, evaluate_mcq, read_questions
+from gistnet.evaluation.metrics import MetricRecord
+from gistnet.evaluation.retrieval import RetrievalConfig, retrieval
+from gistnet.model.gistnet import GistNet
+from gistnet.model.teacher import Teacher
+from gistnet.positions import Positions
+from gistnet.settings import Section
+from gistnet.tree.gist_encoder import GistEncoder
+
+Say = Callable[[str], None]
+
+
+class ContextsConfig(Section):
+    """Which contexts gists are judged in; what is None is left out. The position policies are the evaluation's."""
+
+    long_context: LongContextConfig | None = None
+    """Documents whose end is predicted after contexts of equal budgets."""
+    retrieval: RetrievalConfig | None = None
+    """Facts, rows and passages from far back; read in text of the same documents."""
+    questions: Path | None = None
+    """A JSON lines file of multiple-choice questions over long articles."""
+    multiple_choice: MultipleChoiceConfig = Field(default=MultipleChoiceConfig())
+    """How those are answered."""
+
+
+Passages = dict[str, list[LongDocument]]
+"""Of each domain; empty where no contexts are asked for that need them."""
+
+
+def choose_passages(dataset: PreparedDataset, domains: Sequence[str], config: ContextsConfig) -> Passages:
+    """The held-out passages that contexts are made of; and a look at the questions, before any long work.
+
+    Raises:
+        DataError: a domain has fewer than two held-out documents that are long enough, or a question is damaged.
+    """
+    if config.questions is not None:
+        read_questions(config.questions)
+    if config.long_context is None and config.retrieval is None:
+        return {}
+    sizes = (config.long_context or LongContextConfig()).model_dump(
+        include={"documents", "min_tokens", "max_tokens", "seed"}
+    )
+    return {domain: held_out_passages(dataset, domain, **sizes) for domain in domains}
+
+
+def context_records(
+    teacher: Teacher,
+    gistnet: GistNet,
+    passages: Passages,
+    config: ContextsConfig,
+    *,
+    positions: tuple[Positions, ...],
+    say: Say = lambda message: None,
+) -> Iterator[MetricRecord]:
+    """The records of everything that is asked for.
+
+    Args:
+        gistnet: of the highest level; contexts use all of them.
+        passages: of `choose_passages`.
+        positions: the policies under which gists are read.
+
+    Raises:
+        ConfigError: documents beyond the teacher's positions, or budgets that leave nothing.
+    """
+    encoder, policies = GistEncoder(teacher, gistnet), {"positions": positions}
+    if config.long_context is not None:
+        for domain, documents in passages.items():
+            yield from long_context(
+                teacher, encoder, documents, config.long_context.model_copy(update=policies), domain=domain, say=say
+            )
+    if config.retrieval is not None:
+        filler = [document for documents in passages.values() for document in documents]
+        yield from retrieval(teacher, encoder, filler, config.retrieval.model_copy(update=policies), say)
+    if config.questions is not None:
+        yield from evaluate_mcq(
+            config.questions, teacher, encoder, config.multiple_choice.model_copy(update=policies), say
+        )
