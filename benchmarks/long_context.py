@@ -37,6 +37,10 @@ from numpy.typing import NDArray
 sys.path.insert(0, str(Path(__file__).parent.parent))  # so that `python benchmarks/…` works, and `-m benchmarks.…`
 
 from benchmarks.machine import describe_machine
+from gistnet.context.assembly import assemble
+from gistnet.context.cost import measure_cost
+from gistnet.context.in_memory import compress
+from gistnet.context.plan import Plan, Raw
 from gistnet.data.installation import read_installation
 from gistnet.data.prepare import split_of
 from gistnet.data.sources import JsonlSource, read_documents
@@ -49,11 +53,7 @@ from gistnet.memory import keep_freed_memory
 from gistnet.model.gistnet import GistNet, GistNetConfig
 from gistnet.model.teacher import Teacher
 from gistnet.session import open_trained, prepare_data
-from gistnet.tree.context import assemble
-from gistnet.tree.cost import measure_cost
 from gistnet.tree.gist_encoder import GistEncoder
-from gistnet.tree.in_memory import compress
-from gistnet.tree.plan import Plan, Raw
 
 RESULTS = Path(__file__).parent / "results"
 HELD_OUT_FRACTION = 0.1  # the default of `gistnet prepare`

@@ -10,17 +10,17 @@ from gistnet.version import __version__
 
 if TYPE_CHECKING:
     from gistnet.config import load_config
+    from gistnet.context.assembly import assemble
+    from gistnet.context.generate import generate
+    from gistnet.context.in_memory import compress
+    from gistnet.context.plan import default_plan
     from gistnet.evaluation.evaluator import evaluate
     from gistnet.evaluation.report import write_comparison, write_report
     from gistnet.model.gistnet import GistNet
     from gistnet.model.teacher import Teacher
     from gistnet.objective.objective import encode
     from gistnet.session import open_trained, prepare_data, train
-    from gistnet.tree.context import assemble
-    from gistnet.tree.generate import generate
     from gistnet.tree.gist_encoder import GistEncoder
-    from gistnet.tree.in_memory import compress
-    from gistnet.tree.plan import default_plan
     from gistnet.tree.tree import GistTree
 
 __all__ = [
@@ -48,12 +48,12 @@ _HOMES = {
     "GistNet": "gistnet.model.gistnet",
     "GistTree": "gistnet.tree.tree",
     "Teacher": "gistnet.model.teacher",
-    "assemble": "gistnet.tree.context",
-    "compress": "gistnet.tree.in_memory",
-    "default_plan": "gistnet.tree.plan",
+    "assemble": "gistnet.context.assembly",
+    "compress": "gistnet.context.in_memory",
+    "default_plan": "gistnet.context.plan",
     "encode": "gistnet.objective.objective",
     "evaluate": "gistnet.evaluation.evaluator",
-    "generate": "gistnet.tree.generate",
+    "generate": "gistnet.context.generate",
     "load_config": "gistnet.config",
     "open_trained": "gistnet.session",
     "prepare_data": "gistnet.session",

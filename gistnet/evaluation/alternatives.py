@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from gistnet.context.assembly import Context
+from gistnet.context.reading import continued_mask
 from gistnet.errors import DataError
 from gistnet.evaluation.resampling import Floats
 from gistnet.model.teacher import Teacher
 from gistnet.objective.losses import token_nll
-from gistnet.tree.context import Context
-from gistnet.tree.reading import continued_mask
 
 
 @torch.no_grad()

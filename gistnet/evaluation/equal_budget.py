@@ -2,7 +2,7 @@
 
     full        all tokens, whatever they cost: what there is to win
     truncated   the first tokens (the sink) and as many of the most recent as fit, numbered without gaps
-    gist        gists of what is old, recent tokens raw: `gistnet.tree.plan.default_plan`
+    gist        gists of what is old, recent tokens raw: `gistnet.context.plan.default_plan`
     shuffled    the same plan with gists of another document
     mean        the same plan with the mean of the embeddings that each gist stands for
 
@@ -18,13 +18,13 @@ import numpy as np
 import torch
 from pydantic import Field, PositiveInt
 
+from gistnet.context.in_memory import InMemoryHistory
+from gistnet.context.plan import Plan, Raw, default_plan
 from gistnet.errors import ConfigError
 from gistnet.model.teacher import Teacher
 from gistnet.objective.branches import Positions
 from gistnet.settings import Section
 from gistnet.tree.history import tokens_per_gist
-from gistnet.tree.in_memory import InMemoryHistory
-from gistnet.tree.plan import Plan, Raw, default_plan
 
 COARSE_FROM = 16
 """Gists above level 0 are for budgets that have less than one vector for so many tokens."""

@@ -14,15 +14,15 @@ from typing import Any
 import numpy as np
 import torch
 
+from gistnet.context.assembly import Context, assemble
+from gistnet.context.in_memory import InMemoryHistory, compress
+from gistnet.context.plan import default_plan
 from gistnet.errors import ConfigError, TeacherError
 from gistnet.evaluation.alternatives import alternatives_hidden
 from gistnet.model.teacher import Teacher
 from gistnet.objective.branches import Positions
 from gistnet.objective.losses import token_nll
-from gistnet.tree.context import Context, assemble
 from gistnet.tree.encoder import Encoder
-from gistnet.tree.in_memory import InMemoryHistory, compress
-from gistnet.tree.plan import default_plan
 
 Request = tuple[Any, list[int], list[int]]
 """What the harness asks for: the two texts, and the tokens of the context and of the continuation."""

@@ -15,6 +15,10 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
+from gistnet.context.assembly import assemble
+from gistnet.context.in_memory import InMemoryHistory, compress
+from gistnet.context.plan import Plan
+from gistnet.context.reading import read_context
 from gistnet.errors import ConfigError, DataError, TeacherError
 from gistnet.evaluation.baselines import other_documents
 from gistnet.evaluation.equal_budget import (
@@ -33,12 +37,8 @@ from gistnet.evaluation.token_kinds import token_kinds
 from gistnet.model.teacher import Teacher
 from gistnet.objective.branches import Positions
 from gistnet.objective.losses import token_nll
-from gistnet.tree.context import assemble
 from gistnet.tree.encoder import Encoder
 from gistnet.tree.history import History
-from gistnet.tree.in_memory import InMemoryHistory, compress
-from gistnet.tree.plan import Plan
-from gistnet.tree.reading import read_context
 
 Say = Callable[[str], None]
 

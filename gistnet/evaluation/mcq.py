@@ -22,6 +22,9 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
+from gistnet.context.assembly import assemble
+from gistnet.context.in_memory import InMemoryHistory, compress
+from gistnet.context.plan import Plan, Raw
 from gistnet.data.inputs import read_lines, reading
 from gistnet.errors import DataError, TeacherError
 from gistnet.evaluation.alternatives import mean_nll, share_right
@@ -30,10 +33,7 @@ from gistnet.evaluation.equal_budget import BudgetConfig, compare, highest_level
 from gistnet.evaluation.metrics import Baseline, MetricRecord, bootstrap_over_documents
 from gistnet.model.teacher import Teacher
 from gistnet.objective.branches import Positions
-from gistnet.tree.context import assemble
 from gistnet.tree.encoder import Encoder
-from gistnet.tree.in_memory import InMemoryHistory, compress
-from gistnet.tree.plan import Plan, Raw
 
 Say = Callable[[str], None]
 DOMAIN = "multiple choice"

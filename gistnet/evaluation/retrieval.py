@@ -12,6 +12,9 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field, PositiveInt
 
+from gistnet.context.assembly import assemble
+from gistnet.context.in_memory import InMemoryHistory, compress
+from gistnet.context.plan import Plan
 from gistnet.errors import TeacherError
 from gistnet.evaluation.alternatives import mean_nll, share_right
 from gistnet.evaluation.baselines import other_documents
@@ -22,10 +25,7 @@ from gistnet.evaluation.resampling import Floats
 from gistnet.evaluation.retrieval_cases import ANSWERS, CASE_KINDS, RetrievalCase, retrieval_cases
 from gistnet.model.teacher import Teacher
 from gistnet.objective.branches import Positions
-from gistnet.tree.context import assemble
 from gistnet.tree.encoder import Encoder
-from gistnet.tree.in_memory import InMemoryHistory, compress
-from gistnet.tree.plan import Plan
 
 Say = Callable[[str], None]
 DOMAIN = "synthetic"

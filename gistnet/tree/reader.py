@@ -8,13 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gistnet.errors import ConfigError
-from gistnet.tree import rows as layout
-from gistnet.tree import search, verify
 from gistnet.tree.encoder import Encoder
-from gistnet.tree.inputs import tokens_of
 from gistnet.tree.node import Hit, LevelInfo, Node, Qualities, TreeInfo
-from gistnet.tree.opening import load
-from gistnet.tree.snapshot import Document, Snapshot
+from gistnet.tree.storage import rows as layout
+from gistnet.tree.storage import search, verify
+from gistnet.tree.storage.inputs import tokens_of
+from gistnet.tree.storage.opening import load
+from gistnet.tree.storage.snapshot import Document, Snapshot
 
 MAIN = "main"
 """The document of a tree of one."""

@@ -4,11 +4,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from gistnet.context.generate import Generation, generate
 from gistnet.errors import TeacherError
 from gistnet.positions import Positions, policy_of
 from gistnet.session import open_gistnet, open_teacher
 from gistnet.tree.compress import Progress, compress_files
-from gistnet.tree.generate import Generation, generate
 from gistnet.tree.gist_encoder import GistEncoder
 from gistnet.tree.node import Hit
 from gistnet.tree.quality import Measurement, QualityOptions, add_quality

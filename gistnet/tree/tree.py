@@ -20,17 +20,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gistnet.errors import ConfigError, DataError, GistNetError, StorageError
-from gistnet.tree import catalog, compact, regist
-from gistnet.tree import rows as layout
 from gistnet.tree.encoder import Encoder
 from gistnet.tree.history import require_range
-from gistnet.tree.inputs import require_document, require_finite, tokens_of
-from gistnet.tree.location import Location
-from gistnet.tree.lock import FileLock, lock_for_writing
-from gistnet.tree.opening import create_tree, load, require_encoder
 from gistnet.tree.reader import MAIN, TreeReader
-from gistnet.tree.snapshot import Document, Snapshot
-from gistnet.tree.transaction import Transaction
+from gistnet.tree.storage import catalog, compact, regist
+from gistnet.tree.storage import rows as layout
+from gistnet.tree.storage.inputs import require_document, require_finite, tokens_of
+from gistnet.tree.storage.location import Location
+from gistnet.tree.storage.lock import FileLock, lock_for_writing
+from gistnet.tree.storage.opening import create_tree, load, require_encoder
+from gistnet.tree.storage.snapshot import Document, Snapshot
+from gistnet.tree.storage.transaction import Transaction
 
 COMPACT_EVERY = 64
 """Commits between two compactions, which come by themselves."""

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
+from gistnet.context.assembly import assemble
+from gistnet.context.in_memory import InMemoryHistory
+from gistnet.context.plan import Gists, Plan, Raw
 from gistnet.errors import DataError, TeacherError
 from gistnet.evaluation.alternatives import alternatives_hidden, alternatives_nll
 from gistnet.model.teacher import Teacher
-from gistnet.tree.context import assemble
-from gistnet.tree.in_memory import InMemoryHistory
-from gistnet.tree.plan import Gists, Plan, Raw
 from tests.teachers import FAMILIES, tiny_teacher
 
 IDS = np.random.default_rng(0).integers(0, 97, 60)

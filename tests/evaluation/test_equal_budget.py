@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from gistnet.context.in_memory import InMemoryHistory
+from gistnet.context.plan import Gists, Raw
 from gistnet.errors import ConfigError
 from gistnet.evaluation.equal_budget import (
     gist_plan,
@@ -11,8 +13,6 @@ from gistnet.evaluation.equal_budget import (
     with_gists_of,
     with_mean_embeddings,
 )
-from gistnet.tree.in_memory import InMemoryHistory
-from gistnet.tree.plan import Gists, Raw
 from tests.teachers import tiny_teacher
 
 

@@ -6,14 +6,14 @@ import sys
 import pytest
 import torch
 
+from gistnet.context.assembly import assemble
+from gistnet.context.in_memory import compress
+from gistnet.context.plan import default_plan
 from gistnet.errors import ConfigError, TeacherError
 from gistnet.evaluation.harness import compressed_lm
 from gistnet.model.teacher import Teacher, TeacherConfig
 from gistnet.model.tokenizer import TeacherTokenizer
-from gistnet.tree.context import assemble
 from gistnet.tree.gist_encoder import GistEncoder
-from gistnet.tree.in_memory import compress
-from gistnet.tree.plan import default_plan
 from tests.gistnets import woken_gistnet
 
 

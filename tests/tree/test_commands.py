@@ -19,14 +19,14 @@ from typer.testing import CliRunner
 
 from benchmarks.stub_encoder import StubEncoder
 from gistnet.config import load_config
+from gistnet.context.generate import generate
+from gistnet.context.in_memory import compress as compress_text
 from gistnet.errors import ConfigError, DataError, GistNetError, StorageError
 from gistnet.model.teacher import Teacher
 from gistnet.session import open_gistnet, open_trained, train
 from gistnet.tree import commands, ray_compress, session
 from gistnet.tree.compress import Progress, compress_files
-from gistnet.tree.generate import generate
 from gistnet.tree.gist_encoder import GistEncoder
-from gistnet.tree.in_memory import compress as compress_text
 from gistnet.tree.quality import QualityOptions, add_quality
 from gistnet.tree.ready_gists import ReadyGists
 from gistnet.tree.session import LoadEncoder

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.stub_encoder import StubEncoder
 from gistnet.errors import DataError, GistNetError
-from gistnet.tree.snapshot import Document
+from gistnet.tree.storage.snapshot import Document
 from gistnet.tree.tree import GistTree
 
 TOKENS = np.random.default_rng(0).integers(0, 1000, 400)

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from benchmarks.stub_encoder import StubEncoder
 from gistnet.errors import CheckpointError
-from gistnet.tree import regist
+from gistnet.tree.storage import regist
 from gistnet.tree.tree import GistTree
 
 TOKENS = np.random.default_rng(0).integers(0, 1000, 403)

@@ -13,7 +13,7 @@ import pytest
 
 from benchmarks.stub_encoder import StubEncoder
 from gistnet.errors import DataError, StorageError
-from gistnet.tree import catalog, compact, location, transaction
+from gistnet.tree.storage import catalog, compact, location, transaction
 from gistnet.tree.tree import GistTree
 
 TOKENS = np.random.default_rng(0).integers(0, 1000, 400)

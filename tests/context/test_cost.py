@@ -3,12 +3,12 @@
 import pytest
 import torch
 
+from gistnet.context.assembly import assemble
+from gistnet.context.cost import measure_cost
+from gistnet.context.plan import Gists, Plan, Raw
 from gistnet.errors import ConfigError
-from gistnet.tree.context import assemble
-from gistnet.tree.cost import measure_cost
-from gistnet.tree.plan import Gists, Plan, Raw
+from tests.context.histories import random_history
 from tests.teachers import FAMILIES, tiny_teacher
-from tests.tree.histories import random_history
 
 LAYERS = {"llama": 3, "qwen3": 3, "smollm3": 4}
 

@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from gistnet.context.assembly import Context, assemble
+from gistnet.context.export import export_prompt_embeds, load_prompt_embeds
+from gistnet.context.plan import Gists, Plan, Raw
 from gistnet.errors import ConfigError, DataError, StorageError
 from gistnet.model.teacher import Teacher
-from gistnet.tree.context import Context, assemble
-from gistnet.tree.export import export_prompt_embeds, load_prompt_embeds
-from gistnet.tree.plan import Gists, Plan, Raw
+from tests.context.histories import random_history
 from tests.teachers import tiny_teacher
-from tests.tree.histories import random_history
 
 
 @pytest.fixture(scope="module")

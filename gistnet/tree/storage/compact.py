@@ -9,13 +9,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from gistnet.tree import catalog
-from gistnet.tree.catalog import Catalog, TableState
-from gistnet.tree.location import flush_to_disk
-from gistnet.tree.lock import guard, pinned_generations
-from gistnet.tree.snapshot import Snapshot
-from gistnet.tree.tables import Table
-from gistnet.tree.transaction import commit
+from gistnet.tree.storage import catalog
+from gistnet.tree.storage.catalog import Catalog, TableState
+from gistnet.tree.storage.location import flush_to_disk
+from gistnet.tree.storage.lock import guard, pinned_generations
+from gistnet.tree.storage.snapshot import Snapshot
+from gistnet.tree.storage.tables import Table
+from gistnet.tree.storage.transaction import commit
 
 FEW_BYTES, MANY_BYTES = 1 << 23, 1 << 29
 """About the size of a file at which it is left alone: when compacting now and then, and when asked to. A compaction

@@ -11,10 +11,10 @@ import torch
 from transformers import Cache, GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
+from gistnet.context.assembly import Context
+from gistnet.context.reading import continue_context
 from gistnet.errors import ConfigError
 from gistnet.model.teacher import Teacher
-from gistnet.tree.context import Context
-from gistnet.tree.reading import continue_context
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,13 @@
 import pyarrow as pa
 
 from gistnet.errors import CheckpointError
-from gistnet.tree import rows as layout
-from gistnet.tree.catalog import Catalog, Counts, GistVersion, TableState
 from gistnet.tree.encoder import Encoder
-from gistnet.tree.location import Location, flush_to_disk
-from gistnet.tree.snapshot import Snapshot
-from gistnet.tree.tables import Table
-from gistnet.tree.transaction import Transaction, commit
+from gistnet.tree.storage import rows as layout
+from gistnet.tree.storage.catalog import Catalog, Counts, GistVersion, TableState
+from gistnet.tree.storage.location import Location, flush_to_disk
+from gistnet.tree.storage.snapshot import Snapshot
+from gistnet.tree.storage.tables import Table
+from gistnet.tree.storage.transaction import Transaction, commit
 
 _COMMIT_GISTS = 8192
 """Made between two commits where many are missing."""

@@ -20,12 +20,12 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from gistnet.context.assembly import Context
 from gistnet.errors import ConfigError, DataError
 from gistnet.files import storage_errors, write_bytes, write_json
 from gistnet.model.fingerprint import TeacherFingerprint
 from gistnet.model.teacher import Teacher
 from gistnet.settings import Section
-from gistnet.tree.context import Context
 from gistnet.version import __version__
 
 FORMAT_VERSION = 1

@@ -2,8 +2,8 @@
 
 import numpy as np
 
+from gistnet.context.in_memory import InMemoryHistory
 from gistnet.model.teacher import Teacher
-from gistnet.tree.in_memory import InMemoryHistory
 
 
 def random_history(n_tokens: int, teacher: Teacher, span: int = 8) -> InMemoryHistory:

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gistnet.context.plan import Gists, Plan, Raw, collapse, default_plan, expand
 from gistnet.errors import ConfigError, DataError
-from gistnet.tree.plan import Gists, Plan, Raw, collapse, default_plan, expand
 
 
 def covered_tokens(plan: Plan) -> list[tuple[int, int]]:

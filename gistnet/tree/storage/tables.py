@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from gistnet.errors import DataError, StorageError
-from gistnet.tree.location import Location
+from gistnet.tree.storage.location import Location
 
 _PLACE_IN_SOURCE = re.compile(r",? /[^ ,]+\.rs:\d+(:\d+)?")
 _SYSTEM_ERROR = re.compile(r"([^:]+) \(os error \d+\)")

@@ -4,11 +4,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gistnet.errors import DataError
-from gistnet.tree import rows as layout
 from gistnet.tree.encoder import Encoder
 from gistnet.tree.history import tokens_per_gist
 from gistnet.tree.node import Hit
-from gistnet.tree.snapshot import Snapshot
+from gistnet.tree.storage import rows as layout
+from gistnet.tree.storage.snapshot import Snapshot
 
 
 def nearest_gists(

@@ -5,14 +5,14 @@ from pathlib import Path
 
 from gistnet.errors import CheckpointError, DataError, TeacherError
 from gistnet.files import storage_errors
-from gistnet.tree import catalog
-from gistnet.tree import rows as layout
-from gistnet.tree.catalog import FORMAT_VERSION, TreeState
 from gistnet.tree.encoder import Encoder
-from gistnet.tree.location import Location
-from gistnet.tree.lock import FileLock, Pin, guard, lock_for_writing
-from gistnet.tree.regist import create_tables, gist_schemas, gist_version
-from gistnet.tree.snapshot import Snapshot
+from gistnet.tree.storage import catalog
+from gistnet.tree.storage import rows as layout
+from gistnet.tree.storage.catalog import FORMAT_VERSION, TreeState
+from gistnet.tree.storage.location import Location
+from gistnet.tree.storage.lock import FileLock, Pin, guard, lock_for_writing
+from gistnet.tree.storage.regist import create_tables, gist_schemas, gist_version
+from gistnet.tree.storage.snapshot import Snapshot
 
 _OURS = {"writer.lock", "readers", "tokens.lance", "quality.lance", "gists", "catalog.lance"}
 

@@ -9,14 +9,14 @@ from numpy.typing import NDArray
 
 from gistnet.errors import DataError
 from gistnet.model.fingerprint import TeacherFingerprint
-from gistnet.tree import rows as layout
-from gistnet.tree.catalog import Catalog, Counts, GistVersion
 from gistnet.tree.history import count_gists, require_range, tokens_per_gist
-from gistnet.tree.location import Location
-from gistnet.tree.lock import Pin
 from gistnet.tree.node import Node, Qualities, Quality
-from gistnet.tree.row_index import RowIndex
-from gistnet.tree.tables import Table
+from gistnet.tree.storage import rows as layout
+from gistnet.tree.storage.catalog import Catalog, Counts, GistVersion
+from gistnet.tree.storage.location import Location
+from gistnet.tree.storage.lock import Pin
+from gistnet.tree.storage.row_index import RowIndex
+from gistnet.tree.storage.tables import Table
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _KEY = {layout.TOKENS: "start"}  # of gists it is the index

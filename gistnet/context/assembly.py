@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from gistnet.context.plan import RAW_LEVEL, Piece, Plan, Raw
 from gistnet.errors import ConfigError, DataError, TeacherError
 from gistnet.model.teacher import Teacher
 from gistnet.positions import Positions, policy_of
 from gistnet.tree.history import History, tokens_per_gist
-from gistnet.tree.plan import RAW_LEVEL, Piece, Plan, Raw
 
 NOT_OF_THE_DOCUMENT = -1
 """Stands in `Context.spans` for vectors that are no part of the document: BOS, a template, a prompt."""
@@ -53,7 +53,7 @@ class Context:
     def model_inputs(self) -> dict[str, Tensor]:
         """What a model of transformers, and its `generate`, must be given.
 
-        Sliding layers count indices there; `gistnet.tree.reading` lets them count positions, as training does.
+        Sliding layers count indices there; `gistnet.context.reading` lets them count positions, as training does.
         """
         return {
             "inputs_embeds": self.inputs_embeds,

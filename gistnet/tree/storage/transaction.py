@@ -7,13 +7,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from gistnet.tree import catalog
-from gistnet.tree import rows as layout
-from gistnet.tree.catalog import Counts, TableState, TreeState
 from gistnet.tree.encoder import Encoder
-from gistnet.tree.growth import Growth
-from gistnet.tree.location import flush_to_disk
-from gistnet.tree.snapshot import Snapshot
+from gistnet.tree.storage import catalog
+from gistnet.tree.storage import rows as layout
+from gistnet.tree.storage.catalog import Counts, TableState, TreeState
+from gistnet.tree.storage.growth import Growth
+from gistnet.tree.storage.location import flush_to_disk
+from gistnet.tree.storage.snapshot import Snapshot
 
 
 class Transaction:

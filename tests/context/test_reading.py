@@ -4,15 +4,15 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
+from gistnet.context.assembly import Context, assemble
+from gistnet.context.plan import Gists, Plan, Raw
+from gistnet.context.reading import continue_context
 from gistnet.errors import ConfigError
 from gistnet.model.prefix_attention import BranchPass
 from gistnet.model.teacher import Teacher
 from gistnet.objective.branches import Positions
-from gistnet.tree.context import Context, assemble
-from gistnet.tree.plan import Gists, Plan, Raw
-from gistnet.tree.reading import continue_context
+from tests.context.histories import random_history
 from tests.teachers import FAMILIES, tiny_teacher
-from tests.tree.histories import random_history
 
 END = 2
 SETTINGS = GenerationConfig(

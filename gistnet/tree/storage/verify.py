@@ -8,13 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gistnet.errors import GistNetError
-from gistnet.tree import rows as layout
-from gistnet.tree.catalog import Counts
 from gistnet.tree.encoder import Encoder
-from gistnet.tree.growth import PORTION_GISTS
 from gistnet.tree.history import count_gists
-from gistnet.tree.snapshot import Snapshot
-from gistnet.tree.tables import Table
+from gistnet.tree.storage import rows as layout
+from gistnet.tree.storage.catalog import Counts
+from gistnet.tree.storage.growth import PORTION_GISTS
+from gistnet.tree.storage.snapshot import Snapshot
+from gistnet.tree.storage.tables import Table
 
 _BATCH_ROWS = 4096
 

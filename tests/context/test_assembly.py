@@ -6,14 +6,14 @@ from dataclasses import replace
 import pytest
 import torch
 
+from gistnet.context.assembly import assemble
+from gistnet.context.plan import Gists, Plan, Raw
+from gistnet.context.reading import read_context
 from gistnet.errors import ConfigError, DataError, TeacherError
 from gistnet.model.teacher import Teacher
 from gistnet.objective.branches import Positions, StandIns, Stretches, gist_stand_ins, replaced_hidden
-from gistnet.tree.context import assemble
-from gistnet.tree.plan import Gists, Plan, Raw
-from gistnet.tree.reading import read_context
+from tests.context.histories import random_history
 from tests.teachers import FAMILIES, tiny_teacher
-from tests.tree.histories import random_history
 
 SPAN, N_TOKENS = 8, 140
 POLICIES: tuple[Positions, ...] = ("center", "end", "compact")

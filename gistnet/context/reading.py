@@ -16,9 +16,9 @@ from torch import Tensor
 from transformers import Cache, DynamicCache, GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
+from gistnet.context.assembly import Context
 from gistnet.errors import ConfigError
 from gistnet.model.teacher import Teacher
-from gistnet.tree.context import Context
 
 
 @torch.no_grad()

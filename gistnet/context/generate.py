@@ -17,14 +17,14 @@ from typing import Any
 from transformers import GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
+from gistnet.context.assembly import Context, assemble
+from gistnet.context.plan import Plan, default_plan
+from gistnet.context.reading import continue_context
 from gistnet.errors import ConfigError, DataError, TeacherError
 from gistnet.model.teacher import Teacher
 from gistnet.model.tokenizer import TeacherTokenizer
 from gistnet.positions import Positions
-from gistnet.tree.context import Context, assemble
 from gistnet.tree.history import History
-from gistnet.tree.plan import Plan, default_plan
-from gistnet.tree.reading import continue_context
 
 SINK_TOKENS = 4
 """So many tokens at least are raw at the beginning of a context (D11): the template's head, or else the document's."""

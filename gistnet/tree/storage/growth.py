@@ -5,10 +5,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from gistnet.errors import DataError
-from gistnet.tree import rows as layout
-from gistnet.tree.catalog import Counts
 from gistnet.tree.encoder import Encoder
-from gistnet.tree.snapshot import Snapshot
+from gistnet.tree.storage import rows as layout
+from gistnet.tree.storage.catalog import Counts
+from gistnet.tree.storage.snapshot import Snapshot
 
 PORTION_GISTS = 512
 """Encoded at once."""

@@ -19,8 +19,8 @@ from pydantic import ValidationError
 from gistnet.errors import DataError
 from gistnet.model.fingerprint import TeacherFingerprint
 from gistnet.settings import Section
-from gistnet.tree.location import Location, flush_to_disk
-from gistnet.tree.tables import Table
+from gistnet.tree.storage.location import Location, flush_to_disk
+from gistnet.tree.storage.tables import Table
 
 NAME = "catalog"
 FORMAT_VERSION = 1

@@ -6,15 +6,15 @@ import pytest
 import torch
 from transformers import TextStreamer
 
+from gistnet.context.assembly import assemble
+from gistnet.context.generate import generate
+from gistnet.context.in_memory import InMemoryHistory, compress
+from gistnet.context.plan import Gists, Plan, Raw
+from gistnet.context.reading import read_context
 from gistnet.errors import ConfigError, DataError, TeacherError
 from gistnet.model.gistnet import GistNet, GistNetConfig
 from gistnet.model.teacher import Teacher, TeacherConfig
-from gistnet.tree.context import assemble
-from gistnet.tree.generate import generate
 from gistnet.tree.gist_encoder import GistEncoder
-from gistnet.tree.in_memory import InMemoryHistory, compress
-from gistnet.tree.plan import Gists, Plan, Raw
-from gistnet.tree.reading import read_context
 from tests.teachers import tiny_teacher
 
 TEXT = "the river walked over seven quiet stones and never met the bridge; " * 2  # 134 bytes

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from gistnet.context.in_memory import compress
 from gistnet.errors import DataError, TeacherError
 from gistnet.tree.gist_encoder import GistEncoder
-from gistnet.tree.in_memory import compress
 from tests.gistnets import SPAN, woken_gistnet
 from tests.teachers import tiny_teacher
 
