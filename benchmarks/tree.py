@@ -42,9 +42,9 @@ from gistnet.tree.encoder import Encoder
 from gistnet.tree.gist_encoder import GistEncoder
 from gistnet.tree.history import count_gists
 from gistnet.tree.progress import CompressionDisplay
-from gistnet.tree.session import LoadEncoder
 from gistnet.tree.texts import TextFiles, Tokenize, read_texts
 from gistnet.tree.tree import GistTree
+from gistnet.tree_session import LoadEncoder
 
 RESULTS = Path(__file__).parent / "results"
 PIECES, NODES = 100, 64

@@ -19,8 +19,8 @@ from typing import Annotated, Literal
 import typer
 
 from gistnet import terminal
+from gistnet import tree_commands as commands
 from gistnet.errors import ConfigError, GistNetError
-from gistnet.tree import commands
 from gistnet.version import __version__
 
 app = typer.Typer(

@@ -18,20 +18,22 @@ from safetensors import safe_open
 from typer.testing import CliRunner
 
 from benchmarks.stub_encoder import StubEncoder
+from gistnet import tree_commands as commands
+from gistnet import tree_session as session
 from gistnet.config import load_config
 from gistnet.context.generate import generate
 from gistnet.context.in_memory import compress as compress_text
 from gistnet.errors import ConfigError, DataError, GistNetError, StorageError
 from gistnet.model.teacher import Teacher
 from gistnet.session import open_gistnet, open_trained, train
-from gistnet.tree import commands, ray_compress, session
+from gistnet.tree import ray_compress
 from gistnet.tree.compress import Progress, compress_files
 from gistnet.tree.gist_encoder import GistEncoder
 from gistnet.tree.quality import QualityOptions, add_quality
 from gistnet.tree.ready_gists import ReadyGists
-from gistnet.tree.session import LoadEncoder
 from gistnet.tree.texts import TextFiles
 from gistnet.tree.tree import GistTree
+from gistnet.tree_session import LoadEncoder
 
 BOOK = "the river and the stone walked over a quiet bridge, seven lanterns " * 12
 APP = typer.Typer()
@@ -253,7 +255,7 @@ def test_what_needs_no_model_loads_no_torch(compressed: Path, tmp_path: Path) ->
     ]
     program = f"""
 import sys
-from gistnet.tree import commands
+from gistnet import tree_commands as commands
 for command, *rest in {arguments}:
     commands.tree_app([command, {str(compressed)!r}, *rest], standalone_mode=False)
 print([name for name in ("torch", "transformers") if name in sys.modules])

@@ -33,8 +33,8 @@ def compress(
 ) -> None:
     """Compress documents into a tree; what is there already is passed over, what was interrupted is continued."""
     from gistnet.tree.progress import CompressionDisplay
-    from gistnet.tree.session import compress_into, measure_tree
     from gistnet.tree.texts import TextFiles
+    from gistnet.tree_session import compress_into, measure_tree
 
     terminal.quieten()
     texts = TextFiles(paths=tuple(files), text_field=text_field, id_field=id_field)
@@ -68,7 +68,7 @@ def generate(
     chat: Annotated[bool, typer.Option(help="Use the model's chat template, where it has one.")] = True,
 ) -> None:
     """Let the frozen model answer from a document in a tree, most of which it reads as gists."""
-    from gistnet.tree.session import answer
+    from gistnet.tree_session import answer
 
     terminal.quieten()
     told = answer(
@@ -119,7 +119,7 @@ def verify(
 
     encoder = None
     if checkpoint is not None:
-        from gistnet.tree.session import LoadEncoder
+        from gistnet.tree_session import LoadEncoder
 
         terminal.quieten()
         encoder = LoadEncoder(checkpoint)()
@@ -148,7 +148,7 @@ def search(
     document: Annotated[str | None, typer.Option(help="Search this document only.")] = None,
 ) -> None:
     """Find the gists that are nearest to a text, with the beginning of what they stand for."""
-    from gistnet.tree.session import search_text
+    from gistnet.tree_session import search_text
 
     terminal.quieten()
     table = Table("cosine", "document", "gist", "tokens", "text")
