@@ -48,7 +48,7 @@ from gistnet.data.sources import JsonlSource, read_documents
 from gistnet.evaluation.equal_budget import gist_plan
 from gistnet.evaluation.long_context import LongContextConfig, long_context
 from gistnet.evaluation.long_documents import LongDocument, long_passages
-from gistnet.evaluation.metrics import Baseline, MetricRecord
+from gistnet.evaluation.records import Baseline, MetricRecord
 from gistnet.evaluation.retrieval import RetrievalConfig, retrieval
 from gistnet.memory import keep_freed_memory
 from gistnet.model.gistnet import GistNet, GistNetConfig

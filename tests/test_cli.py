@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from transformers import BertConfig, LlamaConfig, LlamaForCausalLM, T5Config
 
 from gistnet.config import load_config
-from gistnet.evaluation.metrics import MetricRecord
+from gistnet.evaluation.records import MetricRecord
 from gistnet.evaluation.span_map import SpanMap
 from gistnet.run_folder import CONFIG_FILE, SPAN_MAP_FILE
 from gistnet.session import open_run

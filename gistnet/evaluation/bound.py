@@ -23,14 +23,8 @@ from gistnet.data.sampling import SpanLayout, WindowSample
 from gistnet.errors import DataError
 from gistnet.evaluation import baselines
 from gistnet.evaluation.held_out import HeldOut, HeldOutWindow
-from gistnet.evaluation.metrics import (
-    Baseline,
-    MetricRecord,
-    bootstrap_over_documents,
-    mean_over_offsets,
-    offset_slices,
-    recovered_share,
-)
+from gistnet.evaluation.metrics import bootstrap_over_documents, mean_over_offsets, offset_slices, recovered_share
+from gistnet.evaluation.records import Baseline, MetricRecord
 from gistnet.model.gistnet import GistNet
 from gistnet.model.teacher import ReadWindows, Teacher
 from gistnet.objective.branches import Positions, StandIns, Stretches, gist_stand_ins, replaced_hidden

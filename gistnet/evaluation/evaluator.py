@@ -20,10 +20,10 @@ from gistnet.evaluation.geometry import Figures, draw_spans, encode_spans, figur
 from gistnet.evaluation.held_out import HeldOut, Measured
 from gistnet.evaluation.in_contexts import ContextsConfig, choose_passages, context_records
 from gistnet.evaluation.mapping import map_documents, rounded
-from gistnet.evaluation.metrics import MetricRecord
 from gistnet.evaluation.pair_test import PairTestConfig, pair_test
 from gistnet.evaluation.population import MIXED, Population
 from gistnet.evaluation.reconstruction import ReconstructionConfig, reconstruction
+from gistnet.evaluation.records import MetricRecord
 from gistnet.evaluation.span_map import SpanMap
 from gistnet.evaluation.stand_ins import all_stand_ins, of_policy
 from gistnet.evaluation.substitution import Substitution, target_kinds

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from gistnet.data.dataset import PreparedDataset
 from gistnet.evaluation import metrics
-from gistnet.evaluation.metrics import Baseline, MetricRecord
+from gistnet.evaluation.records import Baseline, MetricRecord, target_for
 from gistnet.evaluation.resampling import DocumentDraws, Floats
 from gistnet.model.gistnet import GistNet
 from gistnet.model.teacher import Teacher
@@ -159,7 +159,7 @@ def geometry_records(figures: Mapping[str, Figures], *, positions: str, level: i
                 n_spans=figure.n_spans,
                 n_documents=figure.n_documents,
                 interval=None if figure.resampled is None else metrics.percentile_interval(figure.resampled),
-                target=None if part else metrics.target_for(name, domain=domain, level=level),
+                target=None if part else target_for(name, domain=domain, level=level),
                 baselines=figure.baselines,
             )
 

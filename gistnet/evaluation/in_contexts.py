@@ -9,7 +9,7 @@ from gistnet.data.dataset import PreparedDataset
 from gistnet.evaluation.long_context import LongContextConfig, long_context
 from gistnet.evaluation.long_documents import LongDocument, held_out_passages
 from gistnet.evaluation.mcq import MultipleChoiceConfig, evaluate_mcq, read_questions
-from gistnet.evaluation.metrics import MetricRecord
+from gistnet.evaluation.records import MetricRecord
 from gistnet.evaluation.retrieval import RetrievalConfig, retrieval
 from gistnet.model.gistnet import GistNet
 from gistnet.model.teacher import Teacher

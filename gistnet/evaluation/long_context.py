@@ -31,7 +31,7 @@ from gistnet.evaluation.equal_budget import (
 from gistnet.evaluation.far_words import repeated_from_far, words_of_tokens
 from gistnet.evaluation.long_context_records import BudgetScores, Flags, budget_records
 from gistnet.evaluation.long_documents import LongDocument
-from gistnet.evaluation.metrics import MetricRecord
+from gistnet.evaluation.records import MetricRecord
 from gistnet.evaluation.resampling import Floats
 from gistnet.evaluation.token_kinds import token_kinds
 from gistnet.model.teacher import Teacher

@@ -17,7 +17,8 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from gistnet.evaluation.metrics import Baseline, MetricRecord, percentile_interval
+from gistnet.evaluation.metrics import percentile_interval
+from gistnet.evaluation.records import Baseline, MetricRecord
 from gistnet.evaluation.resampling import DocumentDraws, Floats
 from gistnet.objective.branches import Positions
 

@@ -30,7 +30,8 @@ from gistnet.errors import DataError, TeacherError
 from gistnet.evaluation.alternatives import mean_nll, share_right
 from gistnet.evaluation.baselines import other_documents
 from gistnet.evaluation.equal_budget import BudgetConfig, compare, highest_level
-from gistnet.evaluation.metrics import Baseline, MetricRecord, bootstrap_over_documents
+from gistnet.evaluation.metrics import bootstrap_over_documents
+from gistnet.evaluation.records import Baseline, MetricRecord
 from gistnet.model.teacher import Teacher
 from gistnet.objective.branches import Positions
 from gistnet.tree.encoder import Encoder

@@ -1,19 +1,17 @@
-"""The measures of gists: pure functions of arrays per span or per token, and the record that one measurement becomes.
+"""The measures of gists: pure functions of arrays per span or per token.
 
 Everything is computed per span first and reduced here, in float64. ΔNLL and KL are in nats per token, rates and shares
 run from 0 to 1, entropy is in bits. An empty array, or one holding a number that is not finite, is a `DataError`.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from pydantic import Field, FiniteFloat, computed_field, model_validator
 
 from gistnet.errors import DataError
 from gistnet.evaluation.resampling import DocumentDraws
-from gistnet.settings import Section
 
 Floats = NDArray[np.float64]
 
@@ -211,169 +209,6 @@ def attention_entropy(probabilities: ArrayLike) -> Floats:
         raise DataError("Attention has negative shares or sums other than 1, expected probabilities over the keys.")
     information = -np.log2(shares, where=shares > 0, out=np.zeros_like(shares))
     return (shares * information).sum(axis=-1)
-
-
-# Records --------------------------------------------------------------------------------------------------------------
-
-UNITS = {
-    "kl": "nats per token",
-    "delta_nll": "nats per token",
-    "substitutability_rate": "share of spans",
-    "perplexity_ratio": "ratio",
-    "recovered_kl": "share of drop",
-    "recovered_delta_nll": "share of drop",
-    "kl_below_last_token": "nats per token",
-    "gist_diversity": "cosine distance",
-    "adjacent_distance": "cosine distance",
-    "contrastive_gap": "cosine distance",
-    "gist_variance": "share of squared length",
-    "attention_entropy": "bits",
-    "delta_nll_by_offset": "nats per token",
-    "delta_nll_by_kind": "nats per token",
-    "kl_by_kind": "nats per token",
-    "gist_norm": "length",
-    "reconstruction_ce": "nats per token",
-    "reconstruction_accuracy": "share of tokens",
-    "reconstruction_mse": "squared distance per dimension",
-    "pair_accuracy": "share of pairs",
-    "bound_kl": "nats per token",
-    "bound_recovered_kl": "share of drop",
-    "long_context_nll": "nats per token",
-    "long_context_recovered": "share of what truncating costs",
-    "long_context_truncation_cost": "nats per token",
-    "long_context_below_truncated": "nats per token",
-    "long_context_below_shuffled": "nats per token",
-    "long_context_below_mean": "nats per token",
-    "long_context_above_full": "nats per token",
-    "long_context_covered": "share of tokens",
-    "retrieval_accuracy": "share of cases",
-    "retrieval_nll": "nats per token",
-    "multiple_choice_accuracy": "share of questions",
-}
-
-Baseline = Literal[
-    "drop",
-    "last_token",
-    "surprisal_token",
-    "mean",
-    "shuffled",
-    "gists_below",
-    "full",
-    "gist",
-    "truncated",
-    "no_context",
-    "chance",
-]
-
-
-class Target(Section):
-    """What a value should be: above a bound, below one, or between the two."""
-
-    above: FiniteFloat | None = None
-    below: FiniteFloat | None = None
-
-    def is_met_by(self, value: float) -> bool:
-        """Whether `value` is strictly within the bounds."""
-        return (self.above is None or value > self.above) and (self.below is None or value < self.below)
-
-
-class MetricRecord(Section):
-    """One measured number, with all that is needed to read it, and its baselines on the same spans."""
-
-    name: str
-    """What was measured, a key of `UNITS`."""
-    domain: str
-    """Kind of text: narrative, code, structured, adversarial, or mixed for the weighted mean over kinds."""
-    part: str = ""
-    """Of what this is the figure, where a measure has parts: a head, a place in the span, a kind of token; or all."""
-    horizon: int | None = Field(default=None, ge=1)
-    """H, the number of tokens predicted after each span; None where nothing is predicted."""
-    offsets: tuple[int, int] | None = None
-    """First and last of the predicted tokens that count, from 1; None where nothing is predicted."""
-    positions: str
-    """Position policy of the gist: center, end or compact; where no gist is read, the evaluation's first."""
-    level: int = Field(default=0, ge=0)
-    """0 for gists of tokens, 1 for gists of gists."""
-    k: int = Field(default=1, ge=1)
-    """Number of consecutive spans replaced at once; 1 also where a budget decides how many."""
-    value: FiniteFloat
-    n_spans: int = Field(ge=1)
-    """What the value is a mean over: spans, pairs, cases or questions, or the scored tokens of long contexts."""
-    n_documents: int = Field(ge=1)
-    interval: tuple[FiniteFloat, FiniteFloat] | None = None
-    """Bootstrapped over documents; None for a single document, or where the documents are too few to draw anew."""
-    target: Target | None = None
-    baselines: dict[Baseline, FiniteFloat] = Field(default_factory=dict)
-    """The same measure of what could stand there instead of a gist."""
-
-    @computed_field  # type: ignore[prop-decorator]
-    @property
-    def unit(self) -> str:
-        """Unit of the value, the interval, the target and the baselines."""
-        return UNITS[self.name]
-
-    @computed_field  # type: ignore[prop-decorator]
-    @property
-    def met(self) -> bool | None:
-        """Whether the value meets its target; None without one."""
-        return None if self.target is None else self.target.is_met_by(self.value)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _without_what_is_computed(cls, fields: Any) -> Any:
-        # A record read back from a file has them: they are computed anew.
-        return {key: value for key, value in fields.items() if key not in ("unit", "met")}
-
-    @model_validator(mode="after")
-    def _is_consistent(self) -> Self:
-        if self.name not in UNITS:
-            raise ValueError(f"name is {self.name!r}, expected one of {', '.join(UNITS)}")
-        if (self.horizon is None) != (self.offsets is None):
-            raise ValueError(f"offsets are {self.offsets} and horizon {self.horizon}, expected both or neither")
-        if self.horizon and self.offsets and not 1 <= self.offsets[0] <= self.offsets[1] <= self.horizon:
-            raise ValueError(f"offsets are {self.offsets}, expected a range within 1 to {self.horizon}")
-        return self
-
-
-# (name, domain, horizon, level) → target; None stands for any. From the spec, Curriculum Strategies and Evaluation
-# Metrics. The spec asks for a gist variance "above threshold" and names none: 0.3, where it calls diversity collapsed.
-TARGETS: tuple[tuple[str, str | None, int | None, int, Target], ...] = (
-    ("delta_nll", "narrative", 32, 0, Target(below=0.5)),
-    ("delta_nll", "code", 64, 0, Target(below=1.0)),
-    ("delta_nll", "structured", 64, 0, Target(below=1.0)),
-    ("delta_nll", "mixed", 128, 0, Target(below=0.8)),
-    ("delta_nll", None, None, 1, Target(below=2.0)),
-    ("substitutability_rate", "narrative", None, 0, Target(above=0.9)),
-    ("substitutability_rate", "code", None, 0, Target(above=0.7)),
-    ("perplexity_ratio", None, None, 0, Target(below=1.5)),
-    ("gist_diversity", None, None, 0, Target(above=0.5)),
-    ("adjacent_distance", "narrative", None, 0, Target(above=0.3)),
-    ("contrastive_gap", None, None, 0, Target(above=0.1)),
-    ("gist_variance", "mixed", None, 0, Target(above=0.3)),
-    ("attention_entropy", None, None, 0, Target(above=2.0, below=4.0)),
-)
-
-
-def target_for(
-    name: str,
-    *,
-    domain: str,
-    horizon: int | None = None,
-    offsets: tuple[int, int] | None = None,
-    level: int = 0,
-    k: int = 1,
-) -> Target | None:
-    """The spec's target for a measurement, or None; parts of the horizon and runs of several gists have none."""
-    if (horizon is not None and offsets != (1, horizon)) or k != 1:
-        return None
-    matching = (
-        target
-        for target_name, target_domain, target_horizon, target_level, target in TARGETS
-        if (target_name, target_level) == (name, level)
-        and target_domain in (None, domain)
-        and target_horizon in (None, horizon)
-    )
-    return next(matching, None)
 
 
 # Checks ---------------------------------------------------------------------------------------------------------------

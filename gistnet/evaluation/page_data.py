@@ -139,6 +139,7 @@ def _stage(name: str, config: Mapping[str, Any], stage: Mapping[str, Any]) -> di
     return {
         "name": name,
         "settings": {
+            "level": train.get("level") if config.get("levels", 1) > 1 else None,
             "H": objective.get("horizon_tokens"),
             "λ": objective.get("contrastive_weight"),
             "dropout": train.get("dropout"),

@@ -20,7 +20,8 @@ from torch import Tensor
 from gistnet.data.adversarial import PAIR_KINDS, PairKind, adversarial_pairs
 from gistnet.errors import DataError, TeacherError
 from gistnet.evaluation import baselines
-from gistnet.evaluation.metrics import Baseline, MetricRecord, bootstrap_over_documents
+from gistnet.evaluation.metrics import bootstrap_over_documents
+from gistnet.evaluation.records import Baseline, MetricRecord
 from gistnet.model.gistnet import GistNet
 from gistnet.model.teacher import ReadWindows, Teacher
 from gistnet.model.tokenizer import TeacherTokenizer

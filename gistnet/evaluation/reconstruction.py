@@ -12,7 +12,8 @@ from gistnet.data.sampling import SpanLayout, validation_windows
 from gistnet.errors import DataError
 from gistnet.evaluation import baselines
 from gistnet.evaluation.held_out import HeldOut
-from gistnet.evaluation.metrics import Baseline, MetricRecord, bootstrap_over_documents
+from gistnet.evaluation.metrics import bootstrap_over_documents
+from gistnet.evaluation.records import Baseline, MetricRecord
 from gistnet.evaluation.token_decoder import Decoded, DecoderConfig, decode, train_decoder
 from gistnet.model.gistnet import GistNet
 from gistnet.model.teacher import Teacher

@@ -20,7 +20,8 @@ from gistnet.evaluation.alternatives import mean_nll, share_right
 from gistnet.evaluation.baselines import other_documents
 from gistnet.evaluation.equal_budget import BudgetConfig, compare, highest_level
 from gistnet.evaluation.long_documents import LongDocument
-from gistnet.evaluation.metrics import Baseline, MetricRecord, bootstrap_over_documents
+from gistnet.evaluation.metrics import bootstrap_over_documents
+from gistnet.evaluation.records import Baseline, MetricRecord
 from gistnet.evaluation.resampling import Floats
 from gistnet.evaluation.retrieval_cases import ANSWERS, CASE_KINDS, RetrievalCase, retrieval_cases
 from gistnet.model.teacher import Teacher

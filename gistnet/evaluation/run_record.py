@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from gistnet.errors import DataError
-from gistnet.evaluation.metrics import MetricRecord
+from gistnet.evaluation.records import MetricRecord
 from gistnet.evaluation.span_map import SpanMap
 from gistnet.run_folder import (
     BEST_FILE,

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from gistnet.evaluation import metrics
 from gistnet.evaluation.held_out import HeldOut, Measured
-from gistnet.evaluation.metrics import Baseline, MetricRecord
 from gistnet.evaluation.population import Population
+from gistnet.evaluation.records import Baseline, MetricRecord, target_for
 from gistnet.evaluation.resampling import Floats
 from gistnet.evaluation.token_kinds import KINDS, token_kinds
 from gistnet.model.tokenizer import TeacherTokenizer
@@ -133,7 +133,7 @@ class Substitution:
             n_spans=len(rows),
             n_documents=len(np.unique(self.population.documents[rows])),
             interval=None if rare else self.population.interval((columns["gist"], *beside), statistic),
-            target=metrics.target_for(
+            target=target_for(
                 name, domain=self.population.name, horizon=horizon, offsets=offsets, level=self.level, k=self.k
             ),
             baselines=cast(dict[Baseline, float], values),

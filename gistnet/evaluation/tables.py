@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from gistnet.data.dataset import DatasetStatistics
-from gistnet.evaluation.metrics import MetricRecord
+from gistnet.evaluation.records import MetricRecord
 
 _BASELINES = ("drop", "last_token", "surprisal_token", "mean", "shuffled", "gists_below")
 # Too many for a terminal: a line for each offset, and the parts of measures other than kinds of tokens.

@@ -10,7 +10,7 @@ from torch.optim import AdamW
 from gistnet.data.dataset import PreparedDataset
 from gistnet.data.sampling import SpanLayout, TrainingPool, check_sampling, training_pool, validation_windows
 from gistnet.errors import ConfigError, DataError
-from gistnet.evaluation.metrics import Target
+from gistnet.evaluation.records import Target
 from gistnet.model.gistnet import GistNet
 from gistnet.model.teacher import Teacher
 from gistnet.objective.objective import ObjectiveConfig

@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from gistnet.data.sampling import GistRuns
-from gistnet.evaluation.metrics import Target
+from gistnet.evaluation.records import Target
 from gistnet.evaluation.validation import ValidationConfig
 from gistnet.objective.objective import ObjectiveConfig
 from gistnet.settings import Section

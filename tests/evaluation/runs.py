@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from gistnet.evaluation.metrics import MetricRecord, target_for
+from gistnet.evaluation.records import MetricRecord, target_for
 from gistnet.evaluation.span_map import MappedDocument, MappedSpan, Neighbour, SpanMap
 from gistnet.run_folder import SPAN_MAP_FILE
 

@@ -19,7 +19,7 @@ from gistnet.evaluation.geometry import (
     geometry_records,
     mixed_figures,
 )
-from gistnet.evaluation.metrics import Target
+from gistnet.evaluation.records import Target
 from gistnet.evaluation.resampling import DocumentDraws
 from gistnet.objective.objective import encode
 from gistnet.session import open_run

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from gistnet.evaluation.long_context_records import BudgetScores, budget_records
-from gistnet.evaluation.metrics import MetricRecord
+from gistnet.evaluation.records import MetricRecord
 
 
 def scores(nll: dict[str, list[list[float]]], kinds: dict[str, list[list[bool]]]) -> BudgetScores:

@@ -10,10 +10,6 @@ from pydantic import ValidationError
 
 from gistnet.errors import DataError
 from gistnet.evaluation.metrics import (
-    TARGETS,
-    UNITS,
-    MetricRecord,
-    Target,
     adjacent_distance,
     adjacent_pairs,
     attention_entropy,
@@ -28,9 +24,9 @@ from gistnet.evaluation.metrics import (
     recovered,
     recovered_share,
     substitutability_rate,
-    target_for,
     weighted_mean,
 )
+from gistnet.evaluation.records import TARGETS, UNITS, MetricRecord, Target, target_for
 
 
 def test_weighted_mean_by_hand() -> None:

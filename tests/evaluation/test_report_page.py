@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gistnet.evaluation.metrics import MetricRecord
+from gistnet.evaluation.records import MetricRecord
 from gistnet.evaluation.report import write_comparison, write_report
 from gistnet.evaluation.span_map import SpanMap
 from gistnet.run_folder import SPAN_MAP_FILE

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from gistnet.evaluation.held_out import Measured
-from gistnet.evaluation.metrics import Target
 from gistnet.evaluation.population import Population
+from gistnet.evaluation.records import Target
 from gistnet.evaluation.substitution import Substitution
 from gistnet.evaluation.token_kinds import KINDS
 

@@ -2,7 +2,7 @@
 
 from rich.console import Console
 
-from gistnet.evaluation.metrics import MetricRecord, Target
+from gistnet.evaluation.records import MetricRecord, Target
 from gistnet.evaluation.tables import results_tables
 
 BASELINES = {"drop": 0.9, "last_token": 0.6, "surprisal_token": 0.8, "mean": 3.0, "shuffled": 0.7}
