@@ -32,6 +32,7 @@ from gistnet.training.tracking import read_metrics
 from gistnet.training.trainer import fit
 from gistnet.version import __version__
 from tests.conftest import Command, Outcome
+from tests.small_disk import mounted
 
 
 @pytest.fixture
@@ -576,13 +577,8 @@ def test_a_run_folder_that_cannot_be_written_is_named(gistnet, config_file, tmp_
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system with room for a few checkpoints, where the system lets us have one."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=250k", "tmpfs", str(disk)]
-    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode != 0:
-        pytest.skip("this system does not let us mount a small disk")
-    yield disk
-    subprocess.run(["umount", str(disk)], check=True)
+    with mounted(tmp_path / "disk", "250k") as disk:
+        yield disk
 
 
 def test_a_full_disk_stops_the_run_and_spares_the_earlier_checkpoints(gistnet, config_file, tmp_path, small_disk):

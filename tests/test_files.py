@@ -3,7 +3,6 @@
 import errno
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +13,7 @@ import pytest
 
 from gistnet.errors import StorageError
 from gistnet.files import _this_machine, atomic_folder, storage_errors, sweep_leftovers, write_json, write_text
+from tests.small_disk import mounted
 
 
 def names(folder: Path) -> list[str]:
@@ -206,13 +206,8 @@ def test_a_disk_that_refuses_late_leaves_the_folder_absent(
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 64 kB, where the system lets us have one."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)]
-    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode != 0:
-        pytest.skip("this system does not let us mount a small disk")
-    yield disk
-    subprocess.run(["umount", str(disk)], check=True)
+    with mounted(tmp_path / "disk", "64k") as disk:
+        yield disk
 
 
 def test_a_folder_that_does_not_fit_on_the_disk(small_disk: Path) -> None:

@@ -1,8 +1,6 @@
 """Trees of the stub encoder, and a small disk."""
 
 import os
-import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +8,7 @@ import pytest
 
 from benchmarks.stub_encoder import StubEncoder
 from gistnet.tree.tree import GistTree
+from tests.small_disk import mounted
 
 
 @pytest.fixture(autouse=True)
@@ -34,10 +33,5 @@ def tree(tmp_path: Path, stub: StubEncoder) -> Iterator[GistTree]:
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 400 kB, where the system lets us have one."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(disk)]
-    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode != 0:
-        pytest.skip("this system does not let us mount a small disk")
-    yield disk
-    subprocess.run(["umount", "--lazy", str(disk)], check=True)
+    with mounted(tmp_path / "disk", "400k") as disk:
+        yield disk
