@@ -11,6 +11,7 @@ import yaml
 from gistnet.model.gistnet import GistNet
 from gistnet.model.teacher import Teacher
 from gistnet.settings import Section
+from gistnet.training.fitting import CPU_BRANCHES
 from gistnet.training.run import Progress, Run
 from gistnet.training.stage import Stage
 from gistnet.training.trainer import train_step
@@ -30,7 +31,7 @@ def estimate_memory(
     head_width = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
     key_width = shape.num_key_value_heads * head_width
     windows = max(1, train.windows_per_batch // processes)
-    branches = min(train.branches_per_pass, windows * train.spans_per_window)
+    branches = min(train.branches_per_pass or CPU_BRANCHES, windows * train.spans_per_window)
     room = (window_tokens - train.sink_tokens - objective.horizon_tokens) // gistnet.tokens_per_gist
     branch_tokens = branches * (min(train.runs.most, room) + objective.horizon_tokens - 1)
     per_token = 8 * shape.hidden_size + 2 * key_width + 4 * shape.intermediate_size

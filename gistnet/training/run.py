@@ -15,6 +15,7 @@ from gistnet.model.gistnet import GistNet
 from gistnet.model.teacher import Teacher
 from gistnet.objective.objective import ObjectiveConfig
 from gistnet.training.curriculum import Check, Reason
+from gistnet.training.fitting import CPU_BRANCHES, PassSizes
 from gistnet.training.parallel import Processes
 from gistnet.training.schedule import build_optimiser
 from gistnet.training.stage import Stage, TargetName, TrainConfig
@@ -57,6 +58,7 @@ class StageRun:
     objective: ObjectiveConfig
     targets: Mapping[TargetName, Target]
     layout: SpanLayout
+    sizes: PassSizes
 
 
 @dataclass(frozen=True)
@@ -153,5 +155,6 @@ def _prepared(
     check_sampling(pool, layout, train.probabilities)
     domains = [domain for domain, share in train.probabilities.items() if share > 0]
     validation_windows(dataset, layout, documents=1, spans_per_document=1, seed=seed, domains=domains)
-    processes.share(range(train.windows_per_batch))
-    return StageRun(stage.name, train, stage.objective, stage.targets, layout)
+    windows = len(processes.share(range(train.windows_per_batch)))
+    sizes = PassSizes(train.windows_per_pass or windows, train.branches_per_pass or CPU_BRANCHES)
+    return StageRun(stage.name, train, stage.objective, stage.targets, layout, sizes)

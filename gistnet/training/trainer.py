@@ -192,7 +192,7 @@ def train_step(run: Run, progress: Progress, optimiser: AdamW) -> dict[str, floa
             stage.objective,
             train_below=config.train_below,
             branches_in_batch=branches,
-            branches_per_pass=config.branches_per_pass,
+            sizes=stage.sizes,
             dropout_rate=config.dropout,
             dropout_seed=(run.seed, step),
         )
