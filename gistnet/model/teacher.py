@@ -48,6 +48,8 @@ class TeacherConfig(Section):
     """Whether code in the model's repository may run."""
     gradient_checkpointing: bool = False
     """Recompute the teacher's layers in the backward pass instead of keeping their activations."""
+    sharded: bool = False
+    """Spread the layers over the processes of a training run, each of which keeps a part of every layer."""
 
 
 @dataclass(frozen=True)

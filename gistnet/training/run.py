@@ -126,7 +126,7 @@ def build_run(
     """Put a run together, and refuse one that could not finish.
 
     Raises:
-        ConfigError: probabilities do not sum to 1, or a batch cannot be shared among the processes.
+        ConfigError: probabilities do not sum to 1, or a batch has fewer windows than there are processes.
         DataError: a domain of a stage has no training or no held-out windows, or they are too short for a stretch and
             its horizon.
     """
@@ -155,6 +155,7 @@ def _prepared(
     check_sampling(pool, layout, train.probabilities)
     domains = [domain for domain, share in train.probabilities.items() if share > 0]
     validation_windows(dataset, layout, documents=1, spans_per_document=1, seed=seed, domains=domains)
+    processes.require_work(train.windows_per_batch)
     windows = len(processes.share(range(train.windows_per_batch)))
     sizes = PassSizes(train.windows_per_pass or windows, train.branches_per_pass or CPU_BRANCHES)
     return StageRun(stage.name, train, stage.objective, stage.targets, layout, sizes)
