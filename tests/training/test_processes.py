@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +38,21 @@ def launched(processes: int, *arguments: object, module: str = "gistnet.cli") ->
 
 
 def run_processes(processes: int, *arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
-    command = launched(processes, *arguments, **options)
-    return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
+    with started(launched(processes, *arguments, **options)) as launch:
+        _, told = launch.communicate(timeout=240)
+    return subprocess.CompletedProcess(launch.args, launch.returncode, stderr=told)
+
+
+@contextmanager
+def started(command: list[str]) -> Iterator[subprocess.Popen[str]]:
+    """A launch that leaves nothing behind: processes that wait for each other would, and hold its pipes open."""
+    with subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True) as launch:
+        try:
+            yield launch
+        finally:
+            if launch.poll() is None:
+                for process in (*psutil.Process(launch.pid).children(recursive=True), launch):
+                    process.kill()
 
 
 def weights_in(run_folder: Path) -> dict[str, torch.Tensor]:
@@ -93,15 +108,15 @@ def test_a_killed_process_stops_the_others_with_a_sentence_and_fewer_continue(co
     metrics = tmp_path / "run" / "metrics.jsonl"
     endless = ("train.steps=100000", "train.checkpoint_every_steps=50", "train.validation.every_steps=100000")
     command = launched(3, "train", "--config", config_file, *UNEVEN, *endless)
-    with subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True) as launch:
-        until = time.monotonic() + 60
+    with started(command) as launch:
+        until = time.monotonic() + 120
         while not (metrics.is_file() and len(metrics.read_text(encoding="utf-8").splitlines()) > 60):
             assert launch.poll() is None and time.monotonic() < until
             time.sleep(0.1)
         process_of = {p.environ().get("RANK"): p for p in psutil.Process(launch.pid).children()}
         process_of[str(killed)].send_signal(signal.SIGKILL)
         began = time.monotonic()
-        _, told = launch.communicate(timeout=60)
+        _, told = launch.communicate(timeout=120)
     assert time.monotonic() - began < 20
     assert launch.returncode != 0
     sentences = [line for line in told.splitlines() if line.startswith("gistnet: ")]
