@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 from gistnet.config import load_config
+from gistnet.errors import ConfigError
 from gistnet.model.sharded_teacher import layer_bytes_held
 from gistnet.session import open_run, train
 from gistnet.training.checkpoint import latest_checkpoint
@@ -104,13 +105,13 @@ def test_four_processes_train_the_weights_of_one_and_any_other_number_continues(
 
 @pytest.mark.parametrize("killed", [0, 2])
 def test_a_killed_process_stops_the_others_with_a_sentence_and_fewer_continue(config_file, tmp_path, killed):
-    """`kill -9`; the main process saves the step under way's beginning, and where it is the one, little is lost."""
+    """`kill -9`: nothing is lost but, where it hits the process that saves, what came after the last checkpoint."""
     metrics = tmp_path / "run" / "metrics.jsonl"
-    endless = ("train.steps=100000", "train.checkpoint_every_steps=50", "train.validation.every_steps=100000")
+    endless = ("train.steps=100000", "train.checkpoint_every_steps=10", "train.validation.every_steps=100000")
     command = launched(3, "train", "--config", config_file, *UNEVEN, *endless)
     with started(command) as launch:
         until = time.monotonic() + 120
-        while not (metrics.is_file() and len(metrics.read_text(encoding="utf-8").splitlines()) > 60):
+        while not (metrics.is_file() and len(metrics.read_text(encoding="utf-8").splitlines()) > 15):
             assert launch.poll() is None and time.monotonic() < until
             time.sleep(0.1)
         process_of = {p.environ().get("RANK"): p for p in psutil.Process(launch.pid).children()}
@@ -130,7 +131,7 @@ def test_a_killed_process_stops_the_others_with_a_sentence_and_fewer_continue(co
         )
     step = int(last.name[5:])
     logged = read_metrics(metrics)[-1]["step"]
-    assert step == logged if killed != 0 else step == logged // 50 * 50
+    assert 0 <= logged - step <= (10 if killed == 0 else 0)
     # One process continues; what it logged before, and nothing else, is there.
     train(load_config(config_file, (*UNEVEN, f"train.steps={step + 2}")), start="resume")
     steps = [r["step"] for r in read_metrics(metrics) if "loss" in r]
@@ -171,6 +172,11 @@ def test_a_sharded_teacher_trains_the_same_weights_in_half_the_memory(config_fil
     assert_as_one(tmp_path / "run", tmp_path / "alone")
     held = [json.loads((tmp_path / "run" / f"held-{rank}.json").read_text(encoding="utf-8")) for rank in (0, 1)]
     assert held == [layer_bytes_held(open_run(alone).teacher) / 2] * 2
+
+
+def test_a_single_process_has_nothing_to_share_a_teacher_with(config_file):
+    with pytest.raises(ConfigError, match=r"teacher\.sharded is true with a single process; expected two or more"):
+        open_run(load_config(config_file, ("teacher.sharded=true",)))
 
 
 def test_processes_on_different_kinds_of_devices_are_refused(config_file):
