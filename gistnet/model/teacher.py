@@ -47,8 +47,9 @@ class TeacherConfig(Section):
     """Number format of weights and activations; float16 is not offered, its range is too narrow for logits."""
     trust_remote_code: bool = False
     """Whether code in the model's repository may run."""
-    gradient_checkpointing: bool = False
-    """Recompute the teacher's layers in the backward pass instead of keeping their activations."""
+    gradient_checkpointing: bool | None = None
+    """Recompute the teacher's layers in the backward pass instead of keeping their activations; None is where training
+    would not fit into memory, or only in passes too small to be fast."""
 
 
 @dataclass(frozen=True)
@@ -239,16 +240,16 @@ class Teacher:
             raise TeacherError(f"Cannot copy {n_layers} layers of {self.name}: it has {available}.")
         return TeacherLayers(self.model.base_model, n_layers)
 
-    def enable_gradient_checkpointing(self) -> None:
-        """Trade time for memory in `read_branches`.
+    def enable_gradient_checkpointing(self, on: bool = True) -> None:
+        """Trade time for memory in `read_branches`, or no longer.
 
         The switch of transformers does nothing on a model in `eval()`, and leaving `eval()` would turn dropout on. So
         only the decoder layers themselves are told that they train; nothing inside them is.
         """
         for layer in self.model.base_model.layers:
-            layer.gradient_checkpointing = True
+            layer.gradient_checkpointing = on
             layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
-            layer.training = True
+            layer.training = on
 
     def _run(self, vectors: Tensor, positions: Tensor, running_pass: DocumentPass | BranchPass) -> Tensor:
         # A mask of four dimensions is taken as it is, so that transformers builds none (and does not take the gaps of
