@@ -64,6 +64,12 @@ class ReadWindows:
     document: DocumentPass
     hidden: Tensor
 
+    def tensors(self) -> Iterator[Tensor]:
+        """All that the pass left."""
+        yield self.hidden
+        yield from self.document.keys.values()
+        yield from self.document.values.values()
+
 
 class Teacher:
     """A causal language model of transformers, frozen, in `eval()`, with the passes that GistNet needs.
@@ -184,6 +190,17 @@ class Teacher:
         """Input embeddings: token ids `[...]` → `[..., dim]`, scaled as the model scales them.
 
         Raises:
+            TeacherError: a token id, not yet on a GPU, is outside the vocabulary.
+        """
+        if tokens.device.type == "cpu":  # ids on a GPU were looked at before they got there
+            self.require_in_vocabulary(tokens)
+        with torch.no_grad():
+            return self.model.get_input_embeddings()(tokens.to(self.device))
+
+    def require_in_vocabulary(self, tokens: Tensor) -> None:
+        """Refuse token ids that have no embedding.
+
+        Raises:
             TeacherError: a token id is outside the vocabulary.
         """
         if tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < self.vocabulary_size:
@@ -191,8 +208,6 @@ class Teacher:
                 f"Token ids run from {int(tokens.min())} to {int(tokens.max())}, "
                 f"but {self.name} has ids 0 to {self.vocabulary_size - 1}."
             )
-        with torch.no_grad():
-            return self.model.get_input_embeddings()(tokens.to(self.device))
 
     @torch.no_grad()
     def read_windows(self, tokens: Tensor) -> ReadWindows:

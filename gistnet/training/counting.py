@@ -21,9 +21,9 @@ from torch.utils._pytree import tree_leaves
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
+from gistnet.model.attention_passes import DocumentPass
 from gistnet.model.gistnet import GistNet
 from gistnet.model.layers import Dropout
-from gistnet.model.prefix_attention import DocumentPass
 from gistnet.model.teacher import Teacher
 from gistnet.objective.losses import token_losses
 
