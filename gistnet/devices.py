@@ -20,6 +20,12 @@ def free_bytes(device: torch.device) -> int:
     return int(psutil.virtual_memory().available) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
+def usable_devices() -> str:
+    """The devices that PyTorch can use here, as words."""
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return "auto or cpu" if gpus == 0 else f"auto, cpu, cuda or one of cuda:0 to cuda:{gpus - 1}"
+
+
 def require_precision(device: torch.device, precision: str) -> None:
     """Refuse bfloat16 on a GPU that has none: it would be emulated, slower than float32.
 

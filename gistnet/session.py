@@ -12,7 +12,7 @@ from rich.table import Table
 from gistnet.config import RunConfig, load_config, save_config
 from gistnet.data.dataset import PreparedDataset
 from gistnet.data.prepare import prepare
-from gistnet.devices import require_precision
+from gistnet.devices import require_precision, usable_devices
 from gistnet.errors import CheckpointError, ConfigError, TeacherError
 from gistnet.evaluation.report import write_report
 from gistnet.files import storage_errors
@@ -286,6 +286,8 @@ def _processes(device: str) -> Processes:
         processes = Processes(device)
         torch.empty(1, device=processes.device)
     except (RuntimeError, AssertionError) as error:  # the latter where PyTorch was built without CUDA
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise ConfigError(f"device is '{device}', which PyTorch cannot use here ({reason}).") from error
+        reason = str(error).splitlines()[0].partition(". ")[0].rstrip(".")
+        raise ConfigError(
+            f"device is '{device}', which PyTorch cannot use here ({reason}); expected {usable_devices()}."
+        ) from error
     return processes

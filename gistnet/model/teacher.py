@@ -132,7 +132,15 @@ class Teacher:
             )
         tokenizer = load_tokenizer(config)
         revision = revision or getattr(model_config, "_commit_hash", None)
-        teacher = cls(model.to(device), tokenizer, name=config.name, revision=revision)
+        try:
+            model = model.to(device)
+        except torch.OutOfMemoryError as error:
+            size = sum(parameter.nbytes for parameter in model.parameters()) / 1e9
+            raise TeacherError(
+                f"'{config.name}' has {size:.1f} GB of weights in {config.precision}, more than there is room for on "
+                f"{device}; expected a smaller teacher or a device with more memory."
+            ) from error
+        teacher = cls(model, tokenizer, name=config.name, revision=revision)
         if config.gradient_checkpointing:
             teacher.enable_gradient_checkpointing()
         return teacher

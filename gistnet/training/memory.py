@@ -3,6 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
 from gistnet.model.gistnet import GistNet
 from gistnet.model.teacher import Teacher
 from gistnet.objective.losses import default_chunk_tokens
@@ -122,9 +125,24 @@ def _fixed(teacher: Teacher, gistnet: GistNet, train: TrainConfig, window_bytes:
     validation, domains = train.validation, sum(share > 0 for share in train.probabilities.values())
     held_out = min(validation.cache_gigabytes * 1e9, domains * validation.documents * window_bytes)
     return {
-        "teacher weights": sum(p.nbytes for p in teacher.model.parameters()),
+        "teacher weights": held_by_teacher(teacher) + 2 * _largest_gathered_layer(teacher),
         # A gradient and two moments for each weight that the stage trains.
         "GistNet weights, gradient and AdamW": trainable + 3 * sum(p.nbytes for p in trained),
         "GistNet's frozen copy": sum(p.nbytes for p in parameters if not p.requires_grad),
         "held-out windows kept for validation": round(held_out),
     }
+
+
+def held_by_teacher(teacher: Teacher) -> int:
+    """Bytes of the teacher's weights that this process holds: where it is sharded, its part of them."""
+    return sum(_local_bytes(parameter) for parameter in teacher.model.parameters())
+
+
+def _largest_gathered_layer(teacher: Teacher) -> int:
+    """Bytes of the largest sharded layer when it is whole, as the one in use is, and the next one; 0 where none is."""
+    layers = ([p for p in layer.parameters() if isinstance(p, DTensor)] for layer in teacher.model.base_model.layers)
+    return max(sum(parameter.nbytes for parameter in layer) for layer in layers)
+
+
+def _local_bytes(parameter: Tensor) -> int:
+    return parameter.to_local().nbytes if isinstance(parameter, DTensor) else parameter.nbytes

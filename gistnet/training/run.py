@@ -17,7 +17,7 @@ from gistnet.model.teacher import Teacher
 from gistnet.objective.objective import ObjectiveConfig
 from gistnet.training.curriculum import Check, Reason
 from gistnet.training.fitting import USABLE, Batch, Fit, PassSizes, require_fit
-from gistnet.training.memory import step_memory
+from gistnet.training.memory import held_by_teacher, step_memory
 from gistnet.training.parallel import Processes
 from gistnet.training.schedule import build_optimiser
 from gistnet.training.stage import Stage, TargetName, TrainConfig
@@ -203,7 +203,7 @@ def _fit(
     """How much of a stage's step fits into the memory that this process has left."""
     train, device = stage.train, teacher.device
     processes.share(range(train.windows_per_batch))
-    held = sum(tensor.nbytes for tensor in (*teacher.model.parameters(), *gistnet.parameters()))
+    held = held_by_teacher(teacher) + sum(parameter.nbytes for parameter in gistnet.parameters())
     return require_fit(
         lambda tokens: step_memory(teacher, gistnet, stage, window_tokens=tokens, device_type=device.type),
         Batch.of(train, processes.count, gradient_checkpointing),

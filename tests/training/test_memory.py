@@ -7,7 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.profiler import profile
+from torch.testing._internal.distributed.fake_pg import FakeStore
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from gistnet.data.sampling import SpanLayout, WindowSample
@@ -212,3 +215,20 @@ def test_levels_that_are_not_trained_need_neither_gradient_nor_moments():
     )
     assert alone["GistNet weights, gradient and AdamW"] == 16 * (both - below) + 4 * below
     assert together["GistNet weights, gradient and AdamW"] == 16 * both
+
+
+@pytest.fixture
+def one_of_two_processes():
+    """This process among two, of which the other is made up: nothing is sent."""
+    torch.distributed.init_process_group("fake", rank=0, world_size=2, store=FakeStore())
+    yield init_device_mesh("cpu", (2,))
+    torch.distributed.destroy_process_group()
+
+
+def test_of_a_sharded_teacher_a_process_holds_its_part_and_two_whole_layers(one_of_two_processes):
+    teacher = tiny_teacher("llama", torch.float32)
+    for layer in teacher.model.base_model.layers:
+        fully_shard(layer, mesh=one_of_two_processes)
+    layer = 4 * (32 * 32 * 2 + 32 * 16 * 2 + 3 * 32 * 48 + 2 * 32)
+    memory = step_memory(teacher, woken_gistnet(teacher), stage_of(3), window_tokens=96, device_type="cpu")
+    assert memory.fixed["teacher weights"] == 3 * layer / 2 + 4 * (2 * 97 * 32 + 32) + 2 * layer
