@@ -8,7 +8,8 @@ from torch.distributed.tensor import DTensor
 
 from gistnet.model.gistnet import GistNet
 from gistnet.model.teacher import Teacher
-from gistnet.training.counting import Use, count
+from gistnet.training.counting import count
+from gistnet.training.live_bytes import Use
 from gistnet.training.stage import Stage, TrainConfig
 
 _CHUNK_TOKENS = {"cpu": 128, "cuda": 4096}
