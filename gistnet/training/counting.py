@@ -3,8 +3,8 @@
 The teacher's own layers, GistNet and the losses run forward and backward as they are written, so that the counts are
 right for any family and follow every change of the code; only attention, whose kernels need contents, is replaced by
 what such a kernel allocates: its output, and for its backward pass queries, keys, values, output and denominators. All
-of it grows in proportion to tokens, so a small count gives the rate. Not counted is attention that is written out, as in
-Gemma's sliding layers over windows longer than they see. Autocast does not reach such tensors: what GistNet holds in
+of it grows in proportion to tokens, so a small count gives the rate. Attention that is written out is not counted, as
+in Gemma's sliding layers over windows longer than they see. Autocast does not reach such tensors: what GistNet holds in
 bfloat16 is counted as float32.
 """
 
