@@ -24,9 +24,10 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from gistnet.errors import TeacherError
+from gistnet.model.attention_passes import BranchPass, DocumentPass
 from gistnet.model.embedded_teacher import EMBEDDED_REVISION, EMBEDDED_TEACHER, embedded_teacher_folder
 from gistnet.model.fingerprint import TeacherFingerprint
-from gistnet.model.prefix_attention import ATTENTION_NAME, BranchPass, DocumentPass
+from gistnet.model.prefix_attention import ATTENTION_NAME
 from gistnet.model.teacher_layers import TeacherLayers
 from gistnet.model.teacher_support import refuse_unsupported
 from gistnet.model.tokenizer import TeacherTokenizer
@@ -46,8 +47,12 @@ class TeacherConfig(Section):
     """Number format of weights and activations; float16 is not offered, its range is too narrow for logits."""
     trust_remote_code: bool = False
     """Whether code in the model's repository may run."""
-    gradient_checkpointing: bool = False
-    """Recompute the teacher's layers in the backward pass instead of keeping their activations."""
+    gradient_checkpointing: bool | None = None
+    """Recompute the teacher's layers in the backward pass instead of keeping their activations; None is where training
+    would not fit into memory, or only in passes too small to be fast."""
+    compile: bool = False
+    """Fuse with torch.compile what the layers do beside their attention; the first step takes a minute longer. Needs a
+    C++ compiler on a CPU, Triton on a GPU."""
     sharded: bool = False
     """Spread the layers over the processes of a training run, each of which keeps a part of every layer."""
 
@@ -63,6 +68,12 @@ class ReadWindows:
 
     document: DocumentPass
     hidden: Tensor
+
+    def tensors(self) -> Iterator[Tensor]:
+        """All that the pass left."""
+        yield self.hidden
+        yield from self.document.keys.values()
+        yield from self.document.values.values()
 
 
 class Teacher:
@@ -126,9 +137,20 @@ class Teacher:
             )
         tokenizer = load_tokenizer(config)
         revision = revision or getattr(model_config, "_commit_hash", None)
-        teacher = cls(model.to(device), tokenizer, name=config.name, revision=revision)
+        try:
+            model = model.to(device)
+        except torch.OutOfMemoryError as error:
+            size = sum(parameter.nbytes for parameter in model.parameters()) / 1e9
+            raise TeacherError(
+                f"'{config.name}' has {size:.1f} GB of weights in {config.precision}, more than there is room for on "
+                f"{device}; expected a smaller teacher or a device with more memory."
+            ) from error
+        teacher = cls(model, tokenizer, name=config.name, revision=revision)
         if config.gradient_checkpointing:
             teacher.enable_gradient_checkpointing()
+        if config.compile:
+            _require_compiler(teacher.device)
+            teacher.compile_layers()
         return teacher
 
     @classmethod
@@ -184,6 +206,17 @@ class Teacher:
         """Input embeddings: token ids `[...]` → `[..., dim]`, scaled as the model scales them.
 
         Raises:
+            TeacherError: a token id, not yet on a GPU, is outside the vocabulary.
+        """
+        if tokens.device.type == "cpu":  # ids on a GPU were looked at before they got there
+            self.require_in_vocabulary(tokens)
+        with torch.no_grad():
+            return self.model.get_input_embeddings()(tokens.to(self.device))
+
+    def require_in_vocabulary(self, tokens: Tensor) -> None:
+        """Refuse token ids that have no embedding.
+
+        Raises:
             TeacherError: a token id is outside the vocabulary.
         """
         if tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < self.vocabulary_size:
@@ -191,8 +224,6 @@ class Teacher:
                 f"Token ids run from {int(tokens.min())} to {int(tokens.max())}, "
                 f"but {self.name} has ids 0 to {self.vocabulary_size - 1}."
             )
-        with torch.no_grad():
-            return self.model.get_input_embeddings()(tokens.to(self.device))
 
     @torch.no_grad()
     def read_windows(self, tokens: Tensor) -> ReadWindows:
@@ -240,16 +271,24 @@ class Teacher:
             raise TeacherError(f"Cannot copy {n_layers} layers of {self.name}: it has {available}.")
         return TeacherLayers(self.model.base_model, n_layers)
 
-    def enable_gradient_checkpointing(self) -> None:
-        """Trade time for memory in `read_branches`.
+    def enable_gradient_checkpointing(self, on: bool = True) -> None:
+        """Trade time for memory in `read_branches`, or no longer.
 
         The switch of transformers does nothing on a model in `eval()`, and leaving `eval()` would turn dropout on. So
         only the decoder layers themselves are told that they train; nothing inside them is.
         """
         for layer in self.model.base_model.layers:
-            layer.gradient_checkpointing = True
+            layer.gradient_checkpointing = on
             layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
-            layer.training = True
+            layer.training = on
+
+    def compile_layers(self, backend: str = "inductor") -> None:
+        """Compile each layer; its attention stays as it is, and splits the layer into what is before and after.
+
+        Lengths and numbers of branches change from pass to pass, so shapes are compiled as variables.
+        """
+        for layer in self.model.base_model.layers:
+            layer.compile(backend=backend, dynamic=True)
 
     def _run(self, vectors: Tensor, positions: Tensor, running_pass: DocumentPass | BranchPass) -> Tensor:
         # A mask of four dimensions is taken as it is, so that transformers builds none (and does not take the gaps of
@@ -262,6 +301,22 @@ class Teacher:
             running_pass=running_pass,
         )
         return output.last_hidden_state
+
+
+def _require_compiler(device: torch.device) -> None:
+    """Compile next to nothing, so that what is missing shows now and not in the first step.
+
+    Raises:
+        TeacherError: torch.compile does not work for `device`.
+    """
+    try:
+        torch.compile(torch.square)(torch.zeros(2, device=device))
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        raise TeacherError(
+            f"teacher.compile is true, but torch.compile does not work for {device.type} here ({reason}); expected a "
+            "C++ compiler for a CPU and Triton for a GPU, or teacher.compile=false."
+        ) from error
 
 
 def load_tokenizer(config: TeacherConfig) -> TeacherTokenizer:

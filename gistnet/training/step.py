@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,12 +11,10 @@ from gistnet.data.sampling import SpanLayout, WindowSample
 from gistnet.errors import TrainingError
 from gistnet.model.gistnet import GistNet
 from gistnet.model.teacher import Teacher
-from gistnet.objective.branches import Stretches
+from gistnet.objective.branches import LONGEST_TO_SHORTEST, Stretches
 from gistnet.objective.objective import BranchLosses, ObjectiveConfig, branch_losses
 from gistnet.training.fitting import PassSizes
-
-LONGEST_TO_SHORTEST = 1.25
-"""How much longer than its shortest branch the longest of a pass may be: all of them are padded to it."""
+from gistnet.training.reading import read_groups
 
 
 def accumulate_gradient(
@@ -31,6 +28,7 @@ def accumulate_gradient(
     train_below: bool,
     branches_in_batch: int,
     sizes: PassSizes,
+    read_ahead: bool = False,
     dropout_rate: float,
     dropout_seed: tuple[int, int],
     passes_to_make: Callable[[list[int]], list[int]] = list,
@@ -43,6 +41,7 @@ def accumulate_gradient(
         train_below: whether the levels below are trained, too.
         branches_in_batch: the branches of the whole step, over all windows and processes; each counts alike.
         sizes: how many windows and branches run through the teacher at a time; bounds memory.
+        read_ahead: whether the next windows are read beside the branches of the present ones, see `read_groups`.
         dropout_seed: (seed, step).
         passes_to_make: from the number of passes of branches of each group of windows to that which must be made. All
             processes call a sharded teacher equally often, or some would wait for layers that no other process reads:
@@ -57,11 +56,13 @@ def accumulate_gradient(
     sums = torch.zeros(len(BranchLosses._fields), dtype=torch.float64, device=teacher.device)
     groups = [samples[first : first + sizes.windows] for first in range(0, len(samples), sizes.windows)]
     passes = [list(_passes(group, sizes.branches, layout.horizon_tokens)) for group in groups]
-    broken: list[WindowSample] = []
+    reading = read_groups(teacher, dataset, samples, sizes.windows, ahead=read_ahead)
+    broken: set[int] = set()
     for place, count in enumerate(passes_to_make([len(of_group) for of_group in passes])):
-        group, of_group = groups[min(place, len(groups) - 1)], passes[min(place, len(groups) - 1)]
-        tokens = _pad([dataset.read(sample.window) for sample in group]).to(teacher.device)
-        read = teacher.read_windows(tokens)
+        if place >= len(groups):
+            reading = read_groups(teacher, dataset, groups[-1], sizes.windows, ahead=False)
+        group, tokens, read = next(reading)
+        of_group = passes[min(place, len(groups) - 1)]
         keys = torch.tensor([_dropout_key(*dropout_seed, sample.item) for sample in group], device=teacher.device)
         for number in range(count):
             is_repeated = place >= len(groups) or number >= len(of_group)
@@ -78,22 +79,16 @@ def accumulate_gradient(
                 dropout_keys=keys,
             )
             if not bool(torch.isfinite(losses.total).all()):
-                broken += [group[window] for window in windows.unique().tolist()]
+                broken |= {group[window].window for window in windows.unique().tolist()}
             ((0 if is_repeated else 1) * losses.total.sum() / branches_in_batch).backward()
             if not is_repeated:
                 sums += torch.stack([field.detach().double().sum() for field in losses])
+        del read, losses  # the next windows are read first, and these would be held meanwhile
     # Told only now, where all processes have made all their passes.
     if broken:
-        described = [dataset.describe(window) for window in sorted({sample.window for sample in broken})]
-        places = ", ".join(f"{info.document_id} at token {info.offset}" for info in described)
-        raise TrainingError(f"The loss is not finite (documents: {places})")
+        places = (f"{info.document_id} at token {info.offset}" for info in map(dataset.describe, sorted(broken)))
+        raise TrainingError(f"The loss is not finite (documents: {', '.join(places)})")
     return sums
-
-
-def _pad(windows: list[np.ndarray]) -> Tensor:
-    """`[windows, tokens]`; shorter windows end in zeros, which no branch sees."""
-    length = max(len(window) for window in windows)
-    return torch.from_numpy(np.stack([np.pad(window, (0, length - len(window))) for window in windows]))
 
 
 def _passes(

@@ -31,11 +31,13 @@ from gistnet.training.checkpoint import (
     save_checkpoint,
 )
 from gistnet.training.curriculum import COLLAPSED_BELOW, checked, is_best, raised_weight, reason_to_end
+from gistnet.training.fitting import PassSizes
+from gistnet.training.out_of_memory import in_passes_that_fit
 from gistnet.training.recorder import Recorder
 from gistnet.training.run import Progress, Run
 from gistnet.training.schedule import is_due, learning_rate
 from gistnet.training.step import accumulate_gradient
-from gistnet.training.stopping import StopRequest, keeping_the_last_good_state, stop_requests, telling_of_memory
+from gistnet.training.stopping import StopRequest, keeping_the_last_good_state, stop_requests
 from gistnet.training.trackers import Tracker
 
 
@@ -93,7 +95,7 @@ def _fit_stage(run: Run, progress: Progress, optimiser: AdamW, recorder: Recorde
             _validate(run, progress, recorder)
         save(run, progress, optimiser)  # where it exists, this only finishes what a kill may have cut short
         while progress.ended is None:
-            with run.processes.failing_together(), telling_of_memory(run):
+            with run.processes.failing_together():
                 sums = add_up_gradient(run, progress, optimiser)
             # Asked before the weights move: from there to the checkpoint no process waits for another.
             interrupted = run.processes.any(stop.requested)
@@ -176,6 +178,7 @@ def enter_next_stage(run: Run, progress: Progress) -> AdamW:
     progress.stage += 1
     progress.stage_step = 0
     progress.checks, progress.best, progress.contrastive_weight, progress.ended = [], {}, None, None
+    progress.sizes = None
     return run.optimiser(progress)
 
 
@@ -205,24 +208,31 @@ def add_up_gradient(run: Run, progress: Progress, optimiser: AdamW) -> BatchSums
         for items in batches
     ]
     branches = sum(len(sample.starts) for samples in everything for sample in samples)
-    optimiser.zero_grad(set_to_none=False)
     run.gistnet.train()
-    sums = torch.zeros(len(BranchLosses._fields), dtype=torch.float64, device=run.teacher.device)
-    for items, samples in zip(batches, everything, strict=True):
-        sums += accumulate_gradient(
-            run.teacher,
-            run.trained_gistnet(progress),
-            run.dataset,
-            [samples[item - items.start] for item in run.processes.share(items)],
-            stage.layout,
-            stage.objective,
-            train_below=config.train_below,
-            branches_in_batch=branches,
-            sizes=stage.sizes,
-            dropout_rate=config.dropout,
-            dropout_seed=(run.seed, step),
-            passes_to_make=run.processes.most if is_sharded(run.teacher) else list,
-        )
+    run.teacher.enable_gradient_checkpointing(stage.fit.gradient_checkpointing)
+    sharded = is_sharded(run.teacher)
+
+    def accumulate(sizes: PassSizes) -> Tensor:
+        sums = torch.zeros(len(BranchLosses._fields), dtype=torch.float64, device=run.teacher.device)
+        for items, samples in zip(batches, everything, strict=True):
+            sums += accumulate_gradient(
+                run.teacher,
+                run.trained_gistnet(progress),
+                run.dataset,
+                [samples[item - items.start] for item in run.processes.share(items)],
+                stage.layout,
+                stage.objective,
+                train_below=config.train_below,
+                branches_in_batch=branches,
+                sizes=sizes,
+                read_ahead=config.read_ahead and not sharded,  # which would change the order of calls
+                dropout_rate=config.dropout,
+                dropout_seed=(run.seed, step),
+                passes_to_make=run.processes.most if sharded else list,
+            )
+        return sums
+
+    sums = in_passes_that_fit(run, progress, optimiser, accumulate)
     return BatchSums(sums, branches, spans=sum(int(sample.gists.sum()) for samples in everything for sample in samples))
 
 
@@ -272,6 +282,7 @@ def restore(run: Run) -> tuple[Progress, AdamW]:
     restore_optimiser(optimiser, checkpoint)
     if progress.ended == "step limit" and progress.stage_step < run.stage(progress).train.steps:
         progress.ended = None  # the limit was raised since
+    progress.sizes = run.resumed_sizes(progress)
     return progress, optimiser
 
 
