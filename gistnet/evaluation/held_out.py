@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from gistnet.data.dataset import PreparedDataset, WindowInfo
 from gistnet.data.sampling import SpanLayout, WindowSample
 from gistnet.model.teacher import ReadWindows, Teacher
-from gistnet.objective.branches import StandIns, Stretches, replaced_hidden
-from gistnet.objective.losses import token_losses
+from gistnet.objective.branches import StandIns, Stretches, replaced_hidden_of_each
+from gistnet.objective.losses import token_losses_of_each
 
 MakeStandIns = Callable[["HeldOutWindow", ReadWindows], StandIns]
 
@@ -95,10 +95,11 @@ class HeldOut:
         """Losses after each kind of stand-in, by its name."""
         columns: dict[str, list[NDArray[np.float64]]] = {name: [] for name in stand_ins}
         for window, read in self._read_windows():
-            original = window.stretches.original_hidden(read)
-            for name, make in stand_ins.items():
-                hidden = replaced_hidden(self.teacher, read, window.stretches, make(window, read))
-                losses = token_losses(self.teacher, original, hidden, window.stretches.targets)
+            stretches = window.stretches
+            made = {name: make(window, read) for name, make in stand_ins.items()}
+            replaced = replaced_hidden_of_each(self.teacher, read, stretches, made)
+            original = stretches.original_hidden(read)
+            for name, losses in token_losses_of_each(self.teacher, original, replaced, stretches.targets).items():
                 columns[name].append(torch.stack([losses.kl, losses.delta_nll]).double().cpu().numpy())
         return {name: Measured(*np.concatenate(parts, axis=1)) for name, parts in columns.items()}
 
@@ -112,8 +113,7 @@ class HeldOut:
         if window.number in self._reads:
             return self._reads[window.number]
         read = self.teacher.read_windows(window.stretches.tokens)
-        kept = [read.hidden, *read.document.keys.values(), *read.document.values.values()]
-        size = sum(tensor.nbytes for tensor in kept)
+        size = sum(tensor.nbytes for tensor in read.tensors())
         if size <= self._room_bytes:
             self._room_bytes -= size
             self._reads[window.number] = read

@@ -19,9 +19,9 @@ from torch.func import functional_call
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
+from gistnet.model.attention_passes import DocumentPass
 from gistnet.model.gistnet import GistNet
 from gistnet.model.layers import Dropout
-from gistnet.model.prefix_attention import DocumentPass
 from gistnet.model.teacher import Teacher
 from gistnet.objective.losses import token_losses
 from gistnet.training.live_bytes import Use, use_of

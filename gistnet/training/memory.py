@@ -8,11 +8,11 @@ from torch.distributed.tensor import DTensor
 
 from gistnet.model.gistnet import GistNet
 from gistnet.model.teacher import Teacher
+from gistnet.objective.losses import default_chunk_tokens
 from gistnet.training.counting import count
 from gistnet.training.live_bytes import Use
 from gistnet.training.stage import Stage, TrainConfig
 
-_CHUNK_TOKENS = {"cpu": 128, "cuda": 4096}
 _DIFFERENTIATED = {"kl": ("kl",), "delta_nll": ("nll_replaced",), "mixed": ("kl", "nll_replaced")}
 
 
@@ -104,16 +104,17 @@ def step_memory(
             max(vectors * vector.backward, gists * counts.gist.backward),
         )
 
-    window = Use(window_tokens * counts.reading.kept, window_tokens * counts.reading.forward)
+    held_at_once = 2 if train.read_ahead and device_type == "cuda" else 1
+    window = Use(held_at_once * window_tokens * counts.reading.kept, window_tokens * counts.reading.forward)
     return StepMemory(
-        fixed=_fixed(teacher, gistnet, train, window.kept),
+        fixed=_fixed(teacher, gistnet, train, window_tokens * counts.reading.kept),
         shortest_window=window_tokens - room + max(train.runs.lengths) * trained.tokens_per_gist,
         window=window,
         branch_tokens=vectors,
         branch=branch_of(counts.branch),
         recomputed_branch=branch_of(counts.recomputed_branch),
         prediction=counts.prediction,
-        chunk_tokens=objective.chunk_tokens or _CHUNK_TOKENS[device_type],
+        chunk_tokens=objective.chunk_tokens or default_chunk_tokens(device_type),
         horizon_tokens=predictions,
     )
 

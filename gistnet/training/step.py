@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Iterator, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,12 +11,10 @@ from gistnet.data.sampling import SpanLayout, WindowSample
 from gistnet.errors import TrainingError
 from gistnet.model.gistnet import GistNet
 from gistnet.model.teacher import Teacher
-from gistnet.objective.branches import Stretches
+from gistnet.objective.branches import LONGEST_TO_SHORTEST, Stretches
 from gistnet.objective.objective import BranchLosses, ObjectiveConfig, branch_losses
 from gistnet.training.fitting import PassSizes
-
-LONGEST_TO_SHORTEST = 1.25
-"""How much longer than its shortest branch the longest of a pass may be: all of them are padded to it."""
+from gistnet.training.reading import read_groups
 
 
 def accumulate_gradient(
@@ -31,6 +28,7 @@ def accumulate_gradient(
     train_below: bool,
     branches_in_batch: int,
     sizes: PassSizes,
+    read_ahead: bool = False,
     dropout_rate: float,
     dropout_seed: tuple[int, int],
 ) -> Tensor:
@@ -42,6 +40,7 @@ def accumulate_gradient(
         train_below: whether the levels below are trained, too.
         branches_in_batch: the branches of the whole step, over all windows and processes; each counts alike.
         sizes: how many windows and branches run through the teacher at a time; bounds memory.
+        read_ahead: whether the next windows are read beside the branches of the present ones, see `read_groups`.
         dropout_seed: (seed, step).
 
     Returns:
@@ -51,10 +50,7 @@ def accumulate_gradient(
         TrainingError: a loss is not finite; names the windows.
     """
     sums = torch.zeros(len(BranchLosses._fields), dtype=torch.float64, device=teacher.device)
-    for first in range(0, len(samples), sizes.windows):
-        group = samples[first : first + sizes.windows]
-        tokens = _pad([dataset.read(sample.window) for sample in group]).to(teacher.device)
-        read = teacher.read_windows(tokens)
+    for group, tokens, read in read_groups(teacher, dataset, samples, sizes.windows, ahead=read_ahead):
         keys = torch.tensor([_dropout_key(*dropout_seed, sample.item) for sample in group], device=teacher.device)
         for branches in _passes(group, sizes.branches, layout.horizon_tokens):
             windows, starts, gists = torch.tensor(branches, device=teacher.device).T
@@ -75,13 +71,8 @@ def accumulate_gradient(
                 raise TrainingError(f"The loss is not finite (documents: {places})")
             (losses.total.sum() / branches_in_batch).backward()
             sums += torch.stack([field.detach().double().sum() for field in losses])
+        del read, losses  # the next windows are read first, and these would be held meanwhile
     return sums
-
-
-def _pad(windows: list[np.ndarray]) -> Tensor:
-    """`[windows, tokens]`; shorter windows end in zeros, which no branch sees."""
-    length = max(len(window) for window in windows)
-    return torch.from_numpy(np.stack([np.pad(window, (0, length - len(window))) for window in windows]))
 
 
 def _passes(

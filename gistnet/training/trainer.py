@@ -199,6 +199,7 @@ def train_step(run: Run, progress: Progress, optimiser: AdamW) -> dict[str, floa
                 train_below=config.train_below,
                 branches_in_batch=branches,
                 sizes=sizes,
+                read_ahead=config.read_ahead,
                 dropout_rate=config.dropout,
                 dropout_seed=(run.seed, step),
             )
