@@ -20,7 +20,7 @@ from gistnet.model.teacher import Teacher
 from gistnet.objective.objective import ObjectiveConfig
 from gistnet.training.counting import count
 from gistnet.training.fitting import PassSizes
-from gistnet.training.memory import step_memory
+from gistnet.training.memory import is_sharded, step_memory
 from gistnet.training.stage import Stage, TrainConfig
 from gistnet.training.step import accumulate_gradient
 from tests.gistnets import woken_gistnet
@@ -227,8 +227,10 @@ def one_of_two_processes():
 
 def test_of_a_sharded_teacher_a_process_holds_its_part_and_two_whole_layers(one_of_two_processes):
     teacher = tiny_teacher("llama", torch.float32)
+    assert not is_sharded(teacher)
     for layer in teacher.model.base_model.layers:
         fully_shard(layer, mesh=one_of_two_processes)
+    assert is_sharded(teacher)
     layer = 4 * (32 * 32 * 2 + 32 * 16 * 2 + 3 * 32 * 48 + 2 * 32)
     memory = step_memory(teacher, woken_gistnet(teacher), stage_of(3), window_tokens=96, device_type="cpu")
     assert memory.fixed["teacher weights"] == 3 * layer / 2 + 4 * (2 * 97 * 32 + 32) + 2 * layer
