@@ -10,7 +10,7 @@ Every process must call the teacher as often as every other, or some wait for pa
 
 import torch
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from gistnet.model.teacher import Teacher
@@ -34,11 +34,5 @@ def shard_layers(teacher: Teacher, device: torch.device, processes: int) -> None
 
 
 def is_sharded(teacher: Teacher) -> bool:
-    """Whether the teacher's layers are spread over processes."""
-    return isinstance(teacher.model.base_model, FSDPModule)
-
-
-def layer_bytes_held(teacher: Teacher) -> int:
-    """Bytes of the decoder layers' weights that this process keeps between passes."""
-    parameters = teacher.model.base_model.layers.parameters()
-    return sum((p.to_local() if isinstance(p, DTensor) else p).nbytes for p in parameters)
+    """Whether the processes of the run hold a part each of the teacher's layers."""
+    return any(isinstance(parameter, DTensor) for parameter in teacher.model.parameters())

@@ -168,7 +168,9 @@ def build_run(
     for stage in stages:
         try:
             layout = _layout(stage, gistnet, dataset, pool, seed)
-            fit = _fit(stage, teacher, gistnet, dataset, processes, gradient_checkpointing)
+            with processes.failing_together():
+                fit = _fit(stage, teacher, gistnet, dataset, processes, gradient_checkpointing)
+            fit = Fit.in_all(processes.gather(fit))
             prepared.append(StageRun(stage.name, stage.train, stage.objective, stage.targets, layout, fit))
         except (ConfigError, DataError) as error:
             where = f"Stage '{stage.name}': " if len(stages) > 1 else ""

@@ -13,7 +13,6 @@ from types import FrameType
 import torch
 
 from gistnet.errors import ProcessError, TrainingError
-from gistnet.model.sharded_teacher import is_sharded
 from gistnet.training.checkpoint import checkpoint_folder, latest_checkpoint
 from gistnet.training.parallel import losing_processes
 from gistnet.training.run import Progress, Run
@@ -71,25 +70,6 @@ def keeping_the_last_good_state(run: Run, progress: Progress, save: Callable[[],
             if isinstance(error, ProcessError):
                 kept += "; --resume continues from it on any number of processes"
         raise type(error)(f"{str(error).rstrip('.')}; {kept}.") from error
-
-
-@contextmanager
-def telling_of_memory(run: Run) -> Iterator[None]:
-    """Turn a full device into a sentence.
-
-    Raises:
-        TrainingError: the device has no room left.
-        ProcessError: nor has it, with a sharded teacher, in whose layers the other processes wait for this one.
-    """
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        process = f"process {run.processes.rank} of {run.processes.count}"
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise (ProcessError if is_sharded(run.teacher) else TrainingError)(
-            f"{run.teacher.device} of {process} ran out of memory ({reason}); expected room for "
-            "train.windows_per_pass windows and train.branches_per_pass branches, which may be set lower"
-        ) from error
 
 
 def _await_checkpoint(run: Run, step: int) -> None:

@@ -14,36 +14,36 @@ import torch
 from gistnet import cli
 from gistnet.config import load_config
 from gistnet.errors import TrainingError
-from gistnet.model.sharded_teacher import layer_bytes_held
 from gistnet.session import open_run
 from gistnet.training import trainer
+from gistnet.training.memory import held_by_teacher
 
 RANK = int(os.environ["RANK"])
-add_up_gradient = trainer.add_up_gradient
+accumulate_gradient = trainer.accumulate_gradient
 
 
 def failing(error: Exception) -> Any:
-    """As `add_up_gradient`, but in the last process of the third step with an error in the end."""
+    """As `accumulate_gradient`, but in the last process of the third step with an error in the end."""
 
-    def add_up(run: Any, progress: Any, optimiser: Any) -> Any:
-        sums = add_up_gradient(run, progress, optimiser)
-        if progress.step == 2 and run.processes.count - 1 == RANK:
+    def accumulate(*arguments: Any, dropout_seed: tuple[int, int], **options: Any) -> Any:
+        sums = accumulate_gradient(*arguments, dropout_seed=dropout_seed, **options)
+        if dropout_seed[1] == 2 and int(os.environ["WORLD_SIZE"]) == RANK + 1:
             raise error
         return sums
 
-    return add_up
+    return accumulate
 
 
 def main(fault: str, *arguments: str) -> None:
     if fault == "loss":
-        trainer.add_up_gradient = failing(TrainingError("The loss is not finite (documents: mine)"))
+        trainer.accumulate_gradient = failing(TrainingError("The loss is not finite (documents: mine)"))
     elif fault == "memory":
-        trainer.add_up_gradient = failing(torch.OutOfMemoryError("Tried to allocate 2.00 GiB. Of the rest nothing."))
+        trainer.accumulate_gradient = failing(torch.OutOfMemoryError("Tried to allocate 2.00 GiB."))
     elif fault == "device" and RANK == 1:
         arguments = (*arguments, "device=meta")
     elif fault == "held":
         run = open_run(load_config(Path(arguments[2]), arguments[3:]))
-        (run.folder / f"held-{RANK}.json").write_text(json.dumps(layer_bytes_held(run.teacher)), encoding="utf-8")
+        (run.folder / f"held-{RANK}.json").write_text(json.dumps(held_by_teacher(run.teacher)), encoding="utf-8")
         trainer.fit(run)
         return
     sys.argv = ["gistnet", *arguments]

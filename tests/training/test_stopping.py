@@ -1,4 +1,4 @@
-"""Stopping early: what a full device, or a lost process, is told as. Real ones are in test_processes.py."""
+"""Stopping early: what a lost process is told as. Real ones are in test_processes.py."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -6,21 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from gistnet.errors import ProcessError, TrainingError
+from gistnet.errors import ProcessError
 from gistnet.training import stopping
-
-
-@pytest.mark.parametrize("sharded", [False, True])
-def test_a_full_device_is_told_in_a_sentence_and_agreed_upon_only_where_no_one_waits(monkeypatch, sharded):
-    """Inside a sharded teacher's layers the others wait for this process, and would not come to an agreement."""
-    monkeypatch.setattr(stopping, "is_sharded", lambda teacher: sharded)
-    run: Any = SimpleNamespace(teacher=SimpleNamespace(device="cuda:3"), processes=SimpleNamespace(rank=3, count=8))
-    with (
-        pytest.raises(TrainingError, match=r"cuda:3 of process 3 of 8 ran out of memory \(Tried 2 GiB\)") as raised,
-        stopping.telling_of_memory(run),
-    ):
-        raise torch.OutOfMemoryError("Tried 2 GiB.\nMore of it.")
-    assert isinstance(raised.value, ProcessError) == sharded
 
 
 def test_a_lost_process_before_the_first_checkpoint_leaves_nothing_to_name(tmp_path):
