@@ -25,7 +25,7 @@ def measure(variant: str, branches: Branches, teacher: Teacher, gistnet: GistNet
         spans: on how many the loops are timed, evenly over the first window.
     """
     device, in_window = teacher.device.type, len(branches.starts)
-    warm_up = branches if device == "cuda" else _short(branches)
+    warm_up = warm_up_branches(branches, device)
     result: dict[str, Any] = {}
     if variant == "engine":
         per_pass = branches_per_pass(teacher, branches.horizon)
@@ -69,7 +69,7 @@ def breakdown(branches: Branches, teacher: Teacher, gistnet: GistNet) -> dict[st
     device, per_pass = teacher.device.type, branches_per_pass(teacher, branches.horizon)
     starts = spread(branches.starts, max(1, per_pass // len(branches.tokens)))
     few = Branches(branches.tokens, starts, branches.horizon)
-    _marks(teacher, gistnet, few if device == "cuda" else _short(branches))
+    _marks(teacher, gistnet, warm_up_branches(few, device))
     marks = _marks(teacher, gistnet, few)
     flops = engine_flops(TeacherSize.of(teacher), gistnet, branches.tokens.shape[1], starts, few.horizon)
     parts = {}
@@ -126,7 +126,12 @@ def take_gradient(gistnet: GistNet) -> torch.Tensor:
     return torch.cat(gradients).cpu()
 
 
-def _short(branches: Branches) -> Branches:
-    """Two branches of a short window, which is enough to load and allocate what a CPU needs."""
+def warm_up_branches(branches: Branches, device: str) -> Branches:
+    """What to run before timing branches: on a GPU the same, since kernels are tuned to sizes.
+
+    On a CPU two branches of a short window are enough to load and allocate what it needs.
+    """
+    if device == "cuda":
+        return branches
     tokens = branches.tokens[:1, :512]
     return Branches(tokens, all_starts(tokens.shape[1], branches.horizon)[:2], branches.horizon)

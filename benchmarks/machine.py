@@ -74,6 +74,12 @@ def peak_megabytes(device: str) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
+def reset_peak(device: str) -> None:
+    """Let the peak of a GPU's memory begin from what is held now; that of a process on the CPU cannot be reset."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+
+
 def _processor() -> str:
     information = Path("/proc/cpuinfo")
     if information.exists():
