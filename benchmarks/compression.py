@@ -11,7 +11,6 @@ with `torch.compile`. Results: benchmarks/results/compression-cpu.json or compre
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -26,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # so that `python benchma
 from benchmarks.flops import TeacherSize
 from benchmarks.machine import describe_machine, peak_megabytes, reset_peak, timed
 from benchmarks.workload import EMBEDDED_TEACHER, SPAN, TEACHERS, build_gistnet, build_teacher, read_text
+from gistnet.files import write_json
 from gistnet.model.gistnet import GistNet
 from gistnet.model.teacher import Teacher
 from gistnet.objective.objective import encoding_precision
@@ -117,11 +117,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     out = arguments.out or RESULTS / f"compression-{arguments.device}.json"
-    out.parent.mkdir(parents=True, exist_ok=True)
     teacher = build_teacher(arguments.teacher, "bfloat16", arguments.device)
     for line, content in compression(teacher, "smoke" if arguments.smoke else arguments.device):
         print(line, flush=True)
-        out.write_text(json.dumps(content, indent=1) + "\n")
+        write_json(out, content)
 
 
 if __name__ == "__main__":

@@ -12,10 +12,11 @@ Three ways to the same losses and gradients, GistNet's own cost included in each
     engine    one pass over the window, then all of its spans as packed branches
 
 None of them computes logits anywhere but at the horizon, and all use the same fused loss. Each runs in a process of its
-own, so that its peak memory is its own. The loops are timed on a few spans, evenly over the window, since all of theirs
-cost the same. Before anything is timed, losses and GistNet's gradient are compared in float32 on the same spans of a
-short window. `breakdown` times the engine's parts apart; `ceiling` is what the machine reaches with plain large matrix
-products in bfloat16, and model FLOP utilisation the engine's share of it (`benchmarks/flops.py` says what is counted).
+own, so that its peak memory is its own (on a GPU, where the peak can be reset, one process runs all). The loops are
+timed on a few spans, evenly over the window, since all of theirs cost the same. Before anything is timed, losses and
+GistNet's gradient are compared in float32 on the same spans of a short window. `breakdown` times the engine's parts
+apart; `ceiling` is what the machine reaches with plain large matrix products in bfloat16, and model FLOP utilisation
+the engine's share of it (`benchmarks/flops.py` says what is counted).
 
 A long run can be cut into parts, which come together in one file (`--restart` begins it anew, and so does `--quick`):
 
@@ -29,6 +30,8 @@ import argparse
 import itertools
 import json
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +47,7 @@ from benchmarks.workload import (
     EMBEDDED_TEACHER,
     SMOLLM3_SHAPE,
     TEACHERS,
-    build_gistnet,
-    build_teacher,
+    Models,
     cut_windows,
 )
 
@@ -54,13 +56,12 @@ PARTS = ("ceiling", "equality", "engine", "cached", "loop", "breakdown")
 LOOP_SPANS = {"cpu": 3, "cuda": 8}
 
 
-def run_part(part: str, window: int, horizon: int, arguments: argparse.Namespace) -> Any:
+def run_part(part: str, window: int, horizon: int, arguments: argparse.Namespace, models: Models) -> Any:
     """Measure one part in this process."""
     device = arguments.device
     if part == "ceiling":
         return matmul_ceiling(device)
-    teacher = build_teacher(arguments.teacher, "float32" if part == "equality" else "bfloat16", device)
-    gistnet = build_gistnet(teacher)
+    teacher, gistnet = models.get(arguments.teacher, "float32" if part == "equality" else "bfloat16", device)
     if part == "equality":
         # A window of 1024 of the large teacher, in float32, would be too much for a CPU.
         return equality(teacher, gistnet, 256 if arguments.teacher == SMOLLM3_SHAPE else 1024)
@@ -68,6 +69,28 @@ def run_part(part: str, window: int, horizon: int, arguments: argparse.Namespace
     if part == "breakdown":
         return breakdown(branches, teacher, gistnet)
     return measure(part, branches, teacher, gistnet, spans=arguments.spans or LOOP_SPANS[device])
+
+
+def part_runner(arguments: argparse.Namespace) -> Callable[[str, int, int], Any]:
+    """What measures a part, given a window and H: a process of its own, or this one where its peaks can be reset.
+
+    The result is None where the memory of a GPU does not suffice.
+    """
+    if not arguments.in_process:
+        options: list[object] = ["--device", arguments.device, "--teacher", arguments.teacher]
+        options += ["--spans", arguments.spans] if arguments.spans else []
+        options += ["--windows-at-once", arguments.windows_at_once] if arguments.windows_at_once else []
+        return partial(in_own_process, "benchmarks.engine", *options, "--only")
+    models = Models()
+
+    def run(part: str, window: int, horizon: int) -> Any:
+        try:
+            return run_part(part, window, horizon, arguments, models)
+        except torch.OutOfMemoryError:
+            models.clear()
+            return None
+
+    return run
 
 
 def parse() -> argparse.Namespace:
@@ -83,8 +106,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cpu", "cuda"))
     parser.add_argument("--out", type=Path, help="the file that results are added to")
     parser.add_argument("--restart", action="store_true", help="forget what that file holds")
+    parser.add_argument("--in-process", action="store_true", help="measure all parts in this process, as on a GPU")
     parser.add_argument("--only", nargs=3, metavar=("PART", "WINDOW", "H"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    arguments.in_process |= arguments.device == "cuda"
     small = arguments.teacher == SMOLLM3_SHAPE and arguments.device == "cpu"
     if arguments.quick:
         arguments.spans = arguments.spans or 1
@@ -102,21 +127,19 @@ def main() -> None:
     arguments = parse()
     if arguments.only:
         part, window, horizon = arguments.only
-        print(json.dumps(run_part(part, int(window), int(horizon), arguments)))
+        print(json.dumps(run_part(part, int(window), int(horizon), arguments, Models())))
         return
-    options: list[object] = ["--device", arguments.device, "--teacher", arguments.teacher]
-    options += ["--spans", arguments.spans] if arguments.spans else []
-    options += ["--windows-at-once", arguments.windows_at_once] if arguments.windows_at_once else []
+    run = part_runner(arguments)
     results = EngineResults.read(arguments.out, arguments.teacher, restart=arguments.restart or arguments.quick)
     for part in ("ceiling", "equality"):
-        if part in arguments.parts:
-            measured = in_own_process("benchmarks.engine", *options, "--only", part, 0, 0)
+        if part in arguments.parts and (measured := run(part, 0, 0)) is not None:
             print(results.add_general(part, measured), flush=True)
     parts = [part for part in ("engine", "breakdown", "cached", "loop") if part in arguments.parts]
     for window, horizon in itertools.product(arguments.windows, arguments.horizons):
         for part in parts:
-            measured = in_own_process("benchmarks.engine", *options, "--only", part, window, horizon)
-            print(results.add(window, horizon, part, measured), flush=True)
+            measured = run(part, window, horizon)
+            known = measured is not None
+            print(results.add(window, horizon, part, measured) if known else f"{part}: does not fit", flush=True)
         print(results.describe(window, horizon), flush=True)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from benchmarks.flops import TeacherSize, engine_flops
-from benchmarks.machine import now, peak_megabytes, timed
+from benchmarks.machine import now, peak_megabytes, reset_peak, timed
 from benchmarks.workload import Branches, all_starts, branches_per_pass, engine, loop, read_text, spread
 from gistnet.model.gistnet import GistNet
 from gistnet.model.teacher import Teacher
@@ -30,6 +30,7 @@ def measure(variant: str, branches: Branches, teacher: Teacher, gistnet: GistNet
     if variant == "engine":
         per_pass = branches_per_pass(teacher, branches.horizon)
         engine(teacher, gistnet, warm_up, per_pass)
+        reset_peak(device)
         kls, seconds = timed(
             lambda: engine(teacher, gistnet, branches, per_pass), device, repeats=ENGINE_REPEATS[device]
         )
@@ -47,6 +48,7 @@ def measure(variant: str, branches: Branches, teacher: Teacher, gistnet: GistNet
         cached = variant == "cached"
         few = Branches(branches.tokens[:1], spread(branches.starts, spans), branches.horizon)
         list(loop(teacher, gistnet, Branches(warm_up.tokens[:1], warm_up.starts[:2], few.horizon), cached=cached))
+        reset_peak(device)
         kls, seconds = timed(lambda: list(loop(teacher, gistnet, few, cached=cached)), device)
         # The original forward serves all spans of the window, not only those timed.
         once = timed(lambda: teacher.read_windows(few.tokens), device)[1] if cached else 0.0

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from benchmarks.machine import describe_machine
+from gistnet.files import write_json
 
 VARIANTS = ("loop", "cached", "engine")
 
@@ -114,5 +115,4 @@ class EngineResults:
         return ratios
 
     def _write(self) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.write_text(json.dumps(self.content, indent=1) + "\n")
+        write_json(self.path, self.content)

@@ -44,6 +44,7 @@ from benchmarks.workload import (
     read_text,
     spread,
 )
+from gistnet.files import write_json
 from gistnet.model.gistnet import GistNet
 from gistnet.model.teacher import Teacher
 
@@ -164,8 +165,7 @@ def main() -> None:
     for series, figures in sweep(arguments.teacher, arguments.device, scale, tuple(arguments.series)):
         print(describe(series, figures), flush=True)
         content["series"].setdefault(series, []).append(figures)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(content, indent=1) + "\n")
+        write_json(out, content)
 
 
 if __name__ == "__main__":

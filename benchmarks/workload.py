@@ -81,6 +81,29 @@ def build_gistnet(teacher: Teacher, architecture: str = "full") -> GistNet:
     return gistnet
 
 
+class Models:
+    """The teacher and the GistNet last asked for, so that parts measured in one process share them."""
+
+    def __init__(self) -> None:
+        self._wanted: tuple[str, str, str] | None = None
+        self._models: tuple[Teacher, GistNet] | None = None
+
+    def get(self, name: str, precision: str, device: str) -> tuple[Teacher, GistNet]:
+        """As `build_teacher` and `build_gistnet`, with no gradient left from before."""
+        if self._models is None or self._wanted != (name, precision, device):
+            self.clear()
+            teacher = build_teacher(name, precision, device)
+            self._wanted, self._models = (name, precision, device), (teacher, build_gistnet(teacher))
+        self._models[1].zero_grad()
+        return self._models
+
+    def clear(self) -> None:
+        """Give their memory back."""
+        self._wanted = self._models = None
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
 def read_text(teacher: Teacher, windows: int, tokens: int) -> Tensor:
     """Windows of real prose that every Python has, repeated where it is too short, or of random tokens.
 

@@ -1,0 +1,170 @@
+"""Two questions that only a GPU answers: is it as exact as the CPU, and does reading ahead on a second stream pay?
+
+    python benchmarks/gpu_checks.py equality --out FILE      a minute
+    python benchmarks/gpu_checks.py read-ahead --out FILE    a minute
+
+    equality      losses and GistNet's gradient of the engine on the GPU, against the engine on the CPU in float32, and
+                  against the spec's loop on the same GPU (transformers' own attention) in float32; in bfloat16 the
+                  engine's and the loop's distances from the float32 result, of which neither should be the larger
+    read-ahead    the engine over several batches of windows, each read when its turn comes or, on a stream of its own,
+                  while the branches of the batch before run
+
+On a machine without a GPU both run on the CPU, which shows that they run and nothing else.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).parent.parent))  # so that `python benchmarks/…` works, and `-m benchmarks.…`
+
+from benchmarks.engine_parts import take_gradient
+from benchmarks.machine import describe_machine, timed
+from benchmarks.workload import (
+    EMBEDDED_TEACHER,
+    TEACHERS,
+    Branches,
+    all_starts,
+    branches_per_pass,
+    build_gistnet,
+    build_teacher,
+    cut_windows,
+    engine,
+    engine_on,
+    loop,
+    read_text,
+    spread,
+)
+from gistnet.files import write_json
+from gistnet.model.teacher import ReadWindows, Teacher
+
+HORIZON = 32
+
+
+def check_equality(teacher_name: str, device: str, window: int) -> dict[str, Any]:
+    """Distances between CPU and GPU, and between engine and loop, on spans from all over two windows.
+
+    KL in nats, the largest difference of a span; gradients as the norm of the difference over the norm.
+    """
+    spans = 8
+    teacher = build_teacher(teacher_name, "float32", "cpu")
+    gistnet = build_gistnet(teacher)
+
+    def run(variant: str) -> tuple[Tensor, Tensor]:
+        branches = Branches(read_text(teacher, 2, window), spread(all_starts(window, HORIZON), spans), HORIZON)
+        if variant == "engine":
+            kls = engine(teacher, gistnet, branches, branches_per_pass=2 * spans)
+        else:
+            kls = list(loop(teacher, gistnet, branches, cached=True))
+        return torch.tensor(kls), take_gradient(gistnet)
+
+    results = {"engine, cpu": run("engine")}
+    teacher.model.to(device)
+    gistnet.to(device)
+    results |= {"engine, float32": run("engine"), "loop, float32": run("loop")}
+    teacher.model.to(torch.bfloat16)
+    results |= {"engine, bfloat16": run("engine"), "loop, bfloat16": run("loop")}
+    pairs = (
+        ("engine, float32", "engine, cpu"),
+        ("engine, float32", "loop, float32"),
+        ("engine, bfloat16", "engine, cpu"),
+        ("loop, bfloat16", "engine, cpu"),
+    )
+    differences: dict[str, Any] = {}
+    for one, other in pairs:
+        (kl, gradient), (expected_kl, expected_gradient) = results[one], results[other]
+        differences[f"{one} - {other}"] = {
+            "kl_nats": float((kl - expected_kl).abs().max()),
+            "gradient_relative": float((gradient - expected_gradient).norm() / expected_gradient.norm()),
+        }
+    return {
+        "window": window,
+        "spans": 2 * spans,
+        "mean_kl_nats": float(results["engine, cpu"][0].mean()),
+        **differences,
+    }
+
+
+def read_in_turn(teacher: Teacher, batches: Sequence[Tensor]) -> Iterator[ReadWindows]:
+    """Read each batch of windows when it is asked for."""
+    for tokens in batches:
+        yield teacher.read_windows(tokens)
+
+
+def read_ahead(teacher: Teacher, batches: Sequence[Tensor]) -> Iterator[ReadWindows]:
+    """Read the next batch of windows on a stream of its own while the caller works on the one that it was given."""
+    if teacher.device.type != "cuda":
+        yield from read_in_turn(teacher, batches)
+        return
+    main, side = torch.cuda.current_stream(), torch.cuda.Stream()
+
+    def begin(tokens: Tensor) -> tuple[ReadWindows, torch.cuda.Event]:
+        with torch.cuda.stream(side):
+            read = teacher.read_windows(tokens)
+            done = torch.cuda.Event()
+            done.record(side)
+        for tensor in (read.hidden, *read.document.keys.values(), *read.document.values.values()):
+            tensor.record_stream(main)  # its memory is not given to the side stream again while the main one uses it
+        return read, done
+
+    side.wait_stream(main)
+    coming = begin(batches[0])
+    for following in (*batches[1:], None):
+        read, done = coming
+        main.wait_event(done)
+        if following is not None:
+            coming = begin(following)
+        yield read
+
+
+def check_read_ahead(teacher_name: str, device: str, window: int, n_batches: int) -> dict[str, float]:
+    """Seconds of the engine over the batches, read in turn and ahead, and how much faster the latter is."""
+    teacher = build_teacher(teacher_name, "bfloat16", device)
+    gistnet = build_gistnet(teacher)
+    branches, per_pass = cut_windows(teacher, window, HORIZON), branches_per_pass(teacher, HORIZON)
+    batches = [branches.tokens] * n_batches
+
+    def run(readings: Iterator[ReadWindows]) -> None:
+        for read in readings:
+            engine_on(teacher, gistnet, read, branches, per_pass)
+
+    engine(teacher, gistnet, branches, per_pass)  # loads and tunes kernels
+    _, in_turn = timed(lambda: run(read_in_turn(teacher, batches)), device)
+    _, ahead = timed(lambda: run(read_ahead(teacher, batches)), device)
+    return {
+        "window": window,
+        "windows_per_batch": len(branches.tokens),
+        "branches_per_batch": len(branches),
+        "batches": n_batches,
+        "seconds_in_turn": in_turn,
+        "seconds_ahead": ahead,
+        "speedup": in_turn / ahead,
+    }
+
+
+def main() -> None:
+    """Run a check, print its figures, keep them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("check", choices=("equality", "read-ahead"))
+    parser.add_argument("--teacher", choices=TEACHERS, default=EMBEDDED_TEACHER)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--window", type=int, help="tokens of a window (1024 for equality, 4096 to read ahead)")
+    parser.add_argument("--out", type=Path, required=True)
+    arguments = parser.parse_args()
+    figures: dict[str, Any]
+    if arguments.check == "equality":
+        figures = check_equality(arguments.teacher, arguments.device, arguments.window or 1024)
+    else:
+        figures = check_read_ahead(arguments.teacher, arguments.device, arguments.window or 4096, n_batches=4)
+    for name, figure in figures.items():
+        print(f"{arguments.check}: {name}: {figure}", flush=True)
+    write_json(arguments.out, {"machine": describe_machine(), "teacher": arguments.teacher, **figures})
+
+
+if __name__ == "__main__":
+    main()
