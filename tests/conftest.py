@@ -8,8 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pytest
 import torch
+
+if not torch.cuda.is_available():
+    # The GPU kernels run in Triton's interpreter; read when Triton is first imported, which transformers does.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+import pytest
 import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast

@@ -12,7 +12,7 @@ from gistnet.data.dataset import PreparedDataset, WindowInfo
 from gistnet.data.sampling import SpanLayout, WindowSample
 from gistnet.model.teacher import ReadWindows, Teacher
 from gistnet.objective.branches import StandIns, Stretches, replaced_hidden
-from gistnet.objective.losses import token_losses
+from gistnet.objective.losses import token_losses_of_each
 
 MakeStandIns = Callable[["HeldOutWindow", ReadWindows], StandIns]
 
@@ -95,10 +95,13 @@ class HeldOut:
         """Losses after each kind of stand-in, by its name."""
         columns: dict[str, list[NDArray[np.float64]]] = {name: [] for name in stand_ins}
         for window, read in self._read_windows():
-            original = window.stretches.original_hidden(read)
-            for name, make in stand_ins.items():
-                hidden = replaced_hidden(self.teacher, read, window.stretches, make(window, read))
-                losses = token_losses(self.teacher, original, hidden, window.stretches.targets)
+            stretches = window.stretches
+            replaced = {
+                name: replaced_hidden(self.teacher, read, stretches, make(window, read))
+                for name, make in stand_ins.items()
+            }
+            original = stretches.original_hidden(read)
+            for name, losses in token_losses_of_each(self.teacher, original, replaced, stretches.targets).items():
                 columns[name].append(torch.stack([losses.kl, losses.delta_nll]).double().cpu().numpy())
         return {name: Measured(*np.concatenate(parts, axis=1)) for name, parts in columns.items()}
 

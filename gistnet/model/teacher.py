@@ -24,9 +24,10 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from gistnet.errors import TeacherError
+from gistnet.model.attention_passes import BranchPass, DocumentPass
 from gistnet.model.embedded_teacher import EMBEDDED_REVISION, EMBEDDED_TEACHER, embedded_teacher_folder
 from gistnet.model.fingerprint import TeacherFingerprint
-from gistnet.model.prefix_attention import ATTENTION_NAME, BranchPass, DocumentPass
+from gistnet.model.prefix_attention import ATTENTION_NAME
 from gistnet.model.teacher_layers import TeacherLayers
 from gistnet.model.teacher_support import refuse_unsupported
 from gistnet.model.tokenizer import TeacherTokenizer

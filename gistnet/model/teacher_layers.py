@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gistnet.model.prefix_attention import DocumentPass
+from gistnet.model.attention_passes import DocumentPass
 
 
 class TeacherLayers(nn.Module):

@@ -5,11 +5,14 @@ reaches a hidden state is known as soon as its logits are: it is computed with t
 logits are dropped. Peak extra memory is a few times chunk × vocabulary, whatever the number of tokens.
 """
 
+from collections.abc import Mapping
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from gistnet.kernels.gate import shown_exact
 from gistnet.model.teacher import Teacher
 
 
@@ -37,7 +40,7 @@ def token_losses(
     targets: Tensor,
     *,
     differentiate: tuple[str, ...] = ("kl",),
-    chunk_tokens: int = 128,
+    chunk_tokens: int | None = None,
 ) -> TokenLosses:
     """Compare the predictions of two contexts for the same tokens.
 
@@ -48,7 +51,7 @@ def token_losses(
         targets: `[branches, H]`, the true tokens.
         differentiate: which of "kl" and "nll_replaced" carry gradient to `replaced`; each costs a product with the
             head, and what is not named comes out without gradient.
-        chunk_tokens: how many tokens' logits exist at a time.
+        chunk_tokens: how many tokens' logits exist at a time; None is `default_chunk_tokens`.
     """
     shape = targets.shape
     wanted = tuple(name in differentiate and replaced.requires_grad for name in ("kl", "nll_replaced"))
@@ -58,7 +61,29 @@ def token_losses(
     return TokenLosses(kl.view(shape), nll_original.view(shape), nll_replaced.view(shape))
 
 
-def token_nll(teacher: Teacher, hidden: Tensor, targets: Tensor, *, chunk_tokens: int = 128) -> Tensor:
+@torch.no_grad()
+def token_losses_of_each(
+    teacher: Teacher, original: Tensor, replaced: Mapping[str, Tensor], targets: Tensor
+) -> dict[str, TokenLosses]:
+    """As `token_losses` for several replaced contexts, by name; the original's logits are made once for all of them."""
+    chunk_tokens = default_chunk_tokens(original.device)
+    parts: dict[str, list[Tensor]] = {name: [] for name in replaced}
+    columns = targets.flatten().split(chunk_tokens)
+    flat = {name: hidden.flatten(0, 1).split(chunk_tokens) for name, hidden in replaced.items()}
+    for number, states in enumerate(original.flatten(0, 1).split(chunk_tokens)):
+        predicted = _predicted(teacher.logits(states))
+        for name, chunks in flat.items():
+            compared = _compare(predicted, teacher.logits(chunks[number]), columns[number], teacher, (False, False))
+            parts[name].append(torch.stack(compared[:3]))
+    return {name: TokenLosses(*torch.cat(part, dim=1).view(3, *targets.shape)) for name, part in parts.items()}
+
+
+def default_chunk_tokens(device: torch.device) -> int:
+    """How many tokens' logits exist at a time: what the cache likes on a CPU, what fills the device on a GPU."""
+    return 4096 if device.type == "cuda" else 128
+
+
+def token_nll(teacher: Teacher, hidden: Tensor, targets: Tensor, *, chunk_tokens: int | None = None) -> Tensor:
     """Negative log-likelihood of `targets` `[branches, n]` given hidden states `[branches, n, dim]`, in nats."""
     losses = token_losses(
         teacher, hidden.detach(), hidden, targets, differentiate=("nll_replaced",), chunk_tokens=chunk_tokens
@@ -87,31 +112,22 @@ class _FrozenHeadLosses(torch.autograd.Function):
         targets: Tensor,
         teacher: Teacher,
         wanted: tuple[bool, bool],
-        chunk_tokens: int,
+        chunk_tokens: int | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         kl_wanted, nll_wanted = wanted
+        chunk_tokens = chunk_tokens or default_chunk_tokens(replaced.device)
         wide = torch.promote_types(replaced.dtype, torch.float32)
         kl, nll_original, nll_replaced = (torch.empty(len(targets), dtype=wide, device=replaced.device) for _ in "123")
         d_kl = torch.empty_like(replaced) if kl_wanted else None
         d_nll = torch.empty_like(replaced) if nll_wanted else None
         for start in range(0, len(targets), chunk_tokens):
             chunk = slice(start, start + chunk_tokens)
-            column = targets[chunk, None]
-            logits = teacher.logits(replaced[chunk])
-            log_p = torch.log_softmax(teacher.logits(original[chunk]), dim=-1, dtype=wide)
-            log_q = torch.log_softmax(logits, dim=-1, dtype=wide)
-            nll_original[chunk] = -log_p.gather(1, column)[:, 0]
-            nll_replaced[chunk] = -log_q.gather(1, column)[:, 0]
-            p = log_p.exp()
-            kl[chunk] = torch.linalg.vecdot(p, log_p.sub_(log_q))
-            if d_kl is None and d_nll is None:
-                continue
-            q = log_q.exp_()
-            if d_nll is not None:
-                d_logits = q.scatter_add(1, column, torch.full_like(column, -1, dtype=wide))
-                d_nll[chunk] = _through_head(d_logits, logits, teacher)
-            if d_kl is not None:
-                d_kl[chunk] = _through_head(q.sub_(p), logits, teacher)
+            predicted = _predicted(teacher.logits(original[chunk]))
+            compared = _compare(predicted, teacher.logits(replaced[chunk]), targets[chunk], teacher, wanted)
+            kl[chunk], nll_original[chunk], nll_replaced[chunk] = compared[:3]
+            for gradient, d_logits in ((d_kl, compared.d_kl), (d_nll, compared.d_nll)):
+                if gradient is not None and d_logits is not None:
+                    torch.mm(d_logits, teacher.head_weight, out=gradient[chunk])
         ctx.save_for_backward(*(d for d in (d_kl, d_nll) if d is not None))
         ctx.wanted = wanted
         ctx.mark_non_differentiable(nll_original, *([] if kl_wanted else [kl]), *([] if nll_wanted else [nll_replaced]))
@@ -124,8 +140,90 @@ class _FrozenHeadLosses(torch.autograd.Function):
         return sum(parts[1:], parts[0]), None, None, None, None, None
 
 
-def _through_head(d_logits: Tensor, logits: Tensor, teacher: Teacher) -> Tensor:
-    """The gradient of hidden states, `[tokens, dim]`, from that of their logits, `[tokens, vocab]`."""
+class _Compared(NamedTuple):
+    """Losses `[tokens]`, and the gradients of the replaced logits, `[tokens, vocab]`, where they are wanted."""
+
+    kl: Tensor
+    nll_original: Tensor
+    nll_replaced: Tensor
+    d_kl: Tensor | None
+    d_nll: Tensor | None
+
+
+def _predicted(logits: Tensor) -> Tensor:
+    """What `_compare` wants of the original context, `[tokens, vocab]`: logits on a GPU, else their log-softmax."""
+    return logits if _by_kernel(logits) else _log_softmax(logits)
+
+
+def _compare(
+    predicted: Tensor, logits: Tensor, targets: Tensor, teacher: Teacher, wanted: tuple[bool, ...]
+) -> _Compared:
+    """Compare the logits of a replaced context with what was `_predicted`, for the same `targets`, `[tokens]`.
+
+    With gradients wanted, `predicted` and `logits` are used up.
+    """
+    kl_wanted, nll_wanted = wanted
+    if _by_kernel(logits):
+        from gistnet.kernels.head_losses import compare_logits
+
+        cap = teacher.final_softcap
+        return _Compared(*compare_logits(predicted, logits, targets, cap, kl_wanted=kl_wanted, nll_wanted=nll_wanted))
+    column, log_p, log_q = targets[:, None], predicted, _log_softmax(logits)
+    nll_original, nll_replaced = -log_p.gather(1, column)[:, 0], -log_q.gather(1, column)[:, 0]
+    p = log_p.exp()
+    kl = torch.linalg.vecdot(p, log_p - log_q)
+    if not (kl_wanted or nll_wanted):
+        return _Compared(kl, nll_original, nll_replaced, None, None)
+    q = log_q.exp_()
+    d_nll = d_kl = None
+    if nll_wanted:
+        d_nll = _of_logits(q.scatter_add(1, column, torch.full_like(column, -1, dtype=q.dtype)), logits, teacher)
+    if kl_wanted:
+        d_kl = _of_logits(q.sub_(p), logits, teacher)
+    return _Compared(kl, nll_original, nll_replaced, d_kl, d_nll)
+
+
+def _of_logits(d_capped: Tensor, logits: Tensor, teacher: Teacher) -> Tensor:
+    """The gradient of the head's product from that of the logits, in their number format."""
     if teacher.final_softcap is not None:
-        d_logits = d_logits * (1 - (logits / teacher.final_softcap) ** 2)
-    return d_logits.to(logits.dtype) @ teacher.head_weight
+        d_capped = d_capped * (1 - (logits / teacher.final_softcap) ** 2)
+    return d_capped.to(logits.dtype)
+
+
+def _log_softmax(logits: Tensor) -> Tensor:
+    return torch.log_softmax(logits, dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))
+
+
+def _by_kernel(logits: Tensor) -> bool:
+    return logits.device.type == "cuda" and _kernel_is_exact(logits.dtype, logits.device)
+
+
+@cache
+def _kernel_is_exact(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether the GPU kernel computes what PyTorch does here: losses and gradients of a few tokens, with a softcap."""
+    name = f"the losses in {str(dtype).removeprefix('torch.')} on {device}"
+    return dtype != torch.float64 and shown_exact(
+        name, partial(largest_difference_of_kernel, dtype, device), 1e-5 if dtype == torch.float32 else 1e-2
+    )
+
+
+def largest_difference_of_kernel(dtype: torch.dtype, device: torch.device) -> float:
+    """How far the kernel and PyTorch are apart, as a share of the largest entry of each result."""
+    from gistnet.kernels.head_losses import compare_logits
+
+    generator = torch.Generator().manual_seed(0)
+    original, replaced = (3 * torch.randn(5, 10_007, generator=generator).to(device, dtype) for _ in "12")
+    targets = torch.randint(0, 10_007, (5,), generator=generator).to(device)
+    largest = 0.0
+    for cap in (None, 20.0):
+        log_p, log_q = _log_softmax(original), _log_softmax(replaced)
+        p, q = log_p.exp(), log_q.exp()
+        slope = 1.0 if cap is None else 1 - (replaced.to(p.dtype) / cap) ** 2
+        target = torch.nn.functional.one_hot(targets, p.shape[1])
+        nlls = [-(target * table).sum(-1) for table in (log_p, log_q)]
+        expected = ((p * (log_p - log_q)).sum(-1), *nlls, (q - p) * slope, (q - target) * slope)
+        got = compare_logits(original.clone(), replaced.clone(), targets, cap, kl_wanted=True, nll_wanted=True)
+        for a, b in zip(got, expected, strict=True):
+            assert a is not None
+            largest = max(largest, float((a.to(b.dtype) - b).abs().max() / b.abs().max()))
+    return largest

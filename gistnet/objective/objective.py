@@ -32,8 +32,8 @@ class ObjectiveConfig(Section):
     """The cosine distance at which that hinge is content."""
     reconstruction_weight: float = Field(default=0.0, ge=0)
     """Weight of the teacher's cross-entropy, in nats per token, when it repeats the span from its gist."""
-    chunk_tokens: int = Field(default=128, ge=1)
-    """Predicted tokens whose logits exist at a time; only memory and speed depend on it."""
+    chunk_tokens: int | None = Field(default=None, ge=1)
+    """Predicted tokens whose logits exist at a time; None: 128 on a CPU, 4096 on a GPU."""
 
 
 class BranchLosses(NamedTuple):
@@ -220,7 +220,7 @@ def branch_losses(
 
 
 def _reconstruction(
-    teacher: Teacher, read: ReadWindows, stretches: Stretches, stand_ins: StandIns, chunk_tokens: int
+    teacher: Teacher, read: ReadWindows, stretches: Stretches, stand_ins: StandIns, chunk_tokens: int | None
 ) -> Tensor:
     """Cross-entropy of the replaced tokens when they follow their own gists, `[branches]`, nats per token.
 

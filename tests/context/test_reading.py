@@ -8,7 +8,7 @@ from gistnet.context.assembly import Context, assemble
 from gistnet.context.plan import Gists, Plan, Raw
 from gistnet.context.reading import continue_context
 from gistnet.errors import ConfigError
-from gistnet.model.prefix_attention import BranchPass
+from gistnet.model.attention_passes import BranchPass
 from gistnet.model.teacher import Teacher
 from gistnet.objective.branches import Positions
 from tests.context.histories import random_history

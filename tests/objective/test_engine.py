@@ -7,6 +7,7 @@ import torch
 
 from gistnet.errors import DataError
 from gistnet.evaluation import baselines
+from gistnet.model.attention_passes import BranchPass, Intervals
 from gistnet.objective import branches
 from gistnet.objective.branches import StandIns, Stretches, gist_stand_ins, replaced_hidden
 from gistnet.objective.losses import token_losses
@@ -209,20 +210,19 @@ def test_a_mistake_in_one_run_of_a_mixed_pass_is_noticed(family, monkeypatch):
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
 def test_a_mask_that_lets_a_branch_see_too_much_is_noticed(family, monkeypatch):
     """Without causality inside the branch, or without the sliding window, the equality breaks."""
-    from gistnet.model import prefix_attention
-
     teacher, stretches = tiny_teacher(family), make_stretches(MIXED)
     gists = gist_stand_ins(stretches, random_gists(stretches, teacher.hidden_size), "center")
     expected = written_out_losses(teacher, stretches, gists)[0]
     if family == "llama":
-        monkeypatch.setattr(
-            prefix_attention,
-            "_own_scores",
-            lambda rows, key, length, scale: (rows @ key.transpose(-1, -2)) * scale,
-        )
+        exact = BranchPass.own_intervals
+
+        def seeing_all(self, reach):
+            seen = exact(self, reach)
+            return Intervals(seen.low, torch.full_like(seen.high, seen.high.shape[1]))
+
+        monkeypatch.setattr(BranchPass, "own_intervals", seeing_all)
     else:
-        plain = prefix_attention._visible
-        monkeypatch.setattr(prefix_attention, "_visible", lambda query, key, window: plain(query, key, None))
+        monkeypatch.setattr(BranchPass, "reach", lambda self, sliding_window: None)
     assert (engine_kl(teacher, stretches, gists).kl - expected).abs().amax(dim=1).min() > 1e-3
 
 

@@ -1,0 +1,1 @@
+"""Triton kernels: what the GPU does in one launch where PyTorch would take many. Imported only where they are used."""
