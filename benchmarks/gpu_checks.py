@@ -5,7 +5,8 @@
 
     equality      losses and GistNet's gradient of the engine on the GPU, against the engine on the CPU in float32, and
                   against the spec's loop on the same GPU (transformers' own attention) in float32; in bfloat16 the
-                  engine's and the loop's distances from the float32 result, of which neither should be the larger
+                  engine's and the loop's distances from the float32 result, of which neither should be the larger;
+                  and each kernel against plain PyTorch by itself
     read-ahead    the engine over several batches of windows, each read when its turn comes or, on a stream of its own,
                   while the branches of the batch before run
 
@@ -14,7 +15,8 @@ On a machine without a GPU both run on the CPU, which shows that they run and no
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +43,9 @@ from benchmarks.workload import (
     spread,
 )
 from gistnet.files import write_json
+from gistnet.model.prefix_attention import largest_difference_of_kernels
 from gistnet.model.teacher import ReadWindows, Teacher
+from gistnet.objective.losses import largest_difference_of_kernel
 
 HORIZON = 32
 
@@ -88,6 +92,24 @@ def check_equality(teacher_name: str, device: str, window: int) -> dict[str, Any
         "mean_kl_nats": float(results["engine, cpu"][0].mean()),
         **differences,
     }
+
+
+def check_kernels(device: str) -> dict[str, float | str]:
+    """How far the GPU's kernels are from plain PyTorch, as a share of the largest entry; why, where they do not run."""
+    cases: dict[str, Callable[[], float]] = {}
+    for dtype in (torch.bfloat16, torch.float32):
+        format_name = str(dtype).removeprefix("torch.")
+        for width in (64, 128):  # of the heads of SmolLM2-135M and SmolLM3-3B
+            attention = partial(largest_difference_of_kernels, dtype, width, torch.device(device))
+            cases[f"branch attention, {format_name}, heads of {width}"] = attention
+        cases[f"losses, {format_name}"] = partial(largest_difference_of_kernel, dtype, torch.device(device))
+    found: dict[str, float | str] = {}
+    for name, difference in cases.items():
+        try:
+            found[name] = difference()
+        except Exception as error:  # whatever Triton or the GPU refuses, the other kernels are asked all the same
+            found[name] = f"{type(error).__name__}: {error}"
+    return found
 
 
 def read_in_turn(teacher: Teacher, batches: Sequence[Tensor]) -> Iterator[ReadWindows]:
@@ -159,6 +181,8 @@ def main() -> None:
     figures: dict[str, Any]
     if arguments.check == "equality":
         figures = check_equality(arguments.teacher, arguments.device, arguments.window or 1024)
+        if arguments.device == "cuda":
+            figures["kernels"] = check_kernels(arguments.device)
     else:
         figures = check_read_ahead(arguments.teacher, arguments.device, arguments.window or 4096, n_batches=4)
     for name, figure in figures.items():

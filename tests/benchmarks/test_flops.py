@@ -21,7 +21,7 @@ class LinearFlops(TorchDispatchMode):
     total = 0
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if function in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default):
+        if function.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm):
             left, right = args[-2:]
             self.total += 2 * left.shape[0] * left.shape[1] * right.shape[1]
         return function(*args, **(kwargs or {}))
