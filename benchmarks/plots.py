@@ -37,7 +37,7 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 
 def draw_sweep(content: dict[str, Any], suffix: str, out: Path) -> list[Path]:
     """Cost per span along each series, and memory along the spans of a window."""
-    where = f"{content['teacher']}, {_device(content)}"
+    where = f"{content['teacher']}, {describe_device(content)}"
     names = {
         "windows": ("window", "tokens of a window", "seconds_per_span_with_all_spans"),
         "horizons": ("horizon", "horizon H, tokens", "seconds_per_span"),
@@ -69,7 +69,7 @@ def draw_compression(content: dict[str, Any], suffix: str, out: Path) -> list[Pa
         for architecture in dict.fromkeys(row["architecture"] for row in rates)
     }
     lines["the teacher's prefill"] = [content["prefill_tokens_per_second"]] * len(x)
-    title = f"Compression ({content['teacher']}, {_device(content)})"
+    title = f"Compression ({content['teacher']}, {describe_device(content)})"
     return [_lines(out / f"compression{suffix}.svg", x, lines, "spans in a batch", "tokens a second", title)]
 
 
@@ -88,10 +88,10 @@ def draw_engine(content: dict[str, Any], suffix: str, out: Path) -> list[Path]:
                 parts.setdefault(part, {})[name] = 1000 * row["seconds_per_span"]
     made = []
     if ratios:
-        title = f"The engine's speedup ({_device(content)})"
+        title = f"The engine's speedup ({describe_device(content)})"
         made.append(_bars(out / f"engine-speedup{suffix}.svg", ratios, "times as fast", title, stacked=False))
     if parts:
-        title = f"Where the engine's time goes ({_device(content)})"
+        title = f"Where the engine's time goes ({describe_device(content)})"
         made.append(_bars(out / f"engine-parts{suffix}.svg", parts, "milliseconds a span", title, stacked=True))
     return made
 
@@ -101,7 +101,8 @@ def _pyplot() -> Any:
     return importlib.import_module("matplotlib.pyplot")
 
 
-def _device(content: dict[str, Any]) -> str:
+def describe_device(content: dict[str, Any]) -> str:
+    """The GPU that a result was measured on, or the cores of the processor."""
     machine = content["machine"]
     return machine["gpu"] if machine["gpu"] != "none" else f"{machine['cores']} cores of {machine['processor']}"
 
