@@ -8,7 +8,8 @@ gistnet compress  compress documents into a tree of gists on disk
 gistnet generate  let the frozen model answer from a document in a tree
 gistnet tree      look into a tree: info, verify, search, export
 
-Bad input ends in one sentence on the standard error and exit status 1; an interrupted training run in status 130.
+Bad input, and a GPU whose memory runs out, end in one sentence on the standard error and exit status 1; an interrupted
+training run in status 130.
 """
 
 import json
@@ -37,6 +38,12 @@ def main() -> None:
         app()
     except GistNetError as error:
         _say("gistnet: " + " ".join(str(error).split()))  # a library's words, quoted in it, may span lines
+        sys.exit(1)
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # PyTorch's, which is not imported for every command
+            raise
+        tried_and_free = "; ".join(str(error).split(". ")[1:3])
+        _say(f"gistnet: The device's memory ran out ({tried_and_free}); expected room for it.")
         sys.exit(1)
 
 

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
+from rich.table import Table
 
 from gistnet.config import RunConfig, load_config, save_config
 from gistnet.data.dataset import PreparedDataset
 from gistnet.data.prepare import prepare
+from gistnet.devices import require_precision, usable_devices
 from gistnet.errors import CheckpointError, ConfigError, TeacherError
 from gistnet.evaluation.report import write_report
 from gistnet.files import storage_errors
@@ -22,7 +24,7 @@ from gistnet.model.teacher import Teacher, TeacherConfig, load_tokenizer
 from gistnet.objective.reference import require_exact
 from gistnet.run_folder import CHECKPOINTS_FOLDER, CONFIG_FILE, LEFT_BY_A_RUN
 from gistnet.training.checkpoint import best_checkpoint, latest_checkpoint
-from gistnet.training.memory import describe_plan, describe_steps
+from gistnet.training.dry_run import describe_plan, describe_steps, memory_tables
 from gistnet.training.parallel import Processes
 from gistnet.training.run import Run, build_run
 from gistnet.training.trackers import require_installed
@@ -59,6 +61,7 @@ def load_teacher(config: RunConfig, device: torch.device) -> Teacher:
     """
     if device.type == "meta":
         raise ConfigError("device is 'meta', which holds no weights; expected it in a dry run only.")
+    require_precision(device, config.teacher.precision)
     teacher = Teacher.from_pretrained(config.teacher, device)
     _require_short_enough(config, teacher)
     require_exact(teacher)
@@ -112,11 +115,13 @@ def open_run(config: RunConfig, progress: Callable[[str], None] = lambda message
         seed=config.seed,
         processes=processes,
         source_weights={source.name: source.weight for source in config.data.sources},
+        gradient_checkpointing=config.teacher.gradient_checkpointing,
+        say=progress,
     )
 
 
-def dry_run(config: RunConfig, say: Callable[[str], None] = lambda message: None) -> Iterator[str]:
-    """What a run would need, line by line, and what one step of each stage gives; nothing is saved.
+def dry_run(config: RunConfig, say: Callable[[str], None] = lambda message: None) -> Iterator[str | Table]:
+    """What a run would need, in lines and tables, and what one step of each stage gives; nothing is saved.
 
     On the device `meta` neither weights nor data are read, only the shape of the teacher is.
 
@@ -127,15 +132,27 @@ def dry_run(config: RunConfig, say: Callable[[str], None] = lambda message: None
         teacher = Teacher.without_weights(config.teacher)
         _require_short_enough(config, teacher)
         gistnet = build_gistnet(config, teacher)
-        sizes = {"window_tokens": config.data.window_tokens, "processes": 1}
-        yield from describe_plan(config, teacher, gistnet, config.stages, **sizes)
+        yield from describe_plan(config, teacher, gistnet)
+        yield from _memory_tables(config, teacher, gistnet, processes=1)
         return
     run = open_run(config, say)
-    sizes = {"window_tokens": int(run.dataset.lengths.max()), "processes": run.processes.count}
     # Every process makes the steps, one tells of them.
-    lines = [*describe_plan(config, run.teacher, run.gistnet, config.stages, **sizes), *describe_steps(run)]
+    steps = list(describe_steps(run, config.stages, window_tokens=int(run.dataset.lengths.max())))
     if run.processes.is_main:
-        yield from lines
+        yield from describe_plan(config, run.teacher, run.gistnet)
+        yield from _memory_tables(config, run.teacher, run.gistnet, processes=run.processes.count)
+        yield from steps
+
+
+def _memory_tables(config: RunConfig, teacher: Teacher, gistnet: GistNet, *, processes: int) -> Iterator[Table]:
+    return memory_tables(
+        teacher,
+        gistnet,
+        config.stages,
+        window_tokens=config.data.window_tokens,
+        processes=processes,
+        gradient_checkpointing=config.teacher.gradient_checkpointing,
+    )
 
 
 def train(
@@ -269,6 +286,8 @@ def _processes(device: str) -> Processes:
         processes = Processes(device)
         torch.empty(1, device=processes.device)
     except (RuntimeError, AssertionError) as error:  # the latter where PyTorch was built without CUDA
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise ConfigError(f"device is '{device}', which PyTorch cannot use here ({reason}).") from error
+        reason = str(error).splitlines()[0].partition(". ")[0].rstrip(".")
+        raise ConfigError(
+            f"device is '{device}', which PyTorch cannot use here ({reason}); expected {usable_devices()}."
+        ) from error
     return processes

@@ -115,8 +115,7 @@ class HeldOut:
         if window.number in self._reads:
             return self._reads[window.number]
         read = self.teacher.read_windows(window.stretches.tokens)
-        kept = [read.hidden, *read.document.keys.values(), *read.document.values.values()]
-        size = sum(tensor.nbytes for tensor in kept)
+        size = sum(tensor.nbytes for tensor in read.tensors())
         if size <= self._room_bytes:
             self._room_bytes -= size
             self._reads[window.number] = read

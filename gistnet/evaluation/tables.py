@@ -4,11 +4,11 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Any, Literal
 
-from rich.console import Console
 from rich.table import Table
 
 from gistnet.data.dataset import DatasetStatistics
 from gistnet.evaluation.records import MetricRecord
+from gistnet.terminal import at_full_width
 
 _BASELINES = ("drop", "last_token", "surprisal_token", "mean", "shuffled", "gists_below")
 # Too many for a terminal: a line for each offset, and the parts of measures other than kinds of tokens.
@@ -63,7 +63,7 @@ def _table(title: str, records: Sequence[MetricRecord], second: Literal["offsets
             *(f"{record.baselines[name]:.3f}" if name in record.baselines else "" for name in shown),
             _target(record),
         )
-    return _at_full_width(table)
+    return at_full_width(table)
 
 
 def _offsets(record: MetricRecord) -> str:
@@ -87,10 +87,4 @@ def dataset_table(statistics: DatasetStatistics) -> Table:
     for split in statistics.splits:
         values = (getattr(split, name) for name in columns)
         table.add_row(*(f"{value:,}" if isinstance(value, int) else value for value in values))
-    return _at_full_width(table)
-
-
-def _at_full_width(table: Table) -> Table:
-    """Take the width that the cells need: a narrow terminal breaks the lines, but no digit is left out."""
-    table.width = Console(width=1000, markup=False).measure(table).maximum
-    return table
+    return at_full_width(table)

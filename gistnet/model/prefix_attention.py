@@ -26,6 +26,7 @@ from gistnet.model.two_part_attention import TwoPartAttention
 ATTENTION_NAME = "gistnet_shared_prefix"
 
 
+@torch.compiler.disable
 def attention(
     module: nn.Module,
     query: Tensor,

@@ -47,8 +47,9 @@ class TeacherConfig(Section):
     """Number format of weights and activations; float16 is not offered, its range is too narrow for logits."""
     trust_remote_code: bool = False
     """Whether code in the model's repository may run."""
-    gradient_checkpointing: bool = False
-    """Recompute the teacher's layers in the backward pass instead of keeping their activations."""
+    gradient_checkpointing: bool | None = None
+    """Recompute the teacher's layers in the backward pass instead of keeping their activations; None is where training
+    would not fit into memory, or only in passes too small to be fast."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,12 @@ class ReadWindows:
 
     document: DocumentPass
     hidden: Tensor
+
+    def tensors(self) -> Iterator[Tensor]:
+        """All that the pass left."""
+        yield self.hidden
+        yield from self.document.keys.values()
+        yield from self.document.values.values()
 
 
 class Teacher:
@@ -125,7 +132,15 @@ class Teacher:
             )
         tokenizer = load_tokenizer(config)
         revision = revision or getattr(model_config, "_commit_hash", None)
-        teacher = cls(model.to(device), tokenizer, name=config.name, revision=revision)
+        try:
+            model = model.to(device)
+        except torch.OutOfMemoryError as error:
+            size = sum(parameter.nbytes for parameter in model.parameters()) / 1e9
+            raise TeacherError(
+                f"'{config.name}' has {size:.1f} GB of weights in {config.precision}, more than there is room for on "
+                f"{device}; expected a smaller teacher or a device with more memory."
+            ) from error
+        teacher = cls(model, tokenizer, name=config.name, revision=revision)
         if config.gradient_checkpointing:
             teacher.enable_gradient_checkpointing()
         return teacher
@@ -183,6 +198,17 @@ class Teacher:
         """Input embeddings: token ids `[...]` → `[..., dim]`, scaled as the model scales them.
 
         Raises:
+            TeacherError: a token id, not yet on a GPU, is outside the vocabulary.
+        """
+        if tokens.device.type == "cpu":  # ids on a GPU were looked at before they got there
+            self.require_in_vocabulary(tokens)
+        with torch.no_grad():
+            return self.model.get_input_embeddings()(tokens.to(self.device))
+
+    def require_in_vocabulary(self, tokens: Tensor) -> None:
+        """Refuse token ids that have no embedding.
+
+        Raises:
             TeacherError: a token id is outside the vocabulary.
         """
         if tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < self.vocabulary_size:
@@ -190,8 +216,6 @@ class Teacher:
                 f"Token ids run from {int(tokens.min())} to {int(tokens.max())}, "
                 f"but {self.name} has ids 0 to {self.vocabulary_size - 1}."
             )
-        with torch.no_grad():
-            return self.model.get_input_embeddings()(tokens.to(self.device))
 
     @torch.no_grad()
     def read_windows(self, tokens: Tensor) -> ReadWindows:
@@ -239,16 +263,16 @@ class Teacher:
             raise TeacherError(f"Cannot copy {n_layers} layers of {self.name}: it has {available}.")
         return TeacherLayers(self.model.base_model, n_layers)
 
-    def enable_gradient_checkpointing(self) -> None:
-        """Trade time for memory in `read_branches`.
+    def enable_gradient_checkpointing(self, on: bool = True) -> None:
+        """Trade time for memory in `read_branches`, or no longer.
 
         The switch of transformers does nothing on a model in `eval()`, and leaving `eval()` would turn dropout on. So
         only the decoder layers themselves are told that they train; nothing inside them is.
         """
         for layer in self.model.base_model.layers:
-            layer.gradient_checkpointing = True
+            layer.gradient_checkpointing = on
             layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
-            layer.training = True
+            layer.training = on
 
     def _run(self, vectors: Tensor, positions: Tensor, running_pass: DocumentPass | BranchPass) -> Tensor:
         # A mask of four dimensions is taken as it is, so that transformers builds none (and does not take the gaps of

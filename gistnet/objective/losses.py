@@ -66,7 +66,7 @@ def token_losses_of_each(
     teacher: Teacher, original: Tensor, replaced: Mapping[str, Tensor], targets: Tensor
 ) -> dict[str, TokenLosses]:
     """As `token_losses` for several replaced contexts, by name; the original's logits are made once for all of them."""
-    chunk_tokens = default_chunk_tokens(original.device)
+    chunk_tokens = default_chunk_tokens(original.device.type)
     parts: dict[str, list[Tensor]] = {name: [] for name in replaced}
     columns = targets.flatten().split(chunk_tokens)
     flat = {name: hidden.flatten(0, 1).split(chunk_tokens) for name, hidden in replaced.items()}
@@ -78,9 +78,9 @@ def token_losses_of_each(
     return {name: TokenLosses(*torch.cat(part, dim=1).view(3, *targets.shape)) for name, part in parts.items()}
 
 
-def default_chunk_tokens(device: torch.device) -> int:
+def default_chunk_tokens(device_type: str) -> int:
     """How many tokens' logits exist at a time: what the cache likes on a CPU, what fills the device on a GPU."""
-    return 4096 if device.type == "cuda" else 128
+    return 4096 if device_type == "cuda" else 128
 
 
 def token_nll(teacher: Teacher, hidden: Tensor, targets: Tensor, *, chunk_tokens: int | None = None) -> Tensor:
@@ -115,7 +115,7 @@ class _FrozenHeadLosses(torch.autograd.Function):
         chunk_tokens: int | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         kl_wanted, nll_wanted = wanted
-        chunk_tokens = chunk_tokens or default_chunk_tokens(replaced.device)
+        chunk_tokens = chunk_tokens or default_chunk_tokens(replaced.device.type)
         wide = torch.promote_types(replaced.dtype, torch.float32)
         kl, nll_original, nll_replaced = (torch.empty(len(targets), dtype=wide, device=replaced.device) for _ in "123")
         d_kl = torch.empty_like(replaced) if kl_wanted else None

@@ -1,6 +1,6 @@
 """What a training run is made of: its parts, its stages, and what it knows between steps."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -9,12 +9,15 @@ from torch.optim import AdamW
 
 from gistnet.data.dataset import PreparedDataset
 from gistnet.data.sampling import SpanLayout, TrainingPool, check_sampling, training_pool, validation_windows
+from gistnet.devices import free_bytes
 from gistnet.errors import ConfigError, DataError
 from gistnet.evaluation.records import Target
 from gistnet.model.gistnet import GistNet
 from gistnet.model.teacher import Teacher
 from gistnet.objective.objective import ObjectiveConfig
 from gistnet.training.curriculum import Check, Reason
+from gistnet.training.fitting import USABLE, Batch, Fit, PassSizes, require_fit
+from gistnet.training.memory import held_by_teacher, step_memory
 from gistnet.training.parallel import Processes
 from gistnet.training.schedule import build_optimiser
 from gistnet.training.stage import Stage, TargetName, TrainConfig
@@ -41,11 +44,17 @@ class Progress:
     """λ, where it was raised in this stage; None while it is the configured one."""
     ended: Reason | None = None
     """Why the stage ended, once it has."""
+    sizes: PassSizes | None = None
+    """How the stage's batches are cut into passes, once one was: a resumed run does the same, to the same rounding."""
+    processes: int = 0
+    """The processes among which the batches were shared then."""
 
     @classmethod
     def read(cls, saved: dict[str, Any]) -> "Progress":
         """From what a checkpoint holds."""
-        return cls(**saved | {"checks": [Check(*check) for check in saved["checks"]]})
+        sizes = saved.get("sizes")
+        checks = [Check(*check) for check in saved["checks"]]
+        return cls(**saved | {"checks": checks, "sizes": sizes and PassSizes(*sizes)})
 
 
 @dataclass(frozen=True)
@@ -57,6 +66,8 @@ class StageRun:
     objective: ObjectiveConfig
     targets: Mapping[TargetName, Target]
     layout: SpanLayout
+    fit: Fit
+    """How much of a step fits into this process's memory at once."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +83,8 @@ class Run:
     stages: tuple[StageRun, ...]
     seed: int
     processes: Processes
+    say: Callable[[str], None] = lambda message: None
+    """Told, in a sentence, what a user should know."""
 
     def stage(self, progress: Progress) -> StageRun:
         """The stage that the run is in, with λ as it has become."""
@@ -84,6 +97,21 @@ class Run:
     def trained_gistnet(self, progress: Progress) -> GistNet:
         """The GistNet of the level that the stage trains."""
         return self.gistnet.levels[self.stage(progress).train.level]
+
+    def resumed_sizes(self, progress: Progress) -> PassSizes | None:
+        """How a resumed run cuts its batches into passes: as it did before, for the same rounding.
+
+        None, so that it is decided anew, where it had not begun to, or where the batches are shared among other
+        processes now. What the configuration asks for goes before, and so does what fits.
+        """
+        stage, before = self.stage(progress), progress.sizes
+        windows, branches = stage.fit.sizes
+        if before is None or progress.processes != self.processes.count:
+            return None
+        return PassSizes(
+            windows if stage.train.windows_per_pass else min(windows, before.windows),
+            branches if stage.train.branches_per_pass else min(branches, before.branches),
+        )
 
     def optimiser(self, progress: Progress) -> AdamW:
         """A new optimiser for the stage: what earlier ones did is in the weights."""
@@ -120,11 +148,18 @@ def build_run(
     seed: int,
     processes: Processes,
     source_weights: dict[str, float] | None = None,
+    gradient_checkpointing: bool | None = None,
+    say: Callable[[str], None] = lambda message: None,
 ) -> Run:
     """Put a run together, and refuse one that could not finish.
 
+    Args:
+        gradient_checkpointing: as in `TeacherConfig`.
+        say: is called with a sentence about what happens.
+
     Raises:
-        ConfigError: probabilities do not sum to 1, or a batch cannot be shared among the processes.
+        ConfigError: probabilities do not sum to 1, a batch cannot be shared among the processes, or the device has too
+            little memory for any part of it.
         DataError: a domain of a stage has no training or no held-out windows, or they are too short for a stretch and
             its horizon.
     """
@@ -132,16 +167,17 @@ def build_run(
     prepared = []
     for stage in stages:
         try:
-            prepared.append(_prepared(stage, gistnet, dataset, pool, seed, processes))
+            layout = _layout(stage, gistnet, dataset, pool, seed)
+            fit = _fit(stage, teacher, gistnet, dataset, processes, gradient_checkpointing)
+            prepared.append(StageRun(stage.name, stage.train, stage.objective, stage.targets, layout, fit))
         except (ConfigError, DataError) as error:
             where = f"Stage '{stage.name}': " if len(stages) > 1 else ""
             raise type(error)(f"{where}{error}") from error
-    return Run(folder, teacher, gistnet, dataset, pool, tuple(prepared), seed, processes)
+    return Run(folder, teacher, gistnet, dataset, pool, tuple(prepared), seed, processes, say)
 
 
-def _prepared(
-    stage: Stage, gistnet: GistNet, dataset: PreparedDataset, pool: TrainingPool, seed: int, processes: Processes
-) -> StageRun:
+def _layout(stage: Stage, gistnet: GistNet, dataset: PreparedDataset, pool: TrainingPool, seed: int) -> SpanLayout:
+    """Where a stage's spans may lie, once it is certain that there are some."""
     train = stage.train
     layout = SpanLayout(
         span_tokens=gistnet.config.span_tokens,
@@ -153,5 +189,25 @@ def _prepared(
     check_sampling(pool, layout, train.probabilities)
     domains = [domain for domain, share in train.probabilities.items() if share > 0]
     validation_windows(dataset, layout, documents=1, spans_per_document=1, seed=seed, domains=domains)
+    return layout
+
+
+def _fit(
+    stage: Stage,
+    teacher: Teacher,
+    gistnet: GistNet,
+    dataset: PreparedDataset,
+    processes: Processes,
+    gradient_checkpointing: bool | None,
+) -> Fit:
+    """How much of a stage's step fits into the memory that this process has left."""
+    train, device = stage.train, teacher.device
     processes.share(range(train.windows_per_batch))
-    return StageRun(stage.name, train, stage.objective, stage.targets, layout)
+    held = held_by_teacher(teacher) + sum(parameter.nbytes for parameter in gistnet.parameters())
+    return require_fit(
+        lambda tokens: step_memory(teacher, gistnet, stage, window_tokens=tokens, device_type=device.type),
+        Batch.of(train, processes.count, gradient_checkpointing),
+        window_tokens=int(dataset.lengths.max()),
+        room_bytes=USABLE * (free_bytes(device) + held),
+        device=device,
+    )

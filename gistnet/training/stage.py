@@ -33,8 +33,13 @@ class TrainConfig(Section):
     """Whether the levels below it are trained with it, through its own loss, or stay as they are."""
     sink_tokens: int = Field(default=4, ge=1)
     """First tokens of a window that are never replaced, since attention rests on them."""
-    branches_per_pass: int = Field(default=64, ge=1)
-    """Branches that run through the teacher at once; only memory and speed depend on it."""
+    windows_per_pass: int | None = Field(default=None, ge=1)
+    """Windows whose keys and values a process holds at once; None is as many as fit into memory."""
+    branches_per_pass: int | None = Field(default=None, ge=1)
+    """Branches that run through the teacher at once; None is as many as fit and make it faster."""
+    read_ahead: bool = False
+    """Whether a GPU reads the next windows beside the branches of the present ones, on a stream of its own. Twice as
+    many windows are in memory then; whether it is faster has not been measured."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Share of activations dropped inside GistNet."""
     optimiser: OptimiserConfig = OptimiserConfig()

@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Iterator, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,6 +13,8 @@ from gistnet.model.gistnet import GistNet
 from gistnet.model.teacher import Teacher
 from gistnet.objective.branches import Stretches
 from gistnet.objective.objective import BranchLosses, ObjectiveConfig, branch_losses
+from gistnet.training.fitting import PassSizes
+from gistnet.training.reading import read_groups
 
 LONGEST_TO_SHORTEST = 1.25
 """How much longer than its shortest branch the longest of a pass may be: all of them are padded to it."""
@@ -29,7 +30,8 @@ def accumulate_gradient(
     *,
     train_below: bool,
     branches_in_batch: int,
-    branches_per_pass: int,
+    sizes: PassSizes,
+    read_ahead: bool = False,
     dropout_rate: float,
     dropout_seed: tuple[int, int],
 ) -> Tensor:
@@ -40,7 +42,8 @@ def accumulate_gradient(
         samples: the windows and their stretches.
         train_below: whether the levels below are trained, too.
         branches_in_batch: the branches of the whole step, over all windows and processes; each counts alike.
-        branches_per_pass: how many branches run through the teacher at a time; bounds memory.
+        sizes: how many windows and branches run through the teacher at a time; bounds memory.
+        read_ahead: whether the next windows are read beside the branches of the present ones, see `read_groups`.
         dropout_seed: (seed, step).
 
     Returns:
@@ -49,36 +52,30 @@ def accumulate_gradient(
     Raises:
         TrainingError: a loss is not finite; names the windows.
     """
-    tokens = _pad([dataset.read(sample.window) for sample in samples]).to(teacher.device)
-    read = teacher.read_windows(tokens)
-    keys = torch.tensor([_dropout_key(*dropout_seed, sample.item) for sample in samples], device=teacher.device)
     sums = torch.zeros(len(BranchLosses._fields), dtype=torch.float64, device=teacher.device)
-    for branches in _passes(samples, branches_per_pass, layout.horizon_tokens):
-        windows, starts, gists = torch.tensor(branches, device=teacher.device).T
-        stretches = Stretches(tokens, windows, starts, layout.tokens_per_gist, gists, layout.horizon_tokens)
-        losses = branch_losses(
-            teacher,
-            gistnet,
-            read,
-            stretches,
-            objective,
-            train_below=train_below,
-            dropout_rate=dropout_rate,
-            dropout_keys=keys,
-        )
-        if not bool(torch.isfinite(losses.total).all()):
-            described = [dataset.describe(samples[window].window) for window in windows.unique().tolist()]
-            places = ", ".join(f"{info.document_id} at token {info.offset}" for info in described)
-            raise TrainingError(f"The loss is not finite (documents: {places})")
-        (losses.total.sum() / branches_in_batch).backward()
-        sums += torch.stack([field.detach().double().sum() for field in losses])
+    for group, tokens, read in read_groups(teacher, dataset, samples, sizes.windows, ahead=read_ahead):
+        keys = torch.tensor([_dropout_key(*dropout_seed, sample.item) for sample in group], device=teacher.device)
+        for branches in _passes(group, sizes.branches, layout.horizon_tokens):
+            windows, starts, gists = torch.tensor(branches, device=teacher.device).T
+            stretches = Stretches(tokens, windows, starts, layout.tokens_per_gist, gists, layout.horizon_tokens)
+            losses = branch_losses(
+                teacher,
+                gistnet,
+                read,
+                stretches,
+                objective,
+                train_below=train_below,
+                dropout_rate=dropout_rate,
+                dropout_keys=keys,
+            )
+            if not bool(torch.isfinite(losses.total).all()):
+                described = [dataset.describe(group[window].window) for window in windows.unique().tolist()]
+                places = ", ".join(f"{info.document_id} at token {info.offset}" for info in described)
+                raise TrainingError(f"The loss is not finite (documents: {places})")
+            (losses.total.sum() / branches_in_batch).backward()
+            sums += torch.stack([field.detach().double().sum() for field in losses])
+        del read, losses  # the next windows are read first, and these would be held meanwhile
     return sums
-
-
-def _pad(windows: list[np.ndarray]) -> Tensor:
-    """`[windows, tokens]`; shorter windows end in zeros, which no branch sees."""
-    length = max(len(window) for window in windows)
-    return torch.from_numpy(np.stack([np.pad(window, (0, length - len(window))) for window in windows]))
 
 
 def _passes(

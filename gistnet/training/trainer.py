@@ -14,6 +14,7 @@ from types import FrameType
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.optim import AdamW
 
 from gistnet.data.sampling import sample_batch
@@ -32,6 +33,8 @@ from gistnet.training.checkpoint import (
     save_checkpoint,
 )
 from gistnet.training.curriculum import COLLAPSED_BELOW, checked, is_best, raised_weight, reason_to_end
+from gistnet.training.fitting import PassSizes
+from gistnet.training.out_of_memory import in_passes_that_fit
 from gistnet.training.recorder import Recorder
 from gistnet.training.run import Progress, Run
 from gistnet.training.schedule import is_due, learning_rate
@@ -156,6 +159,7 @@ def enter_next_stage(run: Run, progress: Progress) -> AdamW:
     progress.stage += 1
     progress.stage_step = 0
     progress.checks, progress.best, progress.contrastive_weight, progress.ended = [], {}, None, None
+    progress.sizes = None
     return run.optimiser(progress)
 
 
@@ -179,23 +183,29 @@ def train_step(run: Run, progress: Progress, optimiser: AdamW) -> dict[str, floa
     rate = learning_rate(progress.stage_step, config.steps, config.optimiser)
     for group in optimiser.param_groups:
         group["lr"] = rate
-    optimiser.zero_grad(set_to_none=False)
     run.gistnet.train()
-    sums = torch.zeros(len(BranchLosses._fields), dtype=torch.float64, device=run.teacher.device)
-    for items, samples in zip(batches, everything, strict=True):
-        sums += accumulate_gradient(
-            run.teacher,
-            run.trained_gistnet(progress),
-            run.dataset,
-            [samples[item - items.start] for item in run.processes.share(items)],
-            stage.layout,
-            stage.objective,
-            train_below=config.train_below,
-            branches_in_batch=branches,
-            branches_per_pass=config.branches_per_pass,
-            dropout_rate=config.dropout,
-            dropout_seed=(run.seed, step),
-        )
+    run.teacher.enable_gradient_checkpointing(stage.fit.gradient_checkpointing)
+
+    def accumulate(sizes: PassSizes) -> Tensor:
+        sums = torch.zeros(len(BranchLosses._fields), dtype=torch.float64, device=run.teacher.device)
+        for items, samples in zip(batches, everything, strict=True):
+            sums += accumulate_gradient(
+                run.teacher,
+                run.trained_gistnet(progress),
+                run.dataset,
+                [samples[item - items.start] for item in run.processes.share(items)],
+                stage.layout,
+                stage.objective,
+                train_below=config.train_below,
+                branches_in_batch=branches,
+                sizes=sizes,
+                read_ahead=config.read_ahead,
+                dropout_rate=config.dropout,
+                dropout_seed=(run.seed, step),
+            )
+        return sums
+
+    sums = in_passes_that_fit(run, progress, optimiser, accumulate)
     run.processes.sum_in_place([sums])
     norm = _clipped_gradient_norm(run, optimiser, step, config.optimiser.gradient_clip)
     optimiser.step()
@@ -231,6 +241,7 @@ def restore(run: Run) -> tuple[Progress, AdamW]:
     restore_optimiser(optimiser, checkpoint)
     if progress.ended == "step limit" and progress.stage_step < run.stage(progress).train.steps:
         progress.ended = None  # the limit was raised since
+    progress.sizes = run.resumed_sizes(progress)
     return progress, optimiser
 
 

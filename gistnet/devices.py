@@ -1,0 +1,41 @@
+"""What the device that a run is on can do, and how much memory it has left."""
+
+import os
+
+import psutil
+import torch
+
+from gistnet.errors import ConfigError
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that this process can still ask for on its device; on a CPU, its share among the processes of the machine.
+
+    Limits that a container sets on a CPU's memory are not seen.
+    """
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    # Set by torchrun and accelerate.
+    return int(psutil.virtual_memory().available) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def usable_devices() -> str:
+    """The devices that PyTorch can use here, as words."""
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return "auto or cpu" if gpus == 0 else f"auto, cpu, cuda or one of cuda:0 to cuda:{gpus - 1}"
+
+
+def require_precision(device: torch.device, precision: str) -> None:
+    """Refuse bfloat16 on a GPU that has none: it would be emulated, slower than float32.
+
+    Raises:
+        ConfigError: it has none; says what to set.
+    """
+    if device.type != "cuda" or precision != "bfloat16":
+        return
+    if not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise ConfigError(
+            f"teacher.precision is bfloat16, which {torch.cuda.get_device_name(device)} does not compute in; expected "
+            "teacher.precision=float32 there."
+        )

@@ -1,0 +1,52 @@
+"""What happens when the device's memory runs out in a step after all: the same step again, in smaller passes."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from gistnet.errors import TrainingError
+from gistnet.training.fitting import PassSizes
+from gistnet.training.run import Progress, Run
+
+
+def in_passes_that_fit(
+    run: Run, progress: Progress, optimiser: Optimizer, accumulate: Callable[[PassSizes], Tensor]
+) -> Tensor:
+    """Add up the gradient of this process's share of a step, from zero, in passes of `progress.sizes`.
+
+    Where memory runs out, all of the share is done again in passes of half the size, which stay so. Nothing is lost:
+    the weights move only when the whole gradient is there.
+
+    Args:
+        accumulate: adds the gradient to the optimiser's parameters and returns the sums of the losses.
+
+    Raises:
+        TrainingError: memory runs out with one window and one branch at a time.
+    """
+    if progress.sizes is None:
+        progress.sizes, progress.processes = run.stage(progress).fit.sizes, run.processes.count
+    sizes: PassSizes | None = progress.sizes
+    ran_out = f"Memory of {run.teacher.device} ran out in step {progress.step + 1}"
+    while sizes is not None:
+        optimiser.zero_grad(set_to_none=False)
+        try:
+            sums = accumulate(sizes)
+        except torch.OutOfMemoryError:
+            smaller = sizes.halved()
+        else:
+            progress.sizes = sizes
+            return sums
+        # Only here is the exception gone, whose frames held the tensors.
+        torch.cuda.empty_cache()
+        if smaller is not None:
+            run.say(
+                f"{ran_out} with {sizes.describe()} at a time; the step is done again with {smaller.describe()}, and "
+                "the run goes on so."
+            )
+        sizes = smaller
+    raise TrainingError(
+        f"{ran_out} with one window and one branch at a time, expected room for that; shorter windows, a shorter "
+        "horizon or a smaller objective.chunk_tokens need less"
+    )
