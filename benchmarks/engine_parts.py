@@ -5,9 +5,10 @@ from typing import Any
 
 import torch
 
+from benchmarks.fitted import branches_per_pass
 from benchmarks.flops import TeacherSize, engine_flops
 from benchmarks.machine import now, peak_megabytes, reset_peak, timed
-from benchmarks.workload import Branches, all_starts, branches_per_pass, engine, loop, read_text, spread
+from benchmarks.workload import Branches, all_starts, engine, loop, read_text, spread
 from gistnet.model.gistnet import GistNet
 from gistnet.model.teacher import Teacher
 from gistnet.objective.branches import gist_stand_ins, replaced_hidden
@@ -28,7 +29,7 @@ def measure(variant: str, branches: Branches, teacher: Teacher, gistnet: GistNet
     warm_up = warm_up_branches(branches, device)
     result: dict[str, Any] = {}
     if variant == "engine":
-        per_pass = branches_per_pass(teacher, branches.horizon)
+        per_pass = branches_per_pass(teacher, gistnet, branches)
         engine(teacher, gistnet, warm_up, per_pass)
         reset_peak(device)
         kls, seconds = timed(
@@ -68,7 +69,7 @@ def breakdown(branches: Branches, teacher: Teacher, gistnet: GistNet) -> dict[st
 
     The branches of the pass are taken evenly from all over the window, since those further on cost more.
     """
-    device, per_pass = teacher.device.type, branches_per_pass(teacher, branches.horizon)
+    device, per_pass = teacher.device.type, branches_per_pass(teacher, gistnet, branches)
     starts = spread(branches.starts, max(1, per_pass // len(branches.tokens)))
     few = Branches(branches.tokens, starts, branches.horizon)
     _marks(teacher, gistnet, warm_up_branches(few, device))

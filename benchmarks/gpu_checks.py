@@ -7,32 +7,34 @@
                   against the spec's loop on the same GPU (transformers' own attention) in float32; in bfloat16 the
                   engine's and the loop's distances from the float32 result, of which neither should be the larger;
                   and each kernel against plain PyTorch by itself
-    read-ahead    the engine over several batches of windows, each read when its turn comes or, on a stream of its own,
-                  while the branches of the batch before run
+    read-ahead    the engine over groups of windows, each read when its turn comes or, on a stream of its own, while the
+                  branches of the group before run (`train.read_ahead`)
 
 On a machine without a GPU both run on the CPU, which shows that they run and nothing else.
 """
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # so that `python benchmarks/…` works, and `-m benchmarks.…`
 
 from benchmarks.engine_parts import take_gradient
+from benchmarks.fitted import branches_per_pass
 from benchmarks.machine import describe_machine, timed
 from benchmarks.workload import (
     EMBEDDED_TEACHER,
     TEACHERS,
     Branches,
     all_starts,
-    branches_per_pass,
     build_gistnet,
     build_teacher,
     cut_windows,
@@ -42,10 +44,12 @@ from benchmarks.workload import (
     read_text,
     spread,
 )
+from gistnet.data.dataset import PreparedDataset
+from gistnet.data.sampling import WindowSample
 from gistnet.files import write_json
 from gistnet.model.prefix_attention import largest_difference_of_kernels
-from gistnet.model.teacher import ReadWindows, Teacher
 from gistnet.objective.losses import largest_difference_of_kernel
+from gistnet.training.reading import read_groups
 
 HORIZON = 32
 
@@ -112,57 +116,41 @@ def check_kernels(device: str) -> dict[str, float | str]:
     return found
 
 
-def read_in_turn(teacher: Teacher, batches: Sequence[Tensor]) -> Iterator[ReadWindows]:
-    """Read each batch of windows when it is asked for."""
-    for tokens in batches:
-        yield teacher.read_windows(tokens)
+class TokensInMemory:
+    """As much of a prepared dataset as reading its windows takes."""
+
+    def __init__(self, tokens: Tensor) -> None:
+        self._tokens = tokens.cpu().numpy()
+
+    def read(self, window: int) -> NDArray[np.int64]:
+        """The tokens of one window."""
+        return self._tokens[window]
 
 
-def read_ahead(teacher: Teacher, batches: Sequence[Tensor]) -> Iterator[ReadWindows]:
-    """Read the next batch of windows on a stream of its own while the caller works on the one that it was given."""
-    if teacher.device.type != "cuda":
-        yield from read_in_turn(teacher, batches)
-        return
-    main, side = torch.cuda.current_stream(), torch.cuda.Stream()
-
-    def begin(tokens: Tensor) -> tuple[ReadWindows, torch.cuda.Event]:
-        with torch.cuda.stream(side):
-            read = teacher.read_windows(tokens)
-            done = torch.cuda.Event()
-            done.record(side)
-        for tensor in (read.hidden, *read.document.keys.values(), *read.document.values.values()):
-            tensor.record_stream(main)  # its memory is not given to the side stream again while the main one uses it
-        return read, done
-
-    side.wait_stream(main)
-    coming = begin(batches[0])
-    for following in (*batches[1:], None):
-        read, done = coming
-        main.wait_event(done)
-        if following is not None:
-            coming = begin(following)
-        yield read
-
-
-def check_read_ahead(teacher_name: str, device: str, window: int, n_batches: int) -> dict[str, float]:
-    """Seconds of the engine over the batches, read in turn and ahead, and how much faster the latter is."""
+def check_read_ahead(teacher_name: str, device: str, window: int, n_groups: int) -> dict[str, float]:
+    """Seconds of the engine over groups of windows, read in turn and ahead, and how much faster the latter is."""
     teacher = build_teacher(teacher_name, "bfloat16", device)
     gistnet = build_gistnet(teacher)
-    branches, per_pass = cut_windows(teacher, window, HORIZON), branches_per_pass(teacher, HORIZON)
-    batches = [branches.tokens] * n_batches
+    branches = cut_windows(teacher, window, HORIZON)
+    in_group, per_pass = len(branches.tokens), branches_per_pass(teacher, gistnet, branches)
+    dataset = cast(PreparedDataset, TokensInMemory(read_text(teacher, n_groups * in_group, window)))
+    starts = np.array(branches.starts)
+    samples = [WindowSample(0, number, 0, starts, np.ones_like(starts)) for number in range(n_groups * in_group)]
 
-    def run(readings: Iterator[ReadWindows]) -> None:
-        for read in readings:
-            engine_on(teacher, gistnet, read, branches, per_pass)
+    def run(ahead: bool) -> None:
+        for group in read_groups(teacher, dataset, samples, in_group, ahead=ahead):
+            of_group = Branches(group.tokens, branches.starts, HORIZON)
+            engine_on(teacher, gistnet, group.read, of_group, per_pass)
 
-    engine(teacher, gistnet, branches, per_pass)  # loads and tunes kernels
-    _, in_turn = timed(lambda: run(read_in_turn(teacher, batches)), device)
-    _, ahead = timed(lambda: run(read_ahead(teacher, batches)), device)
+    run(ahead=False)  # loads and tunes kernels
+    _, in_turn = timed(lambda: run(ahead=False), device)
+    _, ahead = timed(lambda: run(ahead=True), device)
     return {
         "window": window,
-        "windows_per_batch": len(branches.tokens),
-        "branches_per_batch": len(branches),
-        "batches": n_batches,
+        "windows_per_group": in_group,
+        "branches_per_group": len(branches),
+        "branches_per_pass": per_pass,
+        "groups": n_groups,
         "seconds_in_turn": in_turn,
         "seconds_ahead": ahead,
         "speedup": in_turn / ahead,
@@ -184,7 +172,7 @@ def main() -> None:
         if arguments.device == "cuda":
             figures["kernels"] = check_kernels(arguments.device)
     else:
-        figures = check_read_ahead(arguments.teacher, arguments.device, arguments.window or 4096, n_batches=4)
+        figures = check_read_ahead(arguments.teacher, arguments.device, arguments.window or 4096, n_groups=4)
     for name, figure in figures.items():
         print(f"{arguments.check}: {name}: {figure}", flush=True)
     write_json(arguments.out, {"machine": describe_machine(), "teacher": arguments.teacher, **figures})

@@ -19,8 +19,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # so that `python benchmarks/…` works, and `-m benchmarks.…`
 
+from benchmarks.fitted import memory_of_step
 from benchmarks.flops import TeacherSize, engine_flops, loop_flops
-from benchmarks.workload import SMOLLM3_SHAPE, activation_bytes, all_starts, build_teacher, spread
+from benchmarks.workload import SMOLLM3_SHAPE, all_starts, build_teacher, spread
 from gistnet.model.gistnet import GistNet, GistNetConfig
 from gistnet.model.teacher import Teacher
 
@@ -158,23 +159,17 @@ def training_plan(teacher: Teacher, gistnet: GistNet, rates: Rates, spans_per_wi
 
 
 def memory_plan(teacher: Teacher, gistnet: GistNet) -> list[Row]:
-    """What a GPU holds while it trains, whatever their number."""
-    shape, budget = teacher.config, gistnet.parameter_budget()
-    head_width = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
-    cache = 2 * shape.num_hidden_layers * shape.num_key_value_heads * head_width * teacher.dtype.itemsize * WINDOW
-    activations = activation_bytes(teacher) * BRANCHES_PER_PASS * HORIZON
-    held = [
-        ("teacher, replicated", sum(p.nbytes for p in teacher.model.parameters()), "counted"),
-        ("GistNet, gradient, AdamW", 16 * budget.trained, "counted"),
-        ("keys and values of 8 windows", 8 * cache, "counted"),
-        (f"activations of {BRANCHES_PER_PASS} branches", activations, "extrapolated"),
-    ]
-    total = sum(bytes_ for _, bytes_, _ in held)
-    held += [
-        ("**together**", total, "extrapolated"),
-        ("with 32 branches a pass", total - activations * 7 // 8, "extrapolated"),
-    ]
-    return [(name, [f"{bytes_ / 1e9:.2f} GB"] * len(GPUS), basis) for name, bytes_, basis in held]
+    """What a GPU holds at the peak of a step, whatever their number; as `gistnet train --dry-run` counts it."""
+    spans, windows = len(all_starts(WINDOW, HORIZON)), WINDOWS_PER_STEP // GPUS[0]
+    memory = memory_of_step(teacher, gistnet, window=WINDOW, horizon=HORIZON, spans=spans, device_type="cuda")
+    rows: list[Row] = []
+    for branches in (BRANCHES_PER_PASS, BRANCHES_PER_PASS // 8):
+        parts = memory.parts(windows, branches, recompute=False)
+        held = {name: size for name, size in parts.items() if size and (not rows or name.startswith("activations"))}
+        held["**together**"] = sum(parts.values())
+        cells = {f"{name} ({branches} branches a pass)": size for name, size in held.items()}
+        rows += [(name, [f"{size / 1e9:.2f} GB"] * len(GPUS), "counted") for name, size in cells.items()]
+    return rows
 
 
 def compression_plan(teacher: Teacher, rates: Rates) -> list[Row]:

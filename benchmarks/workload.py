@@ -57,8 +57,6 @@ _SHAPES: dict[str, dict[str, Any]] = {
     },
 }
 GPU_TOKENS_READ_AT_ONCE = 32768
-BRANCH_TOKENS_PER_PASS = {"cpu": 64 * 32, "cuda": 32768}
-"""Tokens of branches that run through the teacher at once: enough to saturate a device of the kind."""
 
 
 def build_teacher(name: str, precision: str, device: str) -> Teacher:
@@ -197,26 +195,3 @@ def engine_on(
         losses.total.sum().backward()
         kls.append(losses.kl)  # read at the end, so that no pass waits for the one before
     return list(torch.cat(kls).tolist())
-
-
-def activation_bytes(teacher: Teacher) -> int:
-    """What the layers of the usual kind keep of a branch's token for the backward pass: a rule of thumb.
-
-    About eight vectors of the hidden size and four of the MLP's.
-    """
-    shape = teacher.config
-    per_layer = 8 * shape.hidden_size + 4 * shape.intermediate_size
-    return int(per_layer * shape.num_hidden_layers * teacher.dtype.itemsize)
-
-
-def branches_per_pass(teacher: Teacher, horizon: int) -> int:
-    """How many branches run through the teacher at once: what saturates a device of the kind, if it fits.
-
-    On a GPU, no more than fill half of its free memory with activations.
-    """
-    tokens = BRANCH_TOKENS_PER_PASS[teacher.device.type]
-    if teacher.device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info()
-        while tokens > horizon and 2 * tokens * activation_bytes(teacher) > free:
-            tokens //= 2
-    return max(1, tokens // horizon)
