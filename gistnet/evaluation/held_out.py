@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from gistnet.data.dataset import PreparedDataset, WindowInfo
 from gistnet.data.sampling import SpanLayout, WindowSample
 from gistnet.model.teacher import ReadWindows, Teacher
-from gistnet.objective.branches import StandIns, Stretches, replaced_hidden
+from gistnet.objective.branches import StandIns, Stretches, replaced_hidden_of_each
 from gistnet.objective.losses import token_losses_of_each
 
 MakeStandIns = Callable[["HeldOutWindow", ReadWindows], StandIns]
@@ -96,10 +96,8 @@ class HeldOut:
         columns: dict[str, list[NDArray[np.float64]]] = {name: [] for name in stand_ins}
         for window, read in self._read_windows():
             stretches = window.stretches
-            replaced = {
-                name: replaced_hidden(self.teacher, read, stretches, make(window, read))
-                for name, make in stand_ins.items()
-            }
+            made = {name: make(window, read) for name, make in stand_ins.items()}
+            replaced = replaced_hidden_of_each(self.teacher, read, stretches, made)
             original = stretches.original_hidden(read)
             for name, losses in token_losses_of_each(self.teacher, original, replaced, stretches.targets).items():
                 columns[name].append(torch.stack([losses.kl, losses.delta_nll]).double().cpu().numpy())

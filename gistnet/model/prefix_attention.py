@@ -66,13 +66,20 @@ AttentionMaskInterface.register(ATTENTION_NAME, sdpa_mask)
 def _causal_attention(query: Tensor, key: Tensor, value: Tensor, scale: float, sliding_window: int | None) -> Tensor:
     """Plain causal attention over whole windows; returns `[windows, heads, length, head_dim]`."""
     length = query.shape[2]
-    windowed = sliding_window is not None and length > sliding_window
-    if not windowed:
+    if sliding_window is None or length <= sliding_window:
         return nn.functional.scaled_dot_product_attention(
             query, key, value, is_causal=True, scale=scale, enable_gqa=query.shape[1] != key.shape[1]
         )
-    index = torch.arange(length, device=query.device)
-    return _dense_attention(query, key, value, _visible(index, index, sliding_window), scale)
+    index, blocks = torch.arange(length, device=query.device), []
+    for first in range(0, length, sliding_window):
+        # A block of queries as long as the sliding window sees itself and the block before.
+        queries, keys = (
+            slice(first, first + sliding_window),
+            slice(max(0, first - sliding_window), first + sliding_window),
+        )
+        visible = _visible(index[queries], index[keys], sliding_window)
+        blocks.append(_dense_attention(query[:, :, queries], key[:, :, keys], value[:, :, keys], visible, scale))
+    return torch.cat(blocks, dim=2)
 
 
 def _branch_attention(

@@ -10,7 +10,8 @@ Branches of different `k` share one pass: the shorter ones are padded at their e
 What is kept per span or per vector is padded likewise, `[branches, longest, …]`, and only the first `k` places count.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -19,6 +20,9 @@ from gistnet.errors import DataError
 from gistnet.model.attention_passes import BranchPass
 from gistnet.model.teacher import ReadWindows, Teacher
 from gistnet.positions import Positions
+
+LONGEST_TO_SHORTEST = 1.25
+"""How much longer than its shortest branch the longest of a pass may be: all of them are padded to it."""
 
 
 @dataclass(frozen=True)
@@ -155,6 +159,53 @@ def replaced_hidden(
         )
         hidden = torch.cat([hidden, teacher.read_branches(vectors, branches)], dim=1)
     return _each_row(hidden, stand_ins.lengths[:, None] + torch.arange(following.shape[1], device=hidden.device))
+
+
+def replaced_hidden_of_each(
+    teacher: Teacher, read: ReadWindows, stretches: Stretches, stand_ins: Mapping[str, StandIns]
+) -> dict[str, Tensor]:
+    """As `replaced_hidden` for several kinds of stand-ins of the same stretches, by name, without gradient.
+
+    Kinds whose branches are of similar length go through the teacher together: few branches do not fill it.
+    """
+    hidden: dict[str, Tensor] = {}
+    for names in _of_similar_length({name: made.vectors.shape[1] for name, made in stand_ins.items()}, stretches):
+        kinds, n = [stand_ins[name] for name in names], len(names)
+        repeated = replace(
+            stretches,
+            windows=stretches.windows.repeat(n),
+            starts=stretches.starts.repeat(n),
+            gists=stretches.counts.repeat(n),
+        )
+        most = max(kind.vectors.shape[1] for kind in kinds)
+        together = StandIns(
+            torch.cat([_padded(kind.vectors.to(teacher.dtype), most) for kind in kinds]),
+            torch.cat([_padded(kind.positions, most) for kind in kinds]),
+            torch.cat([kind.continuation for kind in kinds]),
+            torch.cat([kind.lengths for kind in kinds]),
+        )
+        with torch.no_grad():
+            parts = replaced_hidden(teacher, read, repeated, together).split(len(stretches.starts))
+        hidden |= zip(names, parts, strict=True)
+    return {name: hidden[name] for name in stand_ins}
+
+
+def _of_similar_length(vectors: Mapping[str, int], stretches: Stretches) -> Iterator[list[str]]:
+    """Names by how many vectors they stand for, so that the longest branch is at most a quarter longer than another."""
+    together: list[str] = []
+    for name in sorted(vectors, key=lambda name: vectors[name]):
+        shortest = stretches.horizon + vectors[together[0] if together else name]
+        if stretches.horizon + vectors[name] > LONGEST_TO_SHORTEST * shortest:
+            yield together
+            together = []
+        together.append(name)
+    yield together
+
+
+def _padded(values: Tensor, places: int) -> Tensor:
+    """`[branches, n, …]` with zeros up to `[branches, places, …]`."""
+    padding = values.new_zeros(len(values), places - values.shape[1], *values.shape[2:])
+    return torch.cat([values, padding], dim=1)
 
 
 def _pack(stand_ins: StandIns, fed: Tensor) -> tuple[Tensor, Tensor]:

@@ -85,10 +85,15 @@ def default_chunk_tokens(device_type: str) -> int:
 
 def token_nll(teacher: Teacher, hidden: Tensor, targets: Tensor, *, chunk_tokens: int | None = None) -> Tensor:
     """Negative log-likelihood of `targets` `[branches, n]` given hidden states `[branches, n, dim]`, in nats."""
-    losses = token_losses(
-        teacher, hidden.detach(), hidden, targets, differentiate=("nll_replaced",), chunk_tokens=chunk_tokens
-    )
-    return losses.nll_replaced
+    if hidden.requires_grad and torch.is_grad_enabled():
+        losses = token_losses(
+            teacher, hidden.detach(), hidden, targets, differentiate=("nll_replaced",), chunk_tokens=chunk_tokens
+        )
+        return losses.nll_replaced
+    chunk_tokens = chunk_tokens or default_chunk_tokens(hidden.device.type)
+    chunks = zip(hidden.flatten(0, 1).split(chunk_tokens), targets.flatten().split(chunk_tokens), strict=True)
+    nll = [-_log_softmax(teacher.logits(states)).gather(1, column[:, None])[:, 0] for states, column in chunks]
+    return torch.cat(nll).view(targets.shape)
 
 
 def contrastive_loss(gists: Tensor, neighbours: Tensor, margin: float) -> Tensor:

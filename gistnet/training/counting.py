@@ -3,21 +3,19 @@
 The teacher's own layers, GistNet and the losses run forward and backward as they are written, so that the counts are
 right for any family and follow every change of the code; only attention, whose kernels need contents, is replaced by
 what such a kernel allocates: its output, and for its backward pass queries, keys, values, output and denominators. All
-of it grows in proportion to tokens, so a small count gives the rate. Autocast does not reach such tensors: what GistNet
-holds in bfloat16 is counted as float32.
+of it grows in proportion to tokens, so a small count gives the rate. Attention that is written out is not counted, as
+in Gemma's sliding layers over windows longer than they see. Autocast does not reach such tensors: what GistNet holds in
+bfloat16 is counted as float32.
 """
 
 import copy
-import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
@@ -26,64 +24,9 @@ from gistnet.model.gistnet import GistNet
 from gistnet.model.layers import Dropout
 from gistnet.model.teacher import Teacher
 from gistnet.objective.losses import token_losses
+from gistnet.training.live_bytes import Use, use_of
 
 _COUNTED_ATTENTION = "gistnet_counted"
-_ITEMS = 64
-
-
-class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of the tensors that are made within it, as long as they live.
-
-    Attributes:
-        live: bytes that live now.
-        peak: the most that lived at a time; may be set back to `live`.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.live = 0
-        self.peak = 0
-        self._known: set[int] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for tensor in _tensors(result):
-            storage = tensor.untyped_storage()
-            known = storage._cdata in self._known or any(storage._cdata == other for other in _storages(args, kwargs))
-            if not known:
-                self._known.add(storage._cdata)
-                weakref.finalize(storage, self._freed, storage._cdata, storage.nbytes())
-                self.live += storage.nbytes()
-                self.peak = max(self.peak, self.live)
-        return result
-
-    def _freed(self, storage: int, size: int) -> None:
-        self._known.discard(storage)
-        self.live -= size
-
-
-def _tensors(tree: object) -> Iterator[Tensor]:
-    leaves = (tree,) if isinstance(tree, Tensor) else tree_leaves(tree)
-    return (leaf for leaf in leaves if isinstance(leaf, Tensor))
-
-
-def _storages(*trees: object) -> Iterator[int]:
-    return (tensor.untyped_storage()._cdata for tensor in _tensors(trees))
-
-
-@dataclass(frozen=True)
-class Use:
-    """Bytes of memory that a computation takes: what it leaves, and what it needs besides, while it runs.
-
-    Attributes:
-        kept: stays until the backward pass has used it, or as the result.
-        forward: needed besides at the peak of the forward pass.
-        backward: needed besides `kept` at the peak of the backward pass.
-    """
-
-    kept: float
-    forward: float
-    backward: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -190,7 +133,7 @@ def _reading(shape: Teacher) -> Use:
         with torch.no_grad():
             return document, _forward(shape, vectors, document)
 
-    return _use(read)
+    return use_of(read)
 
 
 def _branch(shape: Teacher) -> Use:
@@ -198,7 +141,7 @@ def _branch(shape: Teacher) -> Use:
         vectors = torch.empty(1, tokens, shape.hidden_size, dtype=shape.dtype, device="meta", requires_grad=True)
         return _forward(shape, vectors, None)
 
-    return _use(read)
+    return use_of(read)
 
 
 def _forward(shape: Teacher, vectors: Tensor, running_pass: DocumentPass | None) -> Tensor:
@@ -214,17 +157,19 @@ def _forward(shape: Teacher, vectors: Tensor, running_pass: DocumentPass | None)
 
 
 def _prediction(shape: Teacher, differentiate: tuple[str, ...]) -> Use:
+    """In two chunks of half the tokens: while the logits of one are made, some of the one before may still be there."""
+
     def losses(tokens: int) -> object:
         original = torch.empty(1, tokens, shape.hidden_size, dtype=shape.dtype, device="meta")
         replaced = torch.empty_like(original, requires_grad=True)
         targets = torch.empty(1, tokens, dtype=torch.int64, device="meta")
-        return (
-            original,
-            replaced,
-            token_losses(shape, original, replaced, targets, differentiate=differentiate, chunk_tokens=tokens),
+        compared = token_losses(
+            shape, original, replaced, targets, differentiate=differentiate, chunk_tokens=tokens // 2
         )
+        return original, replaced, compared
 
-    return _use(losses)
+    both = use_of(losses)
+    return Use(both.kept, 2 * both.forward)
 
 
 def _gist(gistnet: GistNet, token_dtype: torch.dtype, *, train_below: bool) -> Use:
@@ -269,16 +214,4 @@ def _encoding(gistnet: GistNet, token_dtype: torch.dtype, *, gradient: bool) -> 
         with torch.set_grad_enabled(gradient):
             return vectors, functional_call(gistnet, shapes, (vectors, dropout))
 
-    return _use(encode)
-
-
-def _use(compute: Callable[[int], object]) -> Use:
-    """What `compute` takes, and the backward pass from the last of its results, for each of the items it is given."""
-    with LiveBytes() as counted:
-        results = compute(_ITEMS)
-        kept, forward = counted.live, counted.peak
-        counted.peak = kept
-        last = results[-1] if isinstance(results, tuple) else results
-        if isinstance(last, Tensor) and last.requires_grad:
-            last.backward(torch.empty_like(last))
-    return Use(kept / _ITEMS, (forward - kept) / _ITEMS, (counted.peak - kept) / _ITEMS)
+    return use_of(encode)

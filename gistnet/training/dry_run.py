@@ -64,7 +64,8 @@ def memory_tables(
         gradient_checkpointing: as in `TeacherConfig`.
     """
     takes = Table(title="What a step takes of a GPU, in GB (estimated)", title_justify="left")
-    fits = Table(title=f"What fits at a time, of the GPU's share of a batch among {processes}", title_justify="left")
+    whose = "a batch" if processes == 1 else f"a GPU's share of a batch, among {processes}"
+    fits = Table(title=f"What of {whose} fits at a time, what that needs, and what is left", title_justify="left")
     for table, columns in ((takes, _PARTS), (fits, tuple(GPUS))):
         table.add_column("stage")
         for name in ("window\ntokens", *columns):

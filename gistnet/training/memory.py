@@ -9,7 +9,8 @@ from torch.distributed.tensor import DTensor
 from gistnet.model.gistnet import GistNet
 from gistnet.model.teacher import Teacher
 from gistnet.objective.losses import default_chunk_tokens
-from gistnet.training.counting import Use, count
+from gistnet.training.counting import count
+from gistnet.training.live_bytes import Use
 from gistnet.training.stage import Stage, TrainConfig
 
 _DIFFERENTIATED = {"kl": ("kl",), "delta_nll": ("nll_replaced",), "mixed": ("kl", "nll_replaced")}

@@ -11,13 +11,10 @@ from gistnet.data.sampling import SpanLayout, WindowSample
 from gistnet.errors import TrainingError
 from gistnet.model.gistnet import GistNet
 from gistnet.model.teacher import Teacher
-from gistnet.objective.branches import Stretches
+from gistnet.objective.branches import LONGEST_TO_SHORTEST, Stretches
 from gistnet.objective.objective import BranchLosses, ObjectiveConfig, branch_losses
 from gistnet.training.fitting import PassSizes
 from gistnet.training.reading import read_groups
-
-LONGEST_TO_SHORTEST = 1.25
-"""How much longer than its shortest branch the longest of a pass may be: all of them are padded to it."""
 
 
 def accumulate_gradient(

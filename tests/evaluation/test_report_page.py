@@ -205,17 +205,18 @@ def test_long_contexts_are_drawn_by_budget_beside_their_baselines(tmp_path: Path
     assert nll.locator(".plot text.tick").all_text_contents()[-5:] == ["1/2", "1/4", "1/8", "1/16", "1/32"]
     assert nll.locator(".plot path.series").count() == 5 and nll.locator(".plot path.band").count() == 1
     nll.locator("summary").click()
+    sync_api.expect(nll.locator("tbody tr")).to_have_count(5)  # the table is written when it is first opened
     rows = [row.split() for row in nll.locator("tbody tr").all_inner_texts()]
     # At 1/8 with positions "end", which the run was trained with: 3.08 truncated, and 0.013 below it.
     assert rows[2] == ["1/8", "3.0670", "2.9500", "3.0800", "3.1100", "3.4800"]
     recovered = section.locator("figure").nth(1)
     recovered.locator("summary").click()
-    assert recovered.locator("tbody tr").count() == 4  # nothing was lost at 1/2
+    sync_api.expect(recovered.locator("tbody tr")).to_have_count(4)  # nothing was lost at 1/2
     assert "0.1000" in recovered.locator("tbody tr").nth(1).inner_text()  # 0.013 of 0.13
     assert section.locator("figure.dots").last.locator(".value b").first.inner_text() == "0.275"
     section.get_by_text("center", exact=True).click()
     nll.locator("summary").click()
-    assert "3.0700" in nll.locator("tbody tr").nth(2).inner_text()
+    sync_api.expect(nll.locator("tbody tr").nth(2)).to_contain_text("3.0700")
     assert section.get_by_text("Multiple choice", exact=True).count() == 0  # asked under "end" alone
 
 

@@ -9,7 +9,7 @@ from gistnet.errors import DataError
 from gistnet.evaluation import baselines
 from gistnet.model.attention_passes import BranchPass, Intervals
 from gistnet.objective import branches
-from gistnet.objective.branches import StandIns, Stretches, gist_stand_ins, replaced_hidden
+from gistnet.objective.branches import StandIns, Stretches, gist_stand_ins, replaced_hidden, replaced_hidden_of_each
 from gistnet.objective.losses import token_losses
 from gistnet.objective.reference import reference_original_hidden, reference_replaced_hidden
 from tests.teachers import FAMILIES, tiny_teacher
@@ -128,6 +128,35 @@ def test_branches_without_and_with_vectors_share_a_pass():
         expected = torch.stack(written_out_losses(teacher, stretches, some))
         losses = torch.stack(list(engine_kl(teacher, stretches, some)))
         torch.testing.assert_close(losses, expected, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("horizon", [1, HORIZON])
+def test_kinds_of_stand_ins_give_the_same_states_together_as_each_by_itself(horizon, monkeypatch):
+    """Runs of gists, one token, nothing, and all tokens of the runs, which are too many to go with the others."""
+    teacher, stretches = tiny_teacher("gemma3"), dataclasses.replace(make_stretches(MIXED), horizon=horizon)
+    read = teacher.read_windows(stretches.tokens)
+    kinds = {
+        "gists": gist_stand_ins(stretches, random_gists(stretches, teacher.hidden_size), "center"),
+        "token": baselines.last_token(teacher, dataclasses.replace(stretches, gists=1), "end"),
+        "nothing": baselines.drop(teacher, stretches),
+        "compact": gist_stand_ins(stretches, random_gists(stretches, teacher.hidden_size), "compact"),
+        "tokens": StandIns(
+            teacher.embed(stretches.replaced),
+            stretches.starts[:, None] + torch.arange(6 * SPAN),
+            stretches.starts + MIXED * SPAN,
+            MIXED * SPAN,
+        ),
+    }
+    passes, read_branches = [], teacher.read_branches
+    monkeypatch.setattr(teacher, "read_branches", lambda *inputs: passes.append(1) or read_branches(*inputs))
+    with torch.no_grad():
+        expected = {name: replaced_hidden(teacher, read, stretches, kind) for name, kind in kinds.items()}
+        apart, passes[:] = len(passes), []
+        together = replaced_hidden_of_each(teacher, read, stretches, kinds)
+    assert len(passes) < apart
+    assert list(together) == list(kinds)
+    for name, hidden in together.items():
+        torch.testing.assert_close(hidden, expected[name], rtol=1e-9, atol=1e-10, msg=name)
 
 
 def test_positions_of_runs_by_hand():

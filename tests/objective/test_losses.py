@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from gistnet.objective.losses import contrastive_loss, token_losses, token_nll
+from gistnet.objective.losses import contrastive_loss, token_losses, token_losses_of_each, token_nll
 from tests.teachers import tiny_teacher
 
 
@@ -74,6 +74,24 @@ def test_token_nll_is_cross_entropy():
     expected = torch.nn.functional.cross_entropy(teacher.logits(states(2)).flatten(0, 1), TARGETS.flatten())
     torch.testing.assert_close(nll.mean(), expected)
     assert nll.requires_grad
+    for chunk_tokens in (None, 1, 4):
+        torch.testing.assert_close(token_nll(teacher, states(2), TARGETS, chunk_tokens=chunk_tokens), nll.detach())
+
+
+def test_stand_ins_compared_together_give_the_losses_of_each_by_itself_with_fewer_products(monkeypatch):
+    """Three stand-ins share the original's logits: four products with the head, and not six."""
+    teacher, products = tiny_teacher("gemma3"), []
+    replaced = {"a": states(2), "b": states(3), "c": states(1)}
+    expected = {name: token_losses(teacher, states(1), hidden, TARGETS) for name, hidden in replaced.items()}
+    head = teacher.logits
+    monkeypatch.setattr(teacher, "logits", lambda hidden: products.append(1) or head(hidden))
+    together = token_losses_of_each(teacher, states(1), replaced, TARGETS)
+    assert len(products) == 4
+    assert together.keys() == expected.keys()
+    for name, losses in together.items():
+        for got, value in zip(losses, expected[name], strict=True):
+            torch.testing.assert_close(got, value)
+    assert together["c"].kl.abs().max() < 1e-12  # the same states
 
 
 def test_peak_memory_does_not_grow_with_the_number_of_tokens():

@@ -12,8 +12,8 @@ from gistnet.config import load_config
 from gistnet.errors import ConfigError, TrainingError
 from gistnet.session import open_run
 from gistnet.training import trainer
-from gistnet.training.counting import Use
 from gistnet.training.fitting import Batch, Fit, PassSizes, find_fit, require_fit
+from gistnet.training.live_bytes import Use
 from gistnet.training.memory import StepMemory
 from gistnet.training.recorder import Recorder
 from gistnet.training.run import Progress, Run
