@@ -8,7 +8,8 @@ Four series, each with the other three quantities held:
 
     windows     tokens of a window; a share of its spans is timed, and all of them share its document pass
     horizons    H, the tokens predicted after a span
-    spans       how many spans of one window are replaced: the document pass is shared by more and more of them
+    spans       how many spans of one window are replaced: the document pass is shared by more and more of them, and
+                memory stays flat once they fill a pass (a smaller one here than elsewhere, to show it)
     passes      branches that run through the teacher at once: what they save in time and take in memory
 
 On a CPU each point runs in a process of its own, so that its peak memory is its own; on a GPU, where the peak can be
@@ -84,6 +85,8 @@ _VALUES: dict[str, dict[str, tuple[int, ...]]] = {
 def points(series: str, scale: str) -> list[Point]:
     """The points of a series; a scale is a kind of device, or "smoke"."""
     middle, values = _MIDDLE[scale], _VALUES[scale][series]
+    if series == "spans":  # memory grows until they fill a pass: most points are to lie beyond
+        middle = dataclasses.replace(middle, branches_per_pass=middle.branches_per_pass // 4)
     found = [dataclasses.replace(middle, **{_FIELDS[series]: value}) for value in values]
     if series == "windows" and middle.windows_at_once > 1:  # the same number of tokens is read at once
         tokens = middle.window * middle.windows_at_once
