@@ -33,7 +33,7 @@ class ObjectiveConfig(Section):
     reconstruction_weight: float = Field(default=0.0, ge=0)
     """Weight of the teacher's cross-entropy, in nats per token, when it repeats the span from its gist."""
     chunk_tokens: int | None = Field(default=None, ge=1)
-    """Predicted tokens whose logits exist at a time; None: 128 on a CPU, 4096 on a GPU."""
+    """Predicted tokens whose logits exist at a time; None: 128 on a CPU, 1024 on a GPU."""
 
 
 class BranchLosses(NamedTuple):
