@@ -8,6 +8,7 @@ from torch.optim import Optimizer
 
 from gistnet.errors import TrainingError
 from gistnet.training.fitting import PassSizes
+from gistnet.training.memory import is_sharded
 from gistnet.training.run import Progress, Run
 
 
@@ -23,30 +24,35 @@ def in_passes_that_fit(
         accumulate: adds the gradient to the optimiser's parameters and returns the sums of the losses.
 
     Raises:
-        TrainingError: memory runs out with one window and one branch at a time.
+        TrainingError: memory runs out with one window and one branch at a time, or in any pass of a sharded teacher.
     """
     if progress.sizes is None:
         progress.sizes, progress.processes = run.stage(progress).fit.sizes, run.processes.count
-    sizes: PassSizes | None = progress.sizes
-    ran_out = f"Memory of {run.teacher.device} ran out in step {progress.step + 1}"
-    while sizes is not None:
+    sizes = progress.sizes
+    while True:
         optimiser.zero_grad(set_to_none=False)
         try:
             sums = accumulate(sizes)
         except torch.OutOfMemoryError:
-            smaller = sizes.halved()
+            pass  # handled below, where the exception is gone, whose frames hold the tensors
         else:
             progress.sizes = sizes
             return sums
-        # Only here is the exception gone, whose frames held the tensors.
         torch.cuda.empty_cache()
-        if smaller is not None:
-            run.say(
-                f"{ran_out} with {sizes.describe()} at a time; the step is done again with {smaller.describe()}, and "
-                "the run goes on so."
+        smaller = sizes.halved()
+        ran_out = (
+            f"Memory of {run.teacher.device} ran out in step {progress.step + 1} with {sizes.describe()} at a time"
+        )
+        if smaller is None:
+            raise TrainingError(
+                f"{ran_out}, expected room for that; shorter windows, a shorter horizon or a smaller "
+                "objective.chunk_tokens need less"
             )
+        # The other processes wait for this one's part of the layers, in the order of their own passes.
+        if is_sharded(run.teacher):
+            raise TrainingError(
+                f"{ran_out}, and passes of a sharded teacher cannot be done again; expected a smaller "
+                "train.windows_per_pass and train.branches_per_pass"
+            )
+        run.say(f"{ran_out}; the step is done again with {smaller.describe()}, and the run goes on so.")
         sizes = smaller
-    raise TrainingError(
-        f"{ran_out} with one window and one branch at a time, expected room for that; shorter windows, a shorter "
-        "horizon or a smaller objective.chunk_tokens need less"
-    )

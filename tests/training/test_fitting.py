@@ -220,9 +220,19 @@ def test_where_nothing_is_left_to_halve_the_run_stops_and_keeps_what_it_had(conf
     monkeypatch.setattr(Recorder, "record", fill)
     with pytest.raises(
         TrainingError,
-        match=r"ran out in step 4 with one window and one branch.*last good checkpoint is .*step-00000003",
+        match=r"ran out in step 4 with 1 window and 1 branch at a time.*last good checkpoint is .*step-00000003",
     ):
         fit(run)
+
+
+def test_a_pass_of_a_sharded_teacher_is_not_done_again(config_file, monkeypatch):
+    """The other processes would wait for it with the next."""
+    run, progress = run_of(config_file), Progress()
+    room_for(2, monkeypatch)
+    monkeypatch.setattr("gistnet.training.out_of_memory.is_sharded", lambda teacher: True)
+    with pytest.raises(TrainingError, match="with 2 windows and 6 branches at a time, and passes of a sharded"):
+        gradients(run, progress)
+    assert progress.step == 0
 
 
 def test_a_resumed_run_cuts_its_batches_up_as_before(config_file):

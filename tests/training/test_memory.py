@@ -20,7 +20,7 @@ from gistnet.model.teacher import Teacher
 from gistnet.objective.objective import ObjectiveConfig
 from gistnet.training.counting import count
 from gistnet.training.fitting import PassSizes
-from gistnet.training.memory import step_memory
+from gistnet.training.memory import is_sharded, step_memory
 from gistnet.training.stage import Stage, TrainConfig
 from gistnet.training.step import accumulate_gradient
 from tests.gistnets import woken_gistnet
@@ -205,6 +205,17 @@ def test_what_is_known_by_hand():
     assert memory.peak(2, 6, recompute=False) == sum(parts.values())
 
 
+def test_on_a_gpu_losses_are_made_where_their_logits_are():
+    """Two tables of 4000 logits in bfloat16 for each predicted token, and one of the chunk before; 4096 at a time."""
+    teacher = small_llama(torch.bfloat16)
+    gistnet = GistNet.build(GistNetConfig(architecture="bottleneck", width=64, heads=4), teacher)
+    stage = stage_of(128)
+    stage = stage.model_copy(update={"objective": stage.objective.model_copy(update={"chunk_tokens": None})})
+    memory = step_memory(teacher, gistnet, stage, window_tokens=512, device_type="cuda")
+    logits = memory.parts(1, 128, recompute=False)["logits of a chunk"]
+    assert logits == pytest.approx(4096 * 3 * VOCABULARY * 2, rel=0.07)  # and the states they are made from
+
+
 def test_levels_that_are_not_trained_need_neither_gradient_nor_moments():
     teacher = tiny_teacher("llama", torch.float32)
     gistnet = woken_gistnet(teacher, levels=2)
@@ -227,8 +238,10 @@ def one_of_two_processes():
 
 def test_of_a_sharded_teacher_a_process_holds_its_part_and_two_whole_layers(one_of_two_processes):
     teacher = tiny_teacher("llama", torch.float32)
+    assert not is_sharded(teacher)
     for layer in teacher.model.base_model.layers:
         fully_shard(layer, mesh=one_of_two_processes)
+    assert is_sharded(teacher)
     layer = 4 * (32 * 32 * 2 + 32 * 16 * 2 + 3 * 32 * 48 + 2 * 32)
     memory = step_memory(teacher, woken_gistnet(teacher), stage_of(3), window_tokens=96, device_type="cpu")
     assert memory.fixed["teacher weights"] == 3 * layer / 2 + 4 * (2 * 97 * 32 + 32) + 2 * layer
