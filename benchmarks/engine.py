@@ -1,8 +1,9 @@
-"""Spans per second of the packed engine against the spec's training loop, in one run, with the real teacher.
+"""Spans per second of the packed engine against the spec's training loop, in one run, and its share of the machine.
 
-    python benchmarks/engine.py --quick     window 4096, H = 32 (under four minutes on two cores)
-    python benchmarks/engine.py             windows 1024 and 4096, H = 32 and 128 (about 15 minutes)
-    python benchmarks/engine.py --long      also windows of 16384, beyond the teacher's trained positions (an hour)
+    python benchmarks/engine.py --quick                       window 4096, H = 32 (under four minutes on two cores)
+    python benchmarks/engine.py                               window 4096, H = 32, 64 and 128 (15 minutes)
+    python benchmarks/engine.py --windows 16384 --spans 1     beyond the teacher's trained positions (an hour)
+    python benchmarks/engine.py --teacher smollm3-3b-shape    random weights; on a CPU a window of 512 (minutes)
 
 Three ways to the same losses and gradients, GistNet's own cost included in each:
 
@@ -11,257 +12,135 @@ Three ways to the same losses and gradients, GistNet's own cost included in each
     engine    one pass over the window, then all of its spans as packed branches
 
 None of them computes logits anywhere but at the horizon, and all use the same fused loss. Each runs in a process of its
-own, so that its peak memory is its own. The loops are timed on a few spans, since all of theirs cost the same. Before
-anything is timed, losses and GistNet's gradient are compared in float32 on the same spans of a window of 1024.
-Results: benchmarks/results/engine-<machine>.json.
+own, so that its peak memory is its own (on a GPU, where the peak can be reset, one process runs all). The loops are
+timed on a few spans, evenly over the window, since all of theirs cost the same. Before anything is timed, losses and
+GistNet's gradient are compared in float32 on the same spans of a short window. `breakdown` times the engine's parts
+apart; `ceiling` is what the machine reaches with plain large matrix products in bfloat16, and model FLOP utilisation
+the engine's share of it (`benchmarks/flops.py` says what is counted).
+
+A long run can be cut into parts, which come together in one file (`--restart` begins it anew, and so does `--quick`):
+
+    python benchmarks/engine.py --windows 16384 --horizons 32 --parts engine breakdown
+    python benchmarks/engine.py --windows 16384 --horizons 32 --parts loop --spans 1
+
+Results: benchmarks/results/engine-cpu.json or engine-cuda.json.
 """
 
 import argparse
 import itertools
 import json
-import resource
-import subprocess
 import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # so that `python benchmarks/…` works, and `-m benchmarks.…`
 
-from benchmarks.machine import describe_machine
-from gistnet.memory import keep_freed_memory
-from gistnet.model.gistnet import GistNet, GistNetConfig
-from gistnet.model.teacher import Teacher, TeacherConfig
-from gistnet.objective.branches import Stretches, gist_stand_ins, replaced_hidden
-from gistnet.objective.losses import token_losses
-from gistnet.objective.objective import ObjectiveConfig, branch_losses, encode
-from gistnet.objective.reference import reference_original_hidden, reference_replaced_hidden
+from benchmarks.engine_parts import breakdown, equality, measure
+from benchmarks.engine_results import EngineResults
+from benchmarks.machine import matmul_ceiling
+from benchmarks.own_process import in_own_process
+from benchmarks.workload import (
+    EMBEDDED_TEACHER,
+    SMOLLM3_SHAPE,
+    TEACHERS,
+    Models,
+    cut_windows,
+)
 
 RESULTS = Path(__file__).parent / "results"
-SPAN, SINK = 32, 4
-BRANCHES_PER_PASS = 64
+PARTS = ("ceiling", "equality", "engine", "cached", "loop", "breakdown")
+LOOP_SPANS = {"cpu": 3, "cuda": 8}
 
 
-def text_window(teacher: Teacher, tokens: int) -> Tensor:
-    """A window of real prose that every Python has, `[1, tokens]`."""
-    from pydoc_data.topics import topics
-
-    assert teacher.tokenizer is not None
-    (ids,) = teacher.tokenizer.encode_batch(["\n".join(topics[name] for name in sorted(topics))])
-    return torch.tensor(ids[:tokens], device=teacher.device)[None]
-
-
-def all_starts(window: int, horizon: int) -> list[int]:
-    """Every aligned start with room for the horizon."""
-    return list(range(SINK, window - SPAN - horizon + 1, SPAN))
-
-
-def stretches_at(tokens: Tensor, starts: list[int], horizon: int) -> Stretches:
-    """The stretches of one window."""
-    begins = torch.tensor(starts, device=tokens.device)
-    return Stretches(tokens, torch.zeros_like(begins), begins, SPAN, 1, horizon)
+def run_part(part: str, window: int, horizon: int, arguments: argparse.Namespace, models: Models) -> Any:
+    """Measure one part in this process."""
+    device = arguments.device
+    if part == "ceiling":
+        return matmul_ceiling(device)
+    teacher, gistnet = models.get(arguments.teacher, "float32" if part == "equality" else "bfloat16", device)
+    if part == "equality":
+        # A window of 1024 of the large teacher, in float32, would be too much for a CPU.
+        return equality(teacher, gistnet, 256 if arguments.teacher == SMOLLM3_SHAPE else 1024)
+    branches = cut_windows(teacher, window, horizon, windows=arguments.windows_at_once)
+    if part == "breakdown":
+        return breakdown(branches, teacher, gistnet)
+    return measure(part, branches, teacher, gistnet, spans=arguments.spans or LOOP_SPANS[device])
 
 
-def loop(teacher: Teacher, gistnet: GistNet, stretches: Stretches, *, cached: bool) -> Iterator[float]:
-    """The spec's loop: yields the KL of each span after its backward pass."""
-    original = None
-    for branch in range(len(stretches.starts)):
-        one = stretches_at(stretches.tokens, [int(stretches.starts[branch])], stretches.horizon)
-        if cached and original is None:
-            original = teacher.read_windows(stretches.tokens)
-        states = one.original_hidden(original) if original else reference_original_hidden(teacher, one, 0)[None]
-        gists = encode(gistnet, teacher, one.replaced)
-        replaced = reference_replaced_hidden(teacher, one, gist_stand_ins(one, gists, "center"), 0)[None]
-        kl = token_losses(teacher, states, replaced, one.targets).kl.mean()
-        kl.backward()
-        yield float(kl.detach())
+def part_runner(arguments: argparse.Namespace) -> Callable[[str, int, int], Any]:
+    """What measures a part, given a window and H: a process of its own, or this one where its peaks can be reset.
+
+    The result is None where the memory of a GPU does not suffice.
+    """
+    if not arguments.in_process:
+        options: list[object] = ["--device", arguments.device, "--teacher", arguments.teacher]
+        options += ["--spans", arguments.spans] if arguments.spans else []
+        options += ["--windows-at-once", arguments.windows_at_once] if arguments.windows_at_once else []
+        return partial(in_own_process, "benchmarks.engine", *options, "--only")
+    models = Models()
+
+    def run(part: str, window: int, horizon: int) -> Any:
+        try:
+            return run_part(part, window, horizon, arguments, models)
+        except torch.OutOfMemoryError:
+            models.clear()
+            return None
+
+    return run
 
 
-def engine(teacher: Teacher, gistnet: GistNet, tokens: Tensor, starts: list[int], horizon: int) -> Iterator[float]:
-    """The packed engine: yields the KL of each span after the backward pass of its pack."""
-    read = teacher.read_windows(tokens)
-    objective = ObjectiveConfig(horizon_tokens=horizon)
-    for first in range(0, len(starts), BRANCHES_PER_PASS):
-        stretches = stretches_at(tokens, starts[first : first + BRANCHES_PER_PASS], horizon)
-        losses = branch_losses(teacher, gistnet, read, stretches, objective)
-        losses.total.sum().backward()
-        yield from losses.kl.tolist()
-
-
-def build(precision: str, device: str) -> tuple[Teacher, GistNet]:
-    """The real teacher, and a GistNet whose output is not its anchor, so that all of it has a gradient."""
-    keep_freed_memory()
-    teacher = Teacher.from_pretrained(TeacherConfig(precision=precision), device)
-    gistnet = GistNet.build(GistNetConfig(architecture="full"), teacher)
-    torch.nn.init.normal_(gistnet.w_out.weight, std=0.02, generator=torch.Generator(device).manual_seed(0))
-    return teacher, gistnet
-
-
-def measure(variant: str, window: int, horizon: int, spans: int, device: str) -> dict[str, Any]:
-    """Time one variant in this process, after a warm-up on a short window."""
-    teacher, gistnet = build("bfloat16", device)
-    tokens = text_window(teacher, window)
-    starts = all_starts(window, horizon)
-    few = starts[:: max(1, len(starts) // spans)][:spans]
-    short = all_starts(512, horizon)[:2]
-    if variant == "engine":
-        list(engine(teacher, gistnet, tokens[:, :512], short, horizon))
-    else:
-        list(loop(teacher, gistnet, stretches_at(tokens[:, :512], short, horizon), cached=variant == "cached"))
-    began = time.perf_counter()
-    if variant == "engine":
-        kls = dict(zip(starts, engine(teacher, gistnet, tokens, starts, horizon), strict=True))
-    else:
-        stretches = stretches_at(tokens, few, horizon)
-        kls = dict(zip(few, loop(teacher, gistnet, stretches, cached=variant == "cached"), strict=True))
-    seconds = _now(device) - began
-    once = 0.0
-    if variant == "cached":  # the original forward serves all spans of the window, not only those timed
-        began = time.perf_counter()
-        teacher.read_windows(tokens)
-        once = time.perf_counter() - began
-    per_span = (seconds - once) / len(kls) + once / len(starts)
-    return {
-        "seconds_per_span": per_span,
-        "spans_per_second": 1 / per_span,
-        "spans_timed": len(kls),
-        "peak_memory_megabytes": _peak_megabytes(device),
-        "kl": {str(start): kls[start] for start in few},
-    }
-
-
-def breakdown(window: int, horizon: int, device: str) -> dict[str, float]:
-    """Seconds per span of the engine's parts, on one pack of branches from all over the window."""
-    teacher, gistnet = build("bfloat16", device)
-    tokens = text_window(teacher, window)
-    starts = all_starts(window, horizon)
-    pack = starts[:: max(1, len(starts) // BRANCHES_PER_PASS)][:BRANCHES_PER_PASS]
-    list(engine(teacher, gistnet, tokens[:, :512], all_starts(512, horizon)[:2], horizon))
-    marks = [_now(device)]
-    read = teacher.read_windows(tokens)
-    marks.append(_now(device))
-    stretches = stretches_at(tokens, pack, horizon)
-    gists = encode(gistnet, teacher, stretches.replaced)
-    marks.append(_now(device))
-    stand_ins = gist_stand_ins(stretches, gists.detach().requires_grad_(), "center")
-    hidden = replaced_hidden(teacher, read, stretches, stand_ins)
-    marks.append(_now(device))
-    losses = token_losses(teacher, stretches.original_hidden(read), hidden, stretches.targets)
-    marks.append(_now(device))
-    losses.kl.sum().backward()
-    marks.append(_now(device))
-    assert stand_ins.vectors.grad is not None
-    gists.backward(stand_ins.vectors.grad)
-    marks.append(_now(device))
-    names = (
-        "document pass",
-        "GistNet forward",
-        "branches forward",
-        "head and loss",
-        "branches backward",
-        "GistNet backward",
-    )
-    seconds = dict(zip(names, (b - a for a, b in itertools.pairwise(marks)), strict=True))
-    return {name: s / (len(starts) if name == "document pass" else len(pack)) for name, s in seconds.items()}
-
-
-def _now(device: str) -> float:
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter()
-
-
-def compare(device: str) -> dict[str, float]:
-    """Largest differences of loop and engine in float32, on three spans of a window of 1024."""
-    starts, horizon, sides = [4, 516, 900], 32, []
-    for variant in ("loop", "engine"):
-        teacher, gistnet = build("float32", device)
-        tokens = text_window(teacher, 1024)
-        if variant == "loop":
-            kls = list(loop(teacher, gistnet, stretches_at(tokens, starts, horizon), cached=False))
-        else:
-            kls = list(engine(teacher, gistnet, tokens, starts, horizon))
-        sides.append((torch.tensor(kls), torch.cat([p.grad.flatten() for p in gistnet.parameters()])))  # type: ignore[union-attr]
-    (kl_loop, grad_loop), (kl_engine, grad_engine) = sides
-    return {
-        "kl_difference_nats": float((kl_loop - kl_engine).abs().max()),
-        "gradient_relative_difference": float((grad_loop - grad_engine).norm() / grad_loop.norm()),
-    }
-
-
-def _peak_megabytes(device: str) -> float:
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated() / 1e6
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
-def _in_own_process(*arguments: str) -> dict[str, Any]:
-    command = [sys.executable, "-m", "benchmarks.engine", *arguments]
-    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parent.parent)
-    return json.loads(output.stdout.splitlines()[-1])
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="window 4096, H 32, one span of the loops, no breakdown")
+    parser.add_argument("--teacher", choices=TEACHERS, default=EMBEDDED_TEACHER)
+    parser.add_argument("--windows", type=int, nargs="+", metavar="TOKENS")
+    parser.add_argument("--horizons", type=int, nargs="+", metavar="H")
+    parser.add_argument("--parts", nargs="+", choices=PARTS)
+    parser.add_argument("--spans", type=int, help="on how many the loops are timed (3 on a CPU, 8 on a GPU)")
+    parser.add_argument("--windows-at-once", type=int, help="windows the engine reads at once (as many as 32k tokens)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--out", type=Path, help="the file that results are added to")
+    parser.add_argument("--restart", action="store_true", help="forget what that file holds")
+    parser.add_argument("--in-process", action="store_true", help="measure all parts in this process, as on a GPU")
+    parser.add_argument("--only", nargs=3, metavar=("PART", "WINDOW", "H"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    arguments.in_process |= arguments.device == "cuda"
+    small = arguments.teacher == SMOLLM3_SHAPE and arguments.device == "cpu"
+    if arguments.quick:
+        arguments.spans = arguments.spans or 1
+        arguments.parts = arguments.parts or [part for part in PARTS if part != "breakdown"]
+    arguments.parts = arguments.parts or list(PARTS)
+    arguments.windows = arguments.windows or [512 if small else 4096]
+    arguments.horizons = arguments.horizons or ([32] if arguments.quick or small else [32, 64, 128])
+    name = f"engine-{'quick-' if arguments.quick else ''}{arguments.device}.json"
+    arguments.out = arguments.out or RESULTS / name
+    return arguments
 
 
 def main() -> None:
-    """Compare, measure each case in processes of their own, print ratios, write the result."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--long", action="store_true")
-    parser.add_argument("--spans", type=int, default=3, help="spans on which the loops are timed")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--only", nargs=3, metavar=("VARIANT", "WINDOW", "H"), help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    device = arguments.device
+    """Measure each part in a process of its own; print and keep what is known after each."""
+    arguments = parse()
     if arguments.only:
-        variant, window, horizon = arguments.only
-        if variant == "compare":
-            print(json.dumps(compare(device)))
-        elif variant == "breakdown":
-            print(json.dumps(breakdown(int(window), int(horizon), device)))
-        else:
-            print(json.dumps(measure(variant, int(window), int(horizon), arguments.spans, device)))
+        part, window, horizon = arguments.only
+        print(json.dumps(run_part(part, int(window), int(horizon), arguments, Models())))
         return
-    cases = [(4096, 32)] if arguments.quick else [(1024, 32), (1024, 128), (4096, 32), (4096, 128)]
-    cases += [(16384, 32), (16384, 128)] if arguments.long else []
-    options = ("--device", device, "--spans", str(1 if arguments.quick else arguments.spans))
-    equality = _in_own_process(*options, "--only", "compare", "0", "0")
-    print(
-        f"float32, loop against engine: KL differs by {equality['kl_difference_nats']:.1e} nats at most, "
-        f"GistNet's gradient by {equality['gradient_relative_difference']:.1e} of its norm"
-    )
-    results = []
-    for window, horizon in cases:
-        case: dict[str, Any] = {"window": window, "horizon": horizon}
-        for variant in ("engine", "cached", "loop"):
-            case[variant] = _in_own_process(*options, "--only", variant, str(window), str(horizon))
-        if not arguments.quick:
-            parts = _in_own_process(*options, "--only", "breakdown", str(window), str(horizon))
-            case["engine_seconds_per_span"] = parts
-            described = ", ".join(f"{name} {1000 * seconds:.0f}" for name, seconds in parts.items())
-            print(f"where the engine's time goes at window {window}, H {horizon}, ms a span: {described}")
-        kls = [[case[v]["kl"][start] for start in case["loop"]["kl"]] for v in ("loop", "engine")]
-        case["kl_difference_nats"] = max(abs(a - b) for a, b in zip(*kls, strict=True))
-        case["speedup_over_loop"] = case["loop"]["seconds_per_span"] / case["engine"]["seconds_per_span"]
-        case["speedup_over_cached"] = case["cached"]["seconds_per_span"] / case["engine"]["seconds_per_span"]
-        results.append(case)
-        for variant in ("loop", "cached", "engine"):
-            row = case[variant]
-            print(
-                f"window {window} H {horizon} {variant:>7}: {row['seconds_per_span']:8.3f} s a span, "
-                f"{row['spans_per_second']:8.3f} spans/s, peak {row['peak_memory_megabytes']:7.0f} MB"
-            )
-        print(
-            f"window {window} H {horizon}: {case['speedup_over_cached']:.1f}x over cached; bfloat16 KL differs by "
-            f"{case['kl_difference_nats']:.1e} nats"
-        )
-        print(f"speedup {case['speedup_over_loop']:.1f}", flush=True)
-    name = f"engine-{'quick-' if arguments.quick else ''}{device}.json"
-    RESULTS.mkdir(exist_ok=True)
-    content = {"machine": describe_machine(), "float32_equality": equality, "cases": results}
-    (RESULTS / name).write_text(json.dumps(content, indent=1) + "\n")
+    run = part_runner(arguments)
+    results = EngineResults.read(arguments.out, arguments.teacher, restart=arguments.restart or arguments.quick)
+    for part in ("ceiling", "equality"):
+        if part in arguments.parts and (measured := run(part, 0, 0)) is not None:
+            print(results.add_general(part, measured), flush=True)
+    parts = [part for part in ("engine", "breakdown", "cached", "loop") if part in arguments.parts]
+    for window, horizon in itertools.product(arguments.windows, arguments.horizons):
+        for part in parts:
+            measured = run(part, window, horizon)
+            known = measured is not None
+            print(results.add(window, horizon, part, measured) if known else f"{part}: does not fit", flush=True)
+        print(results.describe(window, horizon), flush=True)
 
 
 if __name__ == "__main__":

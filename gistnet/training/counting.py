@@ -3,9 +3,8 @@
 The teacher's own layers, GistNet and the losses run forward and backward as they are written, so that the counts are
 right for any family and follow every change of the code; only attention, whose kernels need contents, is replaced by
 what such a kernel allocates: its output, and for its backward pass queries, keys, values, output and denominators. All
-of it grows in proportion to tokens, so a small count gives the rate. Attention that is written out is not counted, as
-in Gemma's sliding layers over windows longer than they see. Autocast does not reach such tensors: what GistNet holds in
-bfloat16 is counted as float32.
+of it grows in proportion to tokens, so a small count gives the rate. Autocast does not reach such tensors: what GistNet
+holds in bfloat16 is counted as float32.
 """
 
 import copy
@@ -51,16 +50,27 @@ class Counts:
 _counted: dict[tuple[Any, ...], Counts] = {}
 
 
-def count(teacher: Teacher, gistnet: GistNet, *, train_below: bool, differentiate: tuple[str, ...]) -> Counts:
+def count(
+    teacher: Teacher,
+    gistnet: GistNet,
+    *,
+    train_below: bool,
+    differentiate: tuple[str, ...],
+    losses_by_kernel: bool = False,
+) -> Counts:
     """Count what a step takes with this teacher, a GistNet of the level that is trained, and a loss.
 
     Args:
         differentiate: as for `token_losses`.
+        losses_by_kernel: whether a GPU's kernel turns logits into losses where they are.
     """
-    key = (teacher.fingerprint.config_hash, teacher.dtype, gistnet.config, gistnet.level, train_below, differentiate)
+    teacher_key = (teacher.fingerprint.config_hash, teacher.dtype)
+    key = (*teacher_key, gistnet.config, gistnet.level, train_below, differentiate, losses_by_kernel)
     if key not in _counted:  # some runs are opened many times in one process
         shape = _shape_of(teacher)
-        loss, gist = _prediction(shape, differentiate), _gist(gistnet, teacher.dtype, train_below=train_below)
+        loss = _prediction(shape, differentiate)
+        loss = Use(loss.kept, _kernel_bytes(shape)) if losses_by_kernel else loss
+        gist = _gist(gistnet, teacher.dtype, train_below=train_below)
         shape.model.set_attn_implementation(_COUNTED_ATTENTION)
         reading, branch = _through_all_layers(shape, _reading), _through_all_layers(shape, _branch)
         shape.enable_gradient_checkpointing()
@@ -170,6 +180,17 @@ def _prediction(shape: Teacher, differentiate: tuple[str, ...]) -> Use:
 
     both = use_of(losses)
     return Use(both.kept, 2 * both.forward)
+
+
+def _kernel_bytes(shape: Teacher) -> float:
+    """Two tables of logits, whose places their gradients take, and one that is left of the chunk before."""
+
+    def make(tokens: int) -> Tensor:
+        with torch.no_grad():
+            return shape.logits(torch.empty(tokens, shape.hidden_size, dtype=shape.dtype, device="meta"))
+
+    table = use_of(make)
+    return 3 * table.kept + table.forward
 
 
 def _gist(gistnet: GistNet, token_dtype: torch.dtype, *, train_below: bool) -> Use:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
@@ -82,11 +83,18 @@ def step_memory(
     Args:
         gistnet: of the highest level.
         window_tokens: the length of the longest window.
-        device_type: of the device that will train, "cuda" or "cpu"; decides how many logits exist at a time.
+        device_type: of the device that will train, "cuda" or "cpu"; decides how many logits exist at a time, and in
+            what form: a GPU's kernel for them is taken to work.
     """
     train, objective = stage.train, stage.objective
     trained = gistnet.levels[train.level]
-    counts = count(teacher, trained, train_below=train.train_below, differentiate=_DIFFERENTIATED[objective.loss])
+    counts = count(
+        teacher,
+        trained,
+        train_below=train.train_below,
+        differentiate=_DIFFERENTIATED[objective.loss],
+        losses_by_kernel=device_type == "cuda" and teacher.dtype != torch.float64,
+    )
     room = window_tokens - train.sink_tokens - objective.horizon_tokens
     longest = min(train.runs.most, room // trained.tokens_per_gist)
     gists = longest + (objective.contrastive_weight > 0)

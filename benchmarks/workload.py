@@ -1,0 +1,197 @@
+"""What the speed benchmarks run: teachers, windows, the spans cut from them, the spec's loop and the packed engine.
+
+The embedded teacher, SmolLM2-135M, reads real prose. Where it is not installed, or is too small, its shape or that of
+SmolLM3-3B stands in, with random weights that read random tokens: what a pass costs depends on neither.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from gistnet.memory import keep_freed_memory
+from gistnet.model.embedded_teacher import EMBEDDED_TEACHER
+from gistnet.model.gistnet import GistNet, GistNetConfig
+from gistnet.model.teacher import ReadWindows, Teacher, TeacherConfig
+from gistnet.objective.branches import Stretches, gist_stand_ins
+from gistnet.objective.losses import token_losses
+from gistnet.objective.objective import ObjectiveConfig, branch_losses, encode
+from gistnet.objective.reference import reference_original_hidden, reference_replaced_hidden
+
+SPAN, SINK = 32, 4
+SMOLLM2_SHAPE, SMOLLM3_SHAPE, TINY_SHAPE = "smollm2-135m-shape", "smollm3-3b-shape", "tiny-shape"
+TEACHERS = (EMBEDDED_TEACHER, SMOLLM2_SHAPE, SMOLLM3_SHAPE, TINY_SHAPE)
+"""Teachers by name; the tiny one only shows that a program runs."""
+# Weights are drawn so widely that attention is not flat: with a standard deviation of 0.02 nothing that it gets wrong
+# would show. The defaults of SmolLM3Config are the 3B model's.
+_SHAPES: dict[str, dict[str, Any]] = {
+    SMOLLM2_SHAPE: {
+        "model_type": "llama",
+        "vocab_size": 49152,
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "max_position_embeddings": 8192,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 100_000.0},
+        "tie_word_embeddings": True,
+        "initializer_range": 0.06,
+    },
+    SMOLLM3_SHAPE: {"model_type": "smollm3", "tie_word_embeddings": True, "initializer_range": 0.03},
+    TINY_SHAPE: {
+        "model_type": "smollm3",
+        "vocab_size": 256,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "initializer_range": 0.3,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    },
+}
+GPU_TOKENS_READ_AT_ONCE = 32768
+
+
+def build_teacher(name: str, precision: str, device: str) -> Teacher:
+    """A teacher of `TEACHERS`; the weights of a shape are the same at every call on a kind of device."""
+    keep_freed_memory()
+    if name == EMBEDDED_TEACHER:
+        return Teacher.from_pretrained(TeacherConfig(precision=precision), device)
+    torch.manual_seed(0)
+    with torch.device(device):
+        shape = AutoConfig.for_model(**_SHAPES[name])
+        model = AutoModelForCausalLM.from_config(shape, dtype=getattr(torch, precision))
+    return Teacher(model, name=name)
+
+
+def build_gistnet(teacher: Teacher, architecture: str = "full") -> GistNet:
+    """A GistNet whose output is not its anchor, so that all of it has a gradient."""
+    gistnet = GistNet.build(GistNetConfig.model_validate({"architecture": architecture}), teacher)
+    generator = torch.Generator(teacher.device).manual_seed(0)
+    torch.nn.init.normal_(gistnet.w_out.weight, std=0.02, generator=generator)
+    return gistnet
+
+
+class Models:
+    """The teacher and the GistNet last asked for, so that parts measured in one process share them."""
+
+    def __init__(self) -> None:
+        self._wanted: tuple[str, str, str] | None = None
+        self._models: tuple[Teacher, GistNet] | None = None
+
+    def get(self, name: str, precision: str, device: str) -> tuple[Teacher, GistNet]:
+        """As `build_teacher` and `build_gistnet`, with no gradient left from before."""
+        if self._models is None or self._wanted != (name, precision, device):
+            self.clear()
+            teacher = build_teacher(name, precision, device)
+            self._wanted, self._models = (name, precision, device), (teacher, build_gistnet(teacher))
+        self._models[1].zero_grad()
+        return self._models
+
+    def clear(self) -> None:
+        """Give their memory back."""
+        self._wanted = self._models = None
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def read_text(teacher: Teacher, windows: int, tokens: int) -> Tensor:
+    """Windows of real prose that every Python has, repeated where it is too short, or of random tokens.
+
+    Returns `[windows, tokens]`, int64.
+    """
+    if teacher.tokenizer is None:
+        generator = torch.Generator().manual_seed(0)
+        return torch.randint(teacher.vocabulary_size, (windows, tokens), generator=generator).to(teacher.device)
+    from pydoc_data.topics import topics
+
+    (ids,) = teacher.tokenizer.encode_batch(["\n".join(topics[name] for name in sorted(topics))])
+    repeats = -(-windows * tokens // len(ids))
+    return torch.tensor(ids, device=teacher.device).repeat(repeats)[: windows * tokens].view(windows, tokens)
+
+
+def all_starts(window: int, horizon: int) -> list[int]:
+    """Every aligned start with room for the horizon."""
+    return list(range(SINK, window - SPAN - horizon + 1, SPAN))
+
+
+def spread(values: Sequence[int], count: int) -> list[int]:
+    """So many of the values, evenly over all of them, or all where there are no more; one alone is the middle one."""
+    count = min(count, len(values))
+    return [values[(2 * i + 1) * len(values) // (2 * count)] for i in range(count)]
+
+
+@dataclass(frozen=True)
+class Branches:
+    """Single spans to replace, in windows that are read together.
+
+    Attributes:
+        tokens: `[windows, tokens]`.
+        starts: the first tokens of the spans replaced, the same in each window.
+        horizon: tokens predicted after a span (H).
+    """
+
+    tokens: Tensor
+    starts: list[int]
+    horizon: int
+
+    def __len__(self) -> int:
+        return len(self.tokens) * len(self.starts)
+
+    def stretches(self, first: int = 0, count: int | None = None) -> Stretches:
+        """The branches from `first` on, in the order of windows and in each of starts."""
+        last = len(self) if count is None else min(first + count, len(self))
+        index = torch.arange(first, last, device=self.tokens.device)
+        windows, order = index // len(self.starts), index % len(self.starts)
+        starts = torch.tensor(self.starts, device=self.tokens.device)[order]
+        return Stretches(self.tokens, windows, starts, SPAN, 1, self.horizon)
+
+
+def cut_windows(teacher: Teacher, window: int, horizon: int, windows: int | None = None) -> Branches:
+    """All spans of windows that are read at once; None is one window on a CPU, and as many as saturate a GPU."""
+    at_once = {"cpu": 1, "cuda": max(1, GPU_TOKENS_READ_AT_ONCE // window)}[teacher.device.type]
+    return Branches(read_text(teacher, windows or at_once, window), all_starts(window, horizon), horizon)
+
+
+def loop(teacher: Teacher, gistnet: GistNet, branches: Branches, *, cached: bool) -> Iterator[float]:
+    """The spec's loop: yields the KL of each span after its backward pass.
+
+    Args:
+        cached: whether the original forward is made once for each window, and not once for each span.
+    """
+    original: ReadWindows | None = None
+    for branch in range(len(branches)):
+        one = branches.stretches(branch, 1)
+        if cached and original is None:
+            original = teacher.read_windows(branches.tokens)
+        states = one.original_hidden(original) if original else reference_original_hidden(teacher, one, 0)[None]
+        gists = encode(gistnet, teacher, one.replaced)
+        replaced = reference_replaced_hidden(teacher, one, gist_stand_ins(one, gists, "center"), 0)[None]
+        kl = token_losses(teacher, states, replaced, one.targets).kl.mean()
+        kl.backward()
+        yield float(kl.detach())
+
+
+def engine(teacher: Teacher, gistnet: GistNet, branches: Branches, branches_per_pass: int) -> list[float]:
+    """The packed engine, from reading the windows to the last backward pass; returns the KL of each span."""
+    return engine_on(teacher, gistnet, teacher.read_windows(branches.tokens), branches, branches_per_pass)
+
+
+def engine_on(
+    teacher: Teacher, gistnet: GistNet, read: ReadWindows, branches: Branches, branches_per_pass: int
+) -> list[float]:
+    """As `engine`, for windows that have been read."""
+    objective = ObjectiveConfig(horizon_tokens=branches.horizon)
+    kls = []
+    for first in range(0, len(branches), branches_per_pass):
+        losses = branch_losses(teacher, gistnet, read, branches.stretches(first, branches_per_pass), objective)
+        losses.total.sum().backward()
+        kls.append(losses.kl)  # read at the end, so that no pass waits for the one before
+    return list(torch.cat(kls).tolist())
