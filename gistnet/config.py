@@ -23,6 +23,7 @@ from gistnet.model.gistnet import GistNetConfig
 from gistnet.model.teacher import TeacherConfig
 from gistnet.run_folder import CONFIG_FILE, FORMAT_VERSION, read_config_values
 from gistnet.settings import Section
+from gistnet.training.parallel import DEFAULT_TIMEOUT_MINUTES
 from gistnet.training.stage import Stage
 from gistnet.training.trackers import Tracker
 
@@ -41,6 +42,8 @@ class RunConfig(Section):
     """Decides initial weights, the order of data, dropout and what is validated on."""
     device: str = "auto"
     """A torch device, or auto: CUDA where there is one, otherwise the CPU."""
+    process_timeout_minutes: float = Field(default=DEFAULT_TIMEOUT_MINUTES, gt=0)
+    """How long the processes of a run wait for one that does not answer, before they take it for lost and stop."""
     teacher: TeacherConfig = TeacherConfig()
     data: DataConfig
     gistnet: GistNetConfig = GistNetConfig()

@@ -28,5 +28,9 @@ class TrainingError(GistNetError):
     """Training that had to stop: a loss or gradient that is not finite."""
 
 
+class ProcessError(TrainingError):
+    """The processes of a run cannot go on together: one is gone, out of reach, or had to leave the others waiting."""
+
+
 class StorageError(GistNetError):
     """The file system refused: full disk, no permission, vanished folder."""

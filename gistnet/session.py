@@ -20,12 +20,13 @@ from gistnet.memory import keep_freed_memory
 from gistnet.model.fingerprint import TeacherFingerprint
 from gistnet.model.gistnet import GistNet
 from gistnet.model.saved_gistnet import WEIGHTS_FILE, read_saved
+from gistnet.model.sharded_teacher import shard_layers
 from gistnet.model.teacher import Teacher, TeacherConfig, load_tokenizer
 from gistnet.objective.reference import require_exact
 from gistnet.run_folder import CHECKPOINTS_FOLDER, CONFIG_FILE, LEFT_BY_A_RUN
 from gistnet.training.checkpoint import best_checkpoint, latest_checkpoint
 from gistnet.training.dry_run import describe_plan, describe_steps, memory_tables
-from gistnet.training.parallel import Processes
+from gistnet.training.parallel import DEFAULT_TIMEOUT_MINUTES, Processes
 from gistnet.training.run import Run, build_run
 from gistnet.training.trackers import require_installed
 from gistnet.training.trainer import fit, restore
@@ -98,18 +99,26 @@ def open_run(config: RunConfig, progress: Callable[[str], None] = lambda message
     Raises:
         GistNetError: of any kind; nothing has been trained yet.
     """
-    processes = _processes(config.device)
-    teacher = load_teacher(config, processes.device)
-    if processes.is_main:
-        dataset = prepare_data(config, progress)
-        processes.wait()
-    else:
-        processes.wait()
-        dataset = prepare_data(config)
+    processes = _processes(config.device, config.process_timeout_minutes)
+    sharded = config.teacher.sharded
+    if sharded and processes.count == 1:
+        raise ConfigError(
+            "teacher.sharded is true with a single process; expected two or more (started with torchrun or accelerate "
+            "launch), or teacher.sharded=false."
+        )
+    # A teacher that is to be sharded may be too large for the device, and what copies its layers needs them whole.
+    teacher = load_teacher(config, torch.device("cpu") if sharded else processes.device)
+    dataset = processes.main_first(
+        lambda: prepare_data(config, progress if processes.is_main else lambda message: None)
+    )
+    gistnet = build_gistnet(config, teacher)
+    if sharded:
+        shard_layers(teacher, processes.device, processes.count)
+        gistnet.to(processes.device)
     return build_run(
         config.run_folder,
         teacher,
-        build_gistnet(config, teacher),
+        gistnet,
         dataset,
         config.stages,
         seed=config.seed,
@@ -280,10 +289,10 @@ def _remove_run(run_folder: Path) -> None:
                 path.unlink(missing_ok=True)
 
 
-def _processes(device: str) -> Processes:
+def _processes(device: str, timeout_minutes: float = DEFAULT_TIMEOUT_MINUTES) -> Processes:
     keep_freed_memory()
     try:
-        processes = Processes(device)
+        processes = Processes(device, timeout_minutes=timeout_minutes)
         torch.empty(1, device=processes.device)
     except (RuntimeError, AssertionError) as error:  # the latter where PyTorch was built without CUDA
         reason = str(error).splitlines()[0].partition(". ")[0].rstrip(".")

@@ -1,10 +1,10 @@
-"""Who does what among processes, and sums over them; a real two-process run is in tests/training/test_trainer.py."""
+"""Who does what among processes, and sums over them; real runs of several are in tests/training/test_processes.py."""
 
 import pytest
 import torch
 
-from gistnet.errors import ConfigError
-from gistnet.training.parallel import Processes
+from gistnet.errors import ConfigError, DataError, ProcessError, TrainingError
+from gistnet.training.parallel import Processes, losing_processes
 
 
 def process(rank: int, count: int) -> Processes:
@@ -14,17 +14,22 @@ def process(rank: int, count: int) -> Processes:
     return one
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 6])
-def test_the_shares_are_equal_and_together_the_batch_in_order(count):
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 6, 9])
+def test_the_shares_are_together_the_batch_in_order_and_as_equal_as_they_can_be(count):
     shares = [process(rank, count).share(range(12, 18)) for rank in range(count)]
     assert [item for share in shares for item in share] == [12, 13, 14, 15, 16, 17]
-    assert {len(share) for share in shares} == {6 // count}
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
     assert [process(rank, count).is_main for rank in range(count)] == [True] + [False] * (count - 1)
 
 
-def test_a_batch_that_cannot_be_shared_evenly_is_refused():
-    with pytest.raises(ConfigError, match="6 windows cannot be shared among 4 processes"):
-        process(0, 4).share(range(6))
+def test_eight_windows_are_three_three_and_two():
+    assert [process(rank, 3).share(range(8)) for rank in range(3)] == [range(3), range(3, 6), range(6, 8)]
+
+
+def test_a_process_without_data_is_refused_and_told_what_would_do():
+    process(0, 4).require_work(4)
+    with pytest.raises(ConfigError, match=r"3 windows leaves some of the 4 processes without .* 4 or more"):
+        process(0, 4).require_work(3)
 
 
 def test_one_process_sums_to_what_it_has():
@@ -33,6 +38,9 @@ def test_one_process_sums_to_what_it_has():
     assert tensor.tolist() == [1.0, 2.0]
     assert alone.any(True) is True
     assert alone.any(False) is False
+    assert alone.gather("here") == ["here"]
+    assert alone.from_main("here") == "here"
+    assert alone.main_first(lambda: "made") == "made"
 
 
 def test_tensors_of_any_shape_are_summed_in_one_message(monkeypatch):
@@ -51,7 +59,52 @@ def test_tensors_of_any_shape_are_summed_in_one_message(monkeypatch):
     assert column.tolist() == [[55.0], [66.0]]
 
 
+def others_hold(monkeypatch: pytest.MonkeyPatch, *values: object) -> None:
+    """The processes after this one hold `values` in whatever is gathered."""
+
+    def all_gather_object(gathered, mine, group):
+        gathered[:] = [mine, *values]
+
+    monkeypatch.setattr(torch.distributed, "all_gather_object", all_gather_object)
+
+
 @pytest.mark.parametrize(("mine", "others", "expected"), [(0, 0, False), (0, 1, True), (1, 0, True), (1, 1, True)])
 def test_a_flag_of_one_process_is_seen_by_all(monkeypatch, mine, others, expected):
-    monkeypatch.setattr(torch.distributed, "all_reduce", lambda flat: flat.add_(others))
+    others_hold(monkeypatch, bool(others))
     assert process(0, 2).any(bool(mine)) is expected
+
+
+def test_the_most_of_each_number_counts_missing_ones_as_none(monkeypatch):
+    others_hold(monkeypatch, [3, 1, 4], [2])
+    assert process(0, 3).most([1, 5]) == [3, 5, 4]
+
+
+def test_an_error_of_another_process_is_raised_here_too(monkeypatch):
+    others_hold(monkeypatch, None, TrainingError("The loss is not finite (documents: a)"))
+    with pytest.raises(TrainingError, match="documents: a"), process(0, 3).failing_together():
+        pass
+
+
+def test_of_several_errors_all_processes_raise_the_first(monkeypatch):
+    others_hold(monkeypatch, TrainingError("theirs"))
+    with pytest.raises(DataError, match="mine"), process(0, 2).failing_together():
+        raise DataError("mine")
+
+
+def test_nothing_is_agreed_upon_once_a_process_is_gone(monkeypatch):
+    """Asking the others would only take as long again."""
+    monkeypatch.delattr(torch.distributed, "all_gather_object")
+    with pytest.raises(ProcessError, match="gone"), process(0, 2).failing_together():
+        raise ProcessError("gone")
+
+
+def test_a_broken_connection_becomes_a_sentence_and_other_errors_stay_what_they_are():
+    with (
+        pytest.raises(
+            ProcessError, match=r"gone or cannot be reached \(Connection closed by peer \[127.0.0.1\]:80\)\."
+        ),
+        losing_processes(),
+    ):
+        raise RuntimeError("[/third_party/gloo/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:80. Typically")
+    with pytest.raises(RuntimeError, match="shape"), losing_processes():
+        raise RuntimeError("mat1 and mat2 have another shape")

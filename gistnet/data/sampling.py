@@ -225,6 +225,13 @@ def sample_batch(
     return [sample_window(pool, layout, runs, probabilities, seed=seed, step=step, item=item) for item in items]
 
 
+def share_of(items: range, rank: int, count: int) -> range:
+    """The slice of the items that is process `rank`'s, of `count`: in order, and their sizes differ by one at most."""
+    each, more = divmod(len(items), count)
+    first = rank * each + min(rank, more)
+    return items[first : first + each + (rank < more)]
+
+
 def validation_windows(
     dataset: PreparedDataset,
     layout: SpanLayout,

@@ -3,7 +3,8 @@
 (Spec, Validation Protocol.)
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,10 +13,10 @@ from pydantic import Field
 from torch import Tensor
 
 from gistnet.data.dataset import PreparedDataset
-from gistnet.data.sampling import SpanLayout, validation_windows
+from gistnet.data.sampling import SpanLayout, share_of, validation_windows
 from gistnet.errors import TrainingError
 from gistnet.evaluation import baselines, metrics
-from gistnet.evaluation.held_out import HeldOut, HeldOutWindow, Measured
+from gistnet.evaluation.held_out import HeldOut, HeldOutWindow, MakeStandIns, Measured
 from gistnet.model.gistnet import GistNet
 from gistnet.model.teacher import ReadWindows, Teacher
 from gistnet.objective.branches import Positions, StandIns, gist_stand_ins
@@ -36,11 +37,28 @@ class ValidationConfig(Section):
     """Memory for passes over held-out windows, which are the same at every validation."""
 
 
+class MeasuredShare(NamedTuple):
+    """What one process measures: of the stretches of its windows, in their order."""
+
+    losses: dict[str, Measured]
+    """By the end that their names have in a validation: "" after gists, and the baselines'."""
+    gists: Tensor
+    """`[stretches, 1, dim]`."""
+    next_gists: Tensor | None
+    """Of the span after each stretch, `[stretches, dim]`; None where the horizon has no room for it."""
+
+
 class Validator:
     """Measures a GistNet on spans that never change; the baselines are measured once.
 
+    The processes of a run share the windows out. Each window is measured by itself, so that no figure depends on how
+    many processes there are.
+
     Args:
         probabilities: the share of each domain in training, which weighs the domains' means.
+        rank, processes: say which windows are this process's.
+        equally_often: whether all processes must call the teacher equally often, as they must a sharded one. A process
+            with fewer windows than others then measures one more, which does not count.
 
     Raises:
         DataError: a domain has no held-out window long enough.
@@ -55,6 +73,10 @@ class Validator:
         probabilities: Mapping[str, float],
         config: ValidationConfig,
         seed: int,
+        *,
+        rank: int = 0,
+        processes: int = 1,
+        equally_often: bool = False,
     ) -> None:
         self._teacher, self._positions = teacher, positions
         self._weights = {domain: share for domain, share in sorted(probabilities.items()) if share > 0}
@@ -66,32 +88,47 @@ class Validator:
             seed=seed,
             domains=list(self._weights),
         )
-        self._held_out = HeldOut(teacher, dataset, samples, layout, cache_gigabytes=config.cache_gigabytes)
-        self._baselines = self._held_out.measure(
-            {
-                "drop": lambda window, read: baselines.drop(teacher, window.stretches),
-                "last_token": lambda window, read: baselines.last_token(teacher, window.stretches, positions),
-            }
-        )
+        stretches, infos = [len(sample.starts) for sample in samples], [dataset.describe(s.window) for s in samples]
+        self._domains = np.repeat([info.domain for info in infos], stretches)
+        self._documents = np.repeat([info.document_id for info in infos], stretches)
+        share = [samples[place] for place in share_of(range(len(samples)), rank, processes)]
+        most = -(-len(samples) // processes)
+        # A pass that is kept saves a call of the teacher, and not every process has room for equally many.
+        room = 0.0 if equally_often else config.cache_gigabytes
+        self._held_out = HeldOut(teacher, dataset, share, layout, cache_gigabytes=room) if share else None
+        uncounted = samples[:1] if equally_often and len(share) < most else []
+        self._uncounted = HeldOut(teacher, dataset, uncounted, layout, cache_gigabytes=room) if uncounted else None
+        self._baselines = self._measure({"_drop": self._drop, "_last_token": self._last_token})
 
-    def validate(self, gistnet: GistNet) -> dict[str, float]:
+    @torch.no_grad()
+    def measure(self, gistnet: GistNet) -> MeasuredShare | None:
+        """Measure this process's windows; None where it has none."""
+        if self._held_out is None:
+            self._measure({"": self._last_token})
+            return None
+        gists, next_gists = self._encode(gistnet, self._held_out.windows)
+
+        def placed(window: HeldOutWindow, read: ReadWindows) -> StandIns:
+            return gist_stand_ins(window.stretches, gists[window.rows], self._positions)
+
+        losses = self._measure({"": placed}) | self._baselines
+        return MeasuredShare(losses, gists.cpu(), None if next_gists is None else next_gists.cpu())
+
+    def figures(self, shares: Sequence[MeasuredShare | None]) -> dict[str, float]:
         """Means over spans, weighted by domain: nats per token for `kl…` and `delta_nll…`, shares for `recovered…`.
 
         Names end in the domain where they are one domain's, in `_1_8` and `_9_32` where they are of some offsets, and
         in `_drop` and `_last_token` where they are a baseline's. Distances between gists, and the spread of their
         cosine similarities, are taken over the spans of all domains.
 
+        Args:
+            shares: what all processes measured, by rank.
+
         Raises:
             TrainingError: a loss is not finite; names the documents.
         """
-        gists, next_gists = self._encode(gistnet)
-
-        def placed(window: HeldOutWindow, read: ReadWindows) -> StandIns:
-            return gist_stand_ins(window.stretches, gists[window.rows], self._positions)
-
-        measured = {"": self._held_out.measure({"gist": placed})["gist"]}
+        measured, gists, next_gists = _whole([share for share in shares if share is not None])
         self._require_finite(measured[""])
-        measured |= {f"_{name}": values for name, values in self._baselines.items()}
         result: dict[str, float] = {}
         horizon = measured[""].kl.shape[1]
         whole = (1, horizon)
@@ -109,10 +146,23 @@ class Validator:
                 result |= self._by_domain(values, name)
         return result | self._geometry(gists, next_gists)
 
-    @torch.no_grad()
-    def _encode(self, gistnet: GistNet) -> tuple[Tensor, Tensor | None]:
-        """Gists of all stretches, `[stretches, 1, dim]`, and of the span after each, where the horizon has room."""
-        windows = self._held_out.windows
+    def _measure(self, stand_ins: Mapping[str, MakeStandIns]) -> dict[str, Measured]:
+        """Losses of this process's stretches; none where it has no windows."""
+        if self._uncounted is not None:
+            # Whatever stands in costs one call; of nothing, that is true of horizons longer than a token.
+            self._uncounted.measure(
+                {name: self._last_token if name == "" else make for name, make in stand_ins.items()}
+            )
+        return {} if self._held_out is None else self._held_out.measure(stand_ins)
+
+    def _drop(self, window: HeldOutWindow, read: ReadWindows) -> StandIns:
+        return baselines.drop(self._teacher, window.stretches)
+
+    def _last_token(self, window: HeldOutWindow, read: ReadWindows) -> StandIns:
+        return baselines.last_token(self._teacher, window.stretches, self._positions)
+
+    def _encode(self, gistnet: GistNet, windows: Sequence[HeldOutWindow]) -> tuple[Tensor, Tensor | None]:
+        """Gists of the windows' stretches, `[stretches, 1, dim]`, and of the span after each, if the horizon has it."""
         has_next = all(window.stretches.horizon >= window.stretches.span_tokens for window in windows)
         gists = torch.cat(
             [encode_stretches(gistnet, self._teacher, window.stretches, with_next=has_next) for window in windows]
@@ -136,7 +186,7 @@ class Validator:
         return result
 
     def _by_domain(self, measured: Measured, name: str) -> dict[str, float]:
-        rows = {domain: self._held_out.domains == domain for domain in self._weights}
+        rows = {domain: self._domains == domain for domain in self._weights}
         kl = {f"kl_{domain}{name}": float(measured.kl[row].mean()) for domain, row in rows.items()}
         return kl | {f"delta_nll_{domain}{name}": float(measured.delta_nll[row].mean()) for domain, row in rows.items()}
 
@@ -144,11 +194,23 @@ class Validator:
         return self._weighted(metrics.mean_over_offsets(values, offsets))
 
     def _weighted(self, per_span: NDArray[np.float64]) -> float:
-        domains = self._held_out.domains
-        return float(sum(share * per_span[domains == domain].mean() for domain, share in self._weights.items()))
+        return float(sum(share * per_span[self._domains == domain].mean() for domain, share in self._weights.items()))
 
     def _require_finite(self, measured: Measured) -> None:
         broken = ~np.isfinite(measured.kl + measured.delta_nll)
         if broken.any():
-            documents = sorted({w.info.document_id for w in self._held_out.windows if broken[w.rows].any()})
-            raise TrainingError(f"The validation loss is not finite (documents: {', '.join(documents)})")
+            documents = ", ".join(sorted(set(self._documents[broken.any(axis=1)].tolist())))
+            raise TrainingError(f"The validation loss is not finite (documents: {documents})")
+
+
+def _whole(shares: Sequence[MeasuredShare]) -> tuple[dict[str, Measured], Tensor, Tensor | None]:
+    """What is measured of all stretches: the losses by name, the gists, and those of the spans after."""
+    losses = {
+        name: Measured(
+            np.concatenate([share.losses[name].kl for share in shares]),
+            np.concatenate([share.losses[name].delta_nll for share in shares]),
+        )
+        for name in shares[0].losses
+    }
+    next_gists = [share.next_gists for share in shares if share.next_gists is not None]
+    return losses, torch.cat([share.gists for share in shares]), torch.cat(next_gists) if next_gists else None

@@ -233,6 +233,20 @@ class GistNet(nn.Module):
         """
         _take_over(self.trained_parameters(with_below=True), state)
 
+    def load_saved(self, folder: Path) -> None:
+        """Take over the weights of a saved GistNet that has this one's levels and shape.
+
+        Raises:
+            CheckpointError: a file is missing or damaged, or holds other tensors; the model is then as it was.
+        """
+        state: dict[str, Tensor] = {}
+        prefix = ""
+        for _ in self.levels:
+            _, own = read_saved(folder)
+            state |= {prefix + name: tensor for name, tensor in own.items()}
+            folder, prefix = folder / BELOW, f"{prefix}{BELOW}."
+        self.load_trainable_state(state)
+
     def save_pretrained(self, folder: Path | str) -> None:
         """Write `model.safetensors` (trained parameters only) and `config.json`, each atomically, the latter last.
 

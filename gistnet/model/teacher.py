@@ -53,6 +53,8 @@ class TeacherConfig(Section):
     compile: bool = False
     """Fuse with torch.compile what the layers do beside their attention; the first step takes a minute longer. Needs a
     C++ compiler on a CPU, Triton on a GPU."""
+    sharded: bool = False
+    """Spread the layers over the processes of a training run, each of which keeps a part of every layer."""
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ the device, and gradient checkpointing costs a third pass through the teacher's 
 are taken, without gradient checkpointing where that leaves the device busy.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -49,6 +49,13 @@ class Fit(NamedTuple):
 
     sizes: PassSizes
     gradient_checkpointing: bool
+
+    @classmethod
+    def in_all(cls, fits: Sequence["Fit"]) -> "Fit":
+        """What fits wherever one of these does: processes go on alike, whatever memory each has left."""
+        sizes = [fit.sizes for fit in fits]
+        smallest = PassSizes(min(of_one.windows for of_one in sizes), min(of_one.branches for of_one in sizes))
+        return cls(smallest, any(fit.gradient_checkpointing for fit in fits))
 
 
 @dataclass(frozen=True)

@@ -147,11 +147,6 @@ def held_by_teacher(teacher: Teacher) -> int:
     return sum(_local_bytes(parameter) for parameter in teacher.model.parameters())
 
 
-def is_sharded(teacher: Teacher) -> bool:
-    """Whether the processes of the run hold a part each of the teacher's layers."""
-    return any(isinstance(parameter, DTensor) for parameter in teacher.model.parameters())
-
-
 def _largest_gathered_layer(teacher: Teacher) -> int:
     """Bytes of the largest sharded layer when it is whole, as the one in use is, and the next one; 0 where none is."""
     layers = ([p for p in layer.parameters() if isinstance(p, DTensor)] for layer in teacher.model.base_model.layers)

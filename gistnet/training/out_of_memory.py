@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from gistnet.errors import TrainingError
+from gistnet.errors import ProcessError, TrainingError
+from gistnet.model.sharded_teacher import is_sharded
 from gistnet.training.fitting import PassSizes
-from gistnet.training.memory import is_sharded
 from gistnet.training.run import Progress, Run
 
 
@@ -24,7 +24,8 @@ def in_passes_that_fit(
         accumulate: adds the gradient to the optimiser's parameters and returns the sums of the losses.
 
     Raises:
-        TrainingError: memory runs out with one window and one branch at a time, or in any pass of a sharded teacher.
+        TrainingError: memory runs out with one window and one branch at a time.
+        ProcessError: it does in a pass of a sharded teacher, in whose layers the other processes wait for this one.
     """
     if progress.sizes is None:
         progress.sizes, progress.processes = run.stage(progress).fit.sizes, run.processes.count
@@ -43,16 +44,16 @@ def in_passes_that_fit(
         ran_out = (
             f"Memory of {run.teacher.device} ran out in step {progress.step + 1} with {sizes.describe()} at a time"
         )
+        # The other processes wait for this one's part of the layers, in the order of their own passes.
+        if is_sharded(run.teacher):
+            raise ProcessError(
+                f"{ran_out}, and passes of a sharded teacher cannot be done again; expected a smaller "
+                "train.windows_per_pass and train.branches_per_pass"
+            )
         if smaller is None:
             raise TrainingError(
                 f"{ran_out}, expected room for that; shorter windows, a shorter horizon or a smaller "
                 "objective.chunk_tokens need less"
-            )
-        # The other processes wait for this one's part of the layers, in the order of their own passes.
-        if is_sharded(run.teacher):
-            raise TrainingError(
-                f"{ran_out}, and passes of a sharded teacher cannot be done again; expected a smaller "
-                "train.windows_per_pass and train.branches_per_pass"
             )
         run.say(f"{ran_out}; the step is done again with {smaller.describe()}, and the run goes on so.")
         sizes = smaller

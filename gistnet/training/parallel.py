@@ -1,31 +1,64 @@
-"""Several processes that train one GistNet: who does what, and sums over all of them.
+"""Several processes that train one GistNet: who does what, sums over all of them, and failing together.
 
-Processes are started by `accelerate launch` or `torchrun`; a single process needs neither. GistNet is small, so its
+Processes are started by `torchrun` or `accelerate launch`; a single process needs neither. GistNet is small, so its
 gradient is summed in one message after the backward pass, with each branch's weight already in it: the result does not
 depend on how branches are spread over processes.
+
+Beside the group that sums tensors there is one for whatever is agreed upon, over gloo and the CPUs on any device. Every
+process passes through it before tensors are summed: one that failed tells the others there, and where one is gone, gloo
+notices at once that the connection is closed, which NCCL would not.
 """
 
-from collections.abc import Iterable
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from itertools import zip_longest
 from typing import TypeVar
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
-from torch import Tensor
+from torch import Tensor, distributed
 
-from gistnet.errors import ConfigError
+from gistnet.data.sampling import share_of
+from gistnet.errors import ConfigError, GistNetError, ProcessError
+from gistnet.training.places import place_of, require_one_kind, require_room_on_gpus
 
 T = TypeVar("T")
 
+DEFAULT_TIMEOUT_MINUTES = 30.0
+_PATIENCE = timedelta(days=30)
+"""For what the main process does alone, and nobody can say how long it takes."""
+
 
 class Processes:
-    """This process among those of the run."""
+    """This process among those of the run.
 
-    def __init__(self, device: str = "auto") -> None:
-        self._state = PartialState(cpu=device == "cpu")
+    Args:
+        device: a torch device, or auto: CUDA where there is one, otherwise the CPU.
+        timeout_minutes: how long a process waits for the others before it takes them for lost.
+
+    Raises:
+        ConfigError: the processes are on different kinds of devices, or two of them on one GPU.
+        RuntimeError, AssertionError: PyTorch cannot use the device.
+    """
+
+    def __init__(self, device: str = "auto", *, timeout_minutes: float = DEFAULT_TIMEOUT_MINUTES) -> None:
+        on_gpu = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
+        if on_gpu and ":" not in device:
+            require_room_on_gpus(int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count())
+        timeout = timedelta(minutes=timeout_minutes)
+        with losing_processes():
+            # Not told that there is no GPU, accelerate would make each process the only one of a run of its own.
+            self._state = PartialState(cpu=not on_gpu, **({"timeout": timeout} if _is_launched() else {}))
         self.rank = int(self._state.process_index)
         self.count = int(self._state.num_processes)
-        self.device = torch.device(self._state.device if device == "auto" else device)
+        self.device = torch.device(self._state.device if device in ("auto", "cuda") else device)
+        self._control: distributed.ProcessGroup | None = None
+        if self.count > 1:
+            with losing_processes():
+                self._control = _gloo_group(timeout)
+            require_one_kind(self.gather(place_of(self.device)))
 
     @property
     def is_main(self) -> bool:
@@ -33,41 +66,129 @@ class Processes:
         return self.rank == 0
 
     def share(self, items: range) -> range:
-        """This process's slice of the items of a batch.
+        """This process's slice of the items of a batch; the first processes have one more where they are uneven."""
+        return share_of(items, self.rank, self.count)
+
+    def require_work(self, windows: int) -> None:
+        """Refuse a batch of which a process would have nothing.
 
         Raises:
-            ConfigError: the items cannot be shared out evenly.
+            ConfigError: there are fewer windows than processes.
         """
-        if len(items) % self.count:
+        if windows < self.count:
             raise ConfigError(
-                f"A batch of {len(items)} windows cannot be shared among {self.count} processes; "
-                "expected windows_per_batch to be a multiple of the number of processes."
+                f"A batch of {windows} windows leaves some of the {self.count} processes without data; expected "
+                f"windows_per_batch to be {self.count} or more, or at most {windows} processes."
             )
-        each = len(items) // self.count
-        return items[self.rank * each : (self.rank + 1) * each]
 
     def sum_in_place(self, tensors: Iterable[Tensor]) -> None:
-        """Replace each tensor by its sum over all processes, in one message."""
+        """Replace each tensor by its sum over all processes, in one message.
+
+        Raises:
+            ProcessError: another process is gone or cannot be reached; so for all that follows here.
+        """
         if self.count == 1:
             return
         parts = list(tensors)
         flat = torch.cat([part.flatten() for part in parts])
-        torch.distributed.all_reduce(flat)
+        with losing_processes():
+            distributed.all_reduce(flat)
         for part, total in zip(parts, flat.split([part.numel() for part in parts]), strict=True):
             part.copy_(total.view_as(part))
 
     def any(self, flag: bool) -> bool:
         """Whether `flag` is set in any process."""
-        if self.count == 1:
-            return flag
-        total = torch.tensor([float(flag)], device=self.device)
-        self.sum_in_place([total])
-        return bool(total.item() > 0)
+        return any(self.gather(flag))
+
+    def gather(self, value: T) -> list[T]:
+        """What each process holds as `value`, by rank, in every process."""
+        return _gathered(value, self.count, self._control)
+
+    def most(self, numbers: Sequence[int]) -> list[int]:
+        """The largest of each number over all processes; missing ones count as 0."""
+        return [max(of_each) for of_each in zip_longest(*self.gather(list(numbers)), fillvalue=0)]
 
     def from_main(self, value: T) -> T:
         """What the main process holds as `value`, in every process."""
-        return broadcast_object_list([value])[0]
+        if self.count == 1:
+            return value
+        held = [value]
+        with losing_processes():
+            distributed.broadcast_object_list(held, src=0, group=self._control)
+        return held[0]
 
     def wait(self) -> None:
         """Return when every process is here."""
-        self._state.wait_for_everyone()
+        self.gather(None)
+
+    def main_first(self, make: Callable[[], T]) -> T:
+        """`make()`, in the main process first; the others wait for it however long it takes, and then make theirs.
+
+        Raises:
+            GistNetError: what `make` raised in the main process, in all of them.
+        """
+        if self.count == 1:
+            return make()
+        with losing_processes():
+            patient = _gloo_group(_PATIENCE)
+        made: list[T] = []
+        with _failing_together(self.count, patient):
+            if self.is_main:
+                made.append(make())
+        return made[0] if made else make()
+
+    @contextmanager
+    def failing_together(self) -> Iterator[None]:
+        """Where the block ends in a `GistNetError` in some process, raise that one in all of them.
+
+        All processes must reach the end of the block: it is no place for what only some of them do, nor for an error
+        that leaves the others waiting inside it.
+        """
+        with _failing_together(self.count, self._control):
+            yield
+
+
+@contextmanager
+def losing_processes() -> Iterator[None]:
+    """Turn what the communication library reports of a broken connection into a `ProcessError`."""
+    try:
+        yield
+    except RuntimeError as error:
+        # gloo raises plain RuntimeErrors, which begin with the place in its source code.
+        if not (isinstance(error, distributed.DistError) or "gloo" in str(error)):
+            raise
+        reason = str(error).partition("] ")[2].partition(". ")[0].splitlines() or [type(error).__name__]
+        raise ProcessError(f"Another process of this run is gone or cannot be reached ({reason[0]}).") from error
+
+
+@contextmanager
+def _failing_together(count: int, group: "distributed.ProcessGroup | None") -> Iterator[None]:
+    failure: GistNetError | None = None
+    try:
+        yield
+    except ProcessError:
+        raise  # nothing can be agreed upon any more
+    except GistNetError as error:
+        if count == 1:
+            raise
+        failure = error
+    failures = [of_one for of_one in _gathered(failure, count, group) if of_one is not None]
+    if failures:
+        raise failures[0] from failure
+
+
+def _gathered(value: T, count: int, group: "distributed.ProcessGroup | None") -> list[T]:
+    if count == 1:
+        return [value]
+    values: list[T] = [value] * count
+    with losing_processes():
+        distributed.all_gather_object(values, value, group=group)
+    return values
+
+
+def _gloo_group(timeout: timedelta) -> distributed.ProcessGroup:
+    return distributed.new_group(backend="gloo", timeout=timeout)
+
+
+def _is_launched() -> bool:
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1

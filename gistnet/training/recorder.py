@@ -1,4 +1,4 @@
-"""What the main process of a run measures and tells while it trains: validation, metrics on disk, the terminal."""
+"""What a run measures and tells while it trains: validation, metrics on disk, the terminal."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from typing import Any, Self
 
 from gistnet.evaluation.validation import Validator
+from gistnet.model.sharded_teacher import is_sharded
 from gistnet.run_folder import METRICS_FILE
 from gistnet.training.run import Progress, Run
 from gistnet.training.schedule import is_due
@@ -36,13 +37,12 @@ class Recorder:
 
     def enter_stage(self, run: Run, progress: Progress) -> None:
         """Prepare what a stage is measured and shown with."""
-        if not self._is_main:
-            return
         stage = run.stage(progress)
-        self._stage.close()
-        self._display = self._stage.enter_context(
-            ProgressDisplay(stage.name, stage.train.steps, completed_steps=progress.stage_step)
-        )
+        if self._is_main:
+            self._stage.close()
+            self._display = self._stage.enter_context(
+                ProgressDisplay(stage.name, stage.train.steps, completed_steps=progress.stage_step)
+            )
         if progress.ended is None:
             self._validator = Validator(
                 run.teacher,
@@ -52,6 +52,9 @@ class Recorder:
                 stage.train.probabilities,
                 stage.train.validation,
                 run.seed,
+                rank=run.processes.rank,
+                processes=run.processes.count,
+                equally_often=is_sharded(run.teacher),
             )
 
     def record(self, run: Run, progress: Progress, metrics: dict[str, float], interrupted: bool) -> None:
@@ -68,13 +71,16 @@ class Recorder:
             self._display.message(f"Asked to stop: saving step {progress.step}.")
 
     def measure(self, run: Run, progress: Progress) -> dict[str, float]:
-        """What GistNet achieves on the stage's held-out spans: measured by the main process, known to all."""
+        """What GistNet achieves on the stage's held-out spans: each process measures some, and all know the figures.
+
+        Raises:
+            TrainingError: a loss is not finite, in any process.
+        """
         began = time.monotonic()
-        result: dict[str, float] = {}
-        if self._is_main:
-            run.gistnet.eval()
-            result = self._validator.validate(run.trained_gistnet(progress))
-        result = run.processes.from_main(result)
+        run.gistnet.eval()
+        measured = self._validator.measure(run.trained_gistnet(progress))
+        # They decide what comes next: all go by those of one process, whatever the last bit is on another machine.
+        result = run.processes.from_main(self._validator.figures(run.processes.gather(measured)))
         self._started += time.monotonic() - began
         return result
 

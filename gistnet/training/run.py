@@ -158,8 +158,8 @@ def build_run(
         say: is called with a sentence about what happens.
 
     Raises:
-        ConfigError: probabilities do not sum to 1, a batch cannot be shared among the processes, or the device has too
-            little memory for any part of it.
+        ConfigError: probabilities do not sum to 1, a batch has fewer windows than there are processes, or the device
+            has too little memory for any part of it.
         DataError: a domain of a stage has no training or no held-out windows, or they are too short for a stretch and
             its horizon.
     """
@@ -168,7 +168,9 @@ def build_run(
     for stage in stages:
         try:
             layout = _layout(stage, gistnet, dataset, pool, seed)
-            fit = _fit(stage, teacher, gistnet, dataset, processes, gradient_checkpointing)
+            with processes.failing_together():
+                fit = _fit(stage, teacher, gistnet, dataset, processes, gradient_checkpointing)
+            fit = Fit.in_all(processes.gather(fit))
             prepared.append(StageRun(stage.name, stage.train, stage.objective, stage.targets, layout, fit))
         except (ConfigError, DataError) as error:
             where = f"Stage '{stage.name}': " if len(stages) > 1 else ""
@@ -202,7 +204,7 @@ def _fit(
 ) -> Fit:
     """How much of a stage's step fits into the memory that this process has left."""
     train, device = stage.train, teacher.device
-    processes.share(range(train.windows_per_batch))
+    processes.require_work(train.windows_per_batch)
     held = held_by_teacher(teacher) + sum(parameter.nbytes for parameter in gistnet.parameters())
     return require_fit(
         lambda tokens: step_memory(teacher, gistnet, stage, window_tokens=tokens, device_type=device.type),

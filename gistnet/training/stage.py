@@ -64,7 +64,7 @@ TargetName = Literal[
     "contrastive_gap",
     "gist_variance",
 ]
-"""What a validation measures, under the names it has there (`Validator.validate`)."""
+"""What a validation measures, under the names it has there (`Validator.figures`)."""
 
 
 class Stage(Section):

@@ -1,7 +1,7 @@
 """One optimiser step: the windows it is made of, their losses, and the gradient."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -31,6 +31,7 @@ def accumulate_gradient(
     read_ahead: bool = False,
     dropout_rate: float,
     dropout_seed: tuple[int, int],
+    passes_to_make: Callable[[list[int]], list[int]] = list,
 ) -> Tensor:
     """Add the gradient of windows that are read together to GistNet's parameters.
 
@@ -42,6 +43,9 @@ def accumulate_gradient(
         sizes: how many windows and branches run through the teacher at a time; bounds memory.
         read_ahead: whether the next windows are read beside the branches of the present ones, see `read_groups`.
         dropout_seed: (seed, step).
+        passes_to_make: from the number of passes of branches of each group of windows to that which must be made. All
+            processes call a sharded teacher equally often, or some would wait for layers that no other process reads:
+            what one lacks, it repeats with weight zero.
 
     Returns:
         The sum over these branches of each of `BranchLosses`' fields, in their order, float64.
@@ -50,10 +54,19 @@ def accumulate_gradient(
         TrainingError: a loss is not finite; names the windows.
     """
     sums = torch.zeros(len(BranchLosses._fields), dtype=torch.float64, device=teacher.device)
-    for group, tokens, read in read_groups(teacher, dataset, samples, sizes.windows, ahead=read_ahead):
+    groups = [samples[first : first + sizes.windows] for first in range(0, len(samples), sizes.windows)]
+    passes = [list(_passes(group, sizes.branches, layout.horizon_tokens)) for group in groups]
+    reading = read_groups(teacher, dataset, samples, sizes.windows, ahead=read_ahead)
+    broken: set[int] = set()
+    for place, count in enumerate(passes_to_make([len(of_group) for of_group in passes])):
+        if place >= len(groups):
+            reading = read_groups(teacher, dataset, groups[-1], sizes.windows, ahead=False)
+        group, tokens, read = next(reading)
+        of_group = passes[min(place, len(groups) - 1)]
         keys = torch.tensor([_dropout_key(*dropout_seed, sample.item) for sample in group], device=teacher.device)
-        for branches in _passes(group, sizes.branches, layout.horizon_tokens):
-            windows, starts, gists = torch.tensor(branches, device=teacher.device).T
+        for number in range(count):
+            is_repeated = place >= len(groups) or number >= len(of_group)
+            windows, starts, gists = torch.tensor(of_group[min(number, len(of_group) - 1)], device=teacher.device).T
             stretches = Stretches(tokens, windows, starts, layout.tokens_per_gist, gists, layout.horizon_tokens)
             losses = branch_losses(
                 teacher,
@@ -66,12 +79,15 @@ def accumulate_gradient(
                 dropout_keys=keys,
             )
             if not bool(torch.isfinite(losses.total).all()):
-                described = [dataset.describe(group[window].window) for window in windows.unique().tolist()]
-                places = ", ".join(f"{info.document_id} at token {info.offset}" for info in described)
-                raise TrainingError(f"The loss is not finite (documents: {places})")
-            (losses.total.sum() / branches_in_batch).backward()
-            sums += torch.stack([field.detach().double().sum() for field in losses])
+                broken |= {group[window].window for window in windows.unique().tolist()}
+            ((0 if is_repeated else 1) * losses.total.sum() / branches_in_batch).backward()
+            if not is_repeated:
+                sums += torch.stack([field.detach().double().sum() for field in losses])
         del read, losses  # the next windows are read first, and these would be held meanwhile
+    # Told only now, where all processes have made all their passes.
+    if broken:
+        places = (f"{info.document_id} at token {info.offset}" for info in map(dataset.describe, sorted(broken)))
+        raise TrainingError(f"The loss is not finite (documents: {', '.join(places)})")
     return sums
 
 

@@ -6,11 +6,9 @@ between steps is GistNet, the optimiser and a few numbers; a run that was interr
 ends with the same bits as one that was not.
 """
 
-import signal
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import FrameType
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +17,7 @@ from torch.optim import AdamW
 
 from gistnet.data.sampling import sample_batch
 from gistnet.errors import CheckpointError, TrainingError
-from gistnet.model.gistnet import GistNet
+from gistnet.model.sharded_teacher import is_sharded
 from gistnet.objective.objective import BranchLosses
 from gistnet.training.checkpoint import (
     Checkpoint,
@@ -39,7 +37,23 @@ from gistnet.training.recorder import Recorder
 from gistnet.training.run import Progress, Run
 from gistnet.training.schedule import is_due, learning_rate
 from gistnet.training.step import accumulate_gradient
+from gistnet.training.stopping import StopRequest, keeping_the_last_good_state, stop_requests
 from gistnet.training.trackers import Tracker
+
+
+@dataclass(frozen=True)
+class BatchSums:
+    """What a step's batches come to, beside their gradient.
+
+    Attributes:
+        losses: the sum of each of `BranchLosses`' fields over the branches of this process, float64.
+        branches: of all processes.
+        spans: replaced by those branches.
+    """
+
+    losses: Tensor
+    branches: int
+    spans: int
 
 
 def fit(
@@ -57,30 +71,35 @@ def fit(
         after_validation: is called in the main process when a validation is on disk.
 
     Raises:
-        TrainingError: a loss or the gradient is not finite; the state before that step is saved.
+        TrainingError: a loss or the gradient is not finite, or another process is gone; the state before that step is
+            saved.
         CheckpointError: the checkpoint to resume from is damaged or of another run.
         StorageError: the disk is full; earlier checkpoints are untouched.
     """
     progress, optimiser = restore(run) if resume else begin(run)
-    with Recorder(run, progress, trackers, after_validation) as recorder, _stop_requests() as stop:
+    with Recorder(run, progress, trackers, after_validation) as recorder, stop_requests() as stop:
         while True:
             interrupted = _fit_stage(run, progress, optimiser, recorder, stop)
             if interrupted or run.is_finished(progress):
                 return progress
-            optimiser = enter_next_stage(run, progress)
+            with keeping_the_last_good_state(run, progress, partial(save, run, progress, optimiser)):
+                optimiser = enter_next_stage(run, progress)
 
 
-def _fit_stage(run: Run, progress: Progress, optimiser: AdamW, recorder: Recorder, stop: "_StopRequest") -> bool:
+def _fit_stage(run: Run, progress: Progress, optimiser: AdamW, recorder: Recorder, stop: StopRequest) -> bool:
     """Train to the end of a stage; returns whether a signal asked to stop meanwhile."""
     train = run.stage(progress).train
-    with _keeping_the_last_good_state(run, progress, optimiser):
+    with keeping_the_last_good_state(run, progress, partial(save, run, progress, optimiser)):
         recorder.enter_stage(run, progress)
         if progress.ended is None and _validation_is_due(run, progress):
             _validate(run, progress, recorder)
         save(run, progress, optimiser)  # where it exists, this only finishes what a kill may have cut short
         while progress.ended is None:
-            metrics = train_step(run, progress, optimiser)
+            with run.processes.failing_together():
+                sums = add_up_gradient(run, progress, optimiser)
+            # Asked before the weights move: from there to the checkpoint no process waits for another.
             interrupted = run.processes.any(stop.requested)
+            metrics = take_step(run, progress, optimiser, sums)
             recorder.record(run, progress, metrics, interrupted)
             # An interrupted run leaves a validation that is due to the one that resumes it, except at the very end.
             at_end = progress.stage_step == train.steps
@@ -169,6 +188,15 @@ def train_step(run: Run, progress: Progress, optimiser: AdamW) -> dict[str, floa
     Raises:
         TrainingError: a loss or the gradient is not finite; neither GistNet nor `progress` has changed.
     """
+    return take_step(run, progress, optimiser, add_up_gradient(run, progress, optimiser))
+
+
+def add_up_gradient(run: Run, progress: Progress, optimiser: AdamW) -> BatchSums:
+    """Read this process's share of the step's batches, which leaves the gradient of its branches in GistNet.
+
+    Raises:
+        TrainingError: a loss is not finite; neither GistNet's weights nor `progress` have changed.
+    """
     stage, step = run.stage(progress), progress.step
     config = stage.train
     batches = [
@@ -180,11 +208,9 @@ def train_step(run: Run, progress: Progress, optimiser: AdamW) -> dict[str, floa
         for items in batches
     ]
     branches = sum(len(sample.starts) for samples in everything for sample in samples)
-    rate = learning_rate(progress.stage_step, config.steps, config.optimiser)
-    for group in optimiser.param_groups:
-        group["lr"] = rate
     run.gistnet.train()
     run.teacher.enable_gradient_checkpointing(stage.fit.gradient_checkpointing)
+    sharded = is_sharded(run.teacher)
 
     def accumulate(sizes: PassSizes) -> Tensor:
         sums = torch.zeros(len(BranchLosses._fields), dtype=torch.float64, device=run.teacher.device)
@@ -199,20 +225,35 @@ def train_step(run: Run, progress: Progress, optimiser: AdamW) -> dict[str, floa
                 train_below=config.train_below,
                 branches_in_batch=branches,
                 sizes=sizes,
-                read_ahead=config.read_ahead,
+                read_ahead=config.read_ahead and not sharded,  # which would change the order of calls
                 dropout_rate=config.dropout,
                 dropout_seed=(run.seed, step),
+                passes_to_make=run.processes.most if sharded else list,
             )
         return sums
 
     sums = in_passes_that_fit(run, progress, optimiser, accumulate)
-    run.processes.sum_in_place([sums])
-    norm = _clipped_gradient_norm(run, optimiser, step, config.optimiser.gradient_clip)
+    return BatchSums(sums, branches, spans=sum(int(sample.gists.sum()) for samples in everything for sample in samples))
+
+
+def take_step(run: Run, progress: Progress, optimiser: AdamW, batch: BatchSums) -> dict[str, float]:
+    """Sum the gradient over all processes and move GistNet by it; returns what `train_step` does.
+
+    Raises:
+        TrainingError: the gradient is not finite; neither GistNet nor `progress` has changed.
+    """
+    stage = run.stage(progress)
+    config = stage.train
+    run.processes.sum_in_place([batch.losses])
+    norm = _clipped_gradient_norm(run, optimiser, progress.step, config.optimiser.gradient_clip)
+    rate = learning_rate(progress.stage_step, config.steps, config.optimiser)
+    for group in optimiser.param_groups:
+        group["lr"] = rate
     optimiser.step()
     progress.step += 1
     progress.stage_step += 1
-    progress.spans_seen += sum(int(sample.gists.sum()) for samples in everything for sample in samples)
-    means = dict(zip(("loss", *BranchLosses._fields[1:]), (sums / branches).tolist(), strict=True))
+    progress.spans_seen += batch.spans
+    means = dict(zip(("loss", *BranchLosses._fields[1:]), (batch.losses / batch.branches).tolist(), strict=True))
     return {
         **means,
         "contrastive_weight": stage.objective.contrastive_weight,
@@ -264,8 +305,7 @@ def save(run: Run, progress: Progress, optimiser: AdamW) -> None:
 
 
 def _load_weights(run: Run, checkpoint: Checkpoint) -> None:
-    saved = GistNet.from_pretrained(checkpoint.gistnet_folder, run.teacher)
-    run.gistnet.load_trainable_state(saved.trainable_state())
+    run.gistnet.load_saved(checkpoint.gistnet_folder)
 
 
 def _validation_is_due(run: Run, progress: Progress) -> bool:
@@ -273,20 +313,6 @@ def _validation_is_due(run: Run, progress: Progress) -> bool:
     train = run.stage(progress).train
     due = is_due(progress.stage_step, train.validation.every_steps, last_step=train.steps, first=True)
     return due and not (progress.checks and progress.checks[-1].step == progress.stage_step)
-
-
-@contextmanager
-def _keeping_the_last_good_state(run: Run, progress: Progress, optimiser: AdamW) -> Iterator[None]:
-    """Where training fails, save the state before that step, if it is sound, and say where the last good one is."""
-    try:
-        yield
-    except TrainingError as error:
-        sound = all(bool(torch.isfinite(tensor).all()) for tensor in run.gistnet.trainable_state().values())
-        if sound and progress.step > 0:
-            save(run, progress, optimiser)
-        last = latest_checkpoint(run.folder)
-        kept = f"the last good checkpoint is {last}" if last else "there is no checkpoint yet"
-        raise TrainingError(f"{error}; {kept}.") from error
 
 
 def _clipped_gradient_norm(run: Run, optimiser: AdamW, step: int, longest: float) -> float:
@@ -302,24 +328,3 @@ def _known(step: int | None) -> int:
     if step is None:
         raise CheckpointError("The stage that ended has no best checkpoint, expected one from its validations.")
     return step
-
-
-@dataclass
-class _StopRequest:
-    requested: bool = False
-
-
-@contextmanager
-def _stop_requests() -> Iterator[_StopRequest]:
-    """Note SIGTERM and SIGINT instead of dying, so that the step under way ends in a checkpoint."""
-    stop = _StopRequest()
-
-    def note(number: int, frame: FrameType | None) -> None:
-        stop.requested = True
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gistnet.config import load_config
-from gistnet.errors import ConfigError, TrainingError
+from gistnet.errors import ConfigError, ProcessError, TrainingError
 from gistnet.session import open_run
 from gistnet.training import trainer
 from gistnet.training.fitting import Batch, Fit, PassSizes, find_fit, require_fit
@@ -230,7 +230,7 @@ def test_a_pass_of_a_sharded_teacher_is_not_done_again(config_file, monkeypatch)
     run, progress = run_of(config_file), Progress()
     room_for(2, monkeypatch)
     monkeypatch.setattr("gistnet.training.out_of_memory.is_sharded", lambda teacher: True)
-    with pytest.raises(TrainingError, match="with 2 windows and 6 branches at a time, and passes of a sharded"):
+    with pytest.raises(ProcessError, match="with 2 windows and 6 branches at a time, and passes of a sharded"):
         gradients(run, progress)
     assert progress.step == 0
 
@@ -258,3 +258,9 @@ def test_a_run_that_found_less_room_ends_with_the_same_bits_when_resumed_with_mo
     assert fit(resumed, resume=True).sizes == (1, 1)
     for name, tensor in whole.gistnet.trainable_state().items():
         assert torch.equal(tensor, resumed.gistnet.trainable_state()[name]), name
+
+
+def test_processes_with_less_memory_left_decide_for_all():
+    fits = [Fit(PassSizes(4, 8), False), Fit(PassSizes(2, 16), True)]
+    assert Fit.in_all(fits) == Fit(PassSizes(2, 8), True)
+    assert Fit.in_all(fits[:1]) == fits[0]

@@ -109,15 +109,15 @@ def test_a_run_killed_in_the_upper_level_resumes_to_the_same_bits(
 
     from gistnet.training import trainer
 
-    step = trainer.train_step
+    add_up = trainer.add_up_gradient
 
     def until_six(run, progress, optimiser):
         if progress.step == 6:
             raise KilledError
-        return step(run, progress, optimiser)
+        return add_up(run, progress, optimiser)
 
     with monkeypatch.context() as patch, pytest.raises(KilledError):
-        patch.setattr(trainer, "train_step", until_six)
+        patch.setattr(trainer, "add_up_gradient", until_six)
         fit(broken)
     resumed = open_run(load_config(config_file))
     fit(resumed, resume=True)

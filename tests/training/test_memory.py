@@ -16,12 +16,13 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from gistnet.data.sampling import SpanLayout, WindowSample
 from gistnet.model.gistnet import GistNet, GistNetConfig
 from gistnet.model.prefix_attention import BranchPass
+from gistnet.model.sharded_teacher import is_sharded
 from gistnet.model.teacher import Teacher
 from gistnet.objective.losses import default_chunk_tokens
 from gistnet.objective.objective import ObjectiveConfig
 from gistnet.training.counting import count
 from gistnet.training.fitting import PassSizes
-from gistnet.training.memory import is_sharded, step_memory
+from gistnet.training.memory import step_memory
 from gistnet.training.stage import Stage, TrainConfig
 from gistnet.training.step import accumulate_gradient
 from tests.gistnets import woken_gistnet

@@ -97,13 +97,13 @@ def test_targets_are_reported_met_or_not(staged):
 
 def test_a_stage_begins_with_the_best_network_of_the_one_before(staged, monkeypatch):
     """Validations are made to say that the first stage was best after two of its four steps."""
-    validate = Validator.validate
+    figures = Validator.figures
     values = iter([0.9, 0.5, 0.7])
 
-    def told(self: Validator, gistnet: Any) -> dict[str, float]:
-        return validate(self, gistnet) | {"delta_nll": next(values, 0.4)}
+    def told(self: Validator, shares: Any) -> dict[str, float]:
+        return figures(self, shares) | {"delta_nll": next(values, 0.4)}
 
-    monkeypatch.setattr(Validator, "validate", told)
+    monkeypatch.setattr(Validator, "figures", told)
     run = run_of(staged, "train.keep_checkpoints=9")
     begun: dict[int, dict[str, torch.Tensor]] = {}
     enter = trainer.enter_next_stage
@@ -197,9 +197,9 @@ def test_stages_to_come_may_change_and_those_begun_may_not(staged):
 
 def test_lambda_rises_where_gists_are_alike_and_stays_so_after_a_resume(staged, monkeypatch):
     """Validations are made to say that all gists are one; λ goes from 0.08 to 0.12 and 0.18, and is trained with."""
-    validate = Validator.validate
+    figures = Validator.figures
     alike = {"cosine_std": 0.01, "gist_diversity": 0.05}
-    monkeypatch.setattr(Validator, "validate", lambda self, gistnet: validate(self, gistnet) | alike)
+    monkeypatch.setattr(Validator, "figures", lambda self, shares: figures(self, shares) | alike)
     settings = ("stages.last.train.steps=4", "train.stop.rises=null")
     run = run_of(staged, *settings)
     fit(run)
@@ -221,15 +221,15 @@ def test_lambda_rises_where_gists_are_alike_and_stays_so_after_a_resume(staged, 
 
 
 def test_a_validation_that_is_no_number_names_the_document_and_what_is_left(staged, monkeypatch):
-    measured = Validator.validate
+    measured = Validator.measure
 
-    def broken(self: Validator, gistnet: Any) -> dict[str, float]:
+    def broken(self: Validator, gistnet: Any) -> Any:
         if torch.count_nonzero(gistnet.w_out.weight):
             with torch.no_grad():
                 gistnet.gain.fill_(float("nan"))
         return measured(self, gistnet)
 
-    monkeypatch.setattr(Validator, "validate", broken)
+    monkeypatch.setattr(Validator, "measure", broken)
     run = run_of(staged)
     with pytest.raises(
         TrainingError, match=r"validation loss is not finite \(documents: .*story-\d+.*last good checkpoint"

@@ -3,13 +3,10 @@
 import copy
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from gistnet.config import load_config
 from gistnet.errors import CheckpointError, ConfigError, DataError, TrainingError
@@ -119,31 +116,6 @@ def test_how_a_batch_is_cut_up_does_not_change_its_gradient(config_file, runs, s
         gradients.append({name: p.grad for name, p in run.gistnet.named_parameters() if p.grad is not None})
     assert metrics["spans_seen"] > 24 if runs else metrics["spans_seen"] == 12
     assert_same(*gradients, rtol=1e-4, atol=1e-6)
-
-
-def test_two_processes_train_the_weights_of_one(config_file, tmp_path):
-    """A real two-process launch with gloo: the same batches, half each, and equal weights to rounding."""
-    runs = "train.runs.whole_prefix=0.5"
-    alone = run_of(config_file, f"run_folder={tmp_path / 'alone'}", runs)
-    fit(alone)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29517"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    subprocess.run(
-        [*command, "-m", "gistnet.cli", "train", "--config", str(config_file), runs],
-        check=True,
-        env=environment,
-        capture_output=True,
-        timeout=300,
-    )
-    together = load_file(latest_checkpoint(tmp_path / "run") / "gistnet" / "model.safetensors")
-    assert_same(weights_of(alone), together, rtol=1e-3, atol=1e-5)
-
-
-def test_a_batch_that_processes_cannot_share_is_refused(config_file):
-    run = run_of(config_file)
-    run.processes.count = 4
-    with pytest.raises(ConfigError, match="2 windows cannot be shared among 4 processes"):
-        run.processes.share(range(2))
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_documents(config_file, monkeypatch):

@@ -1,0 +1,188 @@
+"""Runs of several real processes on the CPU, over gloo, by the command line: as one process, and when one dies."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from gistnet.config import load_config
+from gistnet.errors import ConfigError
+from gistnet.session import open_run, train
+from gistnet.training.checkpoint import latest_checkpoint
+from gistnet.training.tracking import read_metrics
+
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
+UNEVEN = ("train.windows_per_batch=5", "train.runs.whole_prefix=0.5", "train.validation.documents=5")
+"""Windows of a batch, and held-out ones, that neither two, three nor four processes can share evenly."""
+
+# The sum of a gradient is rounded otherwise for every way to share it out, by some 1e-7 of it; six steps of Adam, which
+# divides each entry by its own size, bring out more of that in small entries.
+ROUNDING = {"rtol": 1e-3, "atol": 1e-5}
+
+
+def launched(processes: int, *arguments: object, module: str = "gistnet.cli") -> list[str]:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    return [*torchrun, "-m", module, *map(str, arguments)]
+
+
+def run_processes(processes: int, *arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
+    with started(launched(processes, *arguments, **options)) as launch:
+        _, told = launch.communicate(timeout=240)
+    return subprocess.CompletedProcess(launch.args, launch.returncode, stderr=told)
+
+
+@contextmanager
+def started(command: list[str]) -> Iterator[subprocess.Popen[str]]:
+    """A launch that leaves nothing behind: processes that wait for each other would, and hold its pipes open."""
+    with subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True) as launch:
+        try:
+            yield launch
+        finally:
+            if launch.poll() is None:
+                for process in (*psutil.Process(launch.pid).children(recursive=True), launch):
+                    process.kill()
+
+
+def weights_in(run_folder: Path) -> dict[str, torch.Tensor]:
+    checkpoint = latest_checkpoint(run_folder)
+    assert checkpoint is not None
+    return load_file(checkpoint / "gistnet" / "model.safetensors")
+
+
+def assert_as_one(run_folder: Path, alone: Path) -> None:
+    """Weights and every figure are those of one process, to rounding; those before the first step, to the bit."""
+    for name, tensor in weights_in(alone).items():
+        torch.testing.assert_close(weights_in(run_folder)[name], tensor, **ROUNDING, msg=name)
+    of_many, of_one = (read_metrics(folder / "metrics.jsonl") for folder in (run_folder, alone))
+    assert [r["step"] for r in of_many] == [r["step"] for r in of_one]
+    validations = [[r["validation"] for r in records if "validation" in r] for records in (of_many, of_one)]
+    assert validations[0][0] == validations[1][0]
+    assert validations[0] == [pytest.approx(figures, rel=1e-3, abs=1e-5) for figures in validations[1]]
+    for record, expected in zip(of_many, of_one, strict=True):
+        for name in ("loss", "kl", "delta_nll", "gradient_norm", "gist_norm", "spans_seen", "learning_rate"):
+            assert record.get(name, 0) == pytest.approx(expected.get(name, 0), rel=1e-3, abs=1e-5), name
+
+
+def killed_after(step: int, run_folder: Path) -> None:
+    """Put a run folder back to what it was when `step` had just been saved."""
+    for folder in (run_folder / "checkpoints").glob("step-*"):
+        if int(folder.name[5:]) > step:
+            shutil.rmtree(folder)
+
+
+def test_four_processes_train_the_weights_of_one_and_any_other_number_continues(config_file, tmp_path):
+    """4 processes from the start, 2 from step 2, 3 from step 4, and one from there: the same batches, uneven shares."""
+    run_folder, alone = tmp_path / "run", tmp_path / "alone"
+    settings = (*UNEVEN, "train.keep_checkpoints=9")
+    train(load_config(config_file, (f"run_folder={alone}", *settings)))
+    assert run_processes(4, "train", "--config", config_file, *settings).returncode == 0
+    assert_as_one(run_folder, alone)
+    checkpoints = sorted(path.name for path in (run_folder / "checkpoints").iterdir())
+    assert checkpoints == sorted(path.name for path in (alone / "checkpoints").iterdir())
+    # On its own, device=auto must find the processes, too.
+    for processes, step in ((2, 2), (3, 4)):
+        killed_after(step, run_folder)
+        again = run_processes(processes, "train", "--config", config_file, "--resume", *settings, "device=auto")
+        assert again.returncode == 0, again.stderr
+        assert_as_one(run_folder, alone)
+    killed_after(4, run_folder)
+    train(load_config(config_file, settings), start="resume")
+    assert_as_one(run_folder, alone)
+
+
+@pytest.mark.parametrize("killed", [0, 2])
+def test_a_killed_process_stops_the_others_with_a_sentence_and_fewer_continue(config_file, tmp_path, killed):
+    """`kill -9`: nothing is lost but, where it hits the process that saves, what came after the last checkpoint."""
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    endless = ("train.steps=100000", "train.checkpoint_every_steps=10", "train.validation.every_steps=100000")
+    command = launched(3, "train", "--config", config_file, *UNEVEN, *endless)
+    with started(command) as launch:
+        until = time.monotonic() + 120
+        while not (metrics.is_file() and len(metrics.read_text(encoding="utf-8").splitlines()) > 15):
+            assert launch.poll() is None and time.monotonic() < until
+            time.sleep(0.1)
+        process_of = {p.environ().get("RANK"): p for p in psutil.Process(launch.pid).children()}
+        process_of[str(killed)].send_signal(signal.SIGKILL)
+        began = time.monotonic()
+        _, told = launch.communicate(timeout=120)
+    assert time.monotonic() - began < 20
+    assert launch.returncode != 0
+    sentences = [line for line in told.splitlines() if line.startswith("gistnet: ")]
+    last = latest_checkpoint(tmp_path / "run")
+    assert last is not None
+    assert len(sentences) == 2
+    for sentence in sentences:
+        assert sentence.startswith("gistnet: Another process of this run is gone or cannot be reached (")
+        assert sentence.endswith(
+            f"; the last good checkpoint is {last}; --resume continues from it on any number of processes."
+        )
+    step = int(last.name[5:])
+    logged = read_metrics(metrics)[-1]["step"]
+    assert 0 <= logged - step <= (10 if killed == 0 else 0)
+    # One process continues; what it logged before, and nothing else, is there.
+    train(load_config(config_file, (*UNEVEN, f"train.steps={step + 2}")), start="resume")
+    steps = [r["step"] for r in read_metrics(metrics) if "loss" in r]
+    assert steps == list(range(1, step + 3))
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ("loss", "The loss is not finite (documents: mine); the last good checkpoint is"),
+        ("memory", "Memory of cpu ran out in step 3 with 1 window and 1 branch at a time"),
+    ],
+)
+def test_what_goes_wrong_in_one_process_stops_all_and_the_state_before_it_is_kept(config_file, tmp_path, fault, words):
+    command = ("train", "--config", config_file, "train.checkpoint_every_steps=6", "train.validation.every_steps=6")
+    ended = run_processes(2, fault, *command, module="tests.training.one_of_many")
+    assert ended.returncode != 0
+    first, second = (line for line in ended.stderr.splitlines() if line.startswith("gistnet: "))
+    assert first == second
+    assert words in first
+    assert first.endswith(f"; the last good checkpoint is {tmp_path / 'run' / 'checkpoints' / 'step-00000002'}.")
+    last = latest_checkpoint(tmp_path / "run")
+    assert last is not None
+    assert last.name == "step-00000002"
+
+
+def test_a_sharded_teacher_trains_the_same_weights_in_half_the_memory(config_file, tmp_path):
+    """Uneven shares, read window by window in passes of two branches; GistNet copies layers before they are spread."""
+    lora = ("gistnet.architecture=teacher_lora", "gistnet.teacher_layers=2", "objective.reconstruction_weight=0.1")
+    settings = (*UNEVEN, *lora, "train.windows_per_pass=1", "train.branches_per_pass=2")
+    alone = load_config(config_file, (f"run_folder={tmp_path / 'alone'}", *settings))
+    train(alone)
+    sharded = ("teacher.sharded=true", "teacher.gradient_checkpointing=true")
+    command = ("train", "--config", config_file, *settings, *sharded)
+    (tmp_path / "run").mkdir()
+    ended = run_processes(2, "held", *command[:3], *command[3:], module="tests.training.one_of_many")
+    assert ended.returncode == 0, ended.stderr
+    assert_as_one(tmp_path / "run", tmp_path / "alone")
+    held = [json.loads((tmp_path / "run" / f"held-{rank}.json").read_text(encoding="utf-8")) for rank in (0, 1)]
+    model = open_run(alone).teacher.model
+    layers = sum(parameter.nbytes for parameter in model.base_model.layers.parameters())
+    assert held == [sum(parameter.nbytes for parameter in model.parameters()) - layers / 2] * 2
+
+
+def test_a_single_process_has_nothing_to_share_a_teacher_with(config_file):
+    with pytest.raises(ConfigError, match=r"teacher\.sharded is true with a single process; expected two or more"):
+        open_run(load_config(config_file, ("teacher.sharded=true",)))
+
+
+def test_processes_on_different_kinds_of_devices_are_refused(config_file):
+    ended = run_processes(2, "device", "train", "--config", config_file, module="tests.training.one_of_many")
+    assert ended.returncode != 0
+    sentences = [line for line in ended.stderr.splitlines() if line.startswith("gistnet: ")]
+    assert len(sentences) == 2
+    assert all("process 0 is on cpu of " in line and "process 1 on meta of " in line for line in sentences)
