@@ -30,7 +30,7 @@ def test_a_gpu_without_bfloat16_is_named_with_what_to_set(old_gpu):
 
 def test_a_run_asks_before_it_loads_a_teacher(old_gpu, gistnet, config_file, monkeypatch):
     """Refused for its precision, although there is no such teacher either."""
-    monkeypatch.setattr("gistnet.session._processes", lambda device: _OnGpu())
+    monkeypatch.setattr("gistnet.session._processes", lambda device, *others: _OnGpu())
     outcome = gistnet("train", "--config", config_file, "teacher.precision=bfloat16", "teacher.name=nobody/nothing")
     assert (outcome.status, outcome.out) == (1, "")
     assert outcome.err.startswith("gistnet: teacher.precision is bfloat16, which Tesla T4")

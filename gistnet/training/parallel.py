@@ -53,7 +53,9 @@ class Processes:
             self._state = PartialState(cpu=not on_gpu, **({"timeout": timeout} if _is_launched() else {}))
         self.rank = int(self._state.process_index)
         self.count = int(self._state.num_processes)
-        self.device = torch.device(self._state.device if device in ("auto", "cuda") else device)
+        place = torch.device(self._state.device)
+        # Where there is no GPU accelerate takes the CPU, which must not pass for one that was asked for.
+        self.device = place if device == "auto" or device == place.type else torch.device(device)
         self._control: distributed.ProcessGroup | None = None
         if self.count > 1:
             with losing_processes():

@@ -18,6 +18,7 @@ from gistnet.model.gistnet import GistNet, GistNetConfig
 from gistnet.model.prefix_attention import BranchPass
 from gistnet.model.sharded_teacher import is_sharded
 from gistnet.model.teacher import Teacher
+from gistnet.objective.losses import default_chunk_tokens
 from gistnet.objective.objective import ObjectiveConfig
 from gistnet.training.counting import count
 from gistnet.training.fitting import PassSizes
@@ -207,14 +208,16 @@ def test_what_is_known_by_hand():
 
 
 def test_on_a_gpu_losses_are_made_where_their_logits_are():
-    """Two tables of 4000 logits in bfloat16 for each predicted token, and one of the chunk before; 4096 at a time."""
+    """Two tables of 4000 logits in bfloat16 for each predicted token of a chunk, and one of the chunk before."""
     teacher = small_llama(torch.bfloat16)
     gistnet = GistNet.build(GistNetConfig(architecture="bottleneck", width=64, heads=4), teacher)
     stage = stage_of(128)
     stage = stage.model_copy(update={"objective": stage.objective.model_copy(update={"chunk_tokens": None})})
     memory = step_memory(teacher, gistnet, stage, window_tokens=512, device_type="cuda")
     logits = memory.parts(1, 128, recompute=False)["logits of a chunk"]
-    assert logits == pytest.approx(4096 * 3 * VOCABULARY * 2, rel=0.07)  # and the states they are made from
+    assert logits == pytest.approx(
+        default_chunk_tokens("cuda") * 3 * VOCABULARY * 2, rel=0.07
+    )  # and the states they are made from
 
 
 def test_levels_that_are_not_trained_need_neither_gradient_nor_moments():
