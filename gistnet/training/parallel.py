@@ -55,7 +55,8 @@ class Processes:
         self.count = int(self._state.num_processes)
         place = torch.device(self._state.device)
         # Where there is no GPU accelerate takes the CPU, which must not pass for one that was asked for.
-        self.device = place if device == "auto" or device == place.type else torch.device(device)
+        chosen = device == "auto" or (device == "cuda" and place.type == "cuda")
+        self.device = place if chosen else torch.device(device)
         self._control: distributed.ProcessGroup | None = None
         if self.count > 1:
             with losing_processes():
