@@ -1,7 +1,7 @@
 """The command line: each command reads its arguments, calls the library, and prints.
 
 gistnet prepare   tokenise a configuration's documents into windows
-gistnet train     train a GistNet (`accelerate launch -m gistnet.cli train …` for several processes)
+gistnet train     train a GistNet (`torchrun … -m gistnet.cli train …` for several processes)
 gistnet evaluate  measure a trained GistNet on held-out documents, beside its baselines
 gistnet report    show a run, or several side by side, on a page that opens offline
 gistnet compress  compress documents into a tree of gists on disk

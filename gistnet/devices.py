@@ -26,6 +26,22 @@ def usable_devices() -> str:
     return "auto or cpu" if gpus == 0 else f"auto, cpu, cuda or one of cuda:0 to cuda:{gpus - 1}"
 
 
+def share_cores() -> None:
+    """Let each process that a launcher started on this machine compute with its share of the cores.
+
+    torchrun sets OMP_NUM_THREADS to 1 where it is not set, which would leave most of a large machine idle; any other
+    value is taken as meant.
+    """
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if processes > 1 and os.environ.get("OMP_NUM_THREADS", "1") == "1":
+        torch.set_num_threads(max(1, usable_cores() // processes))
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def require_precision(device: torch.device, precision: str) -> None:
     """Refuse bfloat16 on a GPU that has none: it would be emulated, slower than float32.
 

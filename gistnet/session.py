@@ -12,7 +12,7 @@ from rich.table import Table
 from gistnet.config import RunConfig, load_config, save_config
 from gistnet.data.dataset import PreparedDataset
 from gistnet.data.prepare import prepare
-from gistnet.devices import require_precision, usable_devices
+from gistnet.devices import require_precision, share_cores, usable_devices
 from gistnet.errors import CheckpointError, ConfigError, TeacherError
 from gistnet.evaluation.report import write_report
 from gistnet.files import storage_errors
@@ -291,6 +291,7 @@ def _remove_run(run_folder: Path) -> None:
 
 def _processes(device: str, timeout_minutes: float = DEFAULT_TIMEOUT_MINUTES) -> Processes:
     keep_freed_memory()
+    share_cores()
     try:
         processes = Processes(device, timeout_minutes=timeout_minutes)
         torch.empty(1, device=processes.device)

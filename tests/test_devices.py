@@ -5,7 +5,8 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from gistnet.devices import free_bytes, require_precision, usable_devices
+from gistnet import devices
+from gistnet.devices import free_bytes, require_precision, share_cores, usable_devices
 from gistnet.errors import ConfigError
 
 CUDA = torch.device("cuda:0")
@@ -102,3 +103,21 @@ def test_memory_that_runs_out_anywhere_else_ends_in_one_sentence(gistnet, config
         "gistnet: The device's memory ran out (Tried to allocate 2.00 GiB; GPU 0 has a total capacity of 23.68 GiB of "
         "which 1.19 GiB is free); expected room for it."
     )
+
+
+@pytest.mark.parametrize(
+    ("started", "threads", "expected"),
+    [("4", "1", [4]), ("4", None, [4]), ("32", "1", [1]), ("4", "2", []), (None, None, []), ("1", "1", [])],
+)
+def test_processes_of_a_machine_share_its_cores_unless_told_otherwise(started, threads, expected, monkeypatch):
+    """Sixteen cores; torchrun sets one thread for each of several processes where nobody set another number."""
+    for name, value in (("LOCAL_WORLD_SIZE", started), ("OMP_NUM_THREADS", threads)):
+        if value is None:
+            monkeypatch.delenv(name, raising=False)
+        else:
+            monkeypatch.setenv(name, value)
+    monkeypatch.setattr(devices, "usable_cores", lambda: 16)
+    chosen = []
+    monkeypatch.setattr(torch, "set_num_threads", chosen.append)
+    share_cores()
+    assert chosen == expected

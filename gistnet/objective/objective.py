@@ -14,6 +14,9 @@ from gistnet.objective.branches import Positions, StandIns, Stretches, gist_stan
 from gistnet.objective.losses import contrastive_loss, token_losses, token_nll
 from gistnet.settings import Section
 
+DIFFERENTIATED = {"kl": ("kl",), "delta_nll": ("nll_replaced",), "mixed": ("kl", "nll_replaced")}
+"""What carries gradient for each kind of loss, as for `token_losses`."""
+
 
 class ObjectiveConfig(Section):
     """The loss and its weights (spec, Training Objectives)."""
@@ -194,13 +197,12 @@ def branch_losses(
     stand_ins = gist_stand_ins(stretches, gists, config.positions)
 
     hidden = replaced_hidden(teacher, read, stretches, stand_ins)
-    differentiate = {"kl": ("kl",), "delta_nll": ("nll_replaced",), "mixed": ("kl", "nll_replaced")}[config.loss]
     losses = token_losses(
         teacher,
         stretches.original_hidden(read),
         hidden,
         stretches.targets,
-        differentiate=differentiate,
+        differentiate=DIFFERENTIATED[config.loss],
         chunk_tokens=config.chunk_tokens,
     )
     kl, delta_nll = losses.kl.mean(dim=1), losses.delta_nll.mean(dim=1)

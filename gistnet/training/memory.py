@@ -10,11 +10,10 @@ from torch.distributed.tensor import DTensor
 from gistnet.model.gistnet import GistNet
 from gistnet.model.teacher import Teacher
 from gistnet.objective.losses import default_chunk_tokens
+from gistnet.objective.objective import DIFFERENTIATED
 from gistnet.training.counting import count
 from gistnet.training.live_bytes import Use
 from gistnet.training.stage import Stage, TrainConfig
-
-_DIFFERENTIATED = {"kl": ("kl",), "delta_nll": ("nll_replaced",), "mixed": ("kl", "nll_replaced")}
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,7 @@ def step_memory(
         teacher,
         trained,
         train_below=train.train_below,
-        differentiate=_DIFFERENTIATED[objective.loss],
+        differentiate=DIFFERENTIATED[objective.loss],
         losses_by_kernel=device_type == "cuda" and teacher.dtype != torch.float64,
     )
     room = window_tokens - train.sink_tokens - objective.horizon_tokens
