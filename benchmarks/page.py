@@ -162,6 +162,25 @@ def plot_list(kind: str, _: Path, plots: Path) -> str:
     return "\n".join(images) or _to_measure("sweep.py`, then `python benchmarks/plots.py")
 
 
+def processes_table(results: Path, _: Path) -> str:
+    """One process with all cores against several."""
+    content = _load(results / "processes-cpu.json")
+    if content is None:
+        return _to_measure("processes.py")
+    alone = content["cases"][0]["spans_per_second"]
+    rows = [
+        [
+            f"{case['processes']} × {case['threads_per_process']} threads",
+            f"{case['spans_per_second']:.2f}",
+            f"{case['spans_per_second'] / alone:.2f}×",
+            f"{case['last_loss']:.4f}",
+        ]
+        for case in content["cases"]
+    ]
+    header = ["processes", "spans/s", "of one process", f"loss of step {content['steps']}"]
+    return f"{describe_device(content)}.\n\n{_markdown(header, rows)}"
+
+
 def plan_tables(results: Path, _: Path) -> str:
     """The plans past these machines."""
     return "\n\n".join(f"#### {title}\n\n{table}" for title, table in plan(None, results, **ASSUMED).items())
@@ -178,6 +197,7 @@ _BLOCKS: dict[str, Callable[[Path, Path], str]] = {
     f"{name}-{kind}": partial(make, kind) for name, make in _KINDS.items() for kind in ("cpu", "cuda")
 }
 _BLOCKS["plan"] = plan_tables
+_BLOCKS["processes-cpu"] = processes_table
 
 
 def main() -> int:
