@@ -59,8 +59,8 @@ class CompressionDisplay:
         rate = progress.appended_tokens / seconds if seconds > 0 else 0.0
         left = "unknown time"
         if progress.appended_characters:
-            todo = progress.total.characters - progress.characters
-            left = str(timedelta(seconds=round(seconds / progress.appended_characters * todo)))
+            remaining = progress.total.characters - progress.characters
+            left = str(timedelta(seconds=round(seconds / progress.appended_characters * remaining)))
         return (
             f"{progress.document}  documents {progress.documents}/{progress.total.documents}  "
             f"{progress.appended_tokens:,} tokens  {rate:,.0f} tokens/s  {left} left"
