@@ -87,7 +87,8 @@ def test_four_processes_train_the_weights_of_one_and_any_other_number_continues(
     run_folder, alone = tmp_path / "run", tmp_path / "alone"
     settings = (*UNEVEN, "train.keep_checkpoints=9")
     train(load_config(config_file, (f"run_folder={alone}", *settings)))
-    assert run_processes(4, "train", "--config", config_file, *settings).returncode == 0
+    first = run_processes(4, "train", "--config", config_file, *settings)
+    assert first.returncode == 0, first.stderr
     assert_as_one(run_folder, alone)
     checkpoints = sorted(path.name for path in (run_folder / "checkpoints").iterdir())
     assert checkpoints == sorted(path.name for path in (alone / "checkpoints").iterdir())
