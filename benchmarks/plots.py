@@ -17,7 +17,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent.parent))  # so that `python benchmarks/…` works, and `-m benchmarks.…`
 
 ROOT = Path(__file__).parent.parent
-_STYLE: dict[str, Any] = {
+STYLE: dict[str, Any] = {
     "figure.facecolor": "white",
     "axes.facecolor": "white",
     "axes.spines.top": False,
@@ -96,7 +96,7 @@ def draw_engine(content: dict[str, Any], suffix: str, out: Path) -> list[Path]:
     return made
 
 
-def _pyplot() -> Any:
+def pyplot() -> Any:
     # Only drawing needs matplotlib, and measuring must go on without it.
     return importlib.import_module("matplotlib.pyplot")
 
@@ -117,7 +117,7 @@ def _lines(
     *,
     from_zero: bool = False,
 ) -> Path:
-    figure, axes = _pyplot().subplots(figsize=(8, 4.5), layout="constrained")
+    figure, axes = pyplot().subplots(figsize=(8, 4.5), layout="constrained")
     for colour, (name, y) in zip(COLOURS, lines.items(), strict=False):
         axes.plot(x, y, color=colour, label=name)
     axes.set_xscale("log", base=2)
@@ -133,12 +133,12 @@ def _lines(
         axes.yaxis.set_minor_locator(ticker.NullLocator())
     if len(lines) > 1:
         axes.legend(frameon=False)
-    return _finish(figure, axes, path, x_label, y_label, title)
+    return finish(figure, axes, path, x_label, y_label, title)
 
 
 def _bars(path: Path, bars: dict[str, dict[str, float]], x_label: str, title: str, *, stacked: bool) -> Path:
     cases = list(dict.fromkeys(case for values in bars.values() for case in values))
-    figure, axes = _pyplot().subplots(figsize=(9, 1.5 + 0.8 * len(cases)), layout="constrained")
+    figure, axes = pyplot().subplots(figsize=(9, 1.5 + 0.8 * len(cases)), layout="constrained")
     height, begins = (0.7 if stacked else 0.7 / len(bars)), [0.0] * len(cases)
     for row, (colour, (name, values)) in enumerate(zip(COLOURS, bars.items(), strict=False)):
         widths = [values.get(case, 0.0) for case in cases]
@@ -151,16 +151,16 @@ def _bars(path: Path, bars: dict[str, dict[str, float]], x_label: str, title: st
     axes.set_yticks([case + (0.0 if stacked else height * (len(bars) - 1) / 2) for case in range(len(cases))], cases)
     axes.invert_yaxis()
     axes.legend(frameon=False, ncols=2)
-    return _finish(figure, axes, path, x_label, "", title)
+    return finish(figure, axes, path, x_label, "", title)
 
 
-def _finish(figure: Any, axes: Any, path: Path, x_label: str, y_label: str, title: str) -> Path:
+def finish(figure: Any, axes: Any, path: Path, x_label: str, y_label: str, title: str) -> Path:
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
     axes.set_title(title, loc="left", fontsize=12)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, metadata={"Date": None})
-    _pyplot().close(figure)
+    pyplot().close(figure)
     return path
 
 
@@ -172,7 +172,7 @@ def draw_all(results: Path, out: Path) -> list[Path]:
     matplotlib = importlib.import_module("matplotlib")
     matplotlib.use("svg")
     made = []
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         for kind, draw in DRAWN.items():
             for path in sorted(results.glob(f"{kind}-*.json")):
                 if "quick" not in path.name:

@@ -1,0 +1,143 @@
+"""What the ablations compare: arms by the question they answer, each a change from the default arm.
+
+To add an arm, add a line: its name, and the settings of the command line that make it. One that turns out to be the
+default under another name, or another arm, is trained once and shown under both names.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from gistnet.errors import ConfigError
+
+DEFAULT = "default"
+"""The arm without any change, which all others are compared with."""
+
+BOTTLENECK = "gistnet.architecture=bottleneck"
+LORA = "gistnet.architecture=teacher_lora"
+LEARNING_RATE = "train.optimiser.learning_rate"
+RUNS = "train.runs.lengths"
+
+
+@dataclass(frozen=True)
+class Group:
+    """Arms that answer one question.
+
+    Attributes:
+        question: what a reader wants to know.
+        arms: name → settings that differ from the default.
+    """
+
+    question: str
+    arms: dict[str, list[str]]
+
+
+GROUPS = {
+    "architecture": Group(
+        "Which architecture, and how much of the teacher in it?",
+        {
+            "full": ["gistnet.architecture=full"],
+            "bottleneck": [BOTTLENECK],
+            "lora-2-layers": [LORA, "gistnet.teacher_layers=2"],
+            "lora-4-layers": [LORA, "gistnet.teacher_layers=4"],
+            "lora-6-layers": [LORA, "gistnet.teacher_layers=6"],
+            "lora-rank-4": [LORA, "gistnet.lora_rank=4"],
+            "lora-rank-8": [LORA, "gistnet.lora_rank=8"],
+            "lora-rank-16": [LORA, "gistnet.lora_rank=16"],
+        },
+    ),
+    "width": Group(
+        "How wide must a narrow network be?",
+        {
+            "width-64": [BOTTLENECK, "gistnet.width=64"],
+            "width-96": [BOTTLENECK, "gistnet.width=96"],
+            "width-192": [BOTTLENECK, "gistnet.width=192"],
+            "width-384": [BOTTLENECK, "gistnet.width=384"],
+        },
+    ),
+    "depth": Group(
+        "How many self-attention blocks in each of the two stages?",
+        {
+            "1-block": ["gistnet.blocks_per_stage=1"],
+            "2-blocks": ["gistnet.blocks_per_stage=2"],
+            "3-blocks": ["gistnet.blocks_per_stage=3"],
+        },
+    ),
+    "learning-rate": Group(
+        "How large a step? (The spec has 1e-4.)",
+        {
+            "lr-1e-4": [f"{LEARNING_RATE}=1.0e-4"],
+            "lr-3e-4": [f"{LEARNING_RATE}=3.0e-4"],
+            "lr-1e-3": [f"{LEARNING_RATE}=1.0e-3"],
+            "lr-3e-3": [f"{LEARNING_RATE}=3.0e-3"],
+        },
+    ),
+    "batch": Group(
+        "How many spans in a step, 8 from each window?",
+        {
+            f"batch-{8 * windows}": [
+                f"train.windows_per_batch={windows}",
+                "train.accumulation_steps=1",
+                "train.spans_per_window=8",
+            ]
+            for windows in (2, 4, 8, 16)
+        },
+    ),
+    "schedule": Group(
+        "Does the rate need a warm-up? (A short run warms up for 5 % of its steps at most.)",
+        {
+            "no-warm-up": ["train.optimiser.warmup_steps=0"],
+            "warm-up-5-percent": ["train.optimiser.warmup_steps=1000000"],
+        },
+    ),
+    "loss": Group(
+        "What should the gist be good for: the teacher's distribution, the true token, repeating the span?",
+        {
+            "kl": ["objective.loss=kl"],
+            "delta-nll": ["objective.loss=delta_nll"],
+            "mixed": ["objective.loss=mixed"],
+            "reconstruction-0": ["objective.reconstruction_weight=0"],
+            "reconstruction-0.1": ["objective.reconstruction_weight=0.1"],
+            "reconstruction-0.2": ["objective.reconstruction_weight=0.2"],
+        },
+    ),
+    "horizon": Group(
+        "How far ahead should training look? All are judged at 32 tokens.",
+        {f"horizon-{tokens}": [f"objective.horizon_tokens={tokens}"] for tokens in (16, 32, 64)},
+    ),
+    "runs": Group(
+        "Does it help, or harm, to replace several spans in a row? All are judged with one.",
+        {
+            "runs-1": [f"{RUNS}={{1: 1.0}}"],
+            "runs-1-2-4": [f"{RUNS}={{1: 0.75, 2: 0.15, 4: 0.1}}"],
+            "runs-1-2-4-even": [f"{RUNS}={{1: 0.34, 2: 0.33, 4: 0.33}}"],
+        },
+    ),
+    "positions": Group(
+        "Where among the positions of the context should the gist stand?",
+        {policy: [f"objective.positions={policy}"] for policy in ("center", "end", "compact")},
+    ),
+    "span": Group(
+        "What does it cost to let one vector stand for more tokens?",
+        {f"k-{tokens}": [f"gistnet.span_tokens={tokens}"] for tokens in (8, 16, 32, 64)},
+    ),
+}
+
+
+def all_arms() -> dict[str, list[str]]:
+    """Every arm's settings by its name, the default first."""
+    return {DEFAULT: []} | {name: settings for group in GROUPS.values() for name, settings in group.arms.items()}
+
+
+def chosen_arms(groups: Sequence[str], names: Sequence[str]) -> dict[str, list[str]]:
+    """The default, the arms of some groups, and some arms by name; all there are where nothing is asked for.
+
+    Raises:
+        ConfigError: there is no such group or arm.
+    """
+    if unknown := [name for name in groups if name not in GROUPS]:
+        raise ConfigError(f"Got the group '{unknown[0]}', expected one of {', '.join(GROUPS)}.")
+    known = all_arms()
+    if unknown := [name for name in names if name not in known]:
+        raise ConfigError(f"Got the arm '{unknown[0]}', expected one of {', '.join(known)}.")
+    wanted = {DEFAULT, *names, *(name for group in groups for name in GROUPS[group].arms)}
+    return {name: settings for name, settings in known.items() if name in wanted or not (groups or names)}
