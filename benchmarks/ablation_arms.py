@@ -12,7 +12,10 @@ from gistnet.errors import ConfigError
 DEFAULT = "default"
 """The arm without any change, which all others are compared with."""
 
-BOTTLENECK = "gistnet.architecture=bottleneck"
+TOKEN = ["gistnet.anchor=token", "gistnet.gist_scale=1"]
+"""What an architecture that has none of the teacher's layers begins with: the span's last token."""
+FULL = ["gistnet.architecture=full", *TOKEN]
+BOTTLENECK = ["gistnet.architecture=bottleneck", *TOKEN]
 LORA = "gistnet.architecture=teacher_lora"
 LEARNING_RATE = "train.optimiser.learning_rate"
 RUNS = "train.runs.lengths"
@@ -35,31 +38,53 @@ GROUPS = {
     "architecture": Group(
         "Which architecture, and how much of the teacher in it?",
         {
-            "full": ["gistnet.architecture=full"],
-            "bottleneck": [BOTTLENECK],
+            "full": FULL,
+            "bottleneck": BOTTLENECK,
             "lora-2-layers": [LORA, "gistnet.teacher_layers=2"],
             "lora-4-layers": [LORA, "gistnet.teacher_layers=4"],
             "lora-6-layers": [LORA, "gistnet.teacher_layers=6"],
+            "lora-12-layers": [LORA, "gistnet.teacher_layers=12"],
+            "lora-20-layers": [LORA, "gistnet.teacher_layers=20"],
             "lora-rank-4": [LORA, "gistnet.lora_rank=4"],
             "lora-rank-8": [LORA, "gistnet.lora_rank=8"],
             "lora-rank-16": [LORA, "gistnet.lora_rank=16"],
         },
     ),
+    "anchor": Group(
+        "What should a gist be before training, and how long?",
+        {
+            "token-1": [*TOKEN, "objective.state_weight=0"],
+            "token-10": ["gistnet.anchor=token", "gistnet.gist_scale=10"],
+            "state-10": ["gistnet.gist_scale=10"],
+            "state-30": ["gistnet.gist_scale=30"],
+            "state-300": ["gistnet.gist_scale=300"],
+        },
+    ),
+    "states": Group(
+        "Should the gist also resemble the original state of its span's last token, and behind which layer?",
+        {
+            "states-0": ["objective.state_weight=0"],
+            "states-0.3": ["objective.state_weight=0.3"],
+            "states-3": ["objective.state_weight=3"],
+            "states-16-layers": ["objective.state_layers=16"],
+            "states-24-layers": ["objective.state_layers=24"],
+        },
+    ),
     "width": Group(
         "How wide must a narrow network be?",
         {
-            "width-64": [BOTTLENECK, "gistnet.width=64"],
-            "width-96": [BOTTLENECK, "gistnet.width=96"],
-            "width-192": [BOTTLENECK, "gistnet.width=192"],
-            "width-384": [BOTTLENECK, "gistnet.width=384"],
+            "width-64": [*BOTTLENECK, "gistnet.width=64"],
+            "width-96": [*BOTTLENECK, "gistnet.width=96"],
+            "width-192": [*BOTTLENECK, "gistnet.width=192"],
+            "width-384": [*BOTTLENECK, "gistnet.width=384"],
         },
     ),
     "depth": Group(
         "How many self-attention blocks in each of the two stages?",
         {
-            "1-block": ["gistnet.blocks_per_stage=1"],
-            "2-blocks": ["gistnet.blocks_per_stage=2"],
-            "3-blocks": ["gistnet.blocks_per_stage=3"],
+            "1-block": [*FULL, "gistnet.blocks_per_stage=1"],
+            "2-blocks": [*FULL, "gistnet.blocks_per_stage=2"],
+            "3-blocks": [*FULL, "gistnet.blocks_per_stage=3"],
         },
     ),
     "learning-rate": Group(
@@ -67,6 +92,7 @@ GROUPS = {
         {
             "lr-1e-4": [f"{LEARNING_RATE}=1.0e-4"],
             "lr-3e-4": [f"{LEARNING_RATE}=3.0e-4"],
+            "lr-6e-4": [f"{LEARNING_RATE}=6.0e-4"],
             "lr-1e-3": [f"{LEARNING_RATE}=1.0e-3"],
             "lr-3e-3": [f"{LEARNING_RATE}=3.0e-3"],
         },

@@ -91,9 +91,10 @@ class RunConfig(Section):
         tokens_per_gist = self.gistnet.span_tokens ** (train.level + 1)
         span = tokens_per_gist * max(train.runs.lengths)
         needed = train.sink_tokens + span + horizon
-        if needed > self.data.window_tokens:
+        available = min(self.data.window_tokens, train.window_tokens or self.data.window_tokens)
+        if needed > available:
             raise ValueError(
-                f"window_tokens is {self.data.window_tokens}, expected at least {needed}: {train.sink_tokens} "
+                f"window_tokens is {available}, expected at least {needed}: {train.sink_tokens} "
                 f"first tokens, {span} replaced and {horizon} predicted (stage '{stage.name}')"
             )
         if stage.objective.contrastive_weight > 0 and horizon < tokens_per_gist:

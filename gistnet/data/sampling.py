@@ -70,16 +70,22 @@ class SpanLayout:
     """First tokens of a window, never replaced: attention rests on them."""
     level: int = 0
     """Of the gists."""
+    window_tokens: int | None = None
+    """Tokens of a window that are used, from its first on; None uses all."""
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if value < (least := 0 if name == "level" else 1):
+            if value is not None and value < (least := 0 if name == "level" else 1):
                 raise ConfigError(f"{name} must be at least {least}, got {value}.")
 
     @property
     def tokens_per_gist(self) -> int:
         """Tokens that one gist replaces, K^(level + 1)."""
         return int(self.span_tokens ** (self.level + 1))
+
+    def used(self, length: int) -> int:
+        """Tokens that are used of a window of `length`."""
+        return length if self.window_tokens is None else min(length, self.window_tokens)
 
     def minimum_length(self, gists: int = 1) -> int:
         """Tokens of the shortest window that has room for one branch: the sink, k spans and the horizon."""
@@ -153,7 +159,7 @@ def check_sampling(pool: TrainingPool, layout: SpanLayout, probabilities: Probab
     _check_probabilities(pool, probabilities)
     for domain, probability in probabilities.items():
         if probability > 0:
-            _require_room(min(int(source.lengths.min()) for source in pool.domains[domain]), layout)
+            _require_room(layout.used(min(int(source.lengths.min()) for source in pool.domains[domain])), layout)
 
 
 def eligible_starts(length: int, phase: int, layout: SpanLayout, gists: int = 1) -> NDArray[np.int64]:
@@ -202,7 +208,7 @@ def sample_window(
     sources = pool.domains[domain]
     source = sources[_draw(random, [source.weight for source in sources])]
     place = int(random.integers(len(source.windows)))
-    length = int(source.lengths[place])
+    length = layout.used(int(source.lengths[place]))
     phase = int(random.choice(eligible_phases(length, layout)))
     starts = eligible_starts(length, phase, layout)
     last = np.sort(random.choice(starts, size=min(layout.spans_per_window, len(starts)), replace=False))
@@ -267,7 +273,7 @@ def validation_windows(
         windows = dataset.window_indices(split, domain)
         if not len(windows):
             raise DataError(f"Domain {domain!r} has no {split} windows; there are some for {dataset.domains(split)}.")
-        longest = int(dataset.lengths[windows].max())
+        longest = layout.used(int(dataset.lengths[windows].max()))
         _require_room(longest, layout, gists)
         windows = windows[dataset.lengths[windows] >= layout.minimum_length(gists)]
         _, first, counts = np.unique(dataset.documents[windows], return_index=True, return_counts=True)
@@ -277,7 +283,7 @@ def validation_windows(
         )
         for draw, place, count in ranked[:documents]:
             window = int(windows[place + draw % count])
-            length = int(dataset.lengths[window])
+            length = layout.used(int(dataset.lengths[window]))
             phases = eligible_phases(length, layout, gists)
             phase = int(phases[draw // count % len(phases)])
             starts = _evenly_spread(eligible_starts(length, phase, layout, gists), spans_per_document)

@@ -65,7 +65,7 @@ class HeldOut:
         for sample in samples:
             starts = torch.from_numpy(sample.starts).to(teacher.device)
             stretches = Stretches(
-                tokens=torch.from_numpy(dataset.read(sample.window)).to(teacher.device)[None],
+                tokens=torch.from_numpy(dataset.read(sample.window)[: layout.window_tokens]).to(teacher.device)[None],
                 windows=torch.zeros_like(starts),
                 starts=starts,
                 span_tokens=layout.tokens_per_gist,

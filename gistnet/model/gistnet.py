@@ -15,6 +15,7 @@ from typing import Self
 import torch
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
 from gistnet.errors import CheckpointError, ConfigError, DataError, TeacherError
 from gistnet.model.layers import (
@@ -55,14 +56,17 @@ class Budget:
 class GistNet(nn.Module):
     """Compresses spans: [spans, K, dim] → [spans, dim]. Made by `GistNet.build` or `GistNet.from_pretrained`.
 
-    `g = e_last + gain · W_out(…)` with e_last the span's last vector and W_out zero at first: an untrained GistNet
-    gives the last token's embedding exactly, the strongest cheap stand-in. Until W_out moves, only it has a gradient.
+    `g = scale · (anchor + gain · W_out(…))` with W_out zero at first. With the anchor `token`, the span's last vector,
+    and scale 1, an untrained GistNet gives the last token's embedding exactly, and only W_out has a gradient.
+    With the anchor `state` it gives the direction of the last token's state behind the copied layers.
 
     Attributes:
         level: 0 for gists of tokens, n for gists of gists of level n - 1.
         below: the GistNet of the level below; None at level 0.
         tokens_per_gist: how many tokens a gist stands for, K^(level + 1).
     """
+
+    embedding_norm: Tensor
 
     def __init__(self, config: GistNetConfig, teacher: Teacher, *, below: "GistNet | None", positions: str) -> None:
         super().__init__()
@@ -96,6 +100,7 @@ class GistNet(nn.Module):
         self.w_out = nn.Linear(slot_width, self.dim, bias=False)
         nn.init.zeros_(self.w_out.weight)
         self.gain = nn.Parameter(torch.tensor(1.0))
+        self.register_buffer("embedding_norm", teacher.embedding_norm(), persistent=False)
 
         dropouts = (module for module in self.modules() if isinstance(module, StatelessDropout))
         for salt, module in enumerate(dropouts):
@@ -156,8 +161,14 @@ class GistNet(nn.Module):
         tokens = self.expansion(slot, tokens, dropout)
         tokens = self._self_attention(tokens, half, self.depth, dropout)
         slot, second_attention = self.second_read(tokens, dropout)
-        gists = spans[:, -1] + self.gain * self.w_out(self.final_norm(slot))
-        return gists, torch.stack([first_attention, second_attention])
+        gists = self._anchor(spans, tokens) + self.gain * self.w_out(self.final_norm(slot))
+        return self.config.gist_scale * gists, torch.stack([first_attention, second_attention])
+
+    def _anchor(self, spans: Tensor, tokens: Tensor) -> Tensor:
+        """What gists start from, `[spans, dim]`, as long as token embeddings at every level."""
+        if self.config.anchor == "state":
+            return self.embedding_norm * normalize(tokens[:, -1], dim=-1)
+        return spans[:, -1] / (1.0 if self.below is None else self.below.config.gist_scale)
 
     def _self_attention(self, tokens: Tensor, first: int, last: int, dropout: Dropout | None) -> Tensor:
         """Blocks, or copied layers, `first` to `last - 1`: [spans, K, tokens_width] → the same."""

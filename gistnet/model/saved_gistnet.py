@@ -45,6 +45,18 @@ class GistNetConfig(Section):
     """`teacher_lora`: rank of the adapter of each linear layer copied."""
     lora_alpha: float = Field(default=16.0, gt=0)
     """`teacher_lora`: an adapter's output is scaled by lora_alpha / lora_rank."""
+    anchor: Literal["token", "state"] = "token"
+    """What a gist is before training. token: the span's last vector; state: the direction of the last token's state
+    behind the layers that `teacher_lora` copies, as long as a token's embedding."""
+    gist_scale: float = Field(default=1.0, gt=0)
+    """Gists are made so many times as long as token embeddings. The layers of a teacher add little to a long vector,
+    so that it reaches the later ones nearly as it was; see docs/ablations.md."""
+
+    @model_validator(mode="after")
+    def _has_states(self) -> Self:
+        if self.anchor == "state" and self.architecture != "teacher_lora":
+            raise ValueError(f"anchor is state in the architecture {self.architecture}, expected teacher_lora")
+        return self
 
     @model_validator(mode="after")
     def _heads_fit(self) -> Self:

@@ -64,14 +64,18 @@ class ReadWindows:
     Attributes:
         document: keys and values of every layer.
         hidden: `[windows, tokens, dim]`, after the model's last norm, no gradient.
+        states: `[windows, tokens, dim]`, behind the layer that was asked for; None where none was.
     """
 
     document: DocumentPass
     hidden: Tensor
+    states: Tensor | None = None
 
     def tensors(self) -> Iterator[Tensor]:
         """All that the pass left."""
         yield self.hidden
+        if self.states is not None:
+            yield self.states
         yield from self.document.keys.values()
         yield from self.document.values.values()
 
@@ -198,6 +202,11 @@ class Teacher:
         return self.model.get_input_embeddings().weight.dtype
 
     @property
+    def n_layers(self) -> int:
+        """How many decoder layers there are."""
+        return len(self.model.base_model.layers)
+
+    @property
     def flops_per_token(self) -> int:
         """Forward floating-point operations of one token, without attention scores and without the head."""
         return 2 * sum(p.numel() for p in self.model.base_model.layers.parameters())
@@ -213,6 +222,11 @@ class Teacher:
         with torch.no_grad():
             return self.model.get_input_embeddings()(tokens.to(self.device))
 
+    def embedding_norm(self) -> Tensor:
+        """The mean length of token embeddings, over tokens spread evenly over the vocabulary, float32 `[]`."""
+        tokens = torch.linspace(0, self.vocabulary_size - 1, min(self.vocabulary_size, 4096), device=self.device)
+        return self.embed(tokens.long()).float().norm(dim=-1).mean()
+
     def require_in_vocabulary(self, tokens: Tensor) -> None:
         """Refuse token ids that have no embedding.
 
@@ -226,14 +240,33 @@ class Teacher:
             )
 
     @torch.no_grad()
-    def read_windows(self, tokens: Tensor) -> ReadWindows:
+    def read_windows(self, tokens: Tensor, *, states_after: int | None = None) -> ReadWindows:
         """Read windows of tokens, `[windows, tokens]`, at positions 0, 1, …
 
         Shorter windows may be padded at the end with any token: what follows a token does not change it.
+
+        Args:
+            states_after: keep the states behind so many layers; None keeps none.
         """
         document = DocumentPass()
         positions = torch.arange(tokens.shape[1], device=self.device).expand(tokens.shape)
-        return ReadWindows(document, self._run(self.embed(tokens), positions, document))
+        with self._keeping_states(states_after) as kept:
+            hidden = self._run(self.embed(tokens), positions, document)
+        return ReadWindows(document, hidden, kept[0] if kept else None)
+
+    @contextmanager
+    def _keeping_states(self, layers: int | None) -> Iterator[list[Tensor]]:
+        """The list holds, after a pass, the states behind so many layers."""
+        kept: list[Tensor] = []
+        if layers is None:
+            yield kept
+            return
+        layer = self.model.base_model.layers[layers - 1]
+        hook = layer.register_forward_hook(lambda _, __, output: kept.append(output))
+        try:
+            yield kept
+        finally:
+            hook.remove()
 
     def read_branches(self, vectors: Tensor, branches: BranchPass) -> Tensor:
         """Final hidden states of branches, `[branches, length, dim]`, differentiable in their input vectors.
@@ -266,9 +299,8 @@ class Teacher:
         Raises:
             TeacherError: the teacher has fewer layers.
         """
-        available = len(self.model.base_model.layers)
-        if not 0 < n_layers <= available:
-            raise TeacherError(f"Cannot copy {n_layers} layers of {self.name}: it has {available}.")
+        if not 0 < n_layers <= self.n_layers:
+            raise TeacherError(f"Cannot copy {n_layers} layers of {self.name}: it has {self.n_layers}.")
         return TeacherLayers(self.model.base_model, n_layers)
 
     def enable_gradient_checkpointing(self, on: bool = True) -> None:

@@ -35,8 +35,25 @@ class ObjectiveConfig(Section):
     """The cosine distance at which that hinge is content."""
     reconstruction_weight: float = Field(default=0.0, ge=0)
     """Weight of the teacher's cross-entropy, in nats per token, when it repeats the span from its gist."""
+    state_weight: float = Field(default=0.0, ge=0)
+    """Weight of the cosine distance between a gist and the state of its span's last token in the original context."""
+    state_layers: int | None = Field(default=None, ge=1)
+    """Behind how many of the teacher's layers that state is taken; None: behind two thirds of them."""
     chunk_tokens: int | None = Field(default=None, ge=1)
     """Predicted tokens whose logits exist at a time; None: 128 on a CPU, 1024 on a GPU."""
+
+    def states_after(self, teacher: Teacher) -> int | None:
+        """Behind how many layers the objective wants the states of the original context; None where it wants none.
+
+        Raises:
+            ConfigError: the teacher has fewer layers.
+        """
+        if self.state_weight == 0:
+            return None
+        layers = max(1, teacher.n_layers * 2 // 3) if self.state_layers is None else self.state_layers
+        if layers > teacher.n_layers:
+            raise ConfigError(f"state_layers is {layers}; expected at most the {teacher.n_layers} of {teacher.name}.")
+        return layers
 
 
 class BranchLosses(NamedTuple):
@@ -52,6 +69,8 @@ class BranchLosses(NamedTuple):
     """The unweighted hinge, cosine distance; zero where its weight is."""
     reconstruction: Tensor
     """The unweighted cross-entropy of the repeated span, nats per token; zero where its weight is."""
+    state_distance: Tensor
+    """Mean cosine distance of its gists from the states they are to resemble; zero where its weight is."""
     gist_norm: Tensor
     """Mean length of the branch's gists."""
 
@@ -209,7 +228,7 @@ def branch_losses(
     kl_share = {"kl": 1.0, "delta_nll": 0.0, "mixed": config.mixed_kl_share}[config.loss]
     total = kl_share * kl + (1 - kl_share) * delta_nll
 
-    contrastive = reconstruction = torch.zeros_like(kl)
+    contrastive = reconstruction = state_distance = torch.zeros_like(kl)
     if with_neighbour:
         hinges = contrastive_loss(encoded[:, :-1][is_gist], encoded[:, 1:][is_gist], config.contrastive_margin)
         contrastive = _branch_means(hinges, is_gist)
@@ -217,8 +236,33 @@ def branch_losses(
     if config.reconstruction_weight > 0:
         reconstruction = _reconstruction(teacher, read, stretches, stand_ins, config.chunk_tokens)
         total = total + config.reconstruction_weight * reconstruction
+    if config.state_weight > 0:
+        state_distance = _branch_means(_state_distances(read, stretches, gists, is_gist), is_gist)
+        total = total + config.state_weight * state_distance
     norms = _branch_means(gists.detach()[is_gist].norm(dim=-1), is_gist)
-    return BranchLosses(total, kl.detach(), delta_nll.detach(), contrastive.detach(), reconstruction.detach(), norms)
+    return BranchLosses(
+        total,
+        kl.detach(),
+        delta_nll.detach(),
+        contrastive.detach(),
+        reconstruction.detach(),
+        state_distance.detach(),
+        norms,
+    )
+
+
+def _state_distances(read: ReadWindows, stretches: Stretches, gists: Tensor, is_gist: Tensor) -> Tensor:
+    """1 - cos of gists and the original states of their spans' last tokens, `[gists]`.
+
+    A vector that resembles the state behind a late layer stands in well without any training (docs/ablations.md), and
+    says in every dimension what the gist should be, where the KL says it in a few tokens only.
+    """
+    if read.states is None:
+        raise ConfigError("state_weight is above 0, but the windows were read without keeping states; expected them.")
+    order = torch.arange(1, stretches.longest + 1, device=gists.device)
+    last = stretches.starts[:, None] + order * stretches.span_tokens - 1
+    states = read.states[stretches.windows[:, None].expand_as(last)[is_gist], last[is_gist]]
+    return 1 - torch.nn.functional.cosine_similarity(gists[is_gist], states.to(gists.dtype), dim=-1)
 
 
 def _reconstruction(

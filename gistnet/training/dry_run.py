@@ -70,12 +70,13 @@ def memory_tables(
         table.add_column("stage")
         for name in ("window\ntokens", *columns):
             table.add_column(name, justify="right")
-    lengths = sorted({window_tokens, *(tokens for tokens in WINDOWS if tokens <= teacher.max_positions)})
     for stage in stages:
+        own = stage.train.window_tokens or window_tokens
+        lengths = sorted({own, *(tokens for tokens in WINDOWS if tokens <= teacher.max_positions)})
         batch = Batch.of(stage.train, processes, gradient_checkpointing)
         for tokens in lengths:
             memory = step_memory(teacher, gistnet, stage, window_tokens=tokens, device_type="cuda")
-            if memory.shortest_window > tokens:
+            if memory.shortest_window > tokens or tokens > (stage.train.window_tokens or tokens):
                 continue
             takes.add_row(stage.name, f"{tokens:,}", *(f"{size / 1e9:.3f}" for size in _parts(memory)))
             fits.add_row(stage.name, f"{tokens:,}", *(_fit(memory, batch, size) for size in GPUS.values()))
@@ -107,7 +108,8 @@ def describe_steps(run: Run, stages: Sequence[Stage], *, window_tokens: int) -> 
         of_stage = f" of stage '{stage.name}'" if len(stages) > 1 else ""
         sizes, recompute = stage.fit
         yield f"at a time{of_stage}: {sizes.describe()}, {'with' if recompute else 'without'} gradient checkpointing"
-        memory = step_memory(run.teacher, run.gistnet, described, window_tokens=window_tokens, device_type=device)
+        longest = stage.layout.used(window_tokens)
+        memory = step_memory(run.teacher, run.gistnet, described, window_tokens=longest, device_type=device)
         parts = memory.parts(*sizes, recompute=recompute)
         for name, size in parts.items():
             yield f"memory, {where}{name}: {size / 1e6:,.0f} MB"

@@ -6,7 +6,7 @@ separate GPU streams); its keys and values are then held beside those in use.
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -28,24 +28,36 @@ class WindowGroup(NamedTuple):
 
 
 def read_groups(
-    teacher: Teacher, dataset: PreparedDataset, samples: Sequence[WindowSample], windows: int, *, ahead: bool
+    teacher: Teacher,
+    dataset: PreparedDataset,
+    samples: Sequence[WindowSample],
+    windows: int,
+    *,
+    ahead: bool,
+    window_tokens: int | None = None,
+    states_after: int | None = None,
 ) -> Iterator[WindowGroup]:
     """Read the windows of samples, so many at a time, in order.
 
     Args:
+        window_tokens: the tokens read of each window, from its first on; None reads all.
+        states_after: as for `Teacher.read_windows`.
         ahead: begin the next pass before the present group is handed over; on a CPU, where nothing runs beside
             anything else, this changes nothing.
     """
     parts = [samples[first : first + windows] for first in range(0, len(samples), windows)]
+
+    def read(part: Sequence[WindowSample]) -> WindowGroup:
+        tokens = _tokens(teacher, dataset, part, window_tokens)
+        return WindowGroup(part, tokens, teacher.read_windows(tokens, states_after=states_after))
+
     if not (ahead and teacher.device.type == "cuda"):
-        for part in parts:
-            tokens = _tokens(teacher, dataset, part)
-            yield WindowGroup(part, tokens, teacher.read_windows(tokens))
+        yield from map(read, parts)
         return
     stream = torch.cuda.Stream(teacher.device)
-    begun = deque(_begin(teacher, dataset, part, stream) for part in parts[:1])
+    begun = deque(_begin(read, part, stream) for part in parts[:1])
     for number in range(len(parts)):
-        begun.extend(_begin(teacher, dataset, part, stream) for part in parts[number + 1 : number + 2])
+        begun.extend(_begin(read, part, stream) for part in parts[number + 1 : number + 2])
         group, ready = begun.popleft()
         present = torch.cuda.current_stream(teacher.device)
         present.wait_event(ready)
@@ -55,17 +67,17 @@ def read_groups(
 
 
 def _begin(
-    teacher: Teacher, dataset: PreparedDataset, samples: Sequence[WindowSample], stream: torch.cuda.Stream
+    read: Callable[[Sequence[WindowSample]], WindowGroup], samples: Sequence[WindowSample], stream: torch.cuda.Stream
 ) -> tuple[WindowGroup, torch.cuda.Event]:
     """Have windows read on `stream`; the event marks the end."""
     with torch.cuda.stream(stream):
-        tokens = _tokens(teacher, dataset, samples)
-        group = WindowGroup(samples, tokens, teacher.read_windows(tokens))
-        return group, stream.record_event()
+        return read(samples), stream.record_event()
 
 
-def _tokens(teacher: Teacher, dataset: PreparedDataset, samples: Sequence[WindowSample]) -> Tensor:
-    tokens = pad([dataset.read(sample.window) for sample in samples])
+def _tokens(
+    teacher: Teacher, dataset: PreparedDataset, samples: Sequence[WindowSample], window_tokens: int | None
+) -> Tensor:
+    tokens = pad([dataset.read(sample.window)[:window_tokens] for sample in samples])
     teacher.require_in_vocabulary(tokens)
     if teacher.device.type == "cuda":
         tokens = tokens.pin_memory()

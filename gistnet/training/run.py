@@ -168,8 +168,9 @@ def build_run(
     for stage in stages:
         try:
             layout = _layout(stage, gistnet, dataset, pool, seed)
+            longest = layout.used(int(dataset.lengths.max()))
             with processes.failing_together():
-                fit = _fit(stage, teacher, gistnet, dataset, processes, gradient_checkpointing)
+                fit = _fit(stage, teacher, gistnet, longest, processes, gradient_checkpointing)
             fit = Fit.in_all(processes.gather(fit))
             prepared.append(StageRun(stage.name, stage.train, stage.objective, stage.targets, layout, fit))
         except (ConfigError, DataError) as error:
@@ -187,6 +188,7 @@ def _layout(stage: Stage, gistnet: GistNet, dataset: PreparedDataset, pool: Trai
         horizon_tokens=stage.objective.horizon_tokens,
         spans_per_window=train.spans_per_window,
         sink_tokens=train.sink_tokens,
+        window_tokens=train.window_tokens,
     )
     check_sampling(pool, layout, train.probabilities)
     domains = [domain for domain, share in train.probabilities.items() if share > 0]
@@ -198,18 +200,18 @@ def _fit(
     stage: Stage,
     teacher: Teacher,
     gistnet: GistNet,
-    dataset: PreparedDataset,
+    window_tokens: int,
     processes: Processes,
     gradient_checkpointing: bool | None,
 ) -> Fit:
-    """How much of a stage's step fits into the memory that this process has left."""
+    """How much of a stage's step, with windows of so many tokens, fits into the memory this process has left."""
     train, device = stage.train, teacher.device
     processes.require_work(train.windows_per_batch)
     held = held_by_teacher(teacher) + sum(parameter.nbytes for parameter in gistnet.parameters())
     return require_fit(
         lambda tokens: step_memory(teacher, gistnet, stage, window_tokens=tokens, device_type=device.type),
         Batch.of(train, processes.count, gradient_checkpointing),
-        window_tokens=int(dataset.lengths.max()),
+        window_tokens=window_tokens,
         room_bytes=USABLE * (free_bytes(device) + held),
         device=device,
     )

@@ -31,6 +31,9 @@ class TrainConfig(Section):
     """The level of gists that the stage trains; those above it are left alone."""
     train_below: bool = False
     """Whether the levels below it are trained with it, through its own loss, or stay as they are."""
+    window_tokens: int | None = Field(default=None, ge=1)
+    """Tokens of each window that the stage reads, from its first on; None reads all. Where a later stage needs long
+    windows, an earlier one sees more documents for the same cost."""
     sink_tokens: int = Field(default=4, ge=1)
     """First tokens of a window that are never replaced, since attention rests on them."""
     windows_per_pass: int | None = Field(default=None, ge=1)

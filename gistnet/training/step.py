@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -56,12 +57,15 @@ def accumulate_gradient(
     sums = torch.zeros(len(BranchLosses._fields), dtype=torch.float64, device=teacher.device)
     groups = [samples[first : first + sizes.windows] for first in range(0, len(samples), sizes.windows)]
     passes = [list(_passes(group, sizes.branches, layout.horizon_tokens)) for group in groups]
-    reading = read_groups(teacher, dataset, samples, sizes.windows, ahead=read_ahead)
+    read = partial(
+        read_groups, teacher, dataset, window_tokens=layout.window_tokens, states_after=objective.states_after(teacher)
+    )
+    reading = read(samples, sizes.windows, ahead=read_ahead)
     broken: set[int] = set()
     for place, count in enumerate(passes_to_make([len(of_group) for of_group in passes])):
         if place >= len(groups):
-            reading = read_groups(teacher, dataset, groups[-1], sizes.windows, ahead=False)
-        group, tokens, read = next(reading)
+            reading = read(groups[-1], sizes.windows, ahead=False)
+        group, tokens, windows_read = next(reading)
         of_group = passes[min(place, len(groups) - 1)]
         keys = torch.tensor([_dropout_key(*dropout_seed, sample.item) for sample in group], device=teacher.device)
         for number in range(count):
@@ -71,7 +75,7 @@ def accumulate_gradient(
             losses = branch_losses(
                 teacher,
                 gistnet,
-                read,
+                windows_read,
                 stretches,
                 objective,
                 train_below=train_below,
@@ -83,7 +87,7 @@ def accumulate_gradient(
             ((0 if is_repeated else 1) * losses.total.sum() / branches_in_batch).backward()
             if not is_repeated:
                 sums += torch.stack([field.detach().double().sum() for field in losses])
-        del read, losses  # the next windows are read first, and these would be held meanwhile
+        del windows_read, losses  # the next windows are read first, and these would be held meanwhile
     # Told only now, where all processes have made all their passes.
     if broken:
         places = (f"{info.document_id} at token {info.offset}" for info in map(dataset.describe, sorted(broken)))

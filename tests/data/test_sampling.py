@@ -1,6 +1,7 @@
 import json
 import random
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -76,6 +77,17 @@ def test_window_too_short_names_every_number() -> None:
     with pytest.raises(DataError, match=message):
         eligible_phases(195, layout, gists=2)
     assert eligible_phases(196, layout, gists=2).tolist() == [4]
+
+
+def test_a_stage_that_uses_less_of_its_windows_draws_spans_and_horizons_from_their_beginnings(dataset) -> None:
+    layout = replace(LAYOUT, window_tokens=LAYOUT.minimum_length() + 9)
+    drawn = sample_batch(training_pool(dataset), layout, RUNS, PROBABILITIES, seed=1, step=0, items=range(100))
+    ends = {int(start) + 8 + 10 for sample in drawn for start in sample.starts}
+    assert max(ends) == layout.window_tokens
+    held_out = validation_windows(dataset, layout, documents=9, spans_per_document=9, seed=0)
+    assert max(int(sample.starts.max()) + 8 + 10 for sample in held_out) <= layout.window_tokens
+    with pytest.raises(DataError, match="need 22 tokens, but a window has 21"):
+        check_sampling(training_pool(dataset), replace(LAYOUT, window_tokens=21), PROBABILITIES)
 
 
 @pytest.mark.parametrize("field", ["span_tokens", "horizon_tokens", "spans_per_window", "sink_tokens"])

@@ -175,6 +175,30 @@ def test_stages_of_teacher_lora_are_the_teachers_layers_while_the_adapters_are_u
     torch.testing.assert_close(seen[0], plain.model(inputs_embeds=spans).last_hidden_state, atol=1e-4, rtol=1e-4)
 
 
+def test_the_anchor_state_is_the_direction_of_the_last_token_s_state_at_the_length_asked_for(teacher):
+    """At every level: a gist of gists is as long as a gist of tokens."""
+    plain = LlamaForCausalLM(teacher.model.config)
+    plain.load_state_dict(teacher.model.state_dict())
+    plain.model.norm = torch.nn.Identity()
+    length = 30 * teacher.embed(torch.arange(50)).norm(dim=-1).mean()
+    below = None
+    for spans in (make_spans(), 300 * make_spans()):
+        below = GistNet.build(make_config("teacher_lora", anchor="state", gist_scale=30.0), teacher, below=below)
+        below.expansion.gate.data.zero_()
+        states = plain.model(inputs_embeds=spans).last_hidden_state[:, -1]
+        expected = length * states / states.norm(dim=-1, keepdim=True)
+        torch.testing.assert_close(below(spans), expected, atol=1e-3, rtol=1e-3)
+
+
+def test_long_gists_above_long_gists_keep_their_length(teacher):
+    """The anchor is the last gist itself, and not that many times as long."""
+    lower = GistNet.build(make_config("bottleneck", gist_scale=10.0), teacher)
+    spans = make_spans()
+    torch.testing.assert_close(lower(spans), 10 * spans[:, -1])
+    upper = GistNet.build(make_config("bottleneck", gist_scale=10.0), teacher, below=lower)
+    torch.testing.assert_close(upper(10 * spans), 10 * spans[:, -1])
+
+
 def test_training_teacher_lora_leaves_the_teacher_and_its_copy_as_they_were(teacher):
     gistnet = waken(make_gistnet("teacher_lora", teacher))
     frozen = {n: p.clone() for n, p in gistnet.named_parameters() if not p.requires_grad}
@@ -255,6 +279,8 @@ def test_heads_that_do_not_fit_are_refused(teacher):
 def test_impossible_settings_are_refused(teacher):
     with pytest.raises(ValidationError):
         GistNetConfig(span_tokens=20)
+    with pytest.raises(ValidationError, match="anchor is state in the architecture full, expected teacher_lora"):
+        GistNetConfig(anchor="state")
     with pytest.raises(ConfigError, match="span_tokens is 16 above a level with 8"):
         GistNet.build(GistNetConfig(span_tokens=16), teacher, below=make_gistnet("full", teacher))
     with pytest.raises(TeacherError):

@@ -37,9 +37,9 @@ def test_a_group_is_out_of_memory_before_the_next_is_read(config_file, monkeypat
     run = open_run(load_config(config_file))
     stage, read_windows, before = run.stages[0], run.teacher.read_windows, []
 
-    def recorded(tokens):
+    def recorded(tokens, **options):
         assert all(keys() is None for keys in before)
-        read = read_windows(tokens)
+        read = read_windows(tokens, **options)
         before.append(weakref.ref(read.document.keys[0]))
         return read
 
@@ -66,3 +66,11 @@ def test_token_ids_outside_the_vocabulary_are_refused_before_they_reach_the_devi
     monkeypatch.setattr(type(run.dataset), "read", lambda self, window: exact(self, window).astype("int64") + 1000)
     with pytest.raises(TeacherError, match="Token ids run from"):
         next(read_groups(run.teacher, run.dataset, samples_of(run, 1), 1, ahead=False))
+
+
+def test_of_each_window_no_more_is_read_than_the_stage_uses(config_file):
+    run = open_run(load_config(config_file))
+    (group,) = read_groups(run.teacher, run.dataset, samples_of(run, 3), 3, ahead=False, window_tokens=20)
+    assert group.tokens.shape == (3, 20)
+    for row, sample in enumerate(group.samples):
+        assert group.tokens[row].tolist() == run.dataset.read(sample.window)[:20].tolist()
