@@ -1,4 +1,4 @@
-"""Draws what the ablations found into docs/plots/ablations-*.svg. Needs matplotlib.
+"""Draws what the ablations found into docs/plots/ablations/*.svg. Needs matplotlib.
 
 Curves of each group against spans seen, the quality by tokens per gist, and the line that extrapolates.
 """
@@ -44,7 +44,7 @@ def _draw_group(group: str, device: str, comparisons: Sequence[kept.Comparison],
         names = [DEFAULT, *(arm for arm in GROUPS[group].arms if arm not in content["same_as"])]
         arms = {name: records for name in names if (records := kept.records(content, name))}
         if arms.keys() - {DEFAULT}:
-            path = out / f"ablations-{group}-{budget_name(content)}-{device}.svg"
+            path = out / f"{group}-{budget_name(content)}-{device}.svg"
             made.append(_draw_curves(path, GROUPS[group].question, content, arms))
     return made
 
@@ -72,7 +72,7 @@ def _draw_span(device: str, comparisons: Sequence[kept.Comparison], out: Path) -
             if (records := kept.records(content, name))
         }
         if len(arms) > 2:
-            path = out / f"ablations-rate-quality-{budget_name(content)}-{device}.svg"
+            path = out / f"rate-quality-{budget_name(content)}-{device}.svg"
             made.append(_draw_rates(path, content, dict(sorted(arms.items()))))
     return made
 
@@ -117,7 +117,7 @@ def _draw_line(device: str, longest: tuple[str, Curve] | None, out: Path) -> lis
     axes.fill_between(x, bounds[:, 0], bounds[:, 1], color=COLOURS[1], alpha=0.15, linewidth=0)
     _log_spans(axes)
     axes.legend(frameon=False)
-    path = out / f"ablations-extrapolation-{device}.svg"
+    path = out / f"extrapolation-{device}.svg"
     return [finish(figure, axes, path, "spans seen", "recovered on validation spans", "An extrapolation, no result")]
 
 
