@@ -85,7 +85,8 @@ def _quality_row(content: kept.Comparison, arm: str, default: Sequence[Record]) 
         each = [recovered([record], "1–32") for record in records]
         whole += f", {len(records)} seeds {100 * min(each):.1f}–{100 * max(each):.1f}"
     shares = [f"{recovered(records, part):.1%}" for part in ("1–8", "9–32")]
-    more = ["", ""] if arm == DEFAULT else [_difference(records, default, part) for part in ("1–32", "9–32")]
+    is_default = content["same_as"].get(arm, arm) == DEFAULT
+    more = ["", ""] if is_default else [_difference(records, default, part) for part in ("1–32", "9–32")]
     return [_name(content, arm), f"{mean_kl(records, 'gist', '1–32'):.4f}", whole, *shares, *more]
 
 
