@@ -87,6 +87,7 @@ class Ablations:
             "share_of_teacher": round(saved.share_of_teacher, 5),
             "curve": curve,
             **figures,
+            "threads": self.trainer.threads,
             "machine": describe_machine(),
         }
 

@@ -45,11 +45,10 @@ class Line:
         count = len(self.recovered)
         scaled = (self.residuals - self.residuals.mean()) * np.sqrt(count / (count - 2))
         drawn = np.random.default_rng(0).choice(scaled, size=(RESAMPLES, count + 1))
-        predicted = [
-            line.at(spans) + noise[-1]
-            for noise in drawn
-            for line in [fit_line(2**self.log2_spans, self.recovered - self.residuals + noise[:-1])]
-        ]
+        x = self.log2_spans - self.log2_spans.mean()
+        points = self.recovered - self.residuals + drawn[:, :-1]  # [resamples, points]
+        farther = np.log2(spans) - self.log2_spans.mean()
+        predicted = points.mean(axis=1) + farther * (points @ x) / (x @ x) + drawn[:, -1]
         return percentile_interval(predicted)
 
 

@@ -1,4 +1,4 @@
-"""Draws what the ablations found into docs/plots/ablations-*.svg. Needs matplotlib.
+"""Draws what the ablations found into docs/plots/ablations/*.svg. Needs matplotlib.
 
 Curves of each group against spans seen, the quality by tokens per gist, and the line that extrapolates.
 """
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import ablation_results as kept
-from benchmarks.ablation_arms import DEFAULT, GROUPS
+from benchmarks.ablation_arms import DEFAULT, GROUPS, Group
 from benchmarks.ablation_figures import Record, mean_kl, recovered, recovered_interval
 from benchmarks.ablation_line import fit_line, second_half
 from benchmarks.plots import COLOURS, STYLE, describe_device, finish, pyplot
@@ -44,21 +44,22 @@ def _draw_group(group: str, device: str, comparisons: Sequence[kept.Comparison],
         names = [DEFAULT, *(arm for arm in GROUPS[group].arms if arm not in content["same_as"])]
         arms = {name: records for name in names if (records := kept.records(content, name))}
         if arms.keys() - {DEFAULT}:
-            path = out / f"ablations-{group}-{budget_name(content)}-{device}.svg"
-            made.append(_draw_curves(path, GROUPS[group].question, content, arms))
+            path = out / f"{group}-{budget_name(content)}-{device}.svg"
+            made.append(_draw_curves(path, GROUPS[group], content, arms))
     return made
 
 
-def _draw_curves(path: Path, question: str, content: kept.Comparison, arms: Mapping[str, Sequence[Record]]) -> Path:
-    figure, axes = pyplot().subplots(figsize=(8, 4.5), layout="constrained")
+def _draw_curves(path: Path, group: Group, content: kept.Comparison, arms: Mapping[str, Sequence[Record]]) -> Path:
+    figure, axes = pyplot().subplots(figsize=(9, 4.5), layout="constrained")
     for number, (name, records) in enumerate(arms.items()):
         spans, shares = _points(records[0]["curve"])
+        also = [arm for arm, same in content["same_as"].items() if same == name and arm in group.arms]
         style = ("-", "--", ":")[number // len(COLOURS) % 3]
-        axes.plot(spans, shares, style, color=COLOURS[number % len(COLOURS)], label=name)
-    _log_spans(axes)
-    axes.legend(frameon=False, ncols=2)
+        axes.plot(spans, shares, style, color=COLOURS[number % len(COLOURS)], label=" = ".join([name, *also]))
+    _log_spans(axes, (1, 2, 5))
+    figure.legend(frameon=False, loc="outside right upper")
     where = describe_device(next(iter(arms.values()))[0])
-    title = f"{question.partition('?')[0]}?\n{kept.budget_text(content)}, {where}"
+    title = f"{group.question.partition('?')[0]}?\n{kept.budget_text(content)}, {where}"
     return finish(figure, axes, path, "spans seen", "recovered on validation spans", title)
 
 
@@ -72,7 +73,7 @@ def _draw_span(device: str, comparisons: Sequence[kept.Comparison], out: Path) -
             if (records := kept.records(content, name))
         }
         if len(arms) > 2:
-            path = out / f"ablations-rate-quality-{budget_name(content)}-{device}.svg"
+            path = out / f"rate-quality-{budget_name(content)}-{device}.svg"
             made.append(_draw_rates(path, content, dict(sorted(arms.items()))))
     return made
 
@@ -115,9 +116,9 @@ def _draw_line(device: str, longest: tuple[str, Curve] | None, out: Path) -> lis
     drawn = {"color": COLOURS[1], "marker": ""}
     axes.plot(x, [line.at(float(value)) for value in x], "--", label="a line through its second half", **drawn)
     axes.fill_between(x, bounds[:, 0], bounds[:, 1], color=COLOURS[1], alpha=0.15, linewidth=0)
-    _log_spans(axes)
-    axes.legend(frameon=False)
-    path = out / f"ablations-extrapolation-{device}.svg"
+    _log_spans(axes, (1,))
+    axes.legend(frameon=False, loc="upper left")
+    path = out / f"extrapolation-{device}.svg"
     return [finish(figure, axes, path, "spans seen", "recovered on validation spans", "An extrapolation, no result")]
 
 
@@ -126,10 +127,11 @@ def _points(curve: Curve) -> tuple[list[float], list[float]]:
     return [point["spans_seen"] for point in seen], [point["recovered_kl"] for point in seen]
 
 
-def _log_spans(axes: Any) -> None:
+def _log_spans(axes: Any, marks: tuple[int, ...]) -> None:
+    """A logarithmic axis of spans with marks at these multiples of the powers of ten, and shares as percentages."""
     ticker = importlib.import_module("matplotlib.ticker")
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_locator(ticker.LogLocator(subs=marks))
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.xaxis.set_minor_locator(ticker.NullLocator())
     axes.yaxis.set_major_formatter(ticker.PercentFormatter(1.0))

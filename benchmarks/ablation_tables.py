@@ -21,6 +21,7 @@ from benchmarks.plots import describe_device
 
 ROOT = Path(__file__).parent.parent
 PAGE, RESULTS = ROOT / "docs" / "ablations.md", ROOT / "benchmarks" / "results"
+PLOTS = PAGE.parent / "plots" / "ablations"
 DEVICES = ("cpu", "cuda")
 FARTHER = (10**5, 10**6, 10**7)
 """Spans for which the line is asked what it would say."""
@@ -38,9 +39,8 @@ def fill(text: str, results: Path, plots: Path) -> str:
 
 def write_page() -> None:
     """Draw the plots and fill the page."""
-    plots = PAGE.parent / "plots"
-    draw_all(RESULTS, plots)
-    PAGE.write_text(fill(PAGE.read_text(encoding="utf-8"), RESULTS, plots), encoding="utf-8")
+    draw_all(RESULTS, PLOTS)
+    PAGE.write_text(fill(PAGE.read_text(encoding="utf-8"), RESULTS, PLOTS), encoding="utf-8")
 
 
 def group_tables(group: str, device: str, results: Path, _: Path) -> str:
@@ -85,7 +85,8 @@ def _quality_row(content: kept.Comparison, arm: str, default: Sequence[Record]) 
         each = [recovered([record], "1–32") for record in records]
         whole += f", {len(records)} seeds {100 * min(each):.1f}–{100 * max(each):.1f}"
     shares = [f"{recovered(records, part):.1%}" for part in ("1–8", "9–32")]
-    more = ["", ""] if arm == DEFAULT else [_difference(records, default, part) for part in ("1–32", "9–32")]
+    is_default = content["same_as"].get(arm, arm) == DEFAULT
+    more = ["", ""] if is_default else [_difference(records, default, part) for part in ("1–32", "9–32")]
     return [_name(content, arm), f"{mean_kl(records, 'gist', '1–32'):.4f}", whole, *shares, *more]
 
 
@@ -174,8 +175,8 @@ def _line_row(name: str, spans: Sequence[float], shares: Sequence[float]) -> lis
 
 def plot_list(device: str, _: Path, plots: Path) -> str:
     """The plots of a kind of device that have been drawn."""
-    found = sorted(plots.glob(f"ablations-*-{device}.svg"))
-    images = [f"![{path.stem.replace('-', ' ')}](plots/{path.name})" for path in found]
+    found = sorted(plots.glob(f"*-{device}.svg"))
+    images = [f"![{path.stem.replace('-', ' ')}](plots/{plots.name}/{path.name})" for path in found]
     return "\n".join(images) or "TO MEASURE: `python benchmarks/ablations.py`, then again with `--page`"
 
 

@@ -5,8 +5,9 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -16,9 +17,10 @@ from benchmarks import ablation_comparison, ablations
 from benchmarks.ablation_arms import GROUPS, Group, all_arms, chosen_arms
 from benchmarks.ablation_figures import PARTS, mean_kl, paired_difference, recovered, recovered_interval
 from benchmarks.ablation_line import fit_line, second_half
+from benchmarks.ablation_plots import draw_all
 from benchmarks.ablation_results import load, longest_curve, save
-from benchmarks.ablation_runs import seconds_per_step, steps_done
-from benchmarks.ablation_tables import PAGE, RESULTS, at_spans, fill
+from benchmarks.ablation_runs import Trainer, seconds_per_step, steps_done
+from benchmarks.ablation_tables import PAGE, PLOTS, RESULTS, at_spans, fill
 from gistnet.config import load_config
 from gistnet.errors import ConfigError, DataError
 from gistnet.training.tracking import read_metrics
@@ -61,16 +63,10 @@ def test_arms_are_trained_judged_resumed_and_skipped(
     tiny_default: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Killed in the middle of the default, the program goes on from its checkpoint; the second arm is `fast`."""
-    measured = []
-
-    def speed(*arguments: Any) -> float:
-        measured.append(seconds_per_step(*arguments) if not measured else 0.05)
-        return measured[-1]
-
-    monkeypatch.setattr(ablation_comparison, "seconds_per_step", speed)
+    monkeypatch.setattr(ablation_comparison, "seconds_per_step", lambda *_: 0.05)
     results, folder = tmp_path / "results.json", tmp_path / "runs"
     common = ["--config", str(tiny_default), "--folder", str(folder), "--results", str(results)]
-    command = [*common, "--group", "rate", "--spans", "720", "--probe-seconds", "0"]
+    command = [*common, "--group", "rate", "--spans", "720"]
 
     stopper = stop_after_steps(folder, steps=5)
     assert ablations.main(command) == 130
@@ -83,7 +79,6 @@ def test_arms_are_trained_judged_resumed_and_skipped(
     assert ablations.main(command) == 0
     steps = [record["step"] for record in read_metrics(run / "metrics.jsonl") if "loss" in record]
     assert steps == list(range(1, 121))  # 720 spans, 6 a step: no step twice, and none left out
-    assert 0 < measured[0] < 10
 
     (found,) = load(results)["comparisons"].values()
     assert found["same_as"] == {"slow": "default"}
@@ -101,6 +96,29 @@ def test_arms_are_trained_judged_resumed_and_skipped(
     assert ablations.main(command) == 0
     assert capsys.readouterr().out.count("has its result") == 2
     assert results.read_bytes() == before
+
+
+class FakeTrainer:
+    """In place of a process: a step every half a second, after ten of start-up, asked every quarter."""
+
+    def train(self, run_folder: Path, settings: list[str], until: Callable[[float], bool]) -> float:
+        run_folder.mkdir()
+        lines = ""
+        for quarter in range(1000):
+            if quarter % 2 == 0 and quarter > 0:
+                lines += json.dumps({"step": quarter // 2, "loss": 1.0}) + "\n"
+                (run_folder / "metrics.jsonl").write_text(lines)
+            if until(10 + quarter / 4):
+                return 10 + quarter / 4
+        raise AssertionError("it was never enough")
+
+
+def test_the_speed_is_that_of_the_steps_after_the_first(tmp_path: Path) -> None:
+    """Half a second a step, whatever the start took; nothing of the run is left."""
+    trainer = cast(Trainer, FakeTrainer())
+    assert seconds_per_step(trainer, tmp_path / "probe", [], at_least_seconds=0) == pytest.approx(0.5)
+    assert seconds_per_step(trainer, tmp_path / "probe", [], at_least_seconds=4) == pytest.approx(0.5)
+    assert not (tmp_path / "probe").exists()
 
 
 def record(gist: list[float], seed: int = 0, **other: Any) -> dict[str, Any]:
@@ -187,6 +205,29 @@ def test_every_real_arm_is_a_configuration() -> None:
         assert name == name.lower() and " " not in name
 
 
+def test_no_two_arms_have_one_name() -> None:
+    names = [name for group in GROUPS.values() for name in group.arms]
+    assert len(set(names)) == len(names)
+
+
+def test_the_same_results_give_the_same_plots(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    curve = [{"spans_seen": 16 * n, "recovered_kl": n / 20 + n % 2 / 50} for n in range(9)]
+    machine = {"gpu": "none", "cores": 2, "processor": "a processor"}
+    arms = {
+        name: {"0": record([0.5, 1.2], span_tokens=k, curve=curve, machine=machine)}
+        for name, k in (("default", 32), ("k-8", 8), ("k-64", 64))
+    }
+    content = {"budget": {"minutes": 1.0}, "default": {}, "data": "", "same_as": {"k-32": "default"}, "arms": arms}
+    save(tmp_path / "ablations-cuda.json", {"comparisons": {"a": content}, "long_curves": {}})
+    first, again = (draw_all(tmp_path, tmp_path / name) for name in ("first", "again"))
+    kinds = ["span", "rate-quality", "extrapolation"]
+    assert len(first) == 3 and all(path.name.startswith(kind) for path, kind in zip(first, kinds, strict=True))
+    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in again]
+    shown = fill(block("plots-cuda"), tmp_path, tmp_path / "first")
+    assert f"![{first[2].stem.replace('-', ' ')}](plots/first/extrapolation-cuda.svg)" in shown
+
+
 def test_a_longer_run_lends_its_curve(tmp_path: Path) -> None:
     lines = [{"step": step, "spans_seen": 8 * step, "validation": {"kl": 0.5, "recovered_kl": 0.3}} for step in (0, 5)]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -205,7 +246,7 @@ def block(name: str) -> str:
 def test_the_page_is_what_the_results_make() -> None:
     """After measuring, `python benchmarks/ablations.py --page` writes it anew."""
     text = PAGE.read_text(encoding="utf-8")
-    assert fill(text, RESULTS, PAGE.parent / "plots") == text
+    assert fill(text, RESULTS, PLOTS) == text
 
 
 def test_results_become_tables(tmp_path: Path) -> None:
