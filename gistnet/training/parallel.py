@@ -9,6 +9,8 @@ process passes through it before tensors are summed: one that failed tells the o
 notices at once that the connection is closed, which NCCL would not.
 """
 
+import atexit
+import gc
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -59,6 +61,7 @@ class Processes:
         self.device = torch.device("cpu") if place.type == "cpu" else place  # accelerate numbers CPUs, nobody else does
         self._control: distributed.ProcessGroup | None = None
         if self.count > 1:
+            atexit.register(self._leave)
             with losing_processes():
                 self._control = _gloo_group(timeout)
             require_one_kind(self.gather(place_of(self.device)))
@@ -135,9 +138,12 @@ class Processes:
         with losing_processes():
             patient = _gloo_group(_PATIENCE)
         made: list[T] = []
-        with _failing_together(self.count, patient):
-            if self.is_main:
-                made.append(make())
+        try:
+            with _failing_together(self.count, patient):
+                if self.is_main:
+                    made.append(make())
+        finally:
+            distributed.destroy_process_group(patient)
         return made[0] if made else make()
 
     @contextmanager
@@ -149,6 +155,25 @@ class Processes:
         """
         with _failing_together(self.count, self._control):
             yield
+
+    def _leave(self) -> None:
+        """End the groups over gloo, and with them their threads, as long as the interpreter runs.
+
+        A thread of gloo holds the tensors of the last message until it gets round to letting go of them, which on a
+        busy machine may be after the main thread went on. Where by then the interpreter has begun to end, it takes the
+        whole process down with SIGABRT, after all was done well (PyTorch's pull request 179291 and issue 190489).
+
+        This asks nothing of the other processes, which may be gone. A group over NCCL would, so it is left alone.
+        """
+        control, self._control = self._control, None
+        if distributed.is_initialized():
+            if control is not None:
+                distributed.destroy_process_group(control)
+            if distributed.get_backend() == distributed.Backend.GLOO:
+                distributed.destroy_process_group()  # and all others
+        # The threads end with the last reference to their group; a sharded teacher has some, in cycles.
+        del control
+        gc.collect()
 
 
 @contextmanager

@@ -1,11 +1,16 @@
 """What one process of a launch does in tests/training/test_processes.py: the command line, with a fault put into it.
 
+As its very last act it says how many threads of gloo are left to it.
+
 python -m torch.distributed.run … -m tests.training.one_of_many FAULT train --config …
 """
 
+import atexit
 import json
 import os
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +39,25 @@ def failing(error: Exception) -> Any:
     return accumulate
 
 
+def gloo_threads() -> int:
+    """How many there are; on Linux, where threads have a name that can be read, elsewhere 0."""
+    count = 0
+    for name in Path("/proc/self/task").glob("*/comm"):
+        with suppress(OSError):  # it has ended since
+            count += "gloo" in name.read_text(encoding="utf-8")
+    return count
+
+
+def tell_of_threads() -> None:
+    """Those that were waited for may be listed for a moment longer."""
+    until = time.monotonic() + 5
+    while (left := gloo_threads()) and time.monotonic() < until:
+        time.sleep(0.01)
+    print(f"threads of gloo at the end: {left}", file=sys.stderr)
+
+
 def main(fault: str, *arguments: str) -> None:
+    atexit.register(tell_of_threads)  # called after what is registered later
     if fault == "loss":
         trainer.accumulate_gradient = failing(TrainingError("The loss is not finite (documents: mine)"))
     elif fault == "memory":

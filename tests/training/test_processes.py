@@ -31,6 +31,9 @@ UNEVEN = ("train.windows_per_batch=5", "train.runs.whole_prefix=0.5", "train.val
 # divides each entry by its own size, bring out more of that in small entries.
 ROUNDING = {"rtol": 1e-3, "atol": 1e-5}
 
+IN_ORDER = "threads of gloo at the end: 0"
+"""Said by a process of tests.training.one_of_many that nothing can abort any more, now that all else is done."""
+
 
 def launched(processes: int, *arguments: object, module: str = "gistnet.cli") -> list[str]:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
@@ -152,6 +155,7 @@ def test_what_goes_wrong_in_one_process_stops_all_and_the_state_before_it_is_kep
     first, second = (line for line in ended.stderr.splitlines() if line.startswith("gistnet: "))
     assert first == second
     assert words in first
+    assert IN_ORDER in ended.stderr  # of one, at least: the launcher may end the other before it comes to that
     assert first.endswith(f"; the last good checkpoint is {tmp_path / 'run' / 'checkpoints' / 'step-00000002'}.")
     last = latest_checkpoint(tmp_path / "run")
     assert last is not None
@@ -169,6 +173,7 @@ def test_a_sharded_teacher_trains_the_same_weights_in_half_the_memory(config_fil
     (tmp_path / "run").mkdir()
     ended = run_processes(2, "held", *command[:3], *command[3:], module="tests.training.one_of_many")
     assert ended.returncode == 0, ended.stderr
+    assert ended.stderr.count(IN_ORDER) == 2
     assert_as_one(tmp_path / "run", tmp_path / "alone")
     held = [json.loads((tmp_path / "run" / f"held-{rank}.json").read_text(encoding="utf-8")) for rank in (0, 1)]
     model = open_run(alone).teacher.model
