@@ -17,6 +17,7 @@ TOKEN = ["gistnet.anchor=token", "gistnet.gist_scale=1"]
 FULL = ["gistnet.architecture=full", *TOKEN]
 BOTTLENECK = ["gistnet.architecture=bottleneck", *TOKEN]
 LORA = "gistnet.architecture=teacher_lora"
+LAYERS, TOKEN_LAYERS = "gistnet.teacher_layers", "gistnet.token_layers"
 LEARNING_RATE = "train.optimiser.learning_rate"
 RUNS = "train.runs.lengths"
 
@@ -40,11 +41,9 @@ GROUPS = {
         {
             "full": FULL,
             "bottleneck": BOTTLENECK,
-            "lora-2-layers": [LORA, "gistnet.teacher_layers=2"],
-            "lora-4-layers": [LORA, "gistnet.teacher_layers=4"],
-            "lora-6-layers": [LORA, "gistnet.teacher_layers=6"],
-            "lora-12-layers": [LORA, "gistnet.teacher_layers=12"],
-            "lora-20-layers": [LORA, "gistnet.teacher_layers=20"],
+            **{f"lora-{n}-layers": [LORA, f"{LAYERS}={n}", f"{TOKEN_LAYERS}={n}"] for n in (2, 4, 5, 6, 12, 20)},
+            **{f"lora-4-then-{n}": [LORA, f"{LAYERS}={n}", f"{TOKEN_LAYERS}=4"] for n in (8, 12, 20)},
+            "lora-2-then-16": [LORA, f"{LAYERS}=16", f"{TOKEN_LAYERS}=2"],
             "lora-rank-4": [LORA, "gistnet.lora_rank=4"],
             "lora-rank-8": [LORA, "gistnet.lora_rank=8"],
             "lora-rank-16": [LORA, "gistnet.lora_rank=16"],
@@ -53,8 +52,8 @@ GROUPS = {
     "anchor": Group(
         "What should a gist be before training, and how long?",
         {
-            "token-1": [*TOKEN, "objective.state_weight=0"],
-            "token-10": ["gistnet.anchor=token", "gistnet.gist_scale=10"],
+            "token-1": [f"{LAYERS}=4", *TOKEN, "objective.state_weight=0"],
+            "token-10": [f"{LAYERS}=4", "gistnet.anchor=token", "gistnet.gist_scale=10"],
             "state-10": ["gistnet.gist_scale=10"],
             "state-30": ["gistnet.gist_scale=30"],
             "state-300": ["gistnet.gist_scale=300"],

@@ -1,4 +1,4 @@
-"""What the attention of a teacher knows of the pass that is running: whole windows, or branches that continue them."""
+"""What the attention of a teacher knows of the running pass: whole windows, branches, or last tokens of spans."""
 
 from dataclasses import dataclass, field
 
@@ -15,6 +15,17 @@ class DocumentPass:
 
     keys: dict[int, Tensor] = field(default_factory=dict)
     values: dict[int, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class LastTokenPass:
+    """Each span's last token alone, which sees the tokens before it by keys and values that are given.
+
+    `keys` and `values` are `[spans, key_value_heads, tokens, head_dim]`, keys after RoPE.
+    """
+
+    keys: Tensor
+    values: Tensor
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,6 @@ from gistnet.model.layers import (
     SelfAttentionBlock,
     SlotRead,
     StatelessDropout,
-    attention_flops,
     matmul_flops,
     narrowing,
 )
@@ -58,7 +57,8 @@ class GistNet(nn.Module):
 
     `g = scale · (anchor + gain · W_out(…))` with W_out zero at first. With the anchor `token`, the span's last vector,
     and scale 1, an untrained GistNet gives the last token's embedding exactly, and only W_out has a gradient.
-    With the anchor `state` it gives the direction of the last token's state behind the copied layers.
+    With the anchor `state` it gives the direction of the last token's state behind the copied layers; the later ones of
+    these need not be run for the other tokens.
 
     Attributes:
         level: 0 for gists of tokens, n for gists of gists of level n - 1.
@@ -82,7 +82,7 @@ class GistNet(nn.Module):
         self.teacher_layers: TeacherLayers | None = None
         self.entry = nn.Sequential()
         if config.architecture == "teacher_lora":
-            tokens_width, self.depth = self.dim, config.teacher_layers
+            tokens_width, self.depth = self.dim, config.token_layers or config.teacher_layers
             self.teacher_layers = _adapted_copy(teacher, config)
             blocks = 0
         else:
@@ -167,17 +167,27 @@ class GistNet(nn.Module):
     def _anchor(self, spans: Tensor, tokens: Tensor) -> Tensor:
         """What gists start from, `[spans, dim]`, as long as token embeddings at every level."""
         if self.config.anchor == "state":
-            return self.embedding_norm * normalize(tokens[:, -1], dim=-1)
+            return self.embedding_norm * normalize(self._last_state(tokens), dim=-1)
         return spans[:, -1] / (1.0 if self.below is None else self.below.config.gist_scale)
 
     def _self_attention(self, tokens: Tensor, first: int, last: int, dropout: Dropout | None) -> Tensor:
         """Blocks, or copied layers, `first` to `last - 1`: [spans, K, tokens_width] → the same."""
         if self.teacher_layers is not None:
-            dtype = next(p.dtype for p in self.teacher_layers.parameters() if not p.requires_grad)
-            return self.teacher_layers(tokens.to(dtype), first, last).to(tokens.dtype)
+            return self.teacher_layers(self._as_teacher(tokens), first, last).to(tokens.dtype)
         for block in self.blocks[first:last]:
             tokens = block(tokens, dropout)
         return tokens
+
+    def _last_state(self, tokens: Tensor) -> Tensor:
+        """The state of each span's last token behind all copied layers, `[spans, dim]`."""
+        if self.teacher_layers is None or self.depth == self.config.teacher_layers:
+            return tokens[:, -1]
+        state = self.teacher_layers.last_token(self._as_teacher(tokens), self.depth, self.config.teacher_layers)
+        return state.to(tokens.dtype)
+
+    def _as_teacher(self, tokens: Tensor) -> Tensor:
+        """Tokens in the number format of the copied layers."""
+        return tokens.to(next(p.dtype for p in self.teacher_layers.parameters() if not p.requires_grad))  # type: ignore[union-attr]
 
     def _check(self, spans: Tensor, dropout: Dropout | None) -> None:
         expected = (self.config.span_tokens, self.dim)
@@ -213,8 +223,7 @@ class GistNet(nn.Module):
         own = (m for m in self._own_modules if isinstance(m, SelfAttentionBlock | SlotRead | Expansion))
         flops += sum(part.flops(length) for part in own)
         if self.teacher_layers is not None:
-            flops += matmul_flops(length, self.teacher_layers)
-            flops += self.depth * attention_flops(length, length, self.dim)
+            flops += self.teacher_layers.flops(length, self.depth, self.dim)
         if self.below is None:
             return Budget(trained, frozen, flops)
         below = self.below.parameter_budget()
@@ -337,6 +346,7 @@ def _adapted_copy(teacher: Teacher, config: GistNetConfig) -> TeacherLayers:
     from peft import LoraConfig, inject_adapter_in_model  # slow to import, and only this architecture needs it
 
     copy = teacher.copy_layers(config.teacher_layers)
+    copy.require_last_token(config.token_layers or config.teacher_layers, teacher.hidden_size)
     targets = [name for name, module in copy.named_modules() if isinstance(module, nn.Linear)]
     if not targets:
         raise TeacherError(f"{teacher.name} has no linear layers that LoRA could adapt; use another architecture.")

@@ -40,7 +40,10 @@ class GistNetConfig(Section):
     blocks_per_stage: int = Field(default=1, gt=0)
     """Self-attention blocks in each of the two stages; not used by `teacher_lora`."""
     teacher_layers: int = Field(default=4, ge=2)
-    """`teacher_lora`: the teacher's layers copied, the first half for the first stage, the others for the second."""
+    """`teacher_lora`: the teacher's layers copied."""
+    token_layers: int | None = Field(default=None, ge=2)
+    """`teacher_lora`: how many of these layers all tokens pass through; the others only the last token does, for a
+    tenth of the compute. None: all of them."""
     lora_rank: int = Field(default=8, gt=0)
     """`teacher_lora`: rank of the adapter of each linear layer copied."""
     lora_alpha: float = Field(default=16.0, gt=0)
@@ -56,6 +59,11 @@ class GistNetConfig(Section):
     def _has_states(self) -> Self:
         if self.anchor == "state" and self.architecture != "teacher_lora":
             raise ValueError(f"anchor is state in the architecture {self.architecture}, expected teacher_lora")
+        tokens_pass, there_are = self.token_layers or self.teacher_layers, self.teacher_layers
+        if tokens_pass > there_are:
+            raise ValueError(f"token_layers is {tokens_pass}, expected at most teacher_layers, {there_are}")
+        if self.architecture == "teacher_lora" and tokens_pass < there_are and self.anchor != "state":
+            raise ValueError(f"anchor is {self.anchor} with layers for the last token alone, expected state")
         return self
 
     @model_validator(mode="after")

@@ -190,6 +190,35 @@ def test_the_anchor_state_is_the_direction_of_the_last_token_s_state_at_the_leng
         torch.testing.assert_close(below(spans), expected, atol=1e-3, rtol=1e-3)
 
 
+def test_layers_for_the_last_token_alone_see_the_others_as_they_left_the_layers_for_all(teacher):
+    """Written out: all tokens through two layers, then two more of which only the last token's state is kept."""
+    config = make_config("teacher_lora", anchor="state", teacher_layers=4, token_layers=2)
+    gistnet, spans = GistNet.build(config, teacher), make_spans()
+    gistnet.expansion.gate.data.zero_()
+    plain = LlamaForCausalLM(teacher.model.config)
+    plain.load_state_dict(teacher.model.state_dict())
+    hidden, rotations = spans, plain.model.rotary_emb(spans, torch.arange(LENGTH)[None])
+    for number, layer in enumerate(plain.model.layers):
+        after = layer(hidden, position_embeddings=rotations)
+        hidden = after if number < 2 else torch.cat([hidden[:, :-1], after[:, -1:]], dim=1)
+    expected = torch.nn.functional.normalize(hidden[:, -1], dim=-1)
+    torch.testing.assert_close(torch.nn.functional.normalize(gistnet(spans), dim=-1), expected, atol=1e-5, rtol=1e-4)
+    gistnet.expansion.gate.data.fill_(0.1)
+    waken(gistnet)(spans).square().sum().backward()
+    assert all(
+        p.grad is not None and p.grad.abs().sum() > 0 for p in gistnet.trained_parameters(with_below=False).values()
+    )
+
+
+def test_layers_for_the_last_token_alone_cost_what_is_counted(teacher):
+    config = make_config("teacher_lora", anchor="state", teacher_layers=4, token_layers=2)
+    gistnet = GistNet.build(config, teacher)
+    with FlopCounterMode(display=False) as counter:
+        gistnet(make_spans())
+    attention = 2 * 4 * LENGTH * LENGTH * DIM + 2 * 4 * LENGTH * DIM  # fused, which this counter passes over on a CPU
+    assert SPANS * (gistnet.parameter_budget().flops_per_span - attention) == counter.get_total_flops()
+
+
 def test_long_gists_above_long_gists_keep_their_length(teacher):
     """The anchor is the last gist itself, and not that many times as long."""
     lower = GistNet.build(make_config("bottleneck", gist_scale=10.0), teacher)
@@ -281,6 +310,10 @@ def test_impossible_settings_are_refused(teacher):
         GistNetConfig(span_tokens=20)
     with pytest.raises(ValidationError, match="anchor is state in the architecture full, expected teacher_lora"):
         GistNetConfig(anchor="state")
+    with pytest.raises(ValidationError, match="token_layers is 5, expected at most teacher_layers, 4"):
+        GistNetConfig(architecture="teacher_lora", teacher_layers=4, token_layers=5, anchor="state")
+    with pytest.raises(ValidationError, match="anchor is token with layers for the last token alone, expected state"):
+        GistNetConfig(architecture="teacher_lora", teacher_layers=4, token_layers=2)
     with pytest.raises(ConfigError, match="span_tokens is 16 above a level with 8"):
         GistNet.build(GistNetConfig(span_tokens=16), teacher, below=make_gistnet("full", teacher))
     with pytest.raises(TeacherError):
