@@ -46,8 +46,8 @@ class BoundConfig(Section):
     """Continuations read in a step."""
     steps: int = Field(default=60, ge=1)
     """Steps of Adam."""
-    learning_rate: float = Field(default=0.02, gt=0)
-    """The first; it falls to zero with a cosine."""
+    learning_rate: float = Field(default=0.15, gt=0)
+    """The first, as a share of the typical entry of the vector it begins as; it falls to zero with a cosine."""
     judge_every_steps: int = Field(default=15, ge=1)
     """Steps between looks at the continuations that decide."""
 
@@ -200,12 +200,15 @@ def optimised_vector(
 ) -> Tensor:
     """The vector, `[dim]`, that best stands for the last K tokens of a context `[n]` in what the teacher says next.
 
-    It begins as the last token's embedding, and the mean KL on sampled continuations is minimised by Adam; a few more
-    continuations, which no step sees, choose among the vectors on the way.
+    It begins as the last token's embedding, or as its state behind two thirds of the teacher's layers, whichever is
+    better, and the mean KL on sampled continuations is minimised by Adam; a few more continuations, which no step sees,
+    choose where to begin and among the vectors on the way.
     """
     count = config.samples + config.samples_to_judge
     tokens, original = sample_continuations(teacher, context, count, layout.horizon_tokens, generator)
     start = len(context) - layout.span_tokens
+    layers = max(1, teacher.n_layers * 2 // 3)
+    states = teacher.read_windows(context[None], states_after=layers).states
     read = teacher.read_windows(context[None, :start])
 
     def kl(vector: Tensor, rows: Tensor) -> Tensor:
@@ -221,14 +224,18 @@ def optimised_vector(
         hidden = replaced_hidden(teacher, read, stretches, stand_ins, tokens=tokens[rows])
         return token_losses(teacher, original[rows], hidden, tokens[rows]).kl.mean()
 
-    wide = torch.promote_types(teacher.dtype, torch.float32)
-    vector = teacher.embed(context[-1]).to(wide).requires_grad_()
-    optimiser = torch.optim.Adam([vector], lr=config.learning_rate)
     everything = torch.arange(count, device=context.device)
     judges, order = (
         everything[config.samples :],
         everything[: config.samples].repeat(-(-config.steps * config.samples_per_step // config.samples)),
     )
+
+    wide = torch.promote_types(teacher.dtype, torch.float32)
+    beginnings = [teacher.embed(context[-1]).to(wide), states[0, -1].to(wide)]  # type: ignore[index]
+    with torch.no_grad():
+        vector = min(beginnings, key=lambda vector: float(kl(vector, judges))).clone().requires_grad_()
+    typical = float(vector.detach().square().mean().sqrt())
+    optimiser = torch.optim.Adam([vector], lr=config.learning_rate * typical)
     best, least = vector.detach().clone(), math.inf
     for step in range(config.steps + 1):
         if step % config.judge_every_steps == 0 or step == config.steps:
@@ -237,7 +244,8 @@ def optimised_vector(
             if cost < least:
                 best, least = vector.detach().clone(), cost
         if step < config.steps:
-            optimiser.param_groups[0]["lr"] = config.learning_rate * (1 + math.cos(math.pi * step / config.steps)) / 2
+            decay = (1 + math.cos(math.pi * step / config.steps)) / 2
+            optimiser.param_groups[0]["lr"] = config.learning_rate * typical * decay
             optimiser.zero_grad()
             kl(vector, order[step * config.samples_per_step :][: config.samples_per_step]).backward()
             optimiser.step()
