@@ -4,6 +4,7 @@ A block of the page begins with `<!-- table: NAME -->` and ends with `<!-- /tabl
 There is a block for each group and kind of device, `GROUP-cpu` and `GROUP-cuda`, and for plots and extrapolation.
 """
 
+import json
 import re
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -94,8 +95,8 @@ def _difference(records: Sequence[Record], default: Sequence[Record], part: str)
     found = paired_difference(records, default, part)
     if found is None:
         return "other spans"
-    value, (low, high) = found
-    return f"{100 * value:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+    value, interval = found
+    return _points((value, *interval))
 
 
 def _cost_row(content: kept.Comparison, arm: str, default: Record, reached: int) -> list[str]:
@@ -185,6 +186,50 @@ def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines + [f"| {' | '.join(row)} |" for row in rows])
 
 
+def untrained_table(kind: str, results: Path, _: Path) -> str:
+    """What stands in without training (benchmarks/untrained.py): states of the original context, or GistNets."""
+    path = results / "untrained.json"
+    if not path.exists():
+        return "TO MEASURE: `python benchmarks/untrained.py`"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    rows = [
+        [
+            _untrained_name(row),
+            f"{row['compute']:.1%}" if "compute" in row else "",
+            f"{row['kl']:.4f}",
+            *(f"{row[f'recovered_{part}']:.1%}" for part in ("1_32", "1_8", "9_32")),
+            *("" if row["kind"] == "baseline" else _points(row[f"more_than_last_token_{p}"]) for p in ("1_32", "9_32")),
+        ]
+        for row in content["rows"]
+        if row["kind"] in ("baseline", kind)
+    ]
+    header = [
+        "stand-in",
+        "compute",
+        "KL@32",
+        "recovered",
+        "at 1–8",
+        "at 9–32",
+        "more than the last token",
+        "of it at 9–32",
+    ]
+    spans = f"{content['spans']} spans of {content['documents']} held-out documents"
+    return f"{spans}, {describe_device(content)}.\n\n{_markdown(header, rows)}"
+
+
+def _untrained_name(row: dict[str, Any]) -> str:
+    if row["kind"] == "baseline":
+        return f"`{row['name'].replace(' ', '_')}`"
+    if row["kind"] == "state":
+        return f"state behind layer {row['layers']}"
+    return f"{row['token_layers']} layers for all tokens, {row['layers']} for the last, × {row['scale']}"
+
+
+def _points(share: Sequence[float]) -> str:
+    value, low, high = (100 * part for part in share)
+    return f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
+
+
 _MAKERS: dict[str, Callable[[str, Path, Path], str]] = {
     **{group: partial(group_tables, group) for group in GROUPS},
     "extrapolation": extrapolation_table,
@@ -192,4 +237,4 @@ _MAKERS: dict[str, Callable[[str, Path, Path], str]] = {
 }
 _BLOCKS: dict[str, Any] = {
     f"{name}-{device}": partial(make, device) for name, make in _MAKERS.items() for device in DEVICES
-}
+} | {f"untrained-{kind}": partial(untrained_table, kind) for kind in ("state", "gistnet")}

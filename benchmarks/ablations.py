@@ -45,7 +45,7 @@ TO_THE_END = ("train.stop.min_improvement=null", "train.stop.rises=null")
 """Every arm makes all its steps: one that ended early would be judged in the middle of its schedule."""
 
 
-def _data(corpus: Sequence[str], max_documents: int) -> list[str]:
+def corpus_sources(corpus: Sequence[str], max_documents: int) -> list[str]:
     """The setting that makes each file a source; none where the configuration's own sources are used."""
     sources = [
         {"kind": "jsonl", "name": Path(file).name, "domain": "narrative", "paths": [str(Path(file).resolve())]}
@@ -62,7 +62,7 @@ def prepare(arguments: argparse.Namespace, stop: threading.Event) -> tuple[Ablat
         GistNetError: of any kind; nothing has been trained.
     """
     wanted = chosen_arms(arguments.group, arguments.arm)
-    common = [*_data(arguments.corpus, arguments.max_documents), f"device={arguments.device}", *TO_THE_END]
+    common = [*corpus_sources(arguments.corpus, arguments.max_documents), f"device={arguments.device}", *TO_THE_END]
     arms = {
         name: Arm(name, settings, load_config(arguments.config, [*common, *settings, "run_folder=unused"]))
         for name, settings in all_arms().items()

@@ -1,0 +1,128 @@
+"""What can stand in for a span without any training: states of the teacher given to it as input embeddings.
+
+    python benchmarks/untrained.py --corpus corpora/narrative/*.jsonl.zst
+
+A state behind a layer of the teacher is put where the gist would stand, at the end of the span. Three tables: states of
+the original context behind each layer; GistNets without training, whose copied layers see the span alone, with more or
+fewer layers for all tokens and for the last one; and the same at several lengths. Beside each, drop and last token, on
+the same spans of 32 held-out documents. Costs ten minutes of two cores. Results: benchmarks/results/untrained.json.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent.parent))  # so that `python benchmarks/…` works, and `-m benchmarks.…`
+
+from benchmarks.ablations import corpus_sources
+from benchmarks.machine import describe_machine
+from gistnet.config import load_config
+from gistnet.data.sampling import SpanLayout, validation_windows
+from gistnet.evaluation import baselines, metrics
+from gistnet.evaluation.held_out import HeldOut, HeldOutWindow, MakeStandIns, Measured
+from gistnet.evaluation.resampling import DocumentDraws
+from gistnet.model.gistnet import GistNet, GistNetConfig
+from gistnet.model.teacher import ReadWindows, Teacher
+from gistnet.objective.branches import StandIns, gist_stand_ins
+from gistnet.objective.objective import encode
+from gistnet.session import load_teacher, prepare_data
+
+ROOT = Path(__file__).parent.parent
+RESULT = ROOT / "benchmarks" / "results" / "untrained.json"
+HORIZON, SPAN, RESAMPLES = 32, 32, 2000
+STATES = (1, 2, 4, 8, 12, 16, 18, 20, 22, 25, 29)
+LAYERS = ((2, 2), (4, 4), (5, 5), (8, 8), (12, 12), (20, 20), (2, 12), (2, 16), (4, 8), (4, 12), (4, 16), (4, 20))
+"""Layers that all tokens pass, and layers that the last token passes."""
+SCALES = (1, 10, 30, 100, 300)
+SCALED = (4, 16)
+
+
+def state_stand_ins(teacher: Teacher, layers: int, window: HeldOutWindow, read: ReadWindows) -> StandIns:
+    """The original context's states of the spans' last tokens behind so many layers, at their own length."""
+    states = teacher.read_windows(window.stretches.tokens, states_after=layers).states
+    assert states is not None
+    vectors = states[window.stretches.windows, window.stretches.starts + SPAN - 1].float()
+    return gist_stand_ins(window.stretches, vectors[:, None], "end")
+
+
+def gist_stand_ins_of(gistnet: GistNet, teacher: Teacher, window: HeldOutWindow, read: ReadWindows) -> StandIns:
+    """The gists that a GistNet gives."""
+    return gist_stand_ins(window.stretches, encode(gistnet, teacher, window.stretches.replaced), "end")
+
+
+def untrained(teacher: Teacher, token_layers: int, layers: int, scale: float) -> GistNet:
+    """A GistNet as it is before training, its expansion closed: the copied layers see nothing but the span."""
+    config = GistNetConfig(
+        architecture="teacher_lora",
+        teacher_layers=layers,
+        token_layers=token_layers,
+        anchor="state",
+        gist_scale=scale,
+    )
+    gistnet = GistNet.build(config, teacher)
+    torch.nn.init.zeros_(gistnet.expansion.gate)
+    return gistnet
+
+
+def figures(measured: Measured, drop: Measured, last_token: Measured, draws: DocumentDraws) -> dict[str, Any]:
+    """KL, shares recovered, and how much more than the last token, with its 95 % interval over documents."""
+    found: dict[str, Any] = {"kl": float(measured.kl.mean())}
+    for name, offsets in (("1_32", (1, 32)), ("1_8", (1, 8)), ("9_32", (9, 32))):
+        ours, all_of_it, token = (metrics.mean_over_offsets(m.kl, offsets) for m in (measured, drop, last_token))
+        found[f"recovered_{name}"] = metrics.recovered_share(float(ours.mean()), float(all_of_it.mean()))
+        more = metrics.percentile_interval(draws.sums(token - ours) / draws.sums(all_of_it))
+        found[f"more_than_last_token_{name}"] = [float((token - ours).sum() / all_of_it.sum()), *more]
+    return found
+
+
+def measure(teacher: Teacher, held_out: HeldOut) -> list[dict[str, Any]]:
+    """A row for each stand-in."""
+    plain: dict[str, MakeStandIns] = {
+        "drop": lambda window, read: baselines.drop(teacher, window.stretches),
+        "last token": lambda window, read: baselines.last_token(teacher, window.stretches, "end"),
+    }
+    rows: list[dict[str, Any]] = [{"kind": "baseline", "name": name} for name in plain]
+    make = dict(plain)
+    for layers in STATES:
+        make[f"state {layers}"] = partial(state_stand_ins, teacher, layers)
+        rows.append({"kind": "state", "name": f"state {layers}", "layers": layers})
+    shapes = [(*shape, 100) for shape in LAYERS] + [(*SCALED, scale) for scale in SCALES if scale != 100]
+    for token_layers, layers, scale in shapes:
+        gistnet, name = untrained(teacher, token_layers, layers, scale), f"{token_layers}, {layers}, {scale}"
+        compute = gistnet.parameter_budget().share_of_teacher(gistnet.teacher_flops_per_span)
+        make[name] = partial(gist_stand_ins_of, gistnet, teacher)
+        shape = {"token_layers": token_layers, "layers": layers, "scale": scale, "compute": compute}
+        rows.append({"kind": "gistnet", "name": name} | shape)
+    measured = held_out.measure(make)
+    draws = DocumentDraws(held_out.documents, RESAMPLES, seed=0)
+    return [row | figures(measured[row["name"]], measured["drop"], measured["last token"], draws) for row in rows]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure all of it, write it down and print it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--corpus", nargs="+", default=[], help="JSON lines files; else the configuration's sources")
+    parser.add_argument("--documents", type=int, default=32)
+    parser.add_argument("--out", type=Path, default=RESULT)
+    asked = parser.parse_args(arguments)
+    config = load_config(ROOT / "configs" / "ablations.yaml", [*corpus_sources(asked.corpus, 60), "run_folder=unused"])
+    dataset, teacher = prepare_data(config, print), load_teacher(config, torch.device("cpu"))
+    layout = SpanLayout(SPAN, HORIZON)
+    samples = validation_windows(dataset, layout, documents=asked.documents, spans_per_document=4, seed=0)
+    held_out = HeldOut(teacher, dataset, samples, layout, cache_gigabytes=4)
+    rows = measure(teacher, held_out)
+    content = {"machine": describe_machine(), "documents": asked.documents, "spans": len(held_out), "rows": rows}
+    asked.out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    for row in rows:
+        shares = f"recovered {row['recovered_1_32']:.3f}, at offsets 9–32 {row['recovered_9_32']:.3f}"
+        print(f"{row['name']:14s} KL {row['kl']:.4f}  {shares}")
+
+
+if __name__ == "__main__":
+    main()
