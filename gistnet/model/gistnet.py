@@ -28,7 +28,7 @@ from gistnet.model.layers import (
     matmul_flops,
     narrowing,
 )
-from gistnet.model.saved_gistnet import FORMAT_VERSION, GistNetConfig, SavedGistNet, read_saved, write_saved
+from gistnet.model.saved_gistnet import FORMAT_VERSION, Choices, GistNetConfig, SavedGistNet, read_saved, write_saved
 from gistnet.model.teacher import Teacher
 from gistnet.model.teacher_layers import TeacherLayers
 from gistnet.version import __version__
@@ -70,7 +70,8 @@ class GistNet(nn.Module):
 
     def __init__(self, config: GistNetConfig, teacher: Teacher, *, below: "GistNet | None", positions: str) -> None:
         super().__init__()
-        self.config = config
+        self.choices = config.choices(teacher.n_layers)
+        self.config = config.model_copy(update=self.choices._asdict())
         self.dim = teacher.hidden_size
         self.level: int = 0 if below is None else below.level + 1
         self.positions = positions
@@ -82,8 +83,8 @@ class GistNet(nn.Module):
         self.teacher_layers: TeacherLayers | None = None
         self.entry = nn.Sequential()
         if config.architecture == "teacher_lora":
-            tokens_width, self.depth = self.dim, config.token_layers or config.teacher_layers
-            self.teacher_layers = _adapted_copy(teacher, config)
+            tokens_width, self.depth = self.dim, self.choices.token_layers
+            self.teacher_layers = _adapted_copy(teacher, config, self.choices)
             blocks = 0
         else:
             tokens_width, self.depth = slot_width, 2 * config.blocks_per_stage
@@ -162,13 +163,13 @@ class GistNet(nn.Module):
         tokens = self._self_attention(tokens, half, self.depth, dropout)
         slot, second_attention = self.second_read(tokens, dropout)
         gists = self._anchor(spans, tokens) + self.gain * self.w_out(self.final_norm(slot))
-        return self.config.gist_scale * gists, torch.stack([first_attention, second_attention])
+        return self.choices.gist_scale * gists, torch.stack([first_attention, second_attention])
 
     def _anchor(self, spans: Tensor, tokens: Tensor) -> Tensor:
         """What gists start from, `[spans, dim]`, as long as token embeddings at every level."""
-        if self.config.anchor == "state":
+        if self.choices.anchor == "state":
             return self.embedding_norm * normalize(self._last_state(tokens), dim=-1)
-        return spans[:, -1] / (1.0 if self.below is None else self.below.config.gist_scale)
+        return spans[:, -1] / (1.0 if self.below is None else self.below.choices.gist_scale)
 
     def _self_attention(self, tokens: Tensor, first: int, last: int, dropout: Dropout | None) -> Tensor:
         """Blocks, or copied layers, `first` to `last - 1`: [spans, K, tokens_width] → the same."""
@@ -180,9 +181,9 @@ class GistNet(nn.Module):
 
     def _last_state(self, tokens: Tensor) -> Tensor:
         """The state of each span's last token behind all copied layers, `[spans, dim]`."""
-        if self.teacher_layers is None or self.depth == self.config.teacher_layers:
+        if self.teacher_layers is None or self.depth == self.choices.teacher_layers:
             return tokens[:, -1]
-        state = self.teacher_layers.last_token(self._as_teacher(tokens), self.depth, self.config.teacher_layers)
+        state = self.teacher_layers.last_token(self._as_teacher(tokens), self.depth, self.choices.teacher_layers)
         return state.to(tokens.dtype)
 
     def _as_teacher(self, tokens: Tensor) -> Tensor:
@@ -341,12 +342,12 @@ def _take_over(parameters: Mapping[str, nn.Parameter], state: Mapping[str, Tenso
             parameter.copy_(state[name])
 
 
-def _adapted_copy(teacher: Teacher, config: GistNetConfig) -> TeacherLayers:
+def _adapted_copy(teacher: Teacher, config: GistNetConfig, choices: Choices) -> TeacherLayers:
     """A frozen copy of the teacher's first layers, its linear layers adapted by LoRA (Hu et al., 2021) in float32."""
     from peft import LoraConfig, inject_adapter_in_model  # slow to import, and only this architecture needs it
 
-    copy = teacher.copy_layers(config.teacher_layers)
-    copy.require_last_token(config.token_layers or config.teacher_layers, teacher.hidden_size)
+    copy = teacher.copy_layers(choices.teacher_layers)
+    copy.require_last_token(choices.token_layers, teacher.hidden_size)
     targets = [name for name, module in copy.named_modules() if isinstance(module, nn.Linear)]
     if not targets:
         raise TeacherError(f"{teacher.name} has no linear layers that LoRA could adapt; use another architecture.")

@@ -42,7 +42,9 @@ def teacher() -> Teacher:
 
 
 def make_config(architecture: str, **settings: object) -> GistNetConfig:
-    return GistNetConfig(architecture=architecture, span_tokens=LENGTH, width=16, heads=2, **settings)
+    """With the anchor `token`, which all architectures have, where nothing else is asked for."""
+    plain = {"span_tokens": LENGTH, "width": 16, "heads": 2, "anchor": "token", "teacher_layers": 4}
+    return GistNetConfig(architecture=architecture, **(plain | settings))
 
 
 def make_gistnet(architecture: str, teacher: Teacher, **arguments: object) -> GistNet:
@@ -183,7 +185,8 @@ def test_the_anchor_state_is_the_direction_of_the_last_token_s_state_at_the_leng
     length = 30 * teacher.embed(torch.arange(50)).norm(dim=-1).mean()
     below = None
     for spans in (make_spans(), 300 * make_spans()):
-        below = GistNet.build(make_config("teacher_lora", anchor="state", gist_scale=30.0), teacher, below=below)
+        config = make_config("teacher_lora", anchor="state", gist_scale=30.0, token_layers=4)
+        below = GistNet.build(config, teacher, below=below)
         below.expansion.gate.data.zero_()
         states = plain.model(inputs_embeds=spans).last_hidden_state[:, -1]
         expected = length * states / states.norm(dim=-1, keepdim=True)
@@ -217,6 +220,39 @@ def test_layers_for_the_last_token_alone_cost_what_is_counted(teacher):
         gistnet(make_spans())
     attention = 2 * 4 * LENGTH * LENGTH * DIM + 2 * 4 * LENGTH * DIM  # fused, which this counter passes over on a CPU
     assert SPANS * (gistnet.parameter_budget().flops_per_span - attention) == counter.get_total_flops()
+
+
+@pytest.mark.parametrize(
+    ("settings", "layers", "chosen"),
+    [
+        ({}, 30, ("state", 100.0, 16, 4)),
+        ({}, 4, ("state", 100.0, 3, 2)),
+        ({"anchor": "token"}, 30, ("token", 1.0, 4, 4)),
+        ({"teacher_layers": 6, "gist_scale": 9.0}, 30, ("state", 9.0, 6, 4)),
+        ({"architecture": "bottleneck"}, 30, ("token", 1.0, 4, 4)),
+    ],
+)
+def test_what_is_left_open_follows_from_the_anchor_and_the_layers_of_the_teacher(settings, layers, chosen):
+    assert GistNetConfig(**settings).choices(layers) == chosen
+
+
+def test_what_was_chosen_is_saved(teacher, tmp_path):
+    GistNet.build(GistNetConfig(span_tokens=LENGTH, width=16, heads=2), teacher).save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())["config"]
+    chosen = {"anchor": "state", "gist_scale": 100.0, "teacher_layers": 3, "token_layers": 2}
+    assert {name: saved[name] for name in chosen} == chosen
+
+
+def test_an_older_file_is_of_a_gistnet_that_began_as_the_last_token(teacher, tmp_path):
+    """Format 2 did not say so, since there was nothing else."""
+    spans, config = make_spans(), make_config("teacher_lora", token_layers=4)
+    gistnet = waken(GistNet.build(config, teacher))
+    gistnet.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    for name in ("anchor", "gist_scale", "token_layers"):
+        del saved["config"][name]
+    (tmp_path / "config.json").write_text(json.dumps(saved | {"format_version": 2}))
+    assert torch.equal(GistNet.from_pretrained(tmp_path, teacher)(spans), gistnet(spans))
 
 
 def test_long_gists_above_long_gists_keep_their_length(teacher):
@@ -302,18 +338,20 @@ def test_heads_that_do_not_fit_are_refused(teacher):
     with pytest.raises(ConfigError, match="16 heads do not fit a width of 16"):  # one dimension each: none to rotate
         GistNetConfig(architecture="teacher_lora", width=16, heads=16)
     with pytest.raises(ConfigError, match="3 heads do not fit a width of 32"):
-        GistNet.build(GistNetConfig(heads=3), teacher)
+        GistNet.build(GistNetConfig(architecture="full", heads=3), teacher)
 
 
 def test_impossible_settings_are_refused(teacher):
     with pytest.raises(ValidationError):
         GistNetConfig(span_tokens=20)
     with pytest.raises(ValidationError, match="anchor is state in the architecture full, expected teacher_lora"):
-        GistNetConfig(anchor="state")
-    with pytest.raises(ValidationError, match="token_layers is 5, expected at most teacher_layers, 4"):
+        GistNetConfig(architecture="full", anchor="state")
+    with pytest.raises(ValidationError, match="token_layers is 5, expected at most 4"):
         GistNetConfig(architecture="teacher_lora", teacher_layers=4, token_layers=5, anchor="state")
     with pytest.raises(ValidationError, match="anchor is token with layers for the last token alone, expected state"):
-        GistNetConfig(architecture="teacher_lora", teacher_layers=4, token_layers=2)
+        GistNetConfig(architecture="teacher_lora", anchor="token", teacher_layers=4, token_layers=2)
+    with pytest.raises(ConfigError, match="token_layers is 5, expected at most 3, as many as are copied"):
+        GistNet.build(make_config("teacher_lora", anchor="state", teacher_layers=None, token_layers=5), teacher)
     with pytest.raises(ConfigError, match="span_tokens is 16 above a level with 8"):
         GistNet.build(GistNetConfig(span_tokens=16), teacher, below=make_gistnet("full", teacher))
     with pytest.raises(TeacherError):
@@ -420,7 +458,7 @@ def test_the_files_hold_the_trained_parameters_and_a_complete_configuration(arch
     stored = load_file(tmp_path / "model.safetensors")
     assert stored.keys() == {name for name, p in gistnet.named_parameters() if p.requires_grad}
     config = json.loads((tmp_path / "config.json").read_text())
-    assert config["format_version"] == 2
+    assert config["format_version"] == 3
     assert config["config"]["architecture"] == architecture
     assert (config["dim"], config["level"], config["positions"]) == (DIM, 0, "compact")
     assert config["teacher"] == teacher.fingerprint.model_dump()
@@ -512,8 +550,8 @@ def test_a_missing_file_is_named(name, saved, teacher):
 
 
 def test_a_newer_format_is_refused(saved, teacher):
-    edit_config(saved, format_version=3, something_new=True)
-    with pytest.raises(CheckpointError, match="is of format 3; this version of gistnet reads up to 2"):
+    edit_config(saved, format_version=4, something_new=True)
+    with pytest.raises(CheckpointError, match="is of format 4; this version of gistnet reads up to 3"):
         GistNet.from_pretrained(saved, teacher)
 
 
