@@ -81,7 +81,7 @@ def tiny_config(tmp_path: Path, teacher_folder: Path, corpus_file: Path) -> dict
             "sources": [{"kind": "jsonl", "name": "stories", "domain": "narrative", "paths": [str(corpus_file)]}],
         },
         "gistnet": {"architecture": "bottleneck", "span_tokens": 8, "width": 16, "heads": 2},
-        "objective": {"horizon_tokens": 12},
+        "objective": {"horizon_tokens": 12, "positions": "center"},
         "train": {
             "steps": 6,
             "windows_per_batch": 2,

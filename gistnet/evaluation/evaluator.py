@@ -48,7 +48,7 @@ class EvaluationConfig(Section):
     """Stretches of each window."""
     horizons: tuple[PositiveInt, ...] = Field(default=(32,), min_length=1)
     """The horizons H that are reported, in tokens; all are measured on the spans that have room for the longest."""
-    positions: tuple[Positions, ...] = Field(default=("center", "end", "compact"), min_length=1)
+    positions: tuple[Positions, ...] = Field(default=("end", "center", "compact"), min_length=1)
     """The position policies under which gists are read."""
     gists_in_a_row: int = Field(default=1, ge=1)
     """k, how many consecutive spans are replaced at once."""

@@ -118,7 +118,7 @@ class GistNet(nn.Module):
         teacher: Teacher,
         *,
         below: "GistNet | None" = None,
-        positions: str = "center",
+        positions: str = "end",
         seed: int = 0,
     ) -> "GistNet":
         """A new GistNet on the teacher's device, a function of `seed` and not of the global random state.

@@ -27,7 +27,7 @@ class ObjectiveConfig(Section):
     """`mixed`: the weight of kl; delta_nll has the rest."""
     horizon_tokens: int = Field(default=32, ge=1)
     """H, the number of tokens predicted after a stretch."""
-    positions: Positions = "center"
+    positions: Positions = "end"
     """Where gists stand among the positions of the context."""
     contrastive_weight: float = Field(default=0.0, ge=0)
     """λ, the weight of the hinge that keeps gists of consecutive spans apart."""

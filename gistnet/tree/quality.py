@@ -37,7 +37,7 @@ class QualityOptions:
     """
 
     horizon_tokens: int = 32
-    positions: Positions = "center"
+    positions: Positions = "end"
     window_tokens: int = 2048
     context_tokens: int = 512
 

@@ -201,7 +201,7 @@ def test_what_there_is_not_is_a_sentence(
 
 def test_every_real_arm_is_a_configuration() -> None:
     for name, settings in all_arms().items():
-        load_config(CONFIGS / "narrative-cpu.yaml", [*settings, *ablations.TO_THE_END])
+        load_config(CONFIGS / "ablations.yaml", [*settings, *ablations.TO_THE_END])
         assert name == name.lower() and " " not in name
 
 

@@ -58,7 +58,7 @@ def test_spans_that_overlap_share_the_gists_below(monkeypatch):
 def test_losses_equal_whole_forwards_in_values_and_gradients(family):
     teacher = tiny_teacher(family)
     gistnet, stretches = woken_gistnet(teacher, levels=2), make_stretches(torch.tensor([1, 1, 2]))
-    config = ObjectiveConfig(horizon_tokens=HORIZON)
+    config = ObjectiveConfig(horizon_tokens=HORIZON, positions="center")
     result = branch_losses(
         teacher, gistnet, teacher.read_windows(stretches.tokens), stretches, config, train_below=True
     )
@@ -84,7 +84,7 @@ def test_losses_equal_whole_forwards_in_values_and_gradients(family):
 def test_gradient_reaches_the_level_below_only_where_asked_for(train_below):
     teacher = tiny_teacher("llama")
     gistnet, stretches = woken_gistnet(teacher, levels=2), make_stretches()
-    config = ObjectiveConfig(horizon_tokens=HORIZON)
+    config = ObjectiveConfig(horizon_tokens=HORIZON, positions="center")
     read = teacher.read_windows(stretches.tokens)
     branch_losses(teacher, gistnet, read, stretches, config, train_below=train_below).total.sum().backward()
     reached = {name.startswith("below.") for name, p in gistnet.named_parameters() if p.grad is not None}

@@ -46,7 +46,7 @@ def make_stretches(gists: int | torch.Tensor = 1) -> Stretches:
 
 
 def losses_of(teacher, gistnet, stretches, dropout_rate=0.0, dropout_keys=None, **settings) -> BranchLosses:
-    config = ObjectiveConfig(horizon_tokens=HORIZON, **settings)
+    config = ObjectiveConfig(**({"horizon_tokens": HORIZON, "positions": "center"} | settings))
     read = teacher.read_windows(stretches.tokens, states_after=config.states_after(teacher))
     return branch_losses(
         teacher, gistnet, read, stretches, config, dropout_rate=dropout_rate, dropout_keys=dropout_keys

@@ -83,7 +83,7 @@ def test_a_long_document_is_measured_in_windows_with_context(teacher: Teacher) -
     """Windows of 40 tokens: the first serves gists 1 to 7 (its 35 tokens before the horizon hold 8 spans), the next
     begins 12 tokens before gist 8 and serves up to (20 + 40 - 5) // 4 = 13, and so on."""
     history = MemoryHistory(100)
-    options = QualityOptions(horizon_tokens=HORIZON, window_tokens=40, context_tokens=12)
+    options = QualityOptions(horizon_tokens=HORIZON, positions="center", window_tokens=40, context_tokens=12)
     parts = list(measure_quality(history, teacher, 0, options))
     assert [(part.first, len(part.kl)) for part in parts] == [(1, 7), (8, 5), (13, 5), (18, 5)]
     for part, begin in zip(parts, (0, 20, 40, 60), strict=True):
@@ -113,7 +113,7 @@ def test_the_teachers_positions_bound_the_window(teacher: Teacher) -> None:
 def test_every_gist_is_measured_once_with_its_context_and_horizon(
     n_tokens: int, span: int, body: int, has_prefix: bool, horizon: int, context: int, first: int
 ) -> None:
-    options = QualityOptions(horizon_tokens=horizon, context_tokens=context)
+    options = QualityOptions(horizon_tokens=horizon, positions="center", context_tokens=context)
     windows = list(_windows(n_tokens, span, body, has_prefix, options, first))
     room = body - span - horizon
     earliest = first if has_prefix else max(1, first)
@@ -131,7 +131,7 @@ def test_every_gist_is_measured_once_with_its_context_and_horizon(
 def test_what_was_measured_is_kept_with_the_tree_and_measured_once(teacher: Teacher, tmp_path: Path) -> None:
     """A stub makes the gists; the tree's own History is what is measured. Level 1 stands for 16 tokens."""
     encoder = StubEncoder(dim=32, vocabulary_size=97, teacher=teacher.fingerprint)
-    options = QualityOptions(horizon_tokens=HORIZON, window_tokens=40, context_tokens=12)
+    options = QualityOptions(horizon_tokens=HORIZON, positions="center", window_tokens=40, context_tokens=12)
     draw = np.random.default_rng(3)
     with GistTree.create(tmp_path / "tree", encoder) as tree:
         tree.append(draw.integers(0, 97, 70), "a")
