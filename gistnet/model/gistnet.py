@@ -31,6 +31,7 @@ from gistnet.model.layers import (
 from gistnet.model.saved_gistnet import FORMAT_VERSION, GistNetConfig, SavedGistNet, read_saved, write_saved
 from gistnet.model.teacher import Teacher
 from gistnet.model.teacher_layers import TeacherLayers
+from gistnet.release.folder import find_folder
 from gistnet.version import __version__
 
 BELOW = "below"
@@ -287,10 +288,14 @@ class GistNet(nn.Module):
     def from_pretrained(cls, folder: Path | str, teacher: Teacher) -> "GistNet":
         """Load a saved GistNet for the teacher it was trained with.
 
+        Args:
+            folder: where it is, or the name of a release that comes with the package.
+
         Raises:
-            CheckpointError: a file is missing or damaged, is of a newer format, or belongs to another teacher.
+            CheckpointError: a file is missing or damaged, is of a newer format, or belongs to another teacher; or there
+                is no release of that name.
         """
-        folder = Path(folder)
+        folder = find_folder(folder)
         saved, state = read_saved(folder)
         if not saved.teacher.same_model(teacher.fingerprint):
             raise CheckpointError(
