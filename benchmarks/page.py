@@ -1,9 +1,9 @@
-"""Fills the tables of docs/performance.md from benchmarks/results, so that no figure is copied by hand.
+"""Fills tables of README.md and docs/performance.md, and the cards of releases, so that no figure is copied by hand.
 
-    python benchmarks/page.py             after measuring and `benchmarks/plots.py`; takes seconds
-    python benchmarks/page.py --check     exits with 1 where the page is not what the results make
+    python benchmarks/page.py             after measuring, `benchmarks/plots.py` or `gistnet release`; takes seconds
+    python benchmarks/page.py --check     exits with 1, and names the pages that are not what the results make
 
-A block of the page begins with `<!-- table: NAME -->` and ends with `<!-- /table -->`; what is between is replaced.
+A block of a page begins with `<!-- table: NAME -->` and ends with `<!-- /table -->`; what is between is replaced.
 Where a result is missing, the block says what command measures it.
 """
 
@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # so that `python benchmarks/…` works, and `-m benchmarks.…`
 
@@ -22,20 +22,53 @@ from benchmarks.flops import TeacherSize, engine_flops, loop_flops
 from benchmarks.plots import describe_device
 from benchmarks.scaling_plan import ASSUMED, plan
 from benchmarks.workload import EMBEDDED_TEACHER, SMOLLM2_SHAPE, all_starts, build_teacher
+from gistnet.evaluation.tables import markdown
 from gistnet.model.gistnet import GistNet, GistNetConfig
+from gistnet.release.card import card
+from gistnet.release.folder import CARD_FILE, is_release
+from gistnet.release.results import read_released, summary
 
 ROOT = Path(__file__).parent.parent
-PAGE, RESULTS = ROOT / "docs" / "performance.md", ROOT / "benchmarks" / "results"
+FILLED = ("README.md", "docs/performance.md")
+"""The pages that have blocks."""
+RELEASE = "smollm2-135m"
+"""The release that README.md tells of."""
 _BLOCK = re.compile(r"(<!-- table: (?P<name>\S+) -->\n).*?(<!-- /table -->)", re.DOTALL)
 
 
-def fill(text: str, results: Path, plots: Path) -> str:
-    """The page with every block made anew.
+class Sources(NamedTuple):
+    """The folders that the blocks are made from."""
+
+    results: Path
+    plots: Path
+    released: Path
+
+    @classmethod
+    def of(cls, root: Path) -> Self:
+        """Those of a checkout."""
+        return cls(root / "benchmarks" / "results", root / "docs" / "plots", root / "released")
+
+
+def pages(root: Path) -> dict[Path, str]:
+    """Every page of a checkout that is made, or has blocks that are, as it should be.
+
+    Raises:
+        KeyError: there is no block of such a name.
+        GistNetError: a release is damaged.
+    """
+    sources = Sources.of(root)
+    filled = {root / name: fill((root / name).read_text(encoding="utf-8"), sources) for name in FILLED}
+    releases = (folder for folder in sorted(sources.released.glob("[!.]*")) if is_release(folder))
+    return filled | {folder / CARD_FILE: card(folder) for folder in releases}
+
+
+def fill(text: str, sources: Sources) -> str:
+    """A page with every block made anew.
 
     Raises:
         KeyError: there is no block of such a name.
     """
-    return _BLOCK.sub(lambda block: f"{block[1]}{_BLOCKS[block['name']](results, plots)}\n{block[3]}", text)
+    return _BLOCK.sub(lambda block: f"{block[1]}{_BLOCKS[block['name']](sources)}\n{block[3]}", text)
 
 
 def _load(path: Path) -> dict[str, Any] | None:
@@ -44,11 +77,6 @@ def _load(path: Path) -> dict[str, Any] | None:
 
 def _to_measure(command: str) -> str:
     return f"TO MEASURE: `python benchmarks/{command}`"
-
-
-def _markdown(header: list[str], rows: list[list[str]]) -> str:
-    lines = [f"| {' | '.join(header)} |", f"|---|{'---:|' * (len(header) - 1)}"]
-    return "\n".join(lines + [f"| {' | '.join(row)} |" for row in rows])
 
 
 def _size(teacher: str) -> tuple[TeacherSize, GistNet]:
@@ -63,9 +91,9 @@ def counted_ratio(size: TeacherSize, gistnet: GistNet, window: int, horizon: int
     return loop_flops(size, gistnet, window=window, horizon=horizon) / engine
 
 
-def engine_table(kind: str, results: Path, _: Path) -> str:
+def engine_table(kind: str, sources: Sources) -> str:
     """Loop, cached loop and engine, by teacher, window and horizon."""
-    content = _load(results / f"engine-{kind}.json")
+    content = _load(sources.results / f"engine-{kind}.json")
     if content is None:
         return _to_measure("engine.py" if kind == "cpu" else "on_gpu.py --out FOLDER")
     rows = []
@@ -81,7 +109,7 @@ def engine_table(kind: str, results: Path, _: Path) -> str:
             cells.append(f"{case['engine']['peak_memory_megabytes'] / 1000:.1f} GB" if "engine" in case else "–")
             rows.append([f"{teacher}, {case['window']:,}, {case['horizon']}", *cells])
     header = ["teacher, window, H", "loop, s a span", "cached", "engine", "over loop", "over cached"]
-    table = _markdown([*header, "by operations", "utilisation", "peak"], rows)
+    table = markdown([*header, "by operations", "utilisation", "peak"], rows)
     ceiling = content.get("matmul_flops_per_second")
     described = f"{describe_device(content)}, torch {content['machine']['torch']}"
     reached = f"; large matrix products in bfloat16 reach {ceiling / 1e9:,.0f} GFLOP/s" if ceiling else ""
@@ -100,9 +128,9 @@ def _equality(content: dict[str, Any]) -> str:
     return f"Loop against engine in float32: {'; '.join(lines)}." if found else ""
 
 
-def parts_table(kind: str, results: Path, _: Path) -> str:
+def parts_table(kind: str, sources: Sources) -> str:
     """Where the engine's time goes, by case."""
-    content = _load(results / f"engine-{kind}.json")
+    content = _load(sources.results / f"engine-{kind}.json")
     cases = [] if content is None else [(t, c) for t, r in content["teachers"].items() for c in r["cases"]]
     cases = [(teacher, case) for teacher, case in cases if "breakdown" in case]
     if not cases:
@@ -113,12 +141,12 @@ def parts_table(kind: str, results: Path, _: Path) -> str:
         parts = [case["breakdown"][name] for name in names]
         cells = [f"{1000 * part['seconds_per_span']:.3g} ({part['flops_per_second'] / 1e9:,.0f})" for part in parts]
         rows.append([f"{teacher}, {case['window']:,}, {case['horizon']}", *cells])
-    return f"Milliseconds a span (GFLOP/s):\n\n{_markdown(['teacher, window, H', *names], rows)}"
+    return f"Milliseconds a span (GFLOP/s):\n\n{markdown(['teacher, window, H', *names], rows)}"
 
 
-def compression_table(kind: str, results: Path, _: Path) -> str:
+def compression_table(kind: str, sources: Sources) -> str:
     """Tokens a second of GistNet alone, by architecture and batch."""
-    content = _load(results / f"compression-{kind}.json")
+    content = _load(sources.results / f"compression-{kind}.json")
     if content is None:
         return _to_measure("compression.py" if kind == "cpu" else "on_gpu.py --out FOLDER")
     rows = [
@@ -132,13 +160,13 @@ def compression_table(kind: str, results: Path, _: Path) -> str:
     ]
     flops = content["prefill_flops_per_token"] / 1e6
     prefill = ["the teacher's prefill", f"{content['prefill_tokens_per_second']:,.0f}", "1×", f"{flops:.2f}"]
-    table = _markdown([content["teacher"], "tokens/s", "of the prefill", "MFLOP a token"], [prefill, *rows])
+    table = markdown([content["teacher"], "tokens/s", "of the prefill", "MFLOP a token"], [prefill, *rows])
     return f"{describe_device(content)}.\n\n{table}"
 
 
-def sweep_table(kind: str, results: Path, _: Path) -> str:
+def sweep_table(kind: str, sources: Sources) -> str:
     """All points of the sweep."""
-    content = _load(results / f"sweep-{kind}.json")
+    content = _load(sources.results / f"sweep-{kind}.json")
     if content is None:
         return _to_measure("sweep.py" if kind == "cpu" else "on_gpu.py --out FOLDER")
     rows = [
@@ -152,19 +180,19 @@ def sweep_table(kind: str, results: Path, _: Path) -> str:
         for row in points
     ]
     header = ["series: window, H, spans, branches a pass", "ms a span", "without the document pass", "peak, MB"]
-    return f"{content['teacher']}, {describe_device(content)}.\n\n{_markdown(header, rows)}"
+    return f"{content['teacher']}, {describe_device(content)}.\n\n{markdown(header, rows)}"
 
 
-def plot_list(kind: str, _: Path, plots: Path) -> str:
+def plot_list(kind: str, sources: Sources) -> str:
     """The plots of a kind of device that have been drawn."""
-    found = sorted(plots.glob(f"*-{kind}.svg"))
+    found = sorted(sources.plots.glob(f"*-{kind}.svg"))
     images = (f"![{path.stem.removesuffix(f'-{kind}').replace('-', ' ')}](plots/{path.name})" for path in found)
     return "\n".join(images) or _to_measure("sweep.py`, then `python benchmarks/plots.py")
 
 
-def processes_table(results: Path, _: Path) -> str:
+def processes_table(sources: Sources) -> str:
     """One process with all cores against several."""
-    content = _load(results / "processes-cpu.json")
+    content = _load(sources.results / "processes-cpu.json")
     if content is None:
         return _to_measure("processes.py")
     alone = content["cases"][0]["spans_per_second"]
@@ -178,12 +206,20 @@ def processes_table(results: Path, _: Path) -> str:
         for case in content["cases"]
     ]
     header = ["processes", "spans/s", "of one process", f"loss of step {content['steps']}"]
-    return f"{describe_device(content)}.\n\n{_markdown(header, rows)}"
+    return f"{describe_device(content)}.\n\n{markdown(header, rows)}"
 
 
-def plan_tables(results: Path, _: Path) -> str:
+def plan_tables(sources: Sources) -> str:
     """The plans past these machines."""
-    return "\n\n".join(f"#### {title}\n\n{table}" for title, table in plan(None, results, **ASSUMED).items())
+    return "\n\n".join(f"#### {title}\n\n{table}" for title, table in plan(None, sources.results, **ASSUMED).items())
+
+
+def release_tables(sources: Sources) -> str:
+    """How good the released GistNet is."""
+    folder = sources.released / RELEASE
+    if not is_release(folder):
+        return f"There is none yet: `gistnet release RUN --out released/{RELEASE}` makes it of a finished run."
+    return summary(read_released(folder))
 
 
 _KINDS = {
@@ -193,24 +229,26 @@ _KINDS = {
     "sweep": sweep_table,
     "plots": plot_list,
 }
-_BLOCKS: dict[str, Callable[[Path, Path], str]] = {
+_BLOCKS: dict[str, Callable[[Sources], str]] = {
     f"{name}-{kind}": partial(make, kind) for name, make in _KINDS.items() for kind in ("cpu", "cuda")
 }
 _BLOCKS["plan"] = plan_tables
 _BLOCKS["processes-cpu"] = processes_table
+_BLOCKS["release"] = release_tables
 
 
 def main() -> int:
-    """Fill the page, or say whether it is filled."""
+    """Fill the pages, or say which are not filled."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
     arguments = parser.parse_args()
-    before = PAGE.read_text(encoding="utf-8")
-    after = fill(before, RESULTS, PAGE.parent / "plots")
-    if arguments.check:
-        return int(before != after)
-    PAGE.write_text(after, encoding="utf-8")
-    return 0
+    changed = {path: text for path, text in pages(ROOT).items() if path.read_text(encoding="utf-8") != text}
+    for path, text in changed.items():
+        if arguments.check:
+            print(f"{path.relative_to(ROOT)} is not what the results make: run `python benchmarks/page.py`.")
+        else:
+            path.write_text(text, encoding="utf-8")
+    return int(arguments.check and bool(changed))
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ def card(folder: Path, shown_as: Path | None = None) -> str:
         _results_said(shown, figures, provenance),
         results_tables(figures.shown),
         "### Targets",
-        targets_table(figures.shown) if any(r.target for r in figures.shown) else "No figure here has a target.",
+        targets_table(figures.shown),
         "## Training",
         _training(figures, provenance, config.get("start_from")),
         "## Documents",
@@ -97,13 +97,13 @@ def _what_it_is(figures: ReleasedFigures) -> str:
 
 
 def _use(shown: Path, figures: ReleasedFigures) -> str:
-    return f"""With [gistnet](https://pypi.org/project/gistnet/) or its source code; this folder is `{shown}` there:
+    return f"""With the package `gistnet`, which comes with this folder under the name `{shown.name}`:
 
 ```python
 import gistnet, torch
 
 teacher = gistnet.Teacher.from_pretrained("{figures.network.teacher.name}")
-compressor = gistnet.GistNet.from_pretrained("{shown.name}", teacher)  # or the path of this folder
+compressor = gistnet.GistNet.from_pretrained("{shown.name}", teacher)  # or this folder, wherever it is
 (tokens,) = teacher.tokenizer.encode_batch(["some text of at least {figures.network.config.span_tokens} tokens " * 8])
 with torch.no_grad():
     gists = gistnet.encode(compressor.levels[0], teacher, torch.tensor([tokens[:64]]))

@@ -5,8 +5,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
-from gistnet.errors import DataError
-from gistnet.evaluation.records import MetricRecord
+from gistnet.evaluation.records import Baseline, MetricRecord
 from gistnet.evaluation.run_record import read_figures
 from gistnet.evaluation.tables import BASELINES, interval_text, markdown, offsets_text, target_text
 from gistnet.model.saved_gistnet import SavedGistNet, read_saved
@@ -15,6 +14,7 @@ from gistnet.run_folder import FIGURES_FILE
 
 _WHOLE_HORIZON = ("kl", "delta_nll", "substitutability_rate", "perplexity_ratio")
 _EACH_RANGE = "recovered_kl"
+_FREE: tuple[Baseline, ...] = ("drop", "last_token")
 
 
 class ReleasedFigures(NamedTuple):
@@ -41,14 +41,21 @@ def read_released(folder: Path) -> ReleasedFigures:
     return ReleasedFigures(network, read_figures(folder / FIGURES_FILE))
 
 
-def results_tables(records: Sequence[MetricRecord], domain: str | None = None) -> str:
-    """A table for each kind of text, horizon, policy and level, each headed by what it is; of one domain where given.
+def summary(figures: ReleasedFigures) -> str:
+    """Results and targets in short: the first kind of text that was evaluated, at its shortest horizon."""
+    first = next((record for record in figures.shown if record.horizon is not None), None)
+    shortest = min((record.horizon or 0 for record in figures.shown if record.horizon is not None), default=0)
+    of_first = [r for r in figures.shown if first and (r.domain, r.horizon) == (first.domain, shortest)]
+    return f"{results_tables(of_first)}\n\n{targets_table(figures.shown)}"
+
+
+def results_tables(records: Sequence[MetricRecord]) -> str:
+    """A table for each kind of text, horizon, policy and level, each headed by what it is.
 
     KL, ΔNLL, the substitutability rate and the perplexity ratio over the whole horizon, and the shares recovered for
     each range of offsets, beside their baselines.
     """
-    of_text = [r for r in records if r.horizon is not None and not r.part and domain in (None, r.domain)]
-    shown = [r for r in of_text if r.name == _EACH_RANGE or _is_whole(r)]
+    shown = [r for r in records if not r.part and (r.name == _EACH_RANGE or _is_whole(r))]
     return "\n\n".join(_tables(shown))
 
 
@@ -89,21 +96,17 @@ def _tables(records: Sequence[MetricRecord]) -> Iterator[str]:
 
 
 def targets_table(records: Sequence[MetricRecord]) -> str:
-    """Every figure that has a target, beside the stand-ins that cost nothing, and whether it is met.
-
-    Raises:
-        DataError: no figure has one.
-    """
+    """Every figure that has a target, beside the stand-ins that cost nothing, and whether it is met."""
     aimed = [record for record in records if record.target is not None and not record.part]
     if not aimed:
-        raise DataError("None of the figures has a target, expected some: evaluate on narrative text, for one.")
+        return "None of the figures has a target."
     rows = [
         [
             record.name,
             f"{record.domain}{'' if record.horizon is None else f', H = {record.horizon}'}, level {record.level}",
             f"**{record.value:.3f}**",
             interval_text(record),
-            *(f"{record.baselines[name]:.3f}" if name in record.baselines else "" for name in ("drop", "last_token")),
+            *(f"{record.baselines[name]:.3f}" if name in record.baselines else "" for name in _FREE),
             target_text(record),
         ]
         for record in aimed
