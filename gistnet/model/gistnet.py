@@ -28,14 +28,12 @@ from gistnet.model.layers import (
     matmul_flops,
     narrowing,
 )
-from gistnet.model.saved_gistnet import FORMAT_VERSION, GistNetConfig, SavedGistNet, read_saved, write_saved
+from gistnet.model.saved_gistnet import BELOW, FORMAT_VERSION, GistNetConfig, SavedGistNet, read_saved, write_saved
 from gistnet.model.teacher import Teacher
 from gistnet.model.teacher_layers import TeacherLayers
 from gistnet.release.folder import find_folder
 from gistnet.version import __version__
 
-BELOW = "below"
-"""The name of the GistNet of the level below: as a submodule, and as a folder beside the saved weights."""
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
 

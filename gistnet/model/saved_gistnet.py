@@ -23,6 +23,8 @@ from gistnet.settings import Section
 FORMAT_VERSION = 2
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
+BELOW = "below"
+"""The name of the GistNet of the level below: as a submodule, and as a folder beside the saved weights."""
 
 
 class GistNetConfig(Section):

@@ -12,8 +12,9 @@ from gistnet.run_folder import CHECKPOINTS_FOLDER
 def neutral_config(config: RunConfig, name: str) -> RunConfig:
     """The configuration of the release `name`, for any machine and for the documents that the release brings.
 
-    Of files only their names are left, of a GistNet that the run started from its run and checkpoint. A decoder and
-    long contexts are not asked for: a release has neither training documents nor whole ones.
+    Of files only their names are left, of a GistNet that the run started from its run and checkpoint. The teacher is
+    neither compiled nor spread over processes, which needs a compiler or several. A decoder and long contexts are not
+    asked for: a release has neither training documents nor whole ones.
     """
     default_folder = type(config.data).model_fields["folder"].default
     sources = tuple(neutral_source(source) for source in config.data.sources)
@@ -22,6 +23,7 @@ def neutral_config(config: RunConfig, name: str) -> RunConfig:
         update={
             "run_folder": Path("released") / name,
             "device": "auto",
+            "teacher": config.teacher.model_copy(update={"compile": False, "sharded": False}),
             "data": config.data.model_copy(update={"folder": default_folder, "sources": sources}),
             "start_from": None if config.start_from is None else Path(_after_runs(config.start_from)),
             "evaluation": config.evaluation.model_copy(update=without),

@@ -9,16 +9,17 @@ from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from gistnet.config import load_config
 from gistnet.data.dataset import PreparedDataset
 from gistnet.errors import CheckpointError, ConfigError, StorageError
-from gistnet.model.saved_gistnet import SavedGistNet, read_saved
+from gistnet.model.saved_gistnet import BELOW, SavedGistNet, read_saved
 from gistnet.release.folder import ALWAYS_THERE, HELD_OUT_FOLDER, find_folder, is_release
 from gistnet.release.provenance import read_provenance
 from gistnet.release.results import read_released
+from gistnet.run_folder import CONFIG_FILE
 
-BELOW = "below"
-# What the Hub's client raises beside OSError when nobody answers: the base of its HTTP library's errors.
-_ClientError: type[BaseException] = HfHubHTTPError.__mro__[1]
+ClientError: type[BaseException] = HfHubHTTPError.__mro__[1]
+"""What the Hub's client raises beside OSError when nobody answers: the base of its HTTP library's errors."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def plan_upload(folder: Path, repository: str, *, private: bool = False) -> Uplo
         repository: USER/NAME on the Hub.
 
     Raises:
-        ConfigError: the repository has no such name.
+        ConfigError: the repository has no such name, or the configuration of the run is damaged.
         CheckpointError: the folder is no release, or its weights are not those that its configuration describes.
         DataError: another file is damaged.
     """
@@ -73,6 +74,7 @@ def check_release(folder: Path) -> SavedGistNet:
     Raises:
         CheckpointError: the folder is no release, lacks a file, or its weights are not those that its configuration
             describes.
+        ConfigError: the configuration of its run is damaged.
         DataError: figures, documents or what it says of itself are damaged.
     """
     if not is_release(folder):
@@ -84,6 +86,7 @@ def check_release(folder: Path) -> SavedGistNet:
     for _ in range(highest.level):
         level = level / BELOW
         read_saved(level)
+    load_config(folder / CONFIG_FILE)
     read_released(folder)
     read_provenance(folder)
     PreparedDataset.open(folder / HELD_OUT_FOLDER)
@@ -116,7 +119,7 @@ def upload(plan: UploadPlan, make_client: Callable[[], Any] = HfApi) -> str:
         raise ConfigError(
             f"The Hub refused {plan.repository} ({_reason(error)}); expected a repository that the token may write."
         ) from error
-    except (OSError, _ClientError) as error:
+    except (OSError, ClientError) as error:
         raise StorageError(f"Could not reach the Hugging Face Hub ({_reason(error)}); expected a network.") from error
     return str(address)
 

@@ -10,7 +10,7 @@ import pytest
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
 from gistnet.errors import CheckpointError, ConfigError, DataError, GistNetError, StorageError
-from gistnet.release.publish import _ClientError, plan_upload, upload
+from gistnet.release.publish import ClientError, plan_upload, upload
 from tests.conftest import Command
 
 
@@ -60,7 +60,7 @@ def test_the_folder_goes_up_in_one_commit(release: Path, token: None) -> None:
             StorageError,
             "Could not reach the Hugging Face Hub .offline mode.; exp",
         ),
-        (_ClientError("nobody\nanswers"), StorageError, "Could not reach the Hugging Face Hub .nobody.; expected"),
+        (ClientError("nobody\nanswers"), StorageError, "Could not reach the Hugging Face Hub .nobody.; expected"),
         (
             HfHubHTTPError("403 Forbidden.", response=SimpleNamespace(headers={}, request=None)),
             ConfigError,
@@ -103,6 +103,7 @@ def cut(name: str, folder: Path) -> None:
         (cut, "model.safetensors", CheckpointError, "model.safetensors is damaged"),
         (cut, "below/model.safetensors", CheckpointError, "model.safetensors is damaged"),
         (cut, "metrics.json", DataError, "metrics.json does not hold records"),
+        (cut, "config.yaml", ConfigError, "config.yaml"),
         (cut, "release.json", DataError, "release.json is damaged"),
         (cut, "held-out/tokens.bin", DataError, "tokens.bin is damaged"),
     ],
