@@ -45,8 +45,12 @@ def included_releases() -> dict[str, Path]:
     """The releases that come with the package, by name: in an installed one inside it, in a checkout beside it."""
     package = Path(str(files("gistnet")))
     home = next((home for home in (package / "released", package.parent / "released") if home.is_dir()), None)
-    folders = [] if home is None else sorted(home.glob("[!.]*"))  # one being made has a name with a dot before it
-    return {folder.name: folder for folder in folders if is_release(folder)}
+    return {} if home is None else releases_in(home)
+
+
+def releases_in(home: Path) -> dict[str, Path]:
+    """The releases in a folder, by name; one that is being made, whose name begins with a dot, is not among them."""
+    return {folder.name: folder for folder in sorted(home.glob("[!.]*")) if is_release(folder)}
 
 
 def find_folder(path: Path | str) -> Path:

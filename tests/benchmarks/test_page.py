@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.flops import TeacherSize
-from benchmarks.page import ROOT, Sources, counted_ratio, fill, pages
+from benchmarks.page import ROOT, fill, pages
+from benchmarks.page_tables import Sources, counted_ratio
 from benchmarks.workload import SMOLLM2_SHAPE, build_teacher
 from gistnet.model.gistnet import GistNet, GistNetConfig
 

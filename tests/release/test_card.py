@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from benchmarks.page import Sources, fill
+from benchmarks.page import fill
+from benchmarks.page_tables import Sources
 from gistnet.evaluation.records import MetricRecord, Target
 from gistnet.model.fingerprint import TeacherFingerprint
 from gistnet.model.saved_gistnet import GistNetConfig, SavedGistNet
