@@ -1,33 +1,19 @@
 """What a result must say about the machine it was measured on, and what that machine can do at most."""
 
-import os
-import platform
 import resource
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from statistics import median
 from typing import TypeVar
 
-import psutil
 import torch
-import transformers
+
+from gistnet.machine import describe_machine
+
+__all__ = ["describe_machine", "matmul_ceiling", "now", "peak_megabytes", "reset_peak", "timed"]
 
 Result = TypeVar("Result")
 CEILING_SIZES = {"cpu": (1024, 2048, 4096), "cuda": (4096, 8192, 16384)}
-
-
-def describe_machine() -> dict[str, str | int | float]:
-    """Processor, memory and the versions that decide speed."""
-    return {
-        "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
-        "memory_gigabytes": round(psutil.virtual_memory().total / 1e9, 1),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
 
 
 def matmul_ceiling(
@@ -78,14 +64,3 @@ def reset_peak(device: str) -> None:
     """Let the peak of a GPU's memory begin from what is held now; that of a process on the CPU cannot be reset."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
-
-
-def _processor() -> str:
-    information = Path("/proc/cpuinfo")
-    if information.exists():
-        lines = information.read_text().splitlines()
-        model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
-        flags = next((line for line in lines if line.startswith("flags")), "")
-        matrix = " with AMX" if "amx_bf16" in flags else " with AVX-512 BF16" if "avx512_bf16" in flags else ""
-        return model + matrix
-    return platform.processor() or platform.machine()

@@ -7,6 +7,8 @@ gistnet report    show a run, or several side by side, on a page that opens offl
 gistnet compress  compress documents into a tree of gists on disk
 gistnet generate  let the frozen model answer from a document in a tree
 gistnet tree      look into a tree: info, verify, search, export
+gistnet release   make a folder of a finished run that anyone can load and evaluate
+gistnet publish   upload such a folder to the Hugging Face Hub
 
 Bad input, and a GPU whose memory runs out, end in one sentence on the standard error and exit status 1; an interrupted
 training run in status 130.
@@ -19,7 +21,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from gistnet import terminal
+from gistnet import release_commands, terminal
 from gistnet import tree_commands as commands
 from gistnet.errors import ConfigError, GistNetError
 from gistnet.version import __version__
@@ -95,10 +97,14 @@ def train(
 
 @app.command()
 def evaluate(
-    path: Annotated[Path, typer.Argument(help="A run folder, or one of its checkpoints.")],
+    path: Annotated[Path, typer.Argument(help="A run folder, one of its checkpoints, a release, or a release's name.")],
     settings: Settings = None,
     out: Annotated[
-        Path | None, typer.Option(help="Where the figures go, with spans.json beside them; metrics.json in the run.")
+        Path | None,
+        typer.Option(
+            help="Where the figures go, with spans.json beside them; metrics.json in the run. Those of a release are "
+            "printed and compared with the ones it came with, which stay; they are written only where this says."
+        ),
     ] = None,
     reconstruction: Annotated[
         bool, typer.Option("--reconstruction", help="Also train decoders that tell the tokens from gists.")
@@ -116,9 +122,11 @@ def evaluate(
 ) -> None:
     """Measure a trained GistNet on held-out documents, beside its baselines."""
     from gistnet.evaluation.evaluator import evaluate as measure
+    from gistnet.evaluation.run_record import read_figures
     from gistnet.evaluation.tables import results_tables
+    from gistnet.release.comparison import compare_figures
     from gistnet.run_folder import FIGURES_FILE, SPAN_MAP_FILE
-    from gistnet.session import open_trained, prepare_data
+    from gistnet.session import open_trained
 
     terminal.quieten()
     probes = ["evaluation.reconstruction={}"] if reconstruction else []
@@ -127,15 +135,19 @@ def evaluate(
     probes += [f"{contexts}.long_context={{}}", f"{contexts}.retrieval={{}}"] if long_context else []
     probes += [f"{contexts}.questions={json.dumps(str(mcq))}"] if mcq is not None else []
     trained = open_trained(path, (*probes, *(settings or ())))
-    dataset = prepare_data(trained.config, _say)
+    dataset = trained.dataset(_say)
     evaluation = measure(trained.teacher, trained.gistnet, dataset, trained.config.evaluation, _say)
-    target = out or trained.run_folder / FIGURES_FILE
-    evaluation.write(target)
+    target = out if out is not None or trained.is_released else trained.run_folder / FIGURES_FILE
+    if target is not None:
+        evaluation.write(target)
     for table in results_tables(evaluation.records):
         terminal.out.print(table)
-    terminal.out.print(
-        f"Evaluated {trained.folder}; every figure is in {target}, the spans in {target.with_name(SPAN_MAP_FILE)}."
-    )
+    if trained.is_released:
+        released = read_figures(trained.run_folder / FIGURES_FILE)
+        terminal.out.print(compare_figures(evaluation.records, released).sentence())
+    spans = target and target.with_name(SPAN_MAP_FILE)
+    kept = f"every figure is in {target}, the spans in {spans}" if target else "nothing was written; --out keeps it"
+    terminal.out.print(f"Evaluated {trained.folder}; {kept}.")
 
 
 @app.command()
@@ -160,6 +172,8 @@ def report(
 app.command()(commands.compress)
 app.command()(commands.generate)
 app.add_typer(commands.tree_app, name="tree")
+app.command()(release_commands.release)
+app.command()(release_commands.publish)
 
 
 def _say(message: str) -> None:

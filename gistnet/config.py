@@ -134,8 +134,12 @@ def save_config(config: RunConfig) -> None:
     Raises:
         StorageError: the folder cannot be written.
     """
-    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-    write_text(config.run_folder / CONFIG_FILE, text)
+    write_text(config.run_folder / CONFIG_FILE, config_text(config))
+
+
+def config_text(config: RunConfig) -> str:
+    """The resolved configuration as YAML, every field stated."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
 def _apply(values: dict[str, Any], setting: str) -> None:

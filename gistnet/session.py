@@ -23,6 +23,7 @@ from gistnet.model.saved_gistnet import WEIGHTS_FILE, read_saved
 from gistnet.model.sharded_teacher import shard_layers
 from gistnet.model.teacher import Teacher, TeacherConfig, load_tokenizer
 from gistnet.objective.reference import require_exact
+from gistnet.release.folder import HELD_OUT_FOLDER, find_folder, is_release
 from gistnet.run_folder import CHECKPOINTS_FOLDER, CONFIG_FILE, LEFT_BY_A_RUN
 from gistnet.training.checkpoint import best_checkpoint, latest_checkpoint
 from gistnet.training.dry_run import describe_plan, describe_steps, memory_tables
@@ -42,6 +43,21 @@ class TrainedGistNet(NamedTuple):
     gistnet: GistNet
     folder: Path
     """Where the GistNet was loaded from."""
+
+    @property
+    def is_released(self) -> bool:
+        """Whether it is from a release, which brings its documents and its figures, and not from a run."""
+        return is_release(self.run_folder)
+
+    def dataset(self, progress: Callable[[str], None] = lambda message: None) -> PreparedDataset:
+        """The documents that it is evaluated on: a release's own, otherwise the prepared corpus of its run.
+
+        Raises:
+            DataError, ConfigError, TeacherError, StorageError: as `PreparedDataset.open` and `prepare_data`.
+        """
+        if self.is_released:
+            return PreparedDataset.open(self.run_folder / HELD_OUT_FOLDER)
+        return prepare_data(self.config, progress)
 
 
 def prepare_data(config: RunConfig, progress: Callable[[str], None] = lambda message: None) -> PreparedDataset:
@@ -215,35 +231,40 @@ def train(
 
 
 def open_trained(path: Path, settings: tuple[str, ...] = ()) -> TrainedGistNet:
-    """The GistNet of a run folder (its best checkpoint, otherwise its newest) or of one of its checkpoints.
+    """The GistNet of a run folder (its best checkpoint, otherwise its newest), of a checkpoint, or of a release.
 
     Args:
+        path: where it is, or the name of a release that comes with the package.
         settings: `key=value` changes to the run's configuration.
 
     Raises:
         CheckpointError: there is no run or no checkpoint at `path`, it is damaged, or it belongs to another teacher.
     """
-    path = path.resolve()
+    path = find_folder(path).resolve()
     is_checkpoint = path.parent.name == CHECKPOINTS_FOLDER
     run_folder = path.parent.parent if is_checkpoint else path
     if not (run_folder / CONFIG_FILE).is_file():
         raise CheckpointError(f"{path} is no run folder: expected {run_folder / CONFIG_FILE}, as training writes it.")
     config = load_config(run_folder / CONFIG_FILE, settings)
-    checkpoint = path if is_checkpoint else best_checkpoint(run_folder) or latest_checkpoint(run_folder)
-    if checkpoint is None:
-        raise CheckpointError(f"The run {run_folder} has no checkpoint yet.")
+    if is_release(run_folder):
+        folder = run_folder
+    else:
+        checkpoint = path if is_checkpoint else best_checkpoint(run_folder) or latest_checkpoint(run_folder)
+        if checkpoint is None:
+            raise CheckpointError(f"The run {run_folder} has no checkpoint yet.")
+        folder = checkpoint / "gistnet"
     teacher = load_teacher(config, _processes(config.device).device)
-    folder = checkpoint / "gistnet"
     return TrainedGistNet(config, run_folder, teacher, GistNet.from_pretrained(folder, teacher), folder)
 
 
 def open_gistnet(path: Path) -> tuple[Teacher, GistNet]:
-    """A GistNet and its teacher, from a run folder, one of its checkpoints, or a folder that holds a saved GistNet.
+    """A GistNet and its teacher, from a run folder, one of its checkpoints, a saved GistNet, or a release's name.
 
     Raises:
         CheckpointError: there is none at `path`, it is damaged, or it belongs to another teacher than the one named.
         TeacherError: the teacher cannot be loaded.
     """
+    path = find_folder(path)
     if not (path / WEIGHTS_FILE).is_file():
         trained = open_trained(path)
         return trained.teacher, trained.gistnet

@@ -15,7 +15,7 @@ from gistnet.positions import Positions
 
 tree_app = typer.Typer(no_args_is_help=True, help="Look into a tree of gists.")
 
-CHECKPOINT = "A run folder, one of its checkpoints, or a saved GistNet."
+CHECKPOINT = "A run folder, one of its checkpoints, a saved GistNet, or the name of a release."
 TreeArgument = Annotated[str, typer.Argument(help="A folder, or a URI such as s3://bucket/tree.", metavar="TREE")]
 
 

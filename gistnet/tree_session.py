@@ -7,6 +7,7 @@ from pathlib import Path
 from gistnet.context.generate import Generation, generate
 from gistnet.errors import TeacherError
 from gistnet.positions import Positions, policy_of
+from gistnet.release.folder import find_folder
 from gistnet.session import open_gistnet, open_teacher
 from gistnet.tree.compress import Progress, compress_files
 from gistnet.tree.gist_encoder import GistEncoder
@@ -57,7 +58,7 @@ def compress_into(
     Raises:
         GistNetError: as `compress_files`, `compress_files_with_ray` and `open_or_create`.
     """
-    load = LoadEncoder(checkpoint.resolve())
+    load = LoadEncoder(find_folder(checkpoint).resolve())
     ready = ReadyGists(load())
     with open_or_create(uri, ready) as tree:
         if not workers:

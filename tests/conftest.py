@@ -69,12 +69,17 @@ def corpus_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def tiny_config(tmp_path: Path, teacher_folder: Path, corpus_file: Path) -> dict[str, Any]:
     """A configuration, as YAML values, of a run of six steps; the network is float32 and all of it tiny."""
+    return tiny_values(tmp_path, teacher_folder, corpus_file)
+
+
+def tiny_values(folder: Path, teacher_folder: Path, corpus_file: Path) -> dict[str, Any]:
+    """`tiny_config`, for a run in `folder`."""
     return {
-        "run_folder": str(tmp_path / "run"),
+        "run_folder": str(folder / "run"),
         "device": "cpu",
         "teacher": {"name": str(teacher_folder), "precision": "float32"},
         "data": {
-            "folder": str(tmp_path / "prepared"),
+            "folder": str(folder / "prepared"),
             "window_tokens": 96,
             "min_tokens": 64,
             "held_out_fraction": 0.3,

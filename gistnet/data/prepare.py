@@ -38,7 +38,7 @@ from gistnet.data.sources import (
 )
 from gistnet.data.synthetic import synthetic_identity
 from gistnet.data.tokenise import WindowTokenizer, cut_windows, tokenise
-from gistnet.data.writer import DatasetWriter
+from gistnet.data.writer import DatasetWriter, smallest_type
 from gistnet.errors import ConfigError, DataError
 from gistnet.files import atomic_folder, write_json
 from gistnet.settings import Section
@@ -152,7 +152,7 @@ def _write_dataset(
         (source.name, split): Counter() for source in config.sources for split in SPLITS
     }
     longest = 0
-    with DatasetWriter(folder, tokenizer.vocabulary_size) as writer:
+    with DatasetWriter(folder, smallest_type(tokenizer.vocabulary_size)) as writer:
         for source in config.sources:
             for document, tokens in tokenise(read_documents(source), tokenizer):
                 split = split_of(document.id, config.held_out_fraction)

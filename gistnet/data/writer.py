@@ -22,14 +22,19 @@ from gistnet.data.sources import Document
 DOCUMENTS_PER_WRITE = 1000
 
 
+def smallest_type(vocabulary_size: int) -> TokenType:
+    """The smallest type that holds every token id of a vocabulary."""
+    return "uint16" if vocabulary_size <= 2**16 else "uint32"
+
+
 class DatasetWriter:
     """Writes the files of a prepared corpus into an empty folder, document by document.
 
     A full disk raises `OSError` here; the files are written plainly because a memory map would kill the process.
     """
 
-    def __init__(self, folder: Path, vocabulary_size: int) -> None:
-        self.token_type: TokenType = "uint16" if vocabulary_size <= 2**16 else "uint32"
+    def __init__(self, folder: Path, token_type: TokenType) -> None:
+        self.token_type = token_type
         self.n_documents = 0
         self.n_tokens = 0
         self._folder = folder

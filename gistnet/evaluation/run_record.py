@@ -24,8 +24,8 @@ from gistnet.run_folder import (
 )
 from gistnet.training.tracking import read_metrics
 
-NETWORK_FILE = Path("gistnet", "config.json")
-"""In a checkpoint; what `GistNet.save_pretrained` writes. Importing that room would import torch."""
+NETWORK_FILE = "config.json"
+"""What `GistNet.save_pretrained` writes. Importing that room would import torch."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class RunRecord:
     best: str | None
     """Name of the best checkpoint."""
     network: dict[str, Any]
-    """What the best checkpoint says of its network: trained parameters, compute; empty where there is none."""
+    """What the best checkpoint, or a release, says of its network: trained parameters, compute; empty without one."""
 
 
 def read_run(folder: Path) -> RunRecord:
@@ -72,7 +72,7 @@ def read_run(folder: Path) -> RunRecord:
         figures=read_figures(figures) if figures.exists() else None,
         span_map=SpanMap.read(span_map) if span_map.exists() else None,
         best=best if isinstance(best, str) else None,
-        network=_read_if_there(checkpoints / str(best) / NETWORK_FILE),
+        network=_read_if_there((folder if best is None else checkpoints / str(best) / "gistnet") / NETWORK_FILE),
     )
 
 

@@ -1,4 +1,4 @@
-"""Results and statistics as tables for the terminal."""
+"""Results and statistics as tables for the terminal, and as Markdown."""
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby
@@ -10,7 +10,7 @@ from gistnet.data.dataset import DatasetStatistics
 from gistnet.evaluation.records import MetricRecord
 from gistnet.terminal import at_full_width
 
-_BASELINES = ("drop", "last_token", "surprisal_token", "mean", "shuffled", "gists_below")
+BASELINES = ("drop", "last_token", "surprisal_token", "mean", "shuffled", "gists_below")
 # Too many for a terminal: a line for each offset, and the parts of measures other than kinds of tokens.
 _IN_FULL = ("delta_nll_by_offset",)
 _BY_KIND = ("kl_by_kind", "delta_nll_by_kind")
@@ -43,7 +43,7 @@ def _grouped(records: Sequence[MetricRecord]) -> Iterator[tuple[tuple[Any, ...],
 
 
 def _table(title: str, records: Sequence[MetricRecord], second: Literal["offsets", "kind"] | None = "offsets") -> Table:
-    shown = [name for name in _BASELINES if any(name in record.baselines for record in records)]
+    shown = [name for name in BASELINES if any(name in record.baselines for record in records)]
     spans = max(record.n_spans for record in records)
     documents = max(record.n_documents for record in records)
     table = Table(title=f"{title} · {spans} spans of {documents} documents", title_justify="left")
@@ -54,23 +54,36 @@ def _table(title: str, records: Sequence[MetricRecord], second: Literal["offsets
         table.add_column(name.replace("_", " "), justify="right")
     table.add_column("target")
     for record in records:
-        place = {"offsets": _offsets(record), "kind": record.part}
+        place = {"offsets": offsets_text(record), "kind": record.part}
         table.add_row(
             record.name,
             *([place[second]] if second else []),
             f"{record.value:.3f}",
-            "" if record.interval is None else f"{record.interval[0]:.3f} … {record.interval[1]:.3f}",
+            interval_text(record),
             *(f"{record.baselines[name]:.3f}" if name in record.baselines else "" for name in shown),
-            _target(record),
+            target_text(record),
         )
     return at_full_width(table)
 
 
-def _offsets(record: MetricRecord) -> str:
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table, its first column to the left and the others to the right."""
+    lines = [f"| {' | '.join(header)} |", f"|---|{'---:|' * (len(header) - 1)}"]
+    return "\n".join(lines + [f"| {' | '.join(row)} |" for row in rows])
+
+
+def interval_text(record: MetricRecord) -> str:
+    """The 95 % interval of a figure, or nothing."""
+    return "" if record.interval is None else f"{record.interval[0]:.3f} … {record.interval[1]:.3f}"
+
+
+def offsets_text(record: MetricRecord) -> str:
+    """Which of the predicted tokens count, or nothing."""
     return "" if record.offsets is None else f"{record.offsets[0]}–{record.offsets[1]}"
 
 
-def _target(record: MetricRecord) -> str:
+def target_text(record: MetricRecord) -> str:
+    """A figure's target and whether it is met, or nothing."""
     if record.target is None:
         return ""
     bounds = [f"> {record.target.above}"] if record.target.above is not None else []

@@ -28,13 +28,20 @@ from gistnet.model.layers import (
     matmul_flops,
     narrowing,
 )
-from gistnet.model.saved_gistnet import FORMAT_VERSION, Choices, GistNetConfig, SavedGistNet, read_saved, write_saved
+from gistnet.model.saved_gistnet import (
+    BELOW,
+    FORMAT_VERSION,
+    Choices,
+    GistNetConfig,
+    SavedGistNet,
+    read_saved,
+    write_saved,
+)
 from gistnet.model.teacher import Teacher
 from gistnet.model.teacher_layers import TeacherLayers
+from gistnet.release.folder import find_folder
 from gistnet.version import __version__
 
-BELOW = "below"
-"""The name of the GistNet of the level below: as a submodule, and as a folder beside the saved weights."""
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
 
@@ -308,10 +315,14 @@ class GistNet(nn.Module):
     def from_pretrained(cls, folder: Path | str, teacher: Teacher) -> "GistNet":
         """Load a saved GistNet for the teacher it was trained with.
 
+        Args:
+            folder: where it is, or the name of a release that comes with the package.
+
         Raises:
-            CheckpointError: a file is missing or damaged, is of a newer format, or belongs to another teacher.
+            CheckpointError: a file is missing or damaged, is of a newer format, or belongs to another teacher; or there
+                is no release of that name.
         """
-        folder = Path(folder)
+        folder = find_folder(folder)
         saved, state = read_saved(folder)
         if not saved.teacher.same_model(teacher.fingerprint):
             raise CheckpointError(

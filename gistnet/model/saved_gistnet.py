@@ -25,6 +25,8 @@ _BEFORE_3 = {"anchor": "token", "gist_scale": 1.0}
 """What older files do not say of a GistNet: they had no other."""
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
+BELOW = "below"
+"""The name of the GistNet of the level below: as a submodule, and as a folder beside the saved weights."""
 
 
 class GistNetConfig(Section):

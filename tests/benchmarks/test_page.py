@@ -1,4 +1,4 @@
-"""The page about performance: its tables are made from the results, and say so where there are none."""
+"""Pages with tables: they are made from the results and releases, and say so where there are none."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.flops import TeacherSize
-from benchmarks.page import PAGE, RESULTS, counted_ratio, fill
+from benchmarks.page import ROOT, fill, pages
+from benchmarks.page_tables import Sources, counted_ratio
 from benchmarks.workload import SMOLLM2_SHAPE, build_teacher
 from gistnet.model.gistnet import GistNet, GistNetConfig
 
@@ -17,17 +18,18 @@ def block(name: str) -> str:
     return f"before\n<!-- table: {name} -->\nold\n<!-- /table -->\nafter\n"
 
 
-def test_the_page_is_what_the_results_make() -> None:
-    """After measuring, `python benchmarks/page.py` writes it anew."""
-    text = PAGE.read_text(encoding="utf-8")
-    assert fill(text, RESULTS, PAGE.parent / "plots") == text
+def test_the_pages_are_what_the_results_make() -> None:
+    """After measuring, `python benchmarks/page.py` writes them anew."""
+    made = pages(ROOT)
+    assert {path.name for path in made} >= {"README.md", "performance.md"}
+    assert [path for path, text in made.items() if path.read_text(encoding="utf-8") != text] == []
 
 
 def test_what_is_missing_says_what_measures_it(tmp_path: Path) -> None:
-    filled = fill(block("compression-cpu"), tmp_path, tmp_path)
+    filled = fill(block("compression-cpu"), Sources.of(tmp_path))
     assert filled == block("compression-cpu").replace("old", "TO MEASURE: `python benchmarks/compression.py`")
     with pytest.raises(KeyError):
-        fill(block("no-such-table"), tmp_path, tmp_path)
+        fill(block("no-such-table"), Sources.of(tmp_path))
 
 
 def test_results_become_tables(tmp_path: Path) -> None:
@@ -37,8 +39,10 @@ def test_results_become_tables(tmp_path: Path) -> None:
     case["breakdown"] = {"document pass": {"seconds_per_span": 0.05, "flops_per_second": 2.5e11}}
     teachers = {SMOLLM2_SHAPE: {"cases": [case, {"window": 16384, "horizon": 32}]}}
     content = {"machine": MACHINE, "matmul_flops_per_second": 4.2e11, "teachers": teachers}
-    (tmp_path / "engine-cpu.json").write_text(json.dumps(content))
-    filled = fill(block("engine-cpu") + block("parts-cpu"), tmp_path, tmp_path)
+    sources = Sources.of(tmp_path)
+    sources.results.mkdir(parents=True)
+    (sources.results / "engine-cpu.json").write_text(json.dumps(content))
+    filled = fill(block("engine-cpu") + block("parts-cpu"), sources)
     assert "2 cores of a processor, torch 9.9; large matrix products in bfloat16 reach 420 GFLOP/s" in filled
     assert f"| {SMOLLM2_SHAPE}, 4,096, 32 | 30 | – | 0.25 | **120×** | – | 118× | 42% | 2.5 GB |" in filled
     assert f"| {SMOLLM2_SHAPE}, 16,384, 32 | – | – | – | – | – | 577× | – | – |" in filled

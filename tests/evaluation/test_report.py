@@ -208,7 +208,7 @@ def test_runs_to_compare_are_at_least_two_and_exist(run: Path, tmp_path: Path) -
 
 
 def test_a_network_is_looked_for_where_it_is_saved() -> None:
-    assert run_record.NETWORK_FILE.name == gistnet.CONFIG_FILE
+    assert run_record.NETWORK_FILE == gistnet.CONFIG_FILE
 
 
 def test_writing_a_report_does_not_import_torch() -> None:

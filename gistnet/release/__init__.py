@@ -1,0 +1,1 @@
+"""Finished runs as folders that anyone can load, evaluate and publish."""

@@ -1,0 +1,114 @@
+"""The results of a release as Markdown, made from its records alone: for its card, and for whoever tells of it."""
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import NamedTuple
+
+from gistnet.evaluation.records import Baseline, MetricRecord
+from gistnet.evaluation.run_record import read_figures
+from gistnet.evaluation.tables import BASELINES, interval_text, markdown, offsets_text, target_text
+from gistnet.model.saved_gistnet import SavedGistNet, read_saved
+from gistnet.positions import POLICIES
+from gistnet.run_folder import FIGURES_FILE
+
+_WHOLE_HORIZON = ("kl", "delta_nll", "substitutability_rate", "perplexity_ratio")
+_EACH_RANGE = "recovered_kl"
+_FREE: tuple[Baseline, ...] = ("drop", "last_token")
+
+
+class ReleasedFigures(NamedTuple):
+    """What a release folder says of its network and how good it is."""
+
+    network: SavedGistNet
+    records: list[MetricRecord]
+    """All of them."""
+
+    @property
+    def shown(self) -> list[MetricRecord]:
+        """Those under the position policy that it was trained for; under all, where that is a mixture."""
+        policies = [self.network.positions] if self.network.positions in POLICIES else list(POLICIES)
+        return [record for record in self.records if record.positions in policies]
+
+
+def read_released(folder: Path) -> ReleasedFigures:
+    """Read what a release folder says.
+
+    Raises:
+        CheckpointError, DataError: its network or its figures are missing or damaged.
+    """
+    network, _ = read_saved(folder)
+    return ReleasedFigures(network, read_figures(folder / FIGURES_FILE))
+
+
+def summary(figures: ReleasedFigures) -> str:
+    """Results and targets in short: the first kind of text that was evaluated, at its shortest horizon."""
+    first = next((record for record in figures.shown if record.horizon is not None), None)
+    shortest = min((record.horizon or 0 for record in figures.shown if record.horizon is not None), default=0)
+    of_first = [r for r in figures.shown if first and (r.domain, r.horizon) == (first.domain, shortest)]
+    return f"{results_tables(of_first)}\n\n{targets_table(figures.shown)}"
+
+
+def results_tables(records: Sequence[MetricRecord]) -> str:
+    """A table for each kind of text, horizon, policy and level, each headed by what it is.
+
+    KL, ΔNLL, the substitutability rate and the perplexity ratio over the whole horizon, and the shares recovered for
+    each range of offsets, beside their baselines.
+    """
+    shown = [r for r in records if not r.part and (r.name == _EACH_RANGE or _is_whole(r))]
+    return "\n\n".join(_tables(shown))
+
+
+def _is_whole(record: MetricRecord) -> bool:
+    return record.name in _WHOLE_HORIZON and record.offsets == (1, record.horizon)
+
+
+def _tables(records: Sequence[MetricRecord]) -> Iterator[str]:
+    for (domain, positions, horizon, level, k), group in groupby(
+        records, lambda r: (r.domain, r.positions, r.horizon, r.level, r.k)
+    ):
+        members = list(group)
+        kept = [name for name in BASELINES if any(name in record.baselines for record in members)]
+        header = [
+            "metric",
+            "offsets",
+            "**gist**",
+            "95 % interval",
+            *(name.replace("_", " ") for name in kept),
+            "target",
+        ]
+        rows = [
+            [
+                record.name,
+                offsets_text(record),
+                f"**{record.value:.3f}**",
+                interval_text(record),
+                *(f"{record.baselines[name]:.3f}" if name in record.baselines else "" for name in kept),
+                target_text(record),
+            ]
+            for record in members
+        ]
+        several = f", {k} gists in a row" if k > 1 else ""
+        yield (
+            f"{domain}, H = {horizon}, positions {positions}, level {level}{several}: {members[0].n_spans} spans of "
+            f"{members[0].n_documents} documents\n\n{markdown(header, rows)}"
+        )
+
+
+def targets_table(records: Sequence[MetricRecord]) -> str:
+    """Every figure that has a target, beside the stand-ins that cost nothing, and whether it is met."""
+    aimed = [record for record in records if record.target is not None and not record.part]
+    if not aimed:
+        return "None of the figures has a target."
+    rows = [
+        [
+            record.name,
+            f"{record.domain}{'' if record.horizon is None else f', H = {record.horizon}'}, level {record.level}",
+            f"**{record.value:.3f}**",
+            interval_text(record),
+            *(f"{record.baselines[name]:.3f}" if name in record.baselines else "" for name in _FREE),
+            target_text(record),
+        ]
+        for record in aimed
+    ]
+    return markdown(["metric", "text", "**gist**", "95 % interval", "drop", "last token", "target"], rows)

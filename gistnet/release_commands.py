@@ -1,0 +1,65 @@
+"""The commands about releases: `gistnet release` and `gistnet publish`.
+
+Each reads its arguments, calls the library, and prints.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gistnet import terminal
+
+
+def release(
+    run: Annotated[Path, typer.Argument(help="A finished run's folder, or one of its checkpoints.")],
+    out: Annotated[Path, typer.Option(help="The new folder; released/NAME in a checkout of this repository.")],
+    hardware: Annotated[str, typer.Option(help="What it was trained on, for the model card.")],
+    command: Annotated[str, typer.Option(help="What trained it, for the model card.")],
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(help="Changes to its evaluation, as evaluation.documents=64.", show_default=False),
+    ] = None,
+    data_notes: Annotated[
+        Path | None, typer.Option(help="Markdown about the documents and their licences, for the model card.")
+    ] = None,
+    limits: Annotated[Path | None, typer.Option(help="Markdown about what it cannot do, for the model card.")] = None,
+) -> None:
+    """Make a folder that anyone can load, evaluate and publish: network, figures, held-out documents, model card.
+
+    It is evaluated on the held-out documents that the folder brings, evaluation.documents (64) of each kind of text.
+    """
+    from gistnet.evaluation.tables import results_tables
+    from gistnet.release.make import Told, make_release, read_notes
+
+    terminal.quieten()
+    told = Told(command, hardware, read_notes(data_notes), read_notes(limits))
+    evaluation = make_release(run, out, told, tuple(settings or ()), terminal.err.print)
+    for table in results_tables(evaluation.records):
+        terminal.out.print(table)
+    terminal.out.print(f"The release is in {out}; its card is README.md there.")
+
+
+def publish(
+    folder: Annotated[Path, typer.Argument(help="A release's folder, or the name of one that comes with gistnet.")],
+    to: Annotated[str, typer.Option(help="The repository on the Hugging Face Hub.", metavar="USER/NAME")],
+    private: Annotated[bool, typer.Option("--private", help="Make the repository for yourself only.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the folder and say what would be done.")] = False,
+) -> None:
+    """Upload a release to the Hugging Face Hub, in one commit; needs a token, from `hf auth login` or $HF_TOKEN."""
+    from rich.table import Table
+
+    from gistnet.release.publish import plan_upload, upload
+
+    plan = plan_upload(folder, to, private=private)
+    if dry_run:
+        table = Table("file", "bytes")
+        for name, size in plan.files.items():
+            table.add_row(name, f"{size:,}")
+        terminal.out.print(table)
+        terminal.out.print(
+            f"Would make the {plan.visibility} repository {to} where there is none, and upload {len(plan.files)} files "
+            f"({plan.megabytes:.1f} MB) in one commit. Nothing was sent."
+        )
+        return
+    terminal.out.print(f"Published {len(plan.files)} files ({plan.megabytes:.1f} MB): {upload(plan)}")

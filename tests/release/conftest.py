@@ -1,0 +1,44 @@
+"""A tiny run, and the release that is made of it, once for all tests: they copy what they change."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from gistnet.config import load_config
+from gistnet.release.make import Told, make_release
+from gistnet.session import train
+from tests.conftest import tiny_values
+
+NOTES = "Made of **random words**, in the public domain.\n"
+TOLD = Told(command="gistnet train --config tiny.yaml", hardware="an abacus", data_notes=NOTES)
+
+
+def two_level_values(folder: Path, teacher_folder: Path, corpus_file: Path) -> dict[str, Any]:
+    """A run of two stages, the second of which trains gists of gists: 64 bytes in one vector."""
+    values = tiny_values(folder, teacher_folder, corpus_file)
+    values["levels"] = 2
+    values["data"]["min_tokens"] = 80
+    values["train"] |= {"steps": 2, "checkpoint_every_steps": 1}
+    values["stages"] = [{"name": "tokens"}, {"name": "gists", "train": {"level": 1}}]
+    return values
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory, teacher_folder: Path, corpus_file: Path) -> Path:
+    """The folder of a run with two levels."""
+    folder = tmp_path_factory.mktemp("finished")
+    path = folder / "run.yaml"
+    path.write_text(yaml.safe_dump(two_level_values(folder, teacher_folder, corpus_file)), encoding="utf-8")
+    config = load_config(path)
+    assert train(config)
+    return config.run_folder
+
+
+@pytest.fixture(scope="session")
+def release(tmp_path_factory: pytest.TempPathFactory, finished_run: Path) -> Path:
+    """The release of that run, with notes about its data and none about its limits."""
+    out = tmp_path_factory.mktemp("released") / "tiny-32"
+    make_release(finished_run, out, TOLD)
+    return out

@@ -1,0 +1,145 @@
+"""The card and the results table: every figure in them is the one in the files beside."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from benchmarks.page import fill
+from benchmarks.page_tables import Sources
+from gistnet.evaluation.records import MetricRecord, Target
+from gistnet.model.fingerprint import TeacherFingerprint
+from gistnet.model.saved_gistnet import GistNetConfig, SavedGistNet
+from gistnet.release.card import base_model, card
+from gistnet.release.results import ReleasedFigures, results_tables, summary, targets_table
+from gistnet.training.checkpoint import best_checkpoint
+from gistnet.training.tracking import read_metrics
+from tests.release.conftest import NOTES
+
+
+def record(name: str, value: float, **more: object) -> MetricRecord:
+    place = {"domain": "narrative", "horizon": 32, "offsets": (1, 32), "positions": "end"}
+    return MetricRecord(name=name, value=value, n_spans=256, n_documents=64, **place | more)
+
+
+def network(positions: str = "end", teacher: str = "smollm2-135m") -> SavedGistNet:
+    return SavedGistNet(
+        format_version=2,
+        gistnet_version="0",
+        config=GistNetConfig(),
+        dim=576,
+        level=0,
+        positions=positions,
+        teacher=TeacherFingerprint(name=teacher, revision=None, config_hash="1", embedding_hash="2"),
+        trained_parameters=1,
+        frozen_parameters=0,
+        flops_per_span=1,
+        share_of_teacher=0.1,
+        weights_sha256="3",
+    )
+
+
+KL = record("kl", 0.31249, interval=(0.28, 0.35), baselines={"drop": 0.7, "last_token": 0.41})
+RATE = record("substitutability_rate", 0.95, target=Target(above=0.9))
+
+
+def test_a_table_has_figures_intervals_baselines_and_targets() -> None:
+    expected = """narrative, H = 32, positions end, level 0: 256 spans of 64 documents
+
+| metric | offsets | **gist** | 95 % interval | drop | last token | target |
+|---|---:|---:|---:|---:|---:|---:|
+| kl | 1–32 | **0.312** | 0.280 … 0.350 | 0.700 | 0.410 |  |
+| substitutability_rate | 1–32 | **0.950** |  |  |  | > 0.9: met |
+| recovered_kl | 9–32 | **0.400** |  |  |  |  |"""
+    shown = [KL, record("kl", 0.2, offsets=(1, 8)), RATE, record("recovered_kl", 0.4, offsets=(9, 32))]
+    shown += [record("delta_nll_by_offset", 0.1, offsets=(3, 3)), record("kl_by_kind", 0.2, part="names")]
+    assert results_tables(shown) == expected
+
+
+def test_levels_and_texts_have_tables_of_their_own() -> None:
+    above, code = record("kl", 1.1, level=1), record("kl", 0.5, domain="code")
+    headings = [line for line in results_tables([KL, above, code]).splitlines() if line.endswith("documents")]
+    assert [heading.partition(":")[0] for heading in headings] == [
+        "narrative, H = 32, positions end, level 0",
+        "narrative, H = 32, positions end, level 1",
+        "code, H = 32, positions end, level 0",
+    ]
+
+
+def test_the_summary_is_of_the_first_text_and_the_policy_it_was_trained_for() -> None:
+    others = [
+        record("kl", 0.777, positions="center"),
+        record("kl", 0.888, horizon=64, offsets=(1, 64)),
+        record("kl", 0.999, domain="code"),
+    ]
+    told = summary(ReleasedFigures(network(), [others[0], KL, RATE, *others[1:]]))
+    assert "0.312" in told
+    assert not re.search(r"0\.(777|888|999)", told)
+    assert told.count("0.950") == 2  # among the results, and among the targets
+    mixture = ReleasedFigures(network("center 0.5, end 0.5"), [others[0], KL])
+    assert [r.value for r in mixture.shown] == [0.777, 0.31249]
+
+
+def test_targets_are_listed_with_what_costs_nothing() -> None:
+    diversity = record("gist_diversity", 0.4, horizon=None, offsets=None, target=Target(above=0.5))
+    rows = targets_table([KL, RATE, diversity]).splitlines()[2:]
+    assert rows == [
+        "| substitutability_rate | narrative, H = 32, level 0 | **0.950** |  |  |  | > 0.9: met |",
+        "| gist_diversity | narrative, level 0 | **0.400** |  |  |  | > 0.5: not met |",
+    ]
+    assert targets_table([KL]) == "None of the figures has a target."
+
+
+@pytest.mark.parametrize(
+    ("teacher", "expected"),
+    [
+        ("smollm2-135m", "HuggingFaceTB/SmolLM2-135M-Instruct"),
+        ("Qwen/Qwen3-0.6B", "Qwen/Qwen3-0.6B"),
+        ("/home/me/teacher", None),
+    ],
+)
+def test_the_base_model_is_named_as_on_the_hub(teacher: str, expected: str | None) -> None:
+    assert base_model(ReleasedFigures(network(teacher=teacher), [])) == expected
+
+
+def test_the_card_is_made_of_the_folder(finished_run: Path, release: Path, tmp_path: Path) -> None:
+    text = (release / "README.md").read_text(encoding="utf-8")
+    assert card(release) == text
+    _, front, body = text.split("---\n", 2)
+    metadata = yaml.safe_load(front)
+    assert metadata["license"] == "apache-2.0"
+    assert metadata["library_name"] == "gistnet"
+    saved = json.loads((release / "config.json").read_bytes())
+    assert f"Trained parameters: {saved['trained_parameters']:,};" in body
+    best = best_checkpoint(finished_run)
+    assert best is not None
+    step = int(best.name.removeprefix("step-"))
+    spans = next(line["spans_seen"] for line in read_metrics(release / "metrics.jsonl") if line["step"] == step)
+    assert f"Spans seen: {spans}, in {step} optimiser steps." in body
+    assert "Hardware: an abacus." in body
+    assert "Command: `gistnet train --config tiny.yaml`." in body
+    assert NOTES in body
+    assert "stories (narrative): `story-" in body
+    figures = json.loads((release / "metrics.json").read_bytes())
+    whole = next(f for f in figures if f["name"] == "kl" and f["positions"] == saved["positions"])
+    assert f"| kl | 1–12 | **{whole['value']:.3f}** |" in body
+
+    changed = shutil.copytree(release, tmp_path / "other")
+    (changed / "limits.md").write_text("It is **tiny**.\n", encoding="utf-8")
+    assert "## Limits\n\nIt is **tiny**.\n" in card(changed)
+
+
+def test_the_readme_has_the_table_of_the_card(release: Path, tmp_path: Path) -> None:
+    page = "# Title\n<!-- table: release -->\nold\n<!-- /table -->\nend\n"
+    sources = Sources.of(tmp_path)
+    assert "gistnet release RUN --out released/smollm2-135m" in fill(page, sources)
+    shutil.copytree(release, tmp_path / "released" / "smollm2-135m")
+    filled = fill(page, sources)
+    assert "old" not in filled
+    rows = [line for line in filled.splitlines() if line.startswith(("| kl |", "| recovered_kl |"))]
+    assert len(rows) >= 4  # 1–12, 1–8 and 9–12 of one level, and again of the other
+    text = (release / "README.md").read_text(encoding="utf-8")
+    assert [row for row in rows if row not in text] == []

@@ -1,0 +1,153 @@
+"""A release holds all that is needed to load it and to measure it again, and nothing that names a machine."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from gistnet.config import load_config
+from gistnet.data.dataset import PreparedDataset
+from gistnet.data.sampling import SpanLayout, validation_windows
+from gistnet.errors import CheckpointError, ConfigError, DataError
+from gistnet.evaluation.run_record import read_figures
+from gistnet.model.gistnet import GistNet, GistNetConfig
+from gistnet.release.folder import ALWAYS_THERE
+from gistnet.release.make import make_release, require_small
+from gistnet.session import open_gistnet, open_trained
+from gistnet.training.checkpoint import best_checkpoint
+from tests.conftest import Command
+from tests.release.conftest import NOTES, TOLD
+from tests.teachers import tiny_teacher
+
+
+def test_the_weights_are_those_of_the_best_checkpoint(finished_run: Path, release: Path) -> None:
+    best = best_checkpoint(finished_run)
+    assert best is not None
+    for level in ("", "below"):
+        expected = load_file(best / "gistnet" / level / "model.safetensors")
+        got = load_file(release / level / "model.safetensors")
+        assert got.keys() == expected.keys()
+        assert all(torch.equal(got[name], tensor) for name, tensor in expected.items())
+    assert [name for name in ALWAYS_THERE if not (release / name).exists()] == []
+    log = "metrics.jsonl"
+    assert (release / log).read_bytes() == (finished_run / log).read_bytes()
+
+
+def test_nothing_in_it_names_a_folder_of_this_machine(finished_run: Path, release: Path) -> None:
+    """But the teacher: that of the tests is a folder, and whoever has the release must have it too."""
+    config = yaml.safe_load((release / "config.yaml").read_text(encoding="utf-8"))
+    teacher = config["teacher"]["name"]
+    for path in release.rglob("*"):
+        if path.is_file():
+            text = path.read_bytes().decode("utf-8", errors="ignore").replace(teacher, "")
+            assert str(finished_run.parent) not in text, path
+            assert str(release.parent) not in text, path
+            assert ".partial-" not in text, path
+            assert "/tmp" not in text, path
+    assert config["run_folder"] == "released/tiny-32"
+    assert config["device"] == "auto"
+    assert config["data"]["folder"] == "prepared"
+    assert config["data"]["sources"][0]["paths"] == ["stories.jsonl"]
+    assert load_config(release / "config.yaml").levels == 2
+
+
+def test_its_documents_are_those_that_the_evaluation_takes_of_the_whole_corpus(
+    finished_run: Path, release: Path
+) -> None:
+    whole = open_trained(finished_run).dataset()
+    own = PreparedDataset.open(release / "held-out")
+    layout = SpanLayout(span_tokens=8, horizon_tokens=12)
+    samples = validation_windows(whole, layout, documents=4, spans_per_document=2, seed=0)
+    expected = {whole.describe(sample.window).document_id for sample in samples}
+    assert {own.describe(window).document_id for window in range(len(own))} == expected
+    assert len(own) == 4
+    assert own.domains("held_out") == ["narrative"]
+    for window in range(len(own)):
+        info = own.describe(window)
+        assert info.split == "held_out"
+        assert info.source == "stories"
+        # 64 bytes of a gist of gists, 12 predicted and 4 never replaced fit into every window.
+        assert info.length >= 80
+        of_document = [n for n in range(len(whole)) if whole.describe(n).document_id == info.document_id]
+        assert any(np.array_equal(own.read(window), whole.read(n)) for n in of_document)
+
+
+def test_evaluating_it_gives_its_figures_to_the_digit_and_writes_nothing(
+    gistnet: Command, finished_run: Path, release: Path, tmp_path: Path
+) -> None:
+    """Without the run, its data, or the sources; from another place."""
+    copy = shutil.copytree(release, tmp_path / "elsewhere")
+    before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
+    outcome = gistnet("evaluate", copy, "--out", tmp_path / "again.json")
+    assert outcome.status == 0, outcome.err
+    assert json.loads((tmp_path / "again.json").read_bytes()) == json.loads((release / "metrics.json").read_bytes())
+    count = len(read_figures(release / "metrics.json"))
+    assert f"{count} of {count} figures are those of the release to the digit." in outcome.out
+    assert {record.level for record in read_figures(release / "metrics.json")} == {0, 1}
+
+    outcome = gistnet("evaluate", copy, "evaluation.documents=2", "evaluation.positions=[end]")
+    assert outcome.status == 0, outcome.err
+    assert "nothing was written" in outcome.out
+    assert "are of other spans than the release's" in outcome.out
+    assert {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()} == before
+
+
+def test_it_is_opened_like_a_run(finished_run: Path, release: Path) -> None:
+    trained = open_trained(release)
+    assert trained.folder == release.resolve()
+    teacher, gistnet = open_gistnet(release)
+    assert gistnet.fingerprint == open_trained(finished_run).gistnet.fingerprint == trained.gistnet.fingerprint
+    assert teacher.fingerprint == trained.teacher.fingerprint
+
+
+def test_the_report_page_says_where_the_release_belongs(release: Path) -> None:
+    page = (release / "report.html").read_text(encoding="utf-8")
+    assert '"path":"released/tiny-32"' in page
+    assert '"name":"tiny-32"' in page
+    assert '["trained parameters","' in page
+
+
+def test_what_cannot_be_released_is_refused(finished_run: Path, release: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"is there already, expected a new folder"):
+        make_release(finished_run, release, TOLD)
+    with pytest.raises(ConfigError, match=r"'train.steps=3', expected one of evaluation"):
+        make_release(finished_run, tmp_path / "out", TOLD, ["train.steps=3"])
+    with pytest.raises(ConfigError, match="is a release already"):
+        make_release(release, tmp_path / "out", TOLD)
+    large = GistNet.build(GistNetConfig(architecture="bottleneck", width=512), tiny_teacher("llama"))
+    megabytes = large.parameter_budget().trained * 4 / 1e6
+    assert megabytes > 10
+    with pytest.raises(CheckpointError, match=f"have {megabytes:.1f} MB, expected less than 10 MB"):
+        require_small(large)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_release_that_cannot_be_finished_leaves_nothing(
+    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: object) -> None:
+        raise DataError("There is nothing to measure.")
+
+    monkeypatch.setattr("gistnet.release.make.evaluate", refuse)
+    with pytest.raises(DataError, match="nothing to measure"):
+        make_release(finished_run, tmp_path / "out", TOLD)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_release_is_a_command(gistnet: Command, finished_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "data.md").write_text(NOTES, encoding="utf-8")
+    out = tmp_path / "released" / "mine"
+    told = ["--hardware", "an abacus", "--command", "gistnet train", "--data-notes", tmp_path / "data.md"]
+    outcome = gistnet("release", finished_run, "--out", out, *told, "evaluation.documents=3")
+    assert outcome.status == 0, outcome.err
+    assert f"The release is in {out}" in outcome.out
+    assert NOTES in (out / "README.md").read_text(encoding="utf-8")
+    assert len(PreparedDataset.open(out / "held-out")) == 3
+    missing = gistnet("release", finished_run, "--out", tmp_path / "no", *told[:4], "--limits", tmp_path / "none.md")
+    assert missing.status == 1
+    assert missing.err == f"gistnet: Could not read {tmp_path / 'none.md'}: No such file or directory.\n"
