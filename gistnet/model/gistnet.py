@@ -275,19 +275,37 @@ class GistNet(nn.Module):
             folder, prefix = folder / BELOW, f"{prefix}{BELOW}."
         self.load_trainable_state(state)
 
-    def save_pretrained(self, folder: Path | str) -> None:
+    @torch.no_grad()
+    def round_weights(self, dtype: torch.dtype) -> None:
+        """Give every trained parameter of all levels the nearest value that a number format has; they stay float32.
+
+        Raises:
+            CheckpointError: a weight is beyond what the format can hold; nothing changes.
+        """
+        parameters = self.trained_parameters(with_below=True)
+        for name, parameter in parameters.items():
+            if not bool(torch.isfinite(parameter.to(dtype)).all()):
+                raise CheckpointError(f"A weight of '{name}' is not finite in {dtype}; expected one that it can hold.")
+        for parameter in parameters.values():
+            parameter.copy_(parameter.to(dtype))
+
+    def save_pretrained(self, folder: Path | str, *, dtype: torch.dtype = torch.float32) -> None:
         """Write `model.safetensors` (trained parameters only) and `config.json`, each atomically, the latter last.
 
         The level below goes into the folder `below`, before. A reader that finds the weights of one save beside the
         config of another refuses them.
+
+        Args:
+            dtype: the number format of the file; another than float32 after `round_weights` only, or what is read back
+                is another GistNet.
 
         Raises:
             StorageError: the folder could not be written.
         """
         folder = Path(folder)
         if self.below is not None:
-            self.below.save_pretrained(folder / BELOW)
-        weights = self._weights()
+            self.below.save_pretrained(folder / BELOW, dtype=dtype)
+        weights = self._weights(dtype)
         budget = self.parameter_budget()
         saved = SavedGistNet(
             format_version=FORMAT_VERSION,
@@ -306,10 +324,10 @@ class GistNet(nn.Module):
         )
         write_saved(folder, saved, weights)
 
-    def _weights(self) -> bytes:
+    def _weights(self, dtype: torch.dtype = torch.float32) -> bytes:
         """This level's trained parameters as the contents of a safetensors file."""
         own = self.trained_parameters(with_below=False)
-        return save_tensors({name: parameter.detach().contiguous().cpu() for name, parameter in own.items()})
+        return save_tensors({name: parameter.detach().to(dtype).contiguous().cpu() for name, parameter in own.items()})
 
     @classmethod
     def from_pretrained(cls, folder: Path | str, teacher: Teacher) -> "GistNet":

@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from gistnet.config import config_text
 from gistnet.data.dataset import PreparedDataset
 from gistnet.errors import CheckpointError, ConfigError, DataError
@@ -31,6 +33,8 @@ from gistnet.version import __version__
 
 MOST_MEGABYTES = 10
 """Weights of a release stay below so many, of all its levels together: it belongs into a repository."""
+WEIGHTS_DTYPE = torch.float16
+"""Half the bytes of what was trained. What is measured is the network as it is after rounding."""
 _SETTINGS = ("evaluation.", "device=")
 
 Say = Callable[[str], None]
@@ -77,6 +81,7 @@ def make_release(
     if trained.is_released:
         raise ConfigError(f"{run} is a release already, expected a run folder.")
     require_small(trained.gistnet)
+    trained.gistnet.round_weights(WEIGHTS_DTYPE)  # before anything is measured: the figures are of what is released
     log = trained.run_folder / METRICS_FILE
     if not log.is_file():
         raise DataError(f"{trained.run_folder} has no {METRICS_FILE}, expected the log of its training.")
@@ -84,7 +89,7 @@ def make_release(
     config = neutral_config(trained.config, out.name)
     windows = choose_windows(dataset, trained.gistnet, config.evaluation)
     with atomic_folder(out) as folder:
-        trained.gistnet.save_pretrained(folder)
+        trained.gistnet.save_pretrained(folder, dtype=WEIGHTS_DTYPE)
         write_text(folder / CONFIG_FILE, config_text(config))
         write_held_out(folder / HELD_OUT_FOLDER, dataset, windows, config.data)
         shutil.copyfile(log, folder / METRICS_FILE)
@@ -106,9 +111,8 @@ def require_small(gistnet: GistNet) -> None:
     Raises:
         CheckpointError: those of all levels together are not below `MOST_MEGABYTES`.
     """
-    size = sum(
-        parameter.nbytes for parameter in gistnet.trained_parameters(with_below=True).values()
-    )  # a safetensors file adds its header, a few kilobytes
+    parameters = gistnet.trained_parameters(with_below=True).values()
+    size = WEIGHTS_DTYPE.itemsize * sum(p.numel() for p in parameters)  # a file adds its header, a few kilobytes
     if size >= MOST_MEGABYTES * 10**6:
         raise CheckpointError(
             f"The weights have {size / 1e6:.1f} MB, expected less than {MOST_MEGABYTES} MB in a release: train a "

@@ -443,6 +443,22 @@ def test_all_levels_are_saved_and_loaded_together(architecture, teacher, tmp_pat
     assert len(gistnet.trainable_state()) == 3 * len(gistnet.levels[0].trainable_state())
 
 
+def test_rounded_weights_take_half_the_bytes_and_are_read_back_as_they_were_rounded(teacher, tmp_path):
+    lower = waken(make_gistnet("bottleneck", teacher))
+    gistnet = waken(make_gistnet("bottleneck", teacher, below=lower))
+    before = gistnet.w_out.weight.detach().clone()
+    gistnet.round_weights(torch.float16)
+    assert not torch.equal(gistnet.w_out.weight, before)
+    torch.testing.assert_close(gistnet.w_out.weight, before, rtol=2**-11, atol=1e-7)
+    gistnet.save_pretrained(tmp_path, dtype=torch.float16)
+    assert {t.dtype for t in load_file(tmp_path / "below" / "model.safetensors").values()} == {torch.float16}
+    again = GistNet.from_pretrained(tmp_path, teacher)
+    assert again.fingerprint == gistnet.fingerprint and again.gain.dtype == torch.float32
+    gistnet.gain.data.fill_(1e5)
+    with pytest.raises(CheckpointError, match="A weight of 'gain' is not finite in torch.float16"):
+        gistnet.round_weights(torch.float16)
+
+
 def test_levels_of_different_saves_are_not_mixed(teacher, tmp_path):
     make_gistnet("bottleneck", teacher, below=make_gistnet("bottleneck", teacher)).save_pretrained(tmp_path)
     waken(make_gistnet("bottleneck", teacher)).save_pretrained(tmp_path / "below")
