@@ -455,7 +455,7 @@ def test_rounded_weights_take_half_the_bytes_and_are_read_back_as_they_were_roun
     again = GistNet.from_pretrained(tmp_path, teacher)
     assert again.fingerprint == gistnet.fingerprint and again.gain.dtype == torch.float32
     gistnet.gain.data.fill_(1e5)
-    with pytest.raises(CheckpointError, match="A weight of 'gain' is not finite in torch.float16"):
+    with pytest.raises(CheckpointError, match="A weight of 'gain' is not finite in torch"):
         gistnet.round_weights(torch.float16)
 
 

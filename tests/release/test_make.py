@@ -101,7 +101,9 @@ def test_it_is_opened_like_a_run(finished_run: Path, release: Path) -> None:
     trained = open_trained(release)
     assert trained.folder == release.resolve()
     teacher, gistnet = open_gistnet(release)
-    assert gistnet.fingerprint == open_trained(finished_run).gistnet.fingerprint == trained.gistnet.fingerprint
+    rounded = open_trained(finished_run).gistnet
+    rounded.round_weights(torch.float16)
+    assert gistnet.fingerprint == rounded.fingerprint == trained.gistnet.fingerprint
     assert teacher.fingerprint == trained.teacher.fingerprint
 
 
@@ -119,8 +121,8 @@ def test_what_cannot_be_released_is_refused(finished_run: Path, release: Path, t
         make_release(finished_run, tmp_path / "out", TOLD, ["train.steps=3"])
     with pytest.raises(ConfigError, match="is a release already"):
         make_release(release, tmp_path / "out", TOLD)
-    large = GistNet.build(GistNetConfig(architecture="bottleneck", width=512), tiny_teacher("llama"))
-    megabytes = large.parameter_budget().trained * 4 / 1e6
+    large = GistNet.build(GistNetConfig(architecture="bottleneck", width=768), tiny_teacher("llama"))
+    megabytes = large.parameter_budget().trained * 2 / 1e6
     assert megabytes > 10
     with pytest.raises(CheckpointError, match=f"have {megabytes:.1f} MB, expected less than 10 MB"):
         require_small(large)
