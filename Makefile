@@ -10,7 +10,7 @@ DEMO_SETTINGS := evaluation.domains=[narrative] evaluation.weights={} evaluation
   evaluation.positions=[end] evaluation.geometry_spans=200 evaluation.map_documents=0 evaluation.pair_test.pairs=0 \
   evaluation.highest_level=0
 
-.PHONY: install demo test lint clean
+.PHONY: install demo test lint release-run clean
 
 install: $(VENV)/.installed
 
@@ -25,13 +25,11 @@ demo: install
 	$(BIN)/gistnet train --config configs/demo.yaml --restart
 	$(BIN)/gistnet evaluate runs/demo
 	$(BIN)/gistnet report runs/demo
-ifneq ($(wildcard released/$(RELEASE)/config.yaml),)
 	$(BIN)/gistnet evaluate $(RELEASE) $(DEMO_SETTINGS) --out runs/demo/released.json
 	rm -rf runs/demo/readme.tree
 	$(BIN)/gistnet compress $(RELEASE) README.md --tree runs/demo/readme.tree
 	$(BIN)/gistnet tree info runs/demo/readme.tree
 	$(BIN)/gistnet generate "What is a gist?" --tree runs/demo/readme.tree --budget 512 --max-new-tokens 40
-endif
 
 test: install
 	$(BIN)/python -m pytest
@@ -40,6 +38,9 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+release-run: install
+	$(BIN)/python benchmarks/release_run.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) runs prepared

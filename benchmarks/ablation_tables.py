@@ -1,12 +1,10 @@
-"""Fills the tables of docs/ablations.md from benchmarks/results/ablations-*.json, so that no figure is copied by hand.
+"""The tables of docs/ablations.md, made from benchmarks/results; `benchmarks/page.py` puts them there.
 
-A block of the page begins with `<!-- table: NAME -->` and ends with `<!-- /table -->`; what is between is replaced.
 There is a block for each group and kind of device, `GROUP-cpu` and `GROUP-cuda`, and for plots and extrapolation.
 """
 
 import json
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,31 +15,12 @@ from benchmarks import ablation_results as kept
 from benchmarks.ablation_arms import DEFAULT, GROUPS
 from benchmarks.ablation_figures import PARTS, Record, mean_kl, paired_difference, recovered, recovered_interval
 from benchmarks.ablation_line import fit_line, second_half
-from benchmarks.ablation_plots import draw_all
 from benchmarks.plots import describe_device
+from gistnet.evaluation.tables import markdown
 
-ROOT = Path(__file__).parent.parent
-PAGE, RESULTS = ROOT / "docs" / "ablations.md", ROOT / "benchmarks" / "results"
-PLOTS = PAGE.parent / "plots" / "ablations"
 DEVICES = ("cpu", "cuda")
 FARTHER = (10**5, 10**6, 10**7)
 """Spans for which the line is asked what it would say."""
-_BLOCK = re.compile(r"(<!-- table: (?P<name>\S+) -->\n).*?(<!-- /table -->)", re.DOTALL)
-
-
-def fill(text: str, results: Path, plots: Path) -> str:
-    """The page with every block made anew.
-
-    Raises:
-        KeyError: there is no block of such a name.
-    """
-    return _BLOCK.sub(lambda block: f"{block[1]}{_BLOCKS[block['name']](results, plots)}\n{block[3]}", text)
-
-
-def write_page() -> None:
-    """Draw the plots and fill the page."""
-    draw_all(RESULTS, PLOTS)
-    PAGE.write_text(fill(PAGE.read_text(encoding="utf-8"), RESULTS, PLOTS), encoding="utf-8")
 
 
 def group_tables(group: str, device: str, results: Path, _: Path) -> str:
@@ -72,7 +51,7 @@ def _comparison(content: kept.Comparison, arms: Sequence[str]) -> str:
     costs = [_cost_row(content, arm, first, reached) for arm in arms]
     at = f"recovered at {reached:,} spans" if reached else "recovered at equal spans"
     cost_header = ["arm", "trained", "compute", "spans/s", "spans seen", "minutes", at]
-    tables = (_markdown(header, quality), _markdown(cost_header, costs))
+    tables = (markdown(header, quality), markdown(cost_header, costs))
     return "\n\n".join([intro, *tables, *_failures(content, arms)])
 
 
@@ -159,7 +138,7 @@ def extrapolation_table(device: str, results: Path, _: Path) -> str:
     if not rows:
         return "TO MEASURE: `python benchmarks/ablations.py`, with a curve of six validations or more"
     header = ["line through", "points", "recovered a doubling", *(f"{spans:,} spans" for spans in FARTHER)]
-    return _markdown(header, rows)
+    return markdown(header, rows)
 
 
 def _line_row(name: str, spans: Sequence[float], shares: Sequence[float]) -> list[str]:
@@ -178,12 +157,7 @@ def plot_list(device: str, _: Path, plots: Path) -> str:
     """The plots of a kind of device that have been drawn."""
     found = sorted(plots.glob(f"*-{device}.svg"))
     images = [f"![{path.stem.replace('-', ' ')}](plots/{plots.name}/{path.name})" for path in found]
-    return "\n".join(images) or "TO MEASURE: `python benchmarks/ablations.py`, then again with `--page`"
-
-
-def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [f"| {' | '.join(header)} |", f"|---|{'---:|' * (len(header) - 1)}"]
-    return "\n".join(lines + [f"| {' | '.join(row)} |" for row in rows])
+    return "\n".join(images) or "TO MEASURE: `python benchmarks/ablations.py`, then again with `--plots`"
 
 
 def untrained_table(kind: str, results: Path, _: Path) -> str:
@@ -214,7 +188,7 @@ def untrained_table(kind: str, results: Path, _: Path) -> str:
         "of it at 9–32",
     ]
     spans = f"{content['spans']} spans of {content['documents']} held-out documents"
-    return f"{spans}, {describe_device(content)}.\n\n{_markdown(header, rows)}"
+    return f"{spans}, {describe_device(content)}.\n\n{markdown(header, rows)}"
 
 
 def _untrained_name(row: dict[str, Any]) -> str:
@@ -233,8 +207,9 @@ def _points(share: Sequence[float]) -> str:
 _MAKERS: dict[str, Callable[[str, Path, Path], str]] = {
     **{group: partial(group_tables, group) for group in GROUPS},
     "extrapolation": extrapolation_table,
-    "plots": plot_list,
+    "ablation-plots": plot_list,
 }
-_BLOCKS: dict[str, Any] = {
+BLOCKS: Mapping[str, Callable[[Path, Path], str]] = {
     f"{name}-{device}": partial(make, device) for name, make in _MAKERS.items() for device in DEVICES
 } | {f"untrained-{kind}": partial(untrained_table, kind) for kind in ("state", "gistnet")}
+"""What makes the content of a block from the folders of results and of plots, by its name."""

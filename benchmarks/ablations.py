@@ -4,7 +4,7 @@
     python benchmarks/ablations.py --corpus FILE… --group architecture --spans 4096    equal spans
     python benchmarks/ablations.py --corpus FILE… --arm lr-1e-3 k-16 --minutes 1 --device cuda --seeds 0 1
     python benchmarks/ablations.py --curve NAME=RUN_FOLDER    add a longer run's curve, for the extrapolation
-    python benchmarks/ablations.py --page                     plots and tables of docs/ablations.md; takes seconds
+    python benchmarks/ablations.py --plots && python benchmarks/page.py     the page docs/ablations.md; takes seconds
 
 Each arm (benchmarks/ablation_arms.py) is a real `gistnet train` in a process of its own. All arms end with a complete
 learning-rate schedule, since one that was cut off compares nothing: with --spans each has the steps that see so many
@@ -158,7 +158,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "ablations")
     parser.add_argument("--results", type=Path, help="the results file")
     parser.add_argument("--curve", help="NAME=RUN_FOLDER: keep that run's curve, and run nothing")
-    parser.add_argument("--page", action="store_true", help="make plots and tables of docs/ablations.md, run nothing")
+    parser.add_argument("--plots", action="store_true", help="draw the plots of docs/ablations.md, and run nothing")
     parsed = parser.parse_args(arguments)
     parsed.results = parsed.results or ROOT / "benchmarks" / "results" / f"ablations-{parsed.device}.json"
     return parsed
@@ -168,10 +168,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Do what is asked for; bad input ends in one sentence."""
     parsed = parse(arguments)
     try:
-        if parsed.page:
-            from benchmarks.ablation_tables import write_page  # needs matplotlib
+        if parsed.plots:
+            from benchmarks.ablation_plots import draw_all  # needs matplotlib
 
-            write_page()
+            draw_all(parsed.results.parent, ROOT / "docs" / "plots" / "ablations")
             return 0
         if parsed.curve:
             add_curve(parsed.curve, parsed.results)

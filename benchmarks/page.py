@@ -1,6 +1,6 @@
-"""Fills tables of README.md and docs/performance.md, and the cards of releases, so that no figure is copied by hand.
+"""Fills the tables of README.md and of docs, and the cards of releases, so that no figure is copied by hand.
 
-    python benchmarks/page.py             after measuring, `benchmarks/plots.py` or `gistnet release`; takes seconds
+    python benchmarks/page.py             after measuring, plotting or `gistnet release`; takes seconds
     python benchmarks/page.py --check     exits with 1, and names the pages that are not what the results make
 
 A block of a page begins with `<!-- table: NAME -->` and ends with `<!-- /table -->`; what is between is replaced, by
@@ -19,7 +19,7 @@ from gistnet.release.card import card
 from gistnet.release.folder import CARD_FILE, releases_in
 
 ROOT = Path(__file__).parent.parent
-FILLED = ("README.md", "docs/performance.md")
+FILLED = ("README.md", "docs/performance.md", "docs/ablations.md")
 """The pages that have blocks."""
 _BLOCK = re.compile(r"(<!-- table: (?P<name>\S+) -->\n).*?(<!-- /table -->)", re.DOTALL)
 

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
+from benchmarks import ablation_tables
 from benchmarks.flops import TeacherSize, engine_flops, loop_flops
 from benchmarks.plots import describe_device
 from benchmarks.scaling_plan import ASSUMED, plan
@@ -199,4 +200,11 @@ BLOCKS: dict[str, Callable[[Sources], str]] = {
 BLOCKS["plan"] = plan_tables
 BLOCKS["processes-cpu"] = processes_table
 BLOCKS["release"] = release_tables
+
+
+def _of_ablations(make: Callable[[Path, Path], str], sources: Sources) -> str:
+    return make(sources.results, sources.plots / "ablations")
+
+
+BLOCKS |= {name: partial(_of_ablations, make) for name, make in ablation_tables.BLOCKS.items()}
 """What makes the content of a block, by its name."""

@@ -1,6 +1,6 @@
 """The release from nothing: trains by configs/release.yaml, and makes released/smollm2-135m of what came out.
 
-    make release-run
+    make release-run ARGS="--processes 8"
     python benchmarks/release_run.py --processes 8
     python benchmarks/release_run.py train.windows_per_batch=4 stages.narrative.train.steps=300    on two cores
 

@@ -20,7 +20,7 @@ from benchmarks.ablation_line import fit_line, second_half
 from benchmarks.ablation_plots import draw_all
 from benchmarks.ablation_results import load, longest_curve, save
 from benchmarks.ablation_runs import Trainer, seconds_per_step, steps_done
-from benchmarks.ablation_tables import PAGE, PLOTS, RESULTS, at_spans, fill
+from benchmarks.ablation_tables import BLOCKS, at_spans
 from gistnet.config import load_config
 from gistnet.errors import ConfigError, DataError
 from gistnet.training.tracking import read_metrics
@@ -224,7 +224,7 @@ def test_the_same_results_give_the_same_plots(tmp_path: Path) -> None:
     kinds = ["span", "rate-quality", "extrapolation"]
     assert len(first) == 3 and all(path.name.startswith(kind) for path, kind in zip(first, kinds, strict=True))
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in again]
-    shown = fill(block("plots-cuda"), tmp_path, tmp_path / "first")
+    shown = BLOCKS["ablation-plots-cuda"](tmp_path, tmp_path / "first")
     assert f"![{first[2].stem.replace('-', ' ')}](plots/first/extrapolation-cuda.svg)" in shown
 
 
@@ -239,18 +239,8 @@ def test_a_longer_run_lends_its_curve(tmp_path: Path) -> None:
     )
 
 
-def block(name: str) -> str:
-    return f"before\n<!-- table: {name} -->\nold\n<!-- /table -->\nafter\n"
-
-
-def test_the_page_is_what_the_results_make() -> None:
-    """After measuring, `python benchmarks/ablations.py --page` writes it anew."""
-    text = PAGE.read_text(encoding="utf-8")
-    assert fill(text, RESULTS, PLOTS) == text
-
-
 def test_results_become_tables(tmp_path: Path) -> None:
-    filled = fill(block("depth-cuda"), tmp_path, tmp_path)
+    filled = BLOCKS["depth-cuda"](tmp_path, tmp_path)
     assert "TO MEASURE: `python benchmarks/ablations.py --group depth --device cuda`" in filled
     common = {"spans_seen": 64, "minutes": 1.5, "spans_per_second": 2.0, "trained_parameters": 820_000}
     common |= {"share_of_teacher": 0.125, "horizon_tokens": 32, "settings": []}
@@ -263,7 +253,7 @@ def test_results_become_tables(tmp_path: Path) -> None:
     }
     content = {"budget": {"spans": 64}, "default": {}, "data": "", "same_as": {"1-block": "default"}, "arms": arms}
     save(tmp_path / "ablations-cpu.json", {"comparisons": {"a": content}, "long_curves": {}})
-    filled = fill(block("depth-cpu") + block("extrapolation-cpu"), tmp_path, tmp_path)
+    filled = "\n".join(BLOCKS[name](tmp_path, tmp_path) for name in ("depth-cpu", "extrapolation-cpu"))
     assert "**64 spans each**, 2 cores of a processor; judged on 4 spans of 2 held-out documents." in filled
     assert "| default | 1.0250 | **41.4%** [40.0, 50.0] | 41.4% | 41.4% |  |  |" in filled
     assert "| 1-block (= default) | 1.0250 |" in filled
