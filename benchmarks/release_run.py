@@ -27,6 +27,16 @@ ROOT = Path(__file__).parent.parent
 CONFIG = Path("configs/release.yaml")
 RELEASE = Path("released/smollm2-135m")
 NOTES = Path("benchmarks/release_notes")
+ALSO = (
+    "evaluation.domains=[]",
+    "evaluation.weights={narrative: 0.6, code: 0.3, structured: 0.1}",
+    "evaluation.horizons=[64, 128]",
+    "evaluation.documents=16",
+    "evaluation.spans_per_document=2",
+    "evaluation.pair_test.pairs=0",
+    "evaluation.map_documents=0",
+)
+"""What is evaluated besides narrative text at 32 tokens, for the targets of the later stages."""
 LONG_CONTEXT = "smollm2-135m"
 """The name of the long-context result, benchmarks/results/long-context-smollm2-135m.json."""
 
@@ -54,6 +64,7 @@ def commands(processes: int, settings: Sequence[str], *, hardware: str, made: Pa
             *python,
             *("gistnet.cli", "release", str(run_folder), "--out", str(RELEASE)),
             *("--hardware", hardware, "--command", shlex.join(words)),
+            *("--also", shlex.join(ALSO)),
             *("--data-notes", str(NOTES / "data.md"), "--limits", str(NOTES / "limits.md")),
         ]
     if not (made / "benchmarks" / "results" / f"long-context-{LONG_CONTEXT}.json").exists():

@@ -3,6 +3,7 @@
 Each reads its arguments, calls the library, and prints.
 """
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -23,6 +24,10 @@ def release(
     data_notes: Annotated[
         Path | None, typer.Option(help="Markdown about the documents and their licences, for the model card.")
     ] = None,
+    also: Annotated[
+        list[str] | None,
+        typer.Option(help="Evaluate it once more with these changes, as in 'evaluation.horizons=[64]'."),
+    ] = None,
     limits: Annotated[Path | None, typer.Option(help="Markdown about what it cannot do, for the model card.")] = None,
 ) -> None:
     """Make a folder that anyone can load, evaluate and publish: network, figures, held-out documents, model card.
@@ -34,8 +39,9 @@ def release(
 
     terminal.quieten()
     told = Told(command, hardware, read_notes(data_notes), read_notes(limits))
-    evaluation = make_release(run, out, told, tuple(settings or ()), terminal.err.print)
-    for table in results_tables(evaluation.records):
+    more = [shlex.split(changes) for changes in also or ()]
+    records = make_release(run, out, told, tuple(settings or ()), terminal.err.print, also=more)
+    for table in results_tables(records):
         terminal.out.print(table)
     terminal.out.print(f"The release is in {out}; its card is README.md there.")
 

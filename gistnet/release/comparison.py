@@ -30,8 +30,8 @@ class Comparison(NamedTuple):
 
 def compare_figures(measured: Sequence[MetricRecord], released: Sequence[MetricRecord]) -> Comparison:
     """Compare the values of figures that are of the same thing and of as many spans and documents."""
-    before = {_what(record): record.value for record in released}
-    pairs = [(record, before[_what(record)]) for record in measured if _what(record) in before]
+    before = {what_it_is(record): record.value for record in released}
+    pairs = [(record, before[what_it_is(record)]) for record in measured if what_it_is(record) in before]
     different = [(abs(record.value - value), record) for record, value in pairs if record.value != value]
     return Comparison(
         equal=len(pairs) - len(different),
@@ -41,6 +41,6 @@ def compare_figures(measured: Sequence[MetricRecord], released: Sequence[MetricR
     )
 
 
-def _what(record: MetricRecord) -> tuple[Any, ...]:
+def what_it_is(record: MetricRecord) -> tuple[Any, ...]:
     """All that a figure says of itself but what was found."""
     return tuple(record.model_dump(exclude={"value", "interval", "baselines", "unit", "met", "target"}).values())

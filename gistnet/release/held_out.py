@@ -28,7 +28,8 @@ from gistnet.model.gistnet import GistNet
 def choose_windows(dataset: PreparedDataset, gistnet: GistNet, evaluation: EvaluationConfig) -> list[int]:
     """The number of one window of each of `evaluation.documents` held-out documents of each domain, by domain.
 
-    The documents are those that the evaluation would take of the whole corpus. Where a document has windows with room
+    Of every domain, evaluated or not: others may want to. The documents are those that the evaluation would take of the
+    whole corpus. Where a document has windows with room
     for a gist of the highest level, it is one of them.
 
     Raises:
@@ -50,7 +51,7 @@ def _windows_of_level(dataset: PreparedDataset, gistnet: GistNet, evaluation: Ev
         horizon_tokens=max(evaluation.horizons),
         sink_tokens=evaluation.sink_tokens,
     )
-    for domain in evaluation.domains or dataset.domains("held_out"):
+    for domain in dataset.domains("held_out"):
         try:
             samples = validation_windows(
                 dataset,

@@ -9,19 +9,22 @@ has the folder gets the same figures from `gistnet evaluate` without any other d
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import torch
 
-from gistnet.config import config_text
+from gistnet.config import config_text, load_config
 from gistnet.data.dataset import PreparedDataset
 from gistnet.errors import CheckpointError, ConfigError, DataError
 from gistnet.evaluation.evaluator import Evaluation, evaluate
+from gistnet.evaluation.records import MetricRecord
 from gistnet.evaluation.report import write_report
 from gistnet.files import atomic_folder, storage_errors, write_json, write_text
 from gistnet.machine import describe_machine
 from gistnet.model.gistnet import GistNet
 from gistnet.release.card import write_card
+from gistnet.release.comparison import what_it_is
 from gistnet.release.folder import DATA_NOTES_FILE, HELD_OUT_FOLDER, LIMITS_FILE, PROVENANCE_FILE
 from gistnet.release.held_out import choose_windows, write_held_out
 from gistnet.release.neutral import neutral_config
@@ -55,14 +58,22 @@ class Told:
 
 
 def make_release(
-    run: Path, out: Path, told: Told, settings: Sequence[str] = (), say: Say = lambda message: None
-) -> Evaluation:
+    run: Path,
+    out: Path,
+    told: Told,
+    settings: Sequence[str] = (),
+    say: Say = lambda message: None,
+    *,
+    also: Sequence[Sequence[str]] = (),
+) -> list[MetricRecord]:
     """Write the release of a run's best network into the new folder `out`.
 
     Args:
         run: a run folder, or one of its checkpoints.
         settings: `key=value` changes to how it is evaluated, and on what device.
         say: is called with a sentence before each longer part.
+        also: further changes to these, for each of which it is evaluated once more. What `gistnet evaluate` measures of
+            the release where nothing is said is the first evaluation; the figures of all stand in `metrics.json`.
 
     Returns:
         What was measured of it, as `metrics.json` has it.
@@ -75,7 +86,8 @@ def make_release(
     """
     if out.exists():
         raise ConfigError(f"{out} is there already, expected a new folder; delete it to make that release anew.")
-    if wrong := next((setting for setting in settings if not setting.startswith(_SETTINGS)), None):
+    everything = [*settings, *chain.from_iterable(also)]
+    if wrong := next((setting for setting in everything if not setting.startswith(_SETTINGS)), None):
         raise ConfigError(f"Got the setting '{wrong}', expected one of evaluation: the rest is as it was trained.")
     trained = open_trained(run, tuple(settings))
     if trained.is_released:
@@ -87,6 +99,10 @@ def make_release(
         raise DataError(f"{trained.run_folder} has no {METRICS_FILE}, expected the log of its training.")
     dataset = trained.dataset(say)
     config = neutral_config(trained.config, out.name)
+    further = [
+        neutral_config(load_config(trained.run_folder / CONFIG_FILE, [*settings, *more]), out.name).evaluation
+        for more in also
+    ]
     windows = choose_windows(dataset, trained.gistnet, config.evaluation)
     with atomic_folder(out) as folder:
         trained.gistnet.save_pretrained(folder, dtype=WEIGHTS_DTYPE)
@@ -94,15 +110,20 @@ def make_release(
         write_held_out(folder / HELD_OUT_FOLDER, dataset, windows, config.data)
         shutil.copyfile(log, folder / METRICS_FILE)
         held_out = PreparedDataset.open(folder / HELD_OUT_FOLDER)
-        evaluation = evaluate(trained.teacher, trained.gistnet, held_out, config.evaluation, say)
-        evaluation.write(folder / FIGURES_FILE)
+        first = evaluate(trained.teacher, trained.gistnet, held_out, config.evaluation, say)
+        records = list(first.records)
+        for evaluation in further:
+            known = {what_it_is(record) for record in records}
+            more = evaluate(trained.teacher, trained.gistnet, held_out, evaluation, say).records
+            records += [record for record in more if what_it_is(record) not in known]
+        Evaluation(records, first.span_map).write(folder / FIGURES_FILE)
         write_json(folder / PROVENANCE_FILE, _provenance(trained, told).model_dump(mode="json"))
         for name, text in ((DATA_NOTES_FILE, told.data_notes), (LIMITS_FILE, told.limits)):
             if text is not None:
                 write_text(folder / name, text)
         write_report(folder, shown_as=config.run_folder)
         write_card(folder, config.run_folder)
-    return evaluation
+    return records
 
 
 def require_small(gistnet: GistNet) -> None:

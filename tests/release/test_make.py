@@ -145,11 +145,16 @@ def test_release_is_a_command(gistnet: Command, finished_run: Path, tmp_path: Pa
     (tmp_path / "data.md").write_text(NOTES, encoding="utf-8")
     out = tmp_path / "released" / "mine"
     told = ["--hardware", "an abacus", "--command", "gistnet train", "--data-notes", tmp_path / "data.md"]
-    outcome = gistnet("release", finished_run, "--out", out, *told, "evaluation.documents=3")
+    more = ["--also", "evaluation.horizons=[4,12]"]
+    outcome = gistnet("release", finished_run, "--out", out, *told, *more, "evaluation.documents=3")
     assert outcome.status == 0, outcome.err
     assert f"The release is in {out}" in outcome.out
     assert NOTES in (out / "README.md").read_text(encoding="utf-8")
     assert len(PreparedDataset.open(out / "held-out")) == 3
+    kl = [r for r in read_figures(out / "metrics.json") if (r.name, r.level, r.positions) == ("kl", 0, "end")]
+    assert sorted((r.horizon, r.offsets) for r in kl if r.offsets[0] == 1) == [(4, (1, 4)), (12, (1, 8)), (12, (1, 12))]
+    again = gistnet("evaluate", out, "evaluation.horizons=[4, 12]")
+    assert "figures are those of the release to the digit." in again.out
     missing = gistnet("release", finished_run, "--out", tmp_path / "no", *told[:4], "--limits", tmp_path / "none.md")
     assert missing.status == 1
     assert missing.err == f"gistnet: Could not read {tmp_path / 'none.md'}: No such file or directory.\n"
