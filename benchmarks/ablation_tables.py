@@ -36,8 +36,9 @@ def group_tables(group: str, device: str, results: Path, _: Path) -> str:
     return "\n\n".join(parts) or f"TO MEASURE: `python benchmarks/ablations.py --group {group}{on_gpu}`"
 
 
-def _comparison(content: kept.Comparison, arms: Sequence[str]) -> str:
+def _comparison(content: kept.Comparison, asked: Sequence[str]) -> str:
     default = kept.records(content, DEFAULT)
+    arms = [arm for arm in asked if kept.records(content, arm)]
     first = default[0]
     documents, spans = len(first["spans_by_document"]), sum(first["spans_by_document"])
     spans_text = f"{spans} spans of {documents} held-out documents"
@@ -52,13 +53,13 @@ def _comparison(content: kept.Comparison, arms: Sequence[str]) -> str:
     at = f"recovered at {reached:,} spans" if reached else "recovered at equal spans"
     cost_header = ["arm", "trained", "compute", "spans/s", "spans seen", "minutes", at]
     tables = (markdown(header, quality), markdown(cost_header, costs))
-    return "\n\n".join([intro, *tables, *_failures(content, arms)])
+    missing = [arm for arm in asked if arm not in arms and "failed" not in str(content["arms"].get(arm))]
+    not_run = [f"Not run here: {', '.join(missing)}."] if missing else []
+    return "\n\n".join([intro, *tables, *_failures(content, asked), *not_run])
 
 
 def _quality_row(content: kept.Comparison, arm: str, default: Sequence[Record]) -> list[str]:
     records = kept.records(content, arm)
-    if not records:
-        return [_name(content, arm), *["–"] * 6]
     low, high = recovered_interval(records, "1–32")
     whole = f"**{recovered(records, '1–32'):.1%}** [{100 * low:.1f}, {100 * high:.1f}]"
     if len(records) > 1:
@@ -80,8 +81,6 @@ def _difference(records: Sequence[Record], default: Sequence[Record], part: str)
 
 def _cost_row(content: kept.Comparison, arm: str, default: Record, reached: int) -> list[str]:
     records = kept.records(content, arm)
-    if not records:
-        return [_name(content, arm), *["–"] * 6]
     record = records[0]
     comparable = all(record[key] == default[key] for key in ("span_tokens", "horizon_tokens"))
     at_equal = np.mean([at_spans(r["curve"], reached) for r in records]) if comparable and reached else None
