@@ -97,7 +97,7 @@ def build_gistnet(config: RunConfig, teacher: Teacher) -> GistNet:
     if config.start_from is not None:
         gistnet = GistNet.from_pretrained(config.start_from, teacher)
         for name, got, expected in (
-            ("shape", gistnet.config, config.gistnet),
+            ("shape", gistnet.config, config.gistnet.for_teacher(teacher.n_layers)),
             ("position policy", gistnet.positions, positions),
         ):
             if got != expected:

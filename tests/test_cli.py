@@ -164,14 +164,14 @@ def test_evaluate_writes_figures_that_agree_with_each_other(gistnet, trained):
         elif name == "perplexity_ratio":
             assert figure["met"] == (figure["value"] < 1.5)
 
-    kl = found["kl", "center", (1, 12)]
+    kl = found["kl", "end", (1, 12)]
     row = next(line for line in outcome.out.splitlines() if line.split("│")[1:2] == [f" {'kl':21} "])
     assert [cell.strip() for cell in row.split("│")[3:9:2]] == [
         f"{value:.3f}" for value in (kl["value"], kl["baselines"]["drop"], kl["baselines"]["surprisal_token"])
     ]
 
     span_map = SpanMap.read(trained / SPAN_MAP_FILE)
-    assert (span_map.positions, span_map.horizon, len(span_map.documents)) == ("center", 12, 2)
+    assert (span_map.positions, span_map.horizon, len(span_map.documents)) == ("end", 12, 2)
     delta_nll = found["delta_nll", "center", (1, 12)]
     for name, value in {"gist": delta_nll["value"], **delta_nll["baselines"]}.items():
         if name in ("gist", "drop", "last_token"):

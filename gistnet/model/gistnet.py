@@ -78,7 +78,7 @@ class GistNet(nn.Module):
     def __init__(self, config: GistNetConfig, teacher: Teacher, *, below: "GistNet | None", positions: str) -> None:
         super().__init__()
         self.choices = config.choices(teacher.n_layers)
-        self.config = config.model_copy(update=self.choices._asdict())
+        self.config = config.for_teacher(teacher.n_layers)
         self.dim = teacher.hidden_size
         self.level: int = 0 if below is None else below.level + 1
         self.positions = positions

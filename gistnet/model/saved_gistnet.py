@@ -96,6 +96,10 @@ class GistNetConfig(Section):
             raise ConfigError(f"token_layers is {token_layers}, expected at most {layers}, as many as are copied.")
         return Choices(anchor, self.gist_scale or (100.0 if anchor == "state" else 1.0), layers, token_layers)
 
+    def for_teacher(self, n_layers: int) -> Self:
+        """The same with `choices` stated."""
+        return self.model_copy(update=self.choices(n_layers)._asdict())
+
     def slot_width(self, dim: int) -> int:
         """The width of slots and expansion for a teacher of hidden size `dim`.
 
