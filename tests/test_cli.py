@@ -172,7 +172,7 @@ def test_evaluate_writes_figures_that_agree_with_each_other(gistnet, trained):
 
     span_map = SpanMap.read(trained / SPAN_MAP_FILE)
     assert (span_map.positions, span_map.horizon, len(span_map.documents)) == ("end", 12, 2)
-    delta_nll = found["delta_nll", "center", (1, 12)]
+    delta_nll = found["delta_nll", "end", (1, 12)]
     for name, value in {"gist": delta_nll["value"], **delta_nll["baselines"]}.items():
         if name in ("gist", "drop", "last_token"):
             of_spans = span_map.distribution["narrative"][name]
