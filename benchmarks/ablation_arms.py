@@ -52,7 +52,7 @@ GROUPS = {
     "anchor": Group(
         "What should a gist be before training, and how long?",
         {
-            "token-1": [f"{LAYERS}=4", *TOKEN, "objective.state_weight=0"],
+            "token-1": [f"{LAYERS}=4", *TOKEN],
             "token-10": [f"{LAYERS}=4", "gistnet.anchor=token", "gistnet.gist_scale=10"],
             "state-10": ["gistnet.gist_scale=10"],
             "state-30": ["gistnet.gist_scale=30"],
@@ -64,9 +64,8 @@ GROUPS = {
         {
             "states-0": ["objective.state_weight=0"],
             "states-0.3": ["objective.state_weight=0.3"],
-            "states-3": ["objective.state_weight=3"],
-            "states-16-layers": ["objective.state_layers=16"],
-            "states-24-layers": ["objective.state_layers=24"],
+            "states-1": ["objective.state_weight=1"],
+            "states-1-16-layers": ["objective.state_weight=1", "objective.state_layers=16"],
         },
     ),
     "width": Group(

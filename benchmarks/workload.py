@@ -173,7 +173,7 @@ def loop(teacher: Teacher, gistnet: GistNet, branches: Branches, *, cached: bool
             original = teacher.read_windows(branches.tokens)
         states = one.original_hidden(original) if original else reference_original_hidden(teacher, one, 0)[None]
         gists = encode(gistnet, teacher, one.replaced)
-        replaced = reference_replaced_hidden(teacher, one, gist_stand_ins(one, gists, "center"), 0)[None]
+        replaced = reference_replaced_hidden(teacher, one, gist_stand_ins(one, gists, "end"), 0)[None]
         kl = token_losses(teacher, states, replaced, one.targets).kl.mean()
         kl.backward()
         yield float(kl.detach())
