@@ -6,6 +6,7 @@ The network, the configuration and a few held-out documents are written into a n
 has the folder gets the same figures from `gistnet evaluate` without any other data.
 """
 
+import shlex
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -117,7 +118,7 @@ def make_release(
             more = evaluate(trained.teacher, trained.gistnet, held_out, evaluation, say).records
             records += [record for record in more if what_it_is(record) not in known]
         Evaluation(records, first.span_map).write(folder / FIGURES_FILE)
-        write_json(folder / PROVENANCE_FILE, _provenance(trained, told).model_dump(mode="json"))
+        write_json(folder / PROVENANCE_FILE, _provenance(trained, told, also).model_dump(mode="json"))
         for name, text in ((DATA_NOTES_FILE, told.data_notes), (LIMITS_FILE, told.limits)):
             if text is not None:
                 write_text(folder / name, text)
@@ -158,7 +159,7 @@ def read_notes(path: Path | None) -> str | None:
         raise DataError(f"{path} is not UTF-8 ({error.reason}), expected Markdown.") from error
 
 
-def _provenance(trained: TrainedGistNet, told: Told) -> Provenance:
+def _provenance(trained: TrainedGistNet, told: Told, also: Sequence[Sequence[str]]) -> Provenance:
     checkpoint = load_checkpoint(trained.folder.parent)
     return Provenance(
         gistnet_version=__version__,
@@ -166,5 +167,6 @@ def _provenance(trained: TrainedGistNet, told: Told) -> Provenance:
         hardware=told.hardware,
         spans_seen=checkpoint.progress["spans_seen"],
         steps=checkpoint.step,
+        also_evaluated=tuple(map(shlex.join, also)),
         evaluated_on=describe_machine(),
     )

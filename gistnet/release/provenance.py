@@ -24,6 +24,8 @@ class Provenance(Section):
     """By the released weights, in their own run."""
     steps: int
     """Optimiser steps of that run up to the released weights."""
+    also_evaluated: tuple[str, ...] = ()
+    """The changes to the evaluation with which further figures were measured, as words of a command line."""
     evaluated_on: dict[str, Any]
     """The machine that its figures come from, as `machine.describe_machine` puts it."""
 
