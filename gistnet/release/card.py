@@ -124,8 +124,8 @@ def _results_said(shown: Path, figures: ReleasedFigures, provenance: Provenance)
         "*kl* is KL(prediction after the tokens ‖ prediction after the stand-in) over the H tokens that follow, in "
         f"nats per token; *recovered* is 1 − KL / KL of dropping the span. `gistnet evaluate {shown.name}` gives these "
         f"figures again, to the digit on a machine like this one ({device}, {machine['cores']} cores, torch "
-        f"{machine['torch']}, transformers {machine['transformers']}){_also(shown, provenance)}; `metrics.json` has all "
-        "of them, and `report.html` shows them."
+        f"{machine['torch']}, transformers {machine['transformers']}){_also(shown, provenance)}; `metrics.json` has "
+        "all of them, and `report.html` shows them."
     )
 
 

@@ -153,6 +153,8 @@ def test_release_is_a_command(gistnet: Command, finished_run: Path, tmp_path: Pa
     assert len(PreparedDataset.open(out / "held-out")) == 3
     kl = [r for r in read_figures(out / "metrics.json") if (r.name, r.level, r.positions) == ("kl", 0, "end")]
     assert sorted((r.horizon, r.offsets) for r in kl if r.offsets[0] == 1) == [(4, (1, 4)), (12, (1, 8)), (12, (1, 12))]
+    card = (out / "README.md").read_text(encoding="utf-8")
+    assert "`gistnet evaluate mine 'evaluation.horizons=[4,12]'` those that it leaves out" in card
     again = gistnet("evaluate", out, "evaluation.horizons=[4, 12]")
     assert "figures are those of the release to the digit." in again.out
     missing = gistnet("release", finished_run, "--out", tmp_path / "no", *told[:4], "--limits", tmp_path / "none.md")
