@@ -75,14 +75,22 @@ def records(comparison: Comparison, arm: str) -> list[dict[str, Any]]:
     return [record for _, record in sorted(by_seed.items()) if "failed" not in record]
 
 
-def read_curve(run_folder: Path) -> list[dict[str, float]]:
-    """The validations of a run, in the order of spans seen."""
-    return [
-        {"spans_seen": record["spans_seen"]}
-        | {name: round(record["validation"][name], 5) for name in CURVE if name in record["validation"]}
-        for record in read_metrics(run_folder / METRICS_FILE)
-        if "validation" in record
-    ]
+def read_curve(*run_folders: Path) -> list[dict[str, float]]:
+    """The validations of a run's first stage, in the order of spans seen; and of runs that each began where one ended.
+
+    Later stages are validated on other text.
+    """
+    curve, before = [], 0
+    for folder in run_folders:
+        of_first_stage = [record for record in read_metrics(folder / METRICS_FILE) if record.get("stage", 1) == 1]
+        curve += [
+            {"spans_seen": before + record["spans_seen"]}
+            | {name: round(record["validation"][name], 5) for name in CURVE if name in record["validation"]}
+            for record in of_first_stage
+            if "validation" in record
+        ]
+        before += max(record.get("spans_seen", 0) for record in of_first_stage)
+    return curve
 
 
 def longest_curve(results: Mapping[str, Any]) -> tuple[str, list[dict[str, float]]] | None:

@@ -129,14 +129,14 @@ def add_curve(named: str, results_file: Path) -> None:
     """Keep the curve of a run that is not an arm.
 
     Raises:
-        ConfigError: it is not NAME=RUN_FOLDER.
+        ConfigError: it is not NAME=RUN_FOLDER, or NAME=RUN_FOLDER,NEXT where NEXT began where that ended.
         DataError: the run has no metrics.
     """
     name, equals, folder = named.partition("=")
     if not (name and equals and folder):
         raise ConfigError(f"Got the curve '{named}', expected NAME=RUN_FOLDER.")
     results = load(results_file)
-    results["long_curves"][name] = read_curve(Path(folder))
+    results["long_curves"][name] = read_curve(*map(Path, folder.split(",")))
     save(results_file, results)
 
 
@@ -157,7 +157,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--probe-seconds", type=float, help="of steps that tell the speed of an arm")
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "ablations")
     parser.add_argument("--results", type=Path, help="the results file")
-    parser.add_argument("--curve", help="NAME=RUN_FOLDER: keep that run's curve, and run nothing")
+    parser.add_argument("--curve", help="NAME=RUN_FOLDER[,NEXT…]: keep that run's curve, and run nothing")
     parser.add_argument("--plots", action="store_true", help="draw the plots of docs/ablations.md, and run nothing")
     parsed = parser.parse_args(arguments)
     parsed.results = parsed.results or ROOT / "benchmarks" / "results" / f"ablations-{parsed.device}.json"

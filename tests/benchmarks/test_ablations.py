@@ -237,6 +237,13 @@ def test_a_longer_run_lends_its_curve(tmp_path: Path) -> None:
         "long",
         [{"spans_seen": spans, "kl": 0.5, "recovered_kl": 0.3} for spans in (0, 40)],
     )
+    # A run that began where it ended, whose second stage is validated on something else.
+    (tmp_path / "next").mkdir()
+    (tmp_path / "next" / "metrics.jsonl").write_text(
+        "".join(json.dumps(lines[1] | {"stage": s}) + "\n" for s in (1, 2))
+    )
+    assert ablations.main(["--curve", f"long={tmp_path},{tmp_path / 'next'}", "--results", str(results)]) == 0
+    assert [point["spans_seen"] for point in longest_curve(load(results))[1]] == [0, 40, 80]
 
 
 def test_results_become_tables(tmp_path: Path) -> None:
