@@ -171,7 +171,8 @@ class Processes:
                 distributed.destroy_process_group(control)
             if distributed.get_backend() == distributed.Backend.GLOO:
                 distributed.destroy_process_group()  # and all others
-        # The threads end with the last reference to their group; a sharded teacher has some, in cycles.
+        # The threads end with the last reference to their group. PyTorch keeps some of its own where a teacher was
+        # sharded, so that over gloo, on CPUs, such a process keeps the threads of its first group to the end.
         del control
         gc.collect()
 

@@ -173,7 +173,6 @@ def test_a_sharded_teacher_trains_the_same_weights_in_half_the_memory(config_fil
     (tmp_path / "run").mkdir()
     ended = run_processes(2, "held", *command[:3], *command[3:], module="tests.training.one_of_many")
     assert ended.returncode == 0, ended.stderr
-    assert ended.stderr.count(IN_ORDER) == 2
     assert_as_one(tmp_path / "run", tmp_path / "alone")
     held = [json.loads((tmp_path / "run" / f"held-{rank}.json").read_text(encoding="utf-8")) for rank in (0, 1)]
     model = open_run(alone).teacher.model
