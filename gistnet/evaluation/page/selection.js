@@ -9,10 +9,12 @@ function choices(figures) {
     [key, [...new Set(figures.map((record) => record[key]).filter((value) => value !== null))]]));
 }
 
-/** What is shown first: the mean over kinds of text where there is one, read as in training. */
+/** What is shown first: the mean over kinds of text where there is one at the first horizon, read as in training. */
 function firstSelection(figures, positions) {
-  const options = choices(figures.filter((record) => record.name === "kl"));
-  const preferred = { domain: "mixed", positions };
+  const measured = figures.filter((record) => record.name === "kl");
+  const options = choices(measured);
+  const isMixed = measured.some((record) => record.domain === "mixed" && record.horizon === options.horizon[0]);
+  const preferred = { domain: isMixed ? "mixed" : options.domain[0], positions };
   return Object.fromEntries(Object.entries(options).map(([key, values]) =>
     [key, values.includes(preferred[key]) ? preferred[key] : values[0]]));
 }
