@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # so that `python benchma
 
 from benchmarks.page_tables import BLOCKS, Sources
 from gistnet.release.card import card
-from gistnet.release.folder import CARD_FILE, releases_in
+from gistnet.release_folder import CARD_FILE, releases_in
 
 ROOT = Path(__file__).parent.parent
 FILLED = ("README.md", "docs/performance.md", "docs/ablations.md")

@@ -16,8 +16,8 @@ from benchmarks.scaling_plan import ASSUMED, plan
 from benchmarks.workload import EMBEDDED_TEACHER, SMOLLM2_SHAPE, all_starts, build_teacher
 from gistnet.evaluation.tables import markdown
 from gistnet.model.gistnet import GistNet, GistNetConfig
-from gistnet.release.folder import is_release
 from gistnet.release.results import read_released, summary
+from gistnet.release_folder import is_release
 
 RELEASE = "smollm2-135m"
 """The release that README.md tells of."""

@@ -23,7 +23,7 @@ from gistnet.model.saved_gistnet import WEIGHTS_FILE, read_saved
 from gistnet.model.sharded_teacher import shard_layers
 from gistnet.model.teacher import Teacher, TeacherConfig, load_tokenizer
 from gistnet.objective.reference import require_exact
-from gistnet.release.folder import HELD_OUT_FOLDER, find_folder, is_release
+from gistnet.release_folder import HELD_OUT_FOLDER, find_folder, is_release
 from gistnet.run_folder import CHECKPOINTS_FOLDER, CONFIG_FILE, LEFT_BY_A_RUN
 from gistnet.training.checkpoint import best_checkpoint, latest_checkpoint
 from gistnet.training.dry_run import describe_plan, describe_steps, memory_tables

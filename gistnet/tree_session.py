@@ -7,7 +7,7 @@ from pathlib import Path
 from gistnet.context.generate import Generation, generate
 from gistnet.errors import TeacherError
 from gistnet.positions import Positions, policy_of
-from gistnet.release.folder import find_folder
+from gistnet.release_folder import find_folder
 from gistnet.session import open_gistnet, open_teacher
 from gistnet.tree.compress import Progress, compress_files
 from gistnet.tree.gist_encoder import GistEncoder

@@ -39,7 +39,7 @@ from gistnet.model.saved_gistnet import (
 )
 from gistnet.model.teacher import Teacher
 from gistnet.model.teacher_layers import TeacherLayers
-from gistnet.release.folder import find_folder
+from gistnet.release_folder import find_folder
 from gistnet.version import __version__
 
 WEIGHTS_FILE = "model.safetensors"

@@ -10,9 +10,9 @@ from pyarrow import parquet
 from gistnet.data.dataset import DOCUMENTS_FILE
 from gistnet.files import write_text
 from gistnet.model.embedded_teacher import EMBEDDED_TEACHER
-from gistnet.release.folder import CARD_FILE, DATA_NOTES_FILE, HELD_OUT_FOLDER, LIMITS_FILE
 from gistnet.release.provenance import Provenance, read_provenance
 from gistnet.release.results import ReleasedFigures, read_released, results_tables, targets_table
+from gistnet.release_folder import CARD_FILE, DATA_NOTES_FILE, HELD_OUT_FOLDER, LIMITS_FILE
 from gistnet.run_folder import CONFIG_FILE, read_config_values
 
 EMBEDDED_BASE_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"

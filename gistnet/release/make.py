@@ -26,10 +26,10 @@ from gistnet.machine import describe_machine
 from gistnet.model.gistnet import GistNet
 from gistnet.release.card import write_card
 from gistnet.release.comparison import what_it_is
-from gistnet.release.folder import DATA_NOTES_FILE, HELD_OUT_FOLDER, LIMITS_FILE, PROVENANCE_FILE
 from gistnet.release.held_out import choose_windows, write_held_out
 from gistnet.release.neutral import neutral_config
 from gistnet.release.provenance import Provenance
+from gistnet.release_folder import DATA_NOTES_FILE, HELD_OUT_FOLDER, LIMITS_FILE, PROVENANCE_FILE
 from gistnet.run_folder import CONFIG_FILE, FIGURES_FILE, METRICS_FILE
 from gistnet.session import TrainedGistNet, open_trained
 from gistnet.training.checkpoint import load_checkpoint

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from gistnet.errors import DataError
-from gistnet.release.folder import PROVENANCE_FILE
+from gistnet.release_folder import PROVENANCE_FILE
 from gistnet.settings import Section
 
 

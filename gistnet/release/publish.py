@@ -13,9 +13,9 @@ from gistnet.config import load_config
 from gistnet.data.dataset import PreparedDataset
 from gistnet.errors import CheckpointError, ConfigError, StorageError
 from gistnet.model.saved_gistnet import BELOW, SavedGistNet, read_saved
-from gistnet.release.folder import ALWAYS_THERE, HELD_OUT_FOLDER, find_folder, is_release
 from gistnet.release.provenance import read_provenance
 from gistnet.release.results import read_released
+from gistnet.release_folder import ALWAYS_THERE, HELD_OUT_FOLDER, find_folder, is_release
 from gistnet.run_folder import CONFIG_FILE
 
 ClientError: type[BaseException] = HfHubHTTPError.__mro__[1]

@@ -16,8 +16,8 @@ from gistnet.data.sampling import SpanLayout, validation_windows
 from gistnet.errors import CheckpointError, ConfigError, DataError
 from gistnet.evaluation.run_record import read_figures
 from gistnet.model.gistnet import GistNet, GistNetConfig
-from gistnet.release.folder import ALWAYS_THERE
 from gistnet.release.make import make_release, require_small
+from gistnet.release_folder import ALWAYS_THERE
 from gistnet.session import open_gistnet, open_trained
 from gistnet.training.checkpoint import best_checkpoint
 from tests.conftest import Command

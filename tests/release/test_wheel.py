@@ -33,7 +33,7 @@ def test_a_wheel_brings_the_releases(release: Path, tmp_path: Path) -> None:
         if path.is_file():
             brought = installed / "gistnet" / "released" / "tiny-32" / path.relative_to(release)
             assert brought.read_bytes() == path.read_bytes()
-    look = "from gistnet.release.folder import find_folder; print(find_folder('tiny-32'))"
+    look = "from gistnet.release_folder import find_folder; print(find_folder('tiny-32'))"
     found = subprocess.run(
         [sys.executable, "-c", look], cwd=tmp_path, env={"PYTHONPATH": str(installed)}, capture_output=True, text=True
     )

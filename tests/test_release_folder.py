@@ -7,7 +7,7 @@ import pytest
 
 from gistnet.errors import CheckpointError
 from gistnet.model.gistnet import GistNet
-from gistnet.release.folder import find_folder, included_releases
+from gistnet.release_folder import find_folder, included_releases
 from gistnet.session import open_gistnet, open_trained
 from tests.conftest import Command
 from tests.teachers import tiny_teacher
@@ -18,7 +18,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where the package is, as far as releases are looked for."""
     package = tmp_path / "installed" / "gistnet"
     package.mkdir(parents=True)
-    monkeypatch.setattr("gistnet.release.folder.files", lambda name: package)
+    monkeypatch.setattr("gistnet.release_folder.files", lambda name: package)
     return package
 
 
