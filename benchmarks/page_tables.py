@@ -9,18 +9,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-from benchmarks import ablation_tables
+from benchmarks import ablation_tables, readme_tables
 from benchmarks.flops import TeacherSize, engine_flops, loop_flops
 from benchmarks.plots import describe_device
 from benchmarks.scaling_plan import ASSUMED, plan
 from benchmarks.workload import EMBEDDED_TEACHER, SMOLLM2_SHAPE, all_starts, build_teacher
 from gistnet.evaluation.tables import markdown
 from gistnet.model.gistnet import GistNet, GistNetConfig
-from gistnet.release.results import read_released, summary
-from gistnet.release_folder import is_release
-
-RELEASE = "smollm2-135m"
-"""The release that README.md tells of."""
 
 
 class Sources(NamedTuple):
@@ -179,14 +174,6 @@ def plan_tables(sources: Sources) -> str:
     return "\n\n".join(f"#### {title}\n\n{table}" for title, table in plan(None, sources.results, **ASSUMED).items())
 
 
-def release_tables(sources: Sources) -> str:
-    """How good the released GistNet is."""
-    folder = sources.released / RELEASE
-    if not is_release(folder):
-        return f"There is none yet: `gistnet release RUN --out released/{RELEASE}` makes it of a finished run."
-    return summary(read_released(folder))
-
-
 _KINDS = {
     "engine": engine_table,
     "parts": parts_table,
@@ -199,12 +186,16 @@ BLOCKS: dict[str, Callable[[Sources], str]] = {
 }
 BLOCKS["plan"] = plan_tables
 BLOCKS["processes-cpu"] = processes_table
-BLOCKS["release"] = release_tables
 
 
 def _of_ablations(make: Callable[[Path, Path], str], sources: Sources) -> str:
     return make(sources.results, sources.plots / "ablations")
 
 
+def _of_readme(make: Callable[[Path, Path], str], sources: Sources) -> str:
+    return make(sources.results, sources.released)
+
+
+BLOCKS |= {name: partial(_of_readme, make) for name, make in readme_tables.BLOCKS.items()}
 BLOCKS |= {name: partial(_of_ablations, make) for name, make in ablation_tables.BLOCKS.items()}
 """What makes the content of a block, by its name."""

@@ -207,8 +207,7 @@ def optimised_vector(
     count = config.samples + config.samples_to_judge
     tokens, original = sample_continuations(teacher, context, count, layout.horizon_tokens, generator)
     start = len(context) - layout.span_tokens
-    layers = max(1, teacher.n_layers * 2 // 3)
-    states = teacher.read_windows(context[None], states_after=layers).states
+    states = teacher.read_windows(context[None], states_after=teacher.late_layers).states
     read = teacher.read_windows(context[None, :start])
 
     def kl(vector: Tensor, rows: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ from gistnet.model.embedded_teacher import EMBEDDED_REVISION, EMBEDDED_TEACHER, 
 from gistnet.model.fingerprint import TeacherFingerprint
 from gistnet.model.prefix_attention import ATTENTION_NAME
 from gistnet.model.teacher_layers import TeacherLayers
-from gistnet.model.teacher_support import refuse_unsupported
+from gistnet.model.teacher_support import refuse_unsupported, require_compiler
 from gistnet.model.tokenizer import TeacherTokenizer
 from gistnet.settings import Section
 
@@ -153,7 +153,7 @@ class Teacher:
         if config.gradient_checkpointing:
             teacher.enable_gradient_checkpointing()
         if config.compile:
-            _require_compiler(teacher.device)
+            require_compiler(teacher.device)
             teacher.compile_layers()
         return teacher
 
@@ -205,6 +205,11 @@ class Teacher:
     def n_layers(self) -> int:
         """How many decoder layers there are."""
         return len(self.model.base_model.layers)
+
+    @property
+    def late_layers(self) -> int:
+        """Two thirds of them: the states behind those stand in best without training (docs/ablations.md)."""
+        return max(1, self.n_layers * 2 // 3)
 
     @property
     def flops_per_token(self) -> int:
@@ -333,22 +338,6 @@ class Teacher:
             running_pass=running_pass,
         )
         return output.last_hidden_state
-
-
-def _require_compiler(device: torch.device) -> None:
-    """Compile next to nothing, so that what is missing shows now and not in the first step.
-
-    Raises:
-        TeacherError: torch.compile does not work for `device`.
-    """
-    try:
-        torch.compile(torch.square)(torch.zeros(2, device=device))
-    except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-        raise TeacherError(
-            f"teacher.compile is true, but torch.compile does not work for {device.type} here ({reason}); expected a "
-            "C++ compiler for a CPU and Triton for a GPU, or teacher.compile=false."
-        ) from error
 
 
 def load_tokenizer(config: TeacherConfig) -> TeacherTokenizer:

@@ -1,4 +1,4 @@
-"""Which language models cannot be teachers, and why.
+"""Which language models cannot be teachers, and why; and what compiling one needs.
 
 The shared-prefix engine is exact where a token's activations depend on earlier tokens through attention alone, and on
 positions through rotary embeddings that do not change with the length of the context. Anything else is refused by
@@ -9,6 +9,7 @@ starts, by `gistnet.objective.reference.require_exact`.)
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from gistnet.errors import TeacherError
@@ -80,3 +81,19 @@ def _rope_types(config: Any) -> list[str]:
     settings = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
     nested = [s for s in settings.values() if isinstance(s, dict)]
     return [str(s.get("rope_type", s.get("type", "default"))) for s in (nested or [settings])]
+
+
+def require_compiler(device: torch.device) -> None:
+    """Compile next to nothing, so that what is missing shows now and not in the first step.
+
+    Raises:
+        TeacherError: torch.compile does not work for `device`.
+    """
+    try:
+        torch.compile(torch.square)(torch.zeros(2, device=device))
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        raise TeacherError(
+            f"teacher.compile is true, but torch.compile does not work for {device.type} here ({reason}); expected a "
+            "C++ compiler for a CPU and Triton for a GPU, or teacher.compile=false."
+        ) from error

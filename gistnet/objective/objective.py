@@ -36,7 +36,8 @@ class ObjectiveConfig(Section):
     reconstruction_weight: float = Field(default=0.0, ge=0)
     """Weight of the teacher's cross-entropy, in nats per token, when it repeats the span from its gist."""
     state_weight: float = Field(default=0.0, ge=0)
-    """Weight of the cosine distance between a gist and the state of its span's last token in the original context."""
+    """Weight of the cosine distance between a gist and the state of its span's last token in the original context. It
+    did not pay in twelve minutes of a CPU (docs/ablations.md); the released weights began with it."""
     state_layers: int | None = Field(default=None, ge=1)
     """Behind how many of the teacher's layers that state is taken; None: behind two thirds of them."""
     chunk_tokens: int | None = Field(default=None, ge=1)
@@ -50,7 +51,7 @@ class ObjectiveConfig(Section):
         """
         if self.state_weight == 0:
             return None
-        layers = max(1, teacher.n_layers * 2 // 3) if self.state_layers is None else self.state_layers
+        layers = self.state_layers or teacher.late_layers
         if layers > teacher.n_layers:
             raise ConfigError(f"state_layers is {layers}; expected at most the {teacher.n_layers} of {teacher.name}.")
         return layers

@@ -226,7 +226,7 @@ def test_the_state_distance_is_that_of_each_gist_from_the_original_state_of_its_
 
 def test_states_are_taken_behind_two_thirds_of_the_layers_and_only_where_they_count(teacher):
     assert ObjectiveConfig().states_after(teacher) is None
-    assert ObjectiveConfig(state_weight=1.0).states_after(teacher) == max(1, teacher.n_layers * 2 // 3)
+    assert ObjectiveConfig(state_weight=1.0).states_after(teacher) == teacher.late_layers < teacher.n_layers
     with pytest.raises(ConfigError, match=f"state_layers is 99; expected at most the {teacher.n_layers} of"):
         ObjectiveConfig(state_weight=1.0, state_layers=99).states_after(teacher)
 
