@@ -30,7 +30,11 @@ class StopRequest:
 
 @contextmanager
 def stop_requests() -> Iterator[StopRequest]:
-    """Note SIGTERM and SIGINT instead of dying, so that the step under way ends in a checkpoint."""
+    """Note SIGTERM and SIGINT instead of dying, so that the step under way ends in a checkpoint.
+
+    SIGTERM stays noted where the block ends in a `ProcessError`: the launcher, which misses the same process, sends it
+    to those that are left, and it must not cut off the sentence that they end with.
+    """
     stop = StopRequest()
 
     def note(number: int, frame: FrameType | None) -> None:
@@ -39,6 +43,9 @@ def stop_requests() -> Iterator[StopRequest]:
     before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield stop
+    except ProcessError:
+        del before[signal.SIGTERM]
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

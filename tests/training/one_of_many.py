@@ -39,6 +39,17 @@ def failing(error: Exception) -> Any:
     return accumulate
 
 
+def saying_late(say: Any) -> Any:
+    """As `cli._say`, but two seconds after the error, time for a launcher to notice what the sentence is about."""
+
+    def say_late(message: str) -> None:
+        if message.startswith("gistnet: "):
+            time.sleep(2)
+        say(message)
+
+    return say_late
+
+
 def gloo_threads() -> int:
     """How many there are; on Linux, where threads have a name that can be read, elsewhere 0."""
     count = 0
@@ -62,6 +73,8 @@ def main(fault: str, *arguments: str) -> None:
         trainer.accumulate_gradient = failing(TrainingError("The loss is not finite (documents: mine)"))
     elif fault == "memory":
         trainer.accumulate_gradient = failing(torch.OutOfMemoryError("Tried to allocate 2.00 GiB."))
+    elif fault == "late":
+        cli._say = saying_late(cli._say)
     elif fault == "device" and RANK == 1:
         arguments = (*arguments, "device=meta")
     elif fault == "held":
