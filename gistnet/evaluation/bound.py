@@ -7,15 +7,19 @@ better; how far it is behind is what training can still win.
 """
 
 import hashlib
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import cast
+from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
 from pydantic import Field
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor
 
 from gistnet.data.dataset import PreparedDataset
@@ -25,6 +29,7 @@ from gistnet.evaluation import baselines
 from gistnet.evaluation.held_out import HeldOut, HeldOutWindow
 from gistnet.evaluation.metrics import bootstrap_over_documents, mean_over_offsets, offset_slices, recovered_share
 from gistnet.evaluation.records import Baseline, MetricRecord
+from gistnet.files import storage_errors, write_bytes
 from gistnet.model.gistnet import GistNet
 from gistnet.model.teacher import ReadWindows, Teacher
 from gistnet.objective.branches import Positions, StandIns, Stretches, gist_stand_ins, replaced_hidden
@@ -50,6 +55,12 @@ class BoundConfig(Section):
     """The first, as a share of the typical entry of the vector it begins as; it falls to zero with a cosine."""
     judge_every_steps: int = Field(default=15, ge=1)
     """Steps between looks at the continuations that decide."""
+    vectors: Path | None = None
+    """A file, safetensors, that keeps each vector as soon as it is found; those it holds are not looked for again."""
+
+    def how(self) -> dict[str, object]:
+        """What decides which vector is found for a span."""
+        return self.model_dump(exclude={"spans", "vectors"})
 
 
 def optimised_bound(
@@ -72,20 +83,15 @@ def optimised_bound(
         positions: where vector and gist stand.
 
     Returns:
-        `bound_kl` and `bound_recovered_kl` for each domain and range of offsets, with `gist`, `drop`, `last_token`.
+        For each domain and range of offsets `bound_kl` and `bound_recovered_kl`, with `gist`, `drop`, `last_token`, and
+        `share_of_bound`, what the gist recovers of what the vector does.
 
     Raises:
-        DataError: there are no samples.
+        DataError: there are no samples, or the file of vectors is damaged.
+        StorageError: that file cannot be written.
     """
     held_out = HeldOut(teacher, dataset, choose_spans(dataset, samples, config.spans), layout, cache_gigabytes=0)
-    vectors = torch.cat(
-        [
-            optimised_vector(
-                teacher, context_of(window), layout, config, positions=positions, generator=span_generator(window, seed)
-            )[None, None]
-            for window in held_out.windows
-        ]
-    )
+    vectors = find_vectors(teacher, held_out.windows, layout, config, positions=positions, seed=seed)[:, None]
     with torch.no_grad():
         gists = torch.cat([encode(gistnet, teacher, window.stretches.replaced) for window in held_out.windows])
 
@@ -109,9 +115,23 @@ def optimised_bound(
             shares = {name: float(recovered_share(values.mean(), kl["drop"].mean())) for name, values in kl.items()}
             means = {name: float(values.mean()) for name, values in kl.items()}
             interval = partial(bootstrap_over_documents, documents=documents, resamples=resamples, seed=seed)
-            for name, values, of_bound in (
-                ("bound_kl", means, interval(kl["bound"])),
-                ("bound_recovered_kl", shares, interval((kl["bound"], kl["drop"]), statistic=recovered_share)),
+            of_what_it_could = {
+                name: share_of_bound(means[name], means["bound"], means["drop"]) for name in ("gist", "last_token")
+            }
+            for name, value, values, of_value in (
+                ("bound_kl", means.pop("bound"), means, interval(kl["bound"])),
+                (
+                    "bound_recovered_kl",
+                    shares.pop("bound"),
+                    shares,
+                    interval((kl["bound"], kl["drop"]), statistic=recovered_share),
+                ),
+                (
+                    "share_of_bound",
+                    of_what_it_could.pop("gist"),
+                    of_what_it_could,
+                    interval((kl["gist"], kl["bound"], kl["drop"]), statistic=share_of_bound),
+                ),
             ):
                 records.append(
                     MetricRecord(
@@ -121,14 +141,87 @@ def optimised_bound(
                         offsets=offsets,
                         positions=positions,
                         level=gistnet.level,
-                        value=values.pop("bound"),
+                        value=value,
                         n_spans=int(rows.sum()),
                         n_documents=len(np.unique(documents)),
-                        interval=of_bound,
+                        interval=of_value,
                         baselines=cast(dict[Baseline, float], values),
                     )
                 )
     return records
+
+
+def share_of_bound(mean_loss: Any, mean_loss_of_bound: Any, mean_loss_of_drop: Any) -> Any:
+    """What is recovered, as a share of what the optimised vector recovers, of mean losses: numbers or arrays."""
+    return (mean_loss_of_drop - mean_loss) / (mean_loss_of_drop - mean_loss_of_bound)
+
+
+def find_vectors(
+    teacher: Teacher,
+    windows: Sequence[HeldOutWindow],
+    layout: SpanLayout,
+    config: BoundConfig,
+    *,
+    positions: Positions,
+    seed: int = 0,
+) -> Tensor:
+    """The optimised vector of the only span of each window, `[windows, dim]`: from `config.vectors`, or found now.
+
+    Raises:
+        DataError: `config.vectors` is not a file of such vectors.
+        StorageError: it cannot be written.
+    """
+    kept = {} if config.vectors is None else read_vectors(config.vectors, teacher.hidden_size)
+    found = []
+    for window in windows:
+        name = _vector_name(teacher, window, layout, config, positions, seed)
+        if name not in kept:
+            generator = span_generator(window, seed)
+            vector = optimised_vector(
+                teacher, context_of(window), layout, config, positions=positions, generator=generator
+            )
+            kept[name] = vector.cpu()
+            if config.vectors is not None:
+                write_bytes(config.vectors, save(kept))
+        found.append(kept[name].to(teacher.device))
+    return torch.stack(found)
+
+
+def read_vectors(path: Path, dim: int) -> dict[str, Tensor]:
+    """The vectors that a file keeps, `[dim]` each, by the name of what they were found for; none where it is missing.
+
+    Raises:
+        DataError: it is no safetensors file, or its vectors are of another size.
+        StorageError: it cannot be read.
+    """
+    with storage_errors("read", path):
+        data = path.read_bytes() if path.exists() else save({})
+    try:
+        vectors = load(data)
+    except SafetensorError as error:
+        raise DataError(f"{path} is no file of optimised vectors ({error}); expected one in safetensors.") from error
+    for vector in vectors.values():
+        if vector.shape != (dim,):
+            raise DataError(f"{path} holds vectors {list(vector.shape)}, expected [{dim}], as the embeddings.")
+    return vectors
+
+
+def _vector_name(
+    teacher: Teacher, window: HeldOutWindow, layout: SpanLayout, config: BoundConfig, positions: Positions, seed: int
+) -> str:
+    """A digest of all that decides which vector is found."""
+    told = [
+        teacher.fingerprint.config_hash,
+        teacher.fingerprint.embedding_hash,
+        str(teacher.dtype),
+        context_of(window).tolist(),
+        layout.span_tokens,
+        layout.horizon_tokens,
+        positions,
+        _place(window, seed),
+        config.how(),
+    ]
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
 def choose_spans(dataset: PreparedDataset, samples: Sequence[WindowSample], count: int) -> list[WindowSample]:
@@ -161,9 +254,12 @@ def context_of(window: HeldOutWindow) -> Tensor:
 
 def span_generator(window: HeldOutWindow, seed: int) -> torch.Generator:
     """Random numbers of a span's own, which do not depend on what other spans are chosen."""
-    place = f"{seed}:{window.info.document_id}:{window.info.offset}:{int(window.stretches.starts[0])}"
-    digest = hashlib.sha256(place.encode()).digest()
+    digest = hashlib.sha256(_place(window, seed).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big"))
+
+
+def _place(window: HeldOutWindow, seed: int) -> str:
+    return f"{seed}:{window.info.document_id}:{window.info.offset}:{int(window.stretches.starts[0])}"
 
 
 @torch.no_grad()

@@ -29,6 +29,7 @@ UNITS = {
     "pair_accuracy": "share of pairs",
     "bound_kl": "nats per token",
     "bound_recovered_kl": "share of drop",
+    "share_of_bound": "share of what the optimised vector recovers",
     "long_context_nll": "nats per token",
     "long_context_recovered": "share of what truncating costs",
     "long_context_truncation_cost": "nats per token",

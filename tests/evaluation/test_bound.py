@@ -3,17 +3,20 @@
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from gistnet.config import load_config
 from gistnet.data.sampling import SpanLayout, WindowSample, validation_windows
-from gistnet.errors import DataError
+from gistnet.errors import DataError, StorageError
 from gistnet.evaluation import baselines
 from gistnet.evaluation.bound import (
     BoundConfig,
     choose_spans,
     context_of,
+    find_vectors,
     optimised_bound,
     optimised_vector,
+    read_vectors,
     sample_continuations,
     span_generator,
 )
@@ -125,21 +128,71 @@ def test_the_records_hold_bound_gist_and_baselines_of_the_same_spans(run):
         resamples=100,
     )
     assert [(r.name, r.offsets) for r in records] == [
-        (name, offsets) for offsets in ((1, 12), (1, 8), (9, 12)) for name in ("bound_kl", "bound_recovered_kl")
+        (name, offsets)
+        for offsets in ((1, 12), (1, 8), (9, 12))
+        for name in ("bound_kl", "bound_recovered_kl", "share_of_bound")
     ]
     chosen = HeldOut(
         run.teacher, run.dataset, choose_spans(run.dataset, samples_of(run), 3), run.stages[0].layout, cache_gigabytes=0
     )
     drop = chosen.measure({"drop": lambda window, read: baselines.drop(run.teacher, window.stretches)})["drop"].kl
-    for kl, recovered in zip(records[::2], records[1::2], strict=True):
+    for kl, recovered, share in zip(records[::3], records[1::3], records[2::3], strict=True):
         assert (kl.n_spans, kl.n_documents, kl.positions) == (3, 3, "center")
         assert kl.baselines.keys() == recovered.baselines.keys() == {"gist", "drop", "last_token"}
         assert recovered.value == pytest.approx(1 - kl.value / kl.baselines["drop"])
         assert recovered.baselines["gist"] == pytest.approx(1 - kl.baselines["gist"] / kl.baselines["drop"])
+        assert share.value == pytest.approx(recovered.baselines["gist"] / recovered.value)
+        assert share.baselines == {"last_token": pytest.approx(recovered.baselines["last_token"] / recovered.value)}
+        assert share.interval[0] <= share.value <= share.interval[1]
         first, last = kl.offsets
         assert kl.baselines["drop"] == pytest.approx(drop[:, first - 1 : last].mean())
         assert kl.interval[0] <= kl.value <= kl.interval[1]
     assert records[0].value < records[0].baselines["last_token"]
+
+
+def test_vectors_that_were_found_are_kept_and_not_looked_for_again(run, tmp_path, monkeypatch):
+    kept = CONFIG.model_copy(update={"vectors": tmp_path / "made" / "vectors.safetensors", "steps": 3})
+    layout = run.stages[0].layout
+    windows = HeldOut(
+        run.teacher, run.dataset, choose_spans(run.dataset, samples_of(run), 3), layout, cache_gigabytes=0
+    ).windows
+    looked_for = []
+
+    def search(teacher, context, *arguments, **options):
+        if len(looked_for) == 2:
+            raise KeyboardInterrupt  # as if the third were never found
+        looked_for.append(context)
+        return optimised_vector(teacher, context, *arguments, **options)
+
+    monkeypatch.setattr("gistnet.evaluation.bound.optimised_vector", search)
+    with pytest.raises(KeyboardInterrupt):
+        find_vectors(run.teacher, windows, layout, kept, positions="end")
+    looked_for.clear()
+    found = find_vectors(run.teacher, windows, layout, kept, positions="end")
+    assert len(looked_for) == 1
+    assert torch.equal(looked_for[0], context_of(windows[2]))
+    again = find_vectors(run.teacher, windows[::-1], layout, kept, positions="end")
+    assert torch.equal(again, found.flip(0))
+    assert len(looked_for) == 1
+    monkeypatch.setattr("gistnet.evaluation.bound.optimised_vector", optimised_vector)
+    plain = kept.model_copy(update={"vectors": None})
+    assert torch.equal(find_vectors(run.teacher, windows, layout, plain, positions="end"), found)
+    longer = kept.model_copy(update={"steps": 20})
+    assert not torch.equal(find_vectors(run.teacher, windows, layout, longer, positions="end"), found)
+
+
+def test_a_file_that_holds_no_such_vectors_is_refused(tmp_path):
+    path = tmp_path / "vectors.safetensors"
+    path.write_bytes(b"not at all")
+    with pytest.raises(
+        DataError, match=r"vectors\.safetensors is no file of optimised vectors .*expected one in safet"
+    ):
+        read_vectors(path, 32)
+    save_file({"one": torch.zeros(16)}, path)
+    with pytest.raises(DataError, match=r"vectors\.safetensors holds vectors \[16\], expected \[32\]"):
+        read_vectors(path, 32)
+    with pytest.raises(StorageError, match="Could not read"):
+        read_vectors(tmp_path, 32)
 
 
 class TwoDomains:

@@ -311,6 +311,6 @@ def test_the_probes_are_part_of_an_evaluation_where_asked_for(run):
     plain = evaluate(run.teacher, run.gistnet, run.dataset, CONFIG).records
     probed = evaluate(run.teacher, run.gistnet, run.dataset, config).records
     names = {"pair_accuracy", "reconstruction_ce", "reconstruction_accuracy", "reconstruction_mse"}
-    names |= {"bound_kl", "bound_recovered_kl"}
+    names |= {"bound_kl", "bound_recovered_kl", "share_of_bound"}
     assert {record.name for record in probed} - {record.name for record in plain} == names
     assert [record for record in probed if record.name not in names] == plain

@@ -2,7 +2,7 @@
 /* The evaluation of one run: every figure beside its baselines, under one selection. */
 
 const BASELINES = ["drop", "last_token", "surprisal_token", "mean", "shuffled", "gists_below", "full", "gist"];
-const APART = ["delta_nll_by_offset", "delta_nll_by_kind", "kl_by_kind", "bound_kl", "bound_recovered_kl"]; // have figures of their own
+const APART = ["delta_nll_by_offset", "delta_nll_by_kind", "kl_by_kind", "bound_kl", "bound_recovered_kl", "share_of_bound"]; // have figures of their own
 
 function resultsSection(run) {
   const node = section("results", "Results", "Every figure beside what could be had for nothing, on the same held-out spans; intervals are 95 %, bootstrapped over documents.");
@@ -139,9 +139,11 @@ function pairTest(figures, selection, path) {
 function bound(figures, selection, path) {
   const records = ["bound_kl", "bound_recovered_kl"].map((name) => pickOne(figures, name, selection)).filter(Boolean);
   if (!records.length) return missing("The bound, a vector optimised for each span, is not measured.", `gistnet evaluate ${path} --bound 8`);
+  const share = pickOne(figures, "share_of_bound", selection);
+  const reached = share ? ` Gists recover ${number(share.value)} of what it does${share.interval ? ` (${interval(share.interval)})` : ""}.` : "";
   return dotPlot({
     title: "Optimised-vector bound", unit: "KL in nats per token, recovered as share of drop",
-    note: `A vector optimised for each span on continuations sampled from the teacher. ${measuredOn(records[0])}.`,
+    note: `A vector optimised for each span on continuations sampled from the teacher. ${measuredOn(records[0])}.${reached}`,
     rows: records.map((record) => ({
       label: plain(record.name.slice("bound_".length)),
       marks: [{ role: equal(4, "optimised vector"), value: record.value, interval: record.interval }, ...Object.entries(record.baselines).map(([role, value]) => ({ role, value }))],
