@@ -15,11 +15,12 @@ from gistnet.data.dataset import PreparedDataset
 from gistnet.data.sampling import SpanLayout, WindowSample, validation_windows
 from gistnet.errors import DataError, TeacherError
 from gistnet.evaluation import metrics
-from gistnet.evaluation.bound import BoundConfig, optimised_bound
+from gistnet.evaluation.bound import optimised_bound
 from gistnet.evaluation.geometry import Figures, draw_spans, encode_spans, figures_of, geometry_records, mixed_figures
 from gistnet.evaluation.held_out import HeldOut, Measured
 from gistnet.evaluation.in_contexts import ContextsConfig, choose_passages, context_records
 from gistnet.evaluation.mapping import map_documents, rounded
+from gistnet.evaluation.optimised_vector import BoundConfig
 from gistnet.evaluation.pair_test import PairTestConfig, pair_test
 from gistnet.evaluation.population import MIXED, Population
 from gistnet.evaluation.reconstruction import ReconstructionConfig, reconstruction

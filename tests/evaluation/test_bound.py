@@ -9,18 +9,17 @@ from gistnet.config import load_config
 from gistnet.data.sampling import SpanLayout, WindowSample, validation_windows
 from gistnet.errors import DataError, StorageError
 from gistnet.evaluation import baselines
-from gistnet.evaluation.bound import (
+from gistnet.evaluation.bound import choose_spans, optimised_bound
+from gistnet.evaluation.held_out import HeldOut
+from gistnet.evaluation.optimised_vector import (
     BoundConfig,
-    choose_spans,
     context_of,
     find_vectors,
-    optimised_bound,
     optimised_vector,
     read_vectors,
     sample_continuations,
     span_generator,
 )
-from gistnet.evaluation.held_out import HeldOut
 from gistnet.objective.branches import Stretches, gist_stand_ins
 from gistnet.objective.reference import reference_original_hidden, reference_replaced_hidden
 from gistnet.session import open_run
@@ -164,7 +163,7 @@ def test_vectors_that_were_found_are_kept_and_not_looked_for_again(run, tmp_path
         looked_for.append(context)
         return optimised_vector(teacher, context, *arguments, **options)
 
-    monkeypatch.setattr("gistnet.evaluation.bound.optimised_vector", search)
+    monkeypatch.setattr("gistnet.evaluation.optimised_vector.optimised_vector", search)
     with pytest.raises(KeyboardInterrupt):
         find_vectors(run.teacher, windows, layout, kept, positions="end")
     looked_for.clear()
@@ -174,7 +173,7 @@ def test_vectors_that_were_found_are_kept_and_not_looked_for_again(run, tmp_path
     again = find_vectors(run.teacher, windows[::-1], layout, kept, positions="end")
     assert torch.equal(again, found.flip(0))
     assert len(looked_for) == 1
-    monkeypatch.setattr("gistnet.evaluation.bound.optimised_vector", optimised_vector)
+    monkeypatch.setattr("gistnet.evaluation.optimised_vector.optimised_vector", optimised_vector)
     plain = kept.model_copy(update={"vectors": None})
     assert torch.equal(find_vectors(run.teacher, windows, layout, plain, positions="end"), found)
     longer = kept.model_copy(update={"steps": 20})

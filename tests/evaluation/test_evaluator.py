@@ -19,9 +19,9 @@ from gistnet.data.prepare import split_of
 from gistnet.data.sampling import validation_windows
 from gistnet.errors import DataError
 from gistnet.evaluation import baselines
-from gistnet.evaluation.bound import BoundConfig
 from gistnet.evaluation.evaluator import EvaluationConfig, evaluate
 from gistnet.evaluation.held_out import HeldOut
+from gistnet.evaluation.optimised_vector import BoundConfig
 from gistnet.evaluation.pair_test import PairTestConfig
 from gistnet.evaluation.reconstruction import ReconstructionConfig
 from gistnet.evaluation.validation import ValidationConfig, Validator
