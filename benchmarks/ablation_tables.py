@@ -190,6 +190,41 @@ def untrained_table(kind: str, results: Path, _: Path) -> str:
     return f"{spans}, {describe_device(content)}.\n\n{markdown(header, rows)}"
 
 
+def lengths_table(results: Path, _: Path) -> str:
+    """What one vector keeps of spans of several lengths without training (benchmarks/untrained_lengths.py)."""
+    path = results / "untrained-lengths.json"
+    if not path.exists():
+        return "TO MEASURE: `python benchmarks/untrained_lengths.py`"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    rows = [
+        [
+            str(row["length"]),
+            f"{row['compute']:.1%}",
+            *(f"{row[name]['kl']:.4f}" for name in ("drop", "last_token", "gist")),
+            *(f"{row[name]['recovered_1_32']:.1%}" for name in ("last_token", "gist")),
+            _points(row["gist"]["more_than_last_token_1_32"]),
+            *(f"{row[name]['recovered_9_32']:.1%}" for name in ("last_token", "gist")),
+        ]
+        for row in content["rows"]
+    ]
+    header = [
+        "tokens per gist",
+        "compute",
+        "KL@32 of `drop`",
+        "of `last_token`",
+        "of the gist",
+        "`last_token` recovers",
+        "the gist",
+        "more",
+        "`last_token` at 9–32",
+        "the gist",
+    ]
+    least, most = (end(row["spans"] for row in content["rows"]) for end in (min, max))
+    counted = f"{least} spans" if least == most else f"{least} to {most} spans"
+    documents = max(row["documents"] for row in content["rows"])
+    return f"{counted} of {documents} held-out documents, {describe_device(content)}.\n\n{markdown(header, rows)}"
+
+
 def _untrained_name(row: dict[str, Any]) -> str:
     if row["kind"] == "baseline":
         return f"`{row['name'].replace(' ', '_')}`"
@@ -208,7 +243,9 @@ _MAKERS: dict[str, Callable[[str, Path, Path], str]] = {
     "extrapolation": extrapolation_table,
     "ablation-plots": plot_list,
 }
-BLOCKS: Mapping[str, Callable[[Path, Path], str]] = {
-    f"{name}-{device}": partial(make, device) for name, make in _MAKERS.items() for device in DEVICES
-} | {f"untrained-{kind}": partial(untrained_table, kind) for kind in ("state", "gistnet")}
+BLOCKS: Mapping[str, Callable[[Path, Path], str]] = (
+    {f"{name}-{device}": partial(make, device) for name, make in _MAKERS.items() for device in DEVICES}
+    | {f"untrained-{kind}": partial(untrained_table, kind) for kind in ("state", "gistnet")}
+    | {"untrained-lengths": lengths_table}
+)
 """What makes the content of a block from the folders of results and of plots, by its name."""

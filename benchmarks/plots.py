@@ -104,7 +104,8 @@ def pyplot() -> Any:
 def describe_device(content: dict[str, Any]) -> str:
     """The GPU that a result was measured on, or the cores of the processor."""
     machine = content["machine"]
-    return machine["gpu"] if machine["gpu"] != "none" else f"{machine['cores']} cores of {machine['processor']}"
+    cores = f"{machine['cores']} core{'s' if machine['cores'] > 1 else ''} of {machine['processor']}"
+    return machine["gpu"] if machine["gpu"] != "none" else cores
 
 
 def _lines(

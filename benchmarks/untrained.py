@@ -39,8 +39,8 @@ HORIZON, SPAN, RESAMPLES = 32, 32, 2000
 STATES = (1, 2, 4, 8, 12, 16, 18, 20, 22, 25, 29)
 LAYERS = ((2, 2), (4, 4), (5, 5), (8, 8), (12, 12), (20, 20), (2, 12), (2, 16), (4, 8), (4, 12), (4, 16), (4, 20))
 """Layers that all tokens pass, and layers that the last token passes."""
-SCALES = (1, 10, 30, 100, 300)
 SCALED = (4, 16)
+SCALES = (1, 10, 30, 100, 300)
 
 
 def state_stand_ins(teacher: Teacher, layers: int, window: HeldOutWindow, read: ReadWindows) -> StandIns:
@@ -56,9 +56,12 @@ def gist_stand_ins_of(gistnet: GistNet, teacher: Teacher, window: HeldOutWindow,
     return gist_stand_ins(window.stretches, encode(gistnet, teacher, window.stretches.replaced), "end")
 
 
-def untrained(teacher: Teacher, token_layers: int, layers: int, scale: float) -> GistNet:
+def untrained(
+    teacher: Teacher, token_layers: int = 4, layers: int = 16, scale: float = 100, *, span_tokens: int = SPAN
+) -> GistNet:
     """A GistNet as it is before training, its expansion closed: the copied layers see nothing but the span."""
     config = GistNetConfig(
+        span_tokens=span_tokens,
         architecture="teacher_lora",
         teacher_layers=layers,
         token_layers=token_layers,
