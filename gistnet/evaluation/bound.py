@@ -6,13 +6,14 @@ every gist is, which the optimisation never saw. A GistNet has to find such a ve
 better; how far it is behind is what training can still win.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from gistnet.data.dataset import PreparedDataset
@@ -22,11 +23,30 @@ from gistnet.evaluation import baselines
 from gistnet.evaluation.held_out import HeldOut, HeldOutWindow
 from gistnet.evaluation.metrics import bootstrap_over_documents, mean_over_offsets, offset_slices, recovered_share
 from gistnet.evaluation.optimised_vector import BoundConfig, find_vectors
-from gistnet.evaluation.records import Baseline, MetricRecord
+from gistnet.evaluation.records import MetricRecord
 from gistnet.model.gistnet import GistNet
 from gistnet.model.teacher import ReadWindows, Teacher
 from gistnet.objective.branches import Positions, StandIns, gist_stand_ins
 from gistnet.objective.objective import encode
+
+
+def share_of_bound(mean_loss: Any, mean_loss_of_bound: Any, mean_loss_of_drop: Any) -> Any:
+    """What is recovered, as a share of what the optimised vector recovers, of mean losses: numbers or arrays."""
+    return (mean_loss_of_drop - mean_loss) / (mean_loss_of_drop - mean_loss_of_bound)
+
+
+Statistic = Callable[[Any, Any, Any], Any]
+"""Of the mean losses of a stand-in, of the optimised vectors, and of dropping: numbers, or arrays to bootstrap."""
+MEASURES: Mapping[str, tuple[str, tuple[str, ...], Statistic]] = {
+    "bound_kl": ("bound", ("gist", "drop", "last_token"), lambda loss, bound, drop: loss),
+    "bound_recovered_kl": (
+        "bound",
+        ("gist", "drop", "last_token"),
+        lambda loss, bound, drop: recovered_share(loss, drop),
+    ),
+    "share_of_bound": ("gist", ("last_token",), share_of_bound),
+}
+"""Name of a record → the stand-in it is a figure of, those beside it, and the statistic of all of them."""
 
 
 def optimised_bound(
@@ -76,50 +96,46 @@ def optimised_bound(
     for domain in sorted(set(held_out.domains)):
         rows = held_out.domains == domain
         documents = held_out.documents[rows]
+        interval = partial(bootstrap_over_documents, documents=documents, resamples=resamples, seed=seed)
         for offsets in offset_slices(layout.horizon_tokens):
             kl = {name: mean_over_offsets(losses.kl[rows], offsets) for name, losses in measured.items()}
-            shares = {name: float(recovered_share(values.mean(), kl["drop"].mean())) for name, values in kl.items()}
-            means = {name: float(values.mean()) for name, values in kl.items()}
-            interval = partial(bootstrap_over_documents, documents=documents, resamples=resamples, seed=seed)
-            of_what_it_could = {
-                name: share_of_bound(means[name], means["bound"], means["drop"]) for name in ("gist", "last_token")
-            }
-            for name, value, values, of_value in (
-                ("bound_kl", means.pop("bound"), means, interval(kl["bound"])),
-                (
-                    "bound_recovered_kl",
-                    shares.pop("bound"),
-                    shares,
-                    interval((kl["bound"], kl["drop"]), statistic=recovered_share),
-                ),
-                (
-                    "share_of_bound",
-                    of_what_it_could.pop("gist"),
-                    of_what_it_could,
-                    interval((kl["gist"], kl["bound"], kl["drop"]), statistic=share_of_bound),
-                ),
-            ):
-                records.append(
-                    MetricRecord(
-                        name=name,
-                        domain=str(domain),
-                        horizon=layout.horizon_tokens,
-                        offsets=offsets,
-                        positions=positions,
-                        level=gistnet.level,
-                        value=value,
-                        n_spans=int(rows.sum()),
-                        n_documents=len(np.unique(documents)),
-                        interval=of_value,
-                        baselines=cast(dict[Baseline, float], values),
-                    )
+            records += [
+                MetricRecord(
+                    name=name,
+                    domain=str(domain),
+                    horizon=layout.horizon_tokens,
+                    offsets=offsets,
+                    positions=positions,
+                    level=gistnet.level,
+                    n_spans=int(rows.sum()),
+                    n_documents=len(np.unique(documents)),
+                    **_figures(kl, of, beside, statistic, interval),
                 )
+                for name, (of, beside, statistic) in MEASURES.items()
+            ]
     return records
 
 
-def share_of_bound(mean_loss: Any, mean_loss_of_bound: Any, mean_loss_of_drop: Any) -> Any:
-    """What is recovered, as a share of what the optimised vector recovers, of mean losses: numbers or arrays."""
-    return (mean_loss_of_drop - mean_loss) / (mean_loss_of_drop - mean_loss_of_bound)
+def _figures(
+    kl: Mapping[str, NDArray[np.float64]],
+    of: str,
+    beside: Sequence[str],
+    statistic: Statistic,
+    interval: Callable[..., tuple[float, float] | None],
+) -> dict[str, Any]:
+    """The statistic of one stand-in's KL `[spans]`, its interval, and the same of those beside it."""
+
+    def columns(name: str) -> tuple[NDArray[np.float64], ...]:
+        return kl[name], kl["bound"], kl["drop"]
+
+    def value(name: str) -> float:
+        return float(statistic(*(column.mean() for column in columns(name))))
+
+    return {
+        "value": value(of),
+        "interval": interval(columns(of), statistic=statistic),
+        "baselines": {name: value(name) for name in beside},
+    }
 
 
 def choose_spans(dataset: PreparedDataset, samples: Sequence[WindowSample], count: int) -> list[WindowSample]:
