@@ -19,6 +19,7 @@ BOTTLENECK = ["gistnet.architecture=bottleneck", *TOKEN]
 LORA = "gistnet.architecture=teacher_lora"
 LAYERS, TOKEN_LAYERS = "gistnet.teacher_layers", "gistnet.token_layers"
 LEARNING_RATE = "train.optimiser.learning_rate"
+MUON = "train.optimiser.kind=muon"
 RUNS = "train.runs.lengths"
 
 
@@ -93,6 +94,14 @@ GROUPS = {
             "lr-6e-4": [f"{LEARNING_RATE}=6.0e-4"],
             "lr-1e-3": [f"{LEARNING_RATE}=1.0e-3"],
             "lr-3e-3": [f"{LEARNING_RATE}=3.0e-3"],
+        },
+    ),
+    "optimiser": Group(
+        "AdamW, or Muon for the matrices?",
+        {
+            "muon": [MUON],
+            "muon-lr-1e-3": [MUON, f"{LEARNING_RATE}=1.0e-3"],
+            "muon-lr-6e-3": [MUON, f"{LEARNING_RATE}=6.0e-3"],
         },
     ),
     "batch": Group(

@@ -77,7 +77,7 @@ def save_checkpoint(
 ) -> Path:
     """Save the state after `step` completed steps and return its folder; a checkpoint of that step is kept as it is.
 
-    The optimiser must know its parameters by name, as those of `schedule.build_optimiser` do.
+    The optimiser must know its parameters by name, as those of `optimiser.build_optimiser` do.
 
     Raises:
         StorageError: the disk is full or refused. Nothing of this checkpoint is left, and earlier ones are untouched.
@@ -212,10 +212,16 @@ def restore_optimiser(optimiser: Optimizer, checkpoint: Checkpoint) -> None:
                 f"expected {tuple(parameters[name].shape)}."
             )
         state.setdefault(index_of[name], {})[quantity] = tensor
-    groups = [
-        {**saved, "betas": tuple(saved["betas"]), "params": group["params"]}
-        for saved, group in zip(checkpoint.optimiser_groups, current, strict=True)
-    ]
+    groups = []
+    for saved, group in zip(checkpoint.optimiser_groups, current, strict=True):
+        if different := sorted((saved.keys() | {"params"}) ^ group.keys()):
+            raise CheckpointError(
+                f"{checkpoint.folder} has the state of another optimiser: {', '.join(different)} in one of them only; "
+                "expected the optimiser.kind that the run began with."
+            )
+        # JSON has no tuples.
+        tuples = {key: tuple(saved[key]) for key, value in group.items() if isinstance(value, tuple)}
+        groups.append({**saved, **tuples, "params": group["params"]})
     optimiser.load_state_dict({"state": state, "param_groups": groups})
 
 

@@ -26,7 +26,7 @@ WINDOWS = (4096, 8192, 16_384)
 
 _PARTS = (
     "teacher\nweights",
-    "GistNet\nand AdamW",
+    "GistNet\nand optimiser",
     "its frozen\ncopy",
     "held-out\nwindows kept",
     "keys, values\nof a window",

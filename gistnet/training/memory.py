@@ -13,6 +13,7 @@ from gistnet.objective.losses import default_chunk_tokens
 from gistnet.objective.objective import DIFFERENTIATED
 from gistnet.training.counting import count
 from gistnet.training.live_bytes import Use
+from gistnet.training.optimiser import is_moved_by_muon
 from gistnet.training.stage import Stage, TrainConfig
 
 
@@ -134,8 +135,9 @@ def _fixed(teacher: Teacher, gistnet: GistNet, train: TrainConfig, window_bytes:
     held_out = min(validation.cache_gigabytes * 1e9, domains * validation.documents * window_bytes)
     return {
         "teacher weights": held_by_teacher(teacher) + 2 * _largest_gathered_layer(teacher),
-        # A gradient and two moments for each weight that the stage trains.
-        "GistNet weights, gradient and AdamW": trainable + 3 * sum(p.nbytes for p in trained),
+        # A gradient for each weight that the stage trains, and AdamW's two moments or Muon's one.
+        "GistNet weights, gradient and optimiser": trainable
+        + sum((2 if is_moved_by_muon(p, train.optimiser) else 3) * p.nbytes for p in trained),
         "GistNet's frozen copy": sum(p.nbytes for p in parameters if not p.requires_grad),
         "held-out windows kept for validation": round(held_out),
     }

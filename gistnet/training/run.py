@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from torch.optim import AdamW
+from torch.optim import Optimizer
 
 from gistnet.data.dataset import PreparedDataset
 from gistnet.data.sampling import SpanLayout, TrainingPool, check_sampling, training_pool, validation_windows
@@ -18,8 +18,8 @@ from gistnet.objective.objective import ObjectiveConfig
 from gistnet.training.curriculum import Check, Reason
 from gistnet.training.fitting import USABLE, Batch, Fit, PassSizes, require_fit
 from gistnet.training.memory import held_by_teacher, step_memory
+from gistnet.training.optimiser import build_optimiser
 from gistnet.training.parallel import Processes
-from gistnet.training.schedule import build_optimiser
 from gistnet.training.stage import Stage, TargetName, TrainConfig
 
 
@@ -113,7 +113,7 @@ class Run:
             branches if stage.train.branches_per_pass else min(branches, before.branches),
         )
 
-    def optimiser(self, progress: Progress) -> AdamW:
+    def optimiser(self, progress: Progress) -> Optimizer:
         """A new optimiser for the stage: what earlier ones did is in the weights."""
         train = self.stage(progress).train
         trained = self.trained_gistnet(progress).trained_parameters(with_below=train.train_below)

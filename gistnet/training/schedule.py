@@ -1,19 +1,19 @@
-"""The optimiser, its learning rate, and when periodic work is due: pure functions of the step."""
+"""The learning rate and when periodic work is due: pure functions of the step."""
 
 import math
-from collections.abc import Iterable
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
-from torch import nn
-from torch.optim import AdamW
 
-from gistnet.errors import ConfigError
 from gistnet.settings import Section
 
 
 class OptimiserConfig(Section):
-    """AdamW and its schedule (spec, Optimization Settings)."""
+    """The optimiser and its schedule (spec, Optimization Settings)."""
+
+    kind: Literal["adamw", "muon"] = "adamw"
+    """adamw: AdamW for all parameters (spec); muon: Muon for matrices, with the momentum `betas[0]`, and AdamW for
+    vectors. Muon learns more from the same spans (docs/ablations.md), at rates as large as AdamW's."""
 
     learning_rate: float = Field(default=1e-4, gt=0)
     """Peak rate, reached at the end of the warm-up."""
@@ -25,7 +25,7 @@ class OptimiserConfig(Section):
     """Steps of linear warm-up in every stage; a stage that is short warms up for 5 % of its steps instead."""
 
     betas: tuple[float, float] = (0.9, 0.999)
-    """Decay of AdamW's running mean and running square of the gradient, per step, each in [0, 1)."""
+    """Decay of the running mean and, in AdamW, of the running square of the gradient, per step, each in [0, 1)."""
 
     epsilon: float = Field(default=1e-8, gt=0)
     """Added to AdamW's denominator."""
@@ -66,32 +66,6 @@ def learning_rate(step: int, total_steps: int, config: OptimiserConfig) -> float
     progress = min(1.0, (step - warmup) / (total_steps - warmup))
     height = config.learning_rate - config.final_learning_rate
     return config.final_learning_rate + height * (1 + math.cos(math.pi * progress)) / 2
-
-
-def build_optimiser(parameters: Iterable[tuple[str, nn.Parameter]], config: OptimiserConfig) -> AdamW:
-    """AdamW over the trainable ones of the named `parameters`, as `module.named_parameters()` gives them.
-
-    Only matrices decay. Biases, norms, gains and slot vectors (fewer than two dimensions) are not pulled to zero: zero
-    is no natural value for them. The optimiser keeps the names, so that a checkpoint can.
-
-    Raises:
-        ConfigError: none of the parameters is trainable.
-    """
-    trainable = [(name, parameter) for name, parameter in parameters if parameter.requires_grad]
-    if not trainable:
-        raise ConfigError("There is nothing to optimise: got no trainable parameter, expected at least one.")
-    matrices = [(name, parameter) for name, parameter in trainable if parameter.ndim >= 2]
-    vectors = [(name, parameter) for name, parameter in trainable if parameter.ndim < 2]
-    groups = [
-        {"params": matrices, "weight_decay": config.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
-    ]
-    return AdamW(
-        [group for group in groups if group["params"]],
-        lr=config.learning_rate,
-        betas=config.betas,
-        eps=config.epsilon,
-    )
 
 
 def is_due(step: int, every: int, *, last_step: int, first: bool = False, interrupted: bool = False) -> bool:

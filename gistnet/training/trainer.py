@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import AdamW
+from torch.optim import Optimizer
 
 from gistnet.data.sampling import sample_batch
 from gistnet.errors import CheckpointError, TrainingError
@@ -86,7 +86,7 @@ def fit(
                 optimiser = enter_next_stage(run, progress)
 
 
-def _fit_stage(run: Run, progress: Progress, optimiser: AdamW, recorder: Recorder, stop: StopRequest) -> bool:
+def _fit_stage(run: Run, progress: Progress, optimiser: Optimizer, recorder: Recorder, stop: StopRequest) -> bool:
     """Train to the end of a stage; returns whether a signal asked to stop meanwhile."""
     train = run.stage(progress).train
     with keeping_the_last_good_state(run, progress, partial(save, run, progress, optimiser)):
@@ -158,13 +158,13 @@ def judge(run: Run, progress: Progress, result: dict[str, float]) -> list[dict[s
     return events
 
 
-def begin(run: Run) -> tuple[Progress, AdamW]:
+def begin(run: Run) -> tuple[Progress, Optimizer]:
     """The state of a run before its first step."""
     progress = Progress()
     return progress, run.optimiser(progress)
 
 
-def enter_next_stage(run: Run, progress: Progress) -> AdamW:
+def enter_next_stage(run: Run, progress: Progress) -> Optimizer:
     """Go on to the next stage from the best network of the one that ended, with a new optimiser.
 
     Only what the checkpoint of the ended stage holds decides, so that a run killed meanwhile does the same again.
@@ -182,7 +182,7 @@ def enter_next_stage(run: Run, progress: Progress) -> AdamW:
     return run.optimiser(progress)
 
 
-def train_step(run: Run, progress: Progress, optimiser: AdamW) -> dict[str, float]:
+def train_step(run: Run, progress: Progress, optimiser: Optimizer) -> dict[str, float]:
     """One optimiser step; advances `progress` and returns the batch's mean losses (nats per token) and its gradient.
 
     Raises:
@@ -191,7 +191,7 @@ def train_step(run: Run, progress: Progress, optimiser: AdamW) -> dict[str, floa
     return take_step(run, progress, optimiser, add_up_gradient(run, progress, optimiser))
 
 
-def add_up_gradient(run: Run, progress: Progress, optimiser: AdamW) -> BatchSums:
+def add_up_gradient(run: Run, progress: Progress, optimiser: Optimizer) -> BatchSums:
     """Read this process's share of the step's batches, which leaves the gradient of its branches in GistNet.
 
     Raises:
@@ -236,7 +236,7 @@ def add_up_gradient(run: Run, progress: Progress, optimiser: AdamW) -> BatchSums
     return BatchSums(sums, branches, spans=sum(int(sample.gists.sum()) for samples in everything for sample in samples))
 
 
-def take_step(run: Run, progress: Progress, optimiser: AdamW, batch: BatchSums) -> dict[str, float]:
+def take_step(run: Run, progress: Progress, optimiser: Optimizer, batch: BatchSums) -> dict[str, float]:
     """Sum the gradient over all processes and move GistNet by it; returns what `train_step` does.
 
     Raises:
@@ -263,7 +263,7 @@ def take_step(run: Run, progress: Progress, optimiser: AdamW, batch: BatchSums) 
     }
 
 
-def restore(run: Run) -> tuple[Progress, AdamW]:
+def restore(run: Run) -> tuple[Progress, Optimizer]:
     """The state of the newest checkpoint of the run's folder, where there is one; loads its weights into GistNet.
 
     Raises:
@@ -286,7 +286,7 @@ def restore(run: Run) -> tuple[Progress, AdamW]:
     return progress, optimiser
 
 
-def save(run: Run, progress: Progress, optimiser: AdamW) -> None:
+def save(run: Run, progress: Progress, optimiser: Optimizer) -> None:
     """Write a checkpoint, mark it where it is the best, and delete those no longer wanted; the main process does."""
     if not run.processes.is_main:
         return
@@ -315,7 +315,7 @@ def _validation_is_due(run: Run, progress: Progress) -> bool:
     return due and not (progress.checks and progress.checks[-1].step == progress.stage_step)
 
 
-def _clipped_gradient_norm(run: Run, optimiser: AdamW, step: int, longest: float) -> float:
+def _clipped_gradient_norm(run: Run, optimiser: Optimizer, step: int, longest: float) -> float:
     parameters = [p for group in optimiser.param_groups for p in group["params"]]
     run.processes.sum_in_place([p.grad for p in parameters if p.grad is not None])
     norm = float(torch.nn.utils.clip_grad_norm_(parameters, longest))

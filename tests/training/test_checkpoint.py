@@ -10,13 +10,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.optim import Optimizer
 
 from gistnet.errors import CheckpointError, StorageError
 from gistnet.files import _this_machine
@@ -31,7 +32,8 @@ from gistnet.training.checkpoint import (
     restore_optimiser,
     save_checkpoint,
 )
-from gistnet.training.schedule import OptimiserConfig, build_optimiser
+from gistnet.training.optimiser import build_optimiser
+from gistnet.training.schedule import OptimiserConfig
 
 IDENTITY = {"teacher": {"sha256": "ab12", "layers": 30}, "gistnet": {"dim": 3, "betas": [0.9, 0.95]}, "data": "d1"}
 
@@ -53,12 +55,15 @@ class Network(nn.Module):
         save_file(self.state_dict(), folder / "model.safetensors")
 
 
-def make(width: int = 5) -> tuple[Network, torch.optim.AdamW]:
+Kind = Literal["adamw", "muon"]
+
+
+def make(width: int = 5, kind: Kind = "adamw") -> tuple[Network, Optimizer]:
     network = Network(width)
-    return network, build_optimiser(network.named_parameters(), OptimiserConfig(learning_rate=0.01))
+    return network, build_optimiser(network.named_parameters(), OptimiserConfig(kind=kind, learning_rate=0.01))
 
 
-def train(network: Network, optimiser: torch.optim.AdamW, steps: range) -> None:
+def train(network: Network, optimiser: Optimizer, steps: range) -> None:
     for step in steps:
         inputs = torch.randn(4, 3, generator=torch.Generator().manual_seed(step))
         optimiser.param_groups[0]["lr"] = 0.01 / (step + 1)
@@ -74,14 +79,15 @@ def save(run: Path, step: int = 7, **changes: Any) -> Path:
     return save_checkpoint(run, step=step, **arguments)
 
 
-def test_training_goes_on_bit_for_bit_after_a_round_trip(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_training_goes_on_bit_for_bit_after_a_round_trip(tmp_path: Path, kind: Kind) -> None:
     torch.manual_seed(0)
-    network, optimiser = make()
+    network, optimiser = make(kind=kind)
     train(network, optimiser, range(5))
     folder = save(tmp_path, 5, gistnet=network, optimiser=optimiser)
     train(network, optimiser, range(5, 12))
 
-    resumed, resumed_optimiser = make()
+    resumed, resumed_optimiser = make(kind=kind)
     checkpoint = load_checkpoint(folder)
     resumed.load_state_dict(load_file(checkpoint.gistnet_folder / "model.safetensors"))
     restore_optimiser(resumed_optimiser, checkpoint)
@@ -388,6 +394,15 @@ def test_an_optimiser_of_other_parameters_is_refused(tmp_path: Path) -> None:
     other = build_optimiser([("other", nn.Parameter(torch.ones(2, 2)))], OptimiserConfig())
     with pytest.raises(CheckpointError, match=r"difference in first\.bias, .*other"):
         restore_optimiser(other, checkpoint)
+
+
+@pytest.mark.parametrize(("saved", "present"), [("adamw", "muon"), ("muon", "adamw")])
+def test_another_kind_of_optimiser_is_refused(tmp_path: Path, saved: Kind, present: Kind) -> None:
+    network, optimiser = make(kind=saved)
+    train(network, optimiser, range(2))
+    checkpoint = load_checkpoint(save(tmp_path, gistnet=network, optimiser=optimiser))
+    with pytest.raises(CheckpointError, match=r"another optimiser: .*momentum.*expected the optimiser\.kind"):
+        restore_optimiser(make(kind=present)[1], checkpoint)
 
 
 def test_an_optimiser_of_other_shapes_is_refused(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from gistnet.objective.objective import ObjectiveConfig
 from gistnet.training.counting import count
 from gistnet.training.fitting import PassSizes
 from gistnet.training.memory import step_memory
+from gistnet.training.schedule import OptimiserConfig
 from gistnet.training.stage import Stage, TrainConfig
 from gistnet.training.step import accumulate_gradient
 from tests.gistnets import woken_gistnet
@@ -66,6 +67,9 @@ class Windows:
 
     def read(self, window: int) -> np.ndarray:
         return np.random.default_rng(window).integers(0, VOCABULARY, self.tokens)
+
+
+MUON = OptimiserConfig(kind="muon")
 
 
 def stage_of(spans_per_window: int, horizon: int = 32, **train) -> Stage:
@@ -193,7 +197,7 @@ def test_what_is_known_by_hand():
     layer = 32 * 32 * 2 + 32 * 16 * 2 + 3 * 32 * 48 + 2 * 32
     assert memory.fixed["teacher weights"] == 4 * (3 * layer + 2 * 97 * 32 + 32)
     trained = sum(parameter.numel() for parameter in gistnet.parameters())
-    assert memory.fixed["GistNet weights, gradient and AdamW"] == 16 * trained
+    assert memory.fixed["GistNet weights, gradient and optimiser"] == 16 * trained
     assert memory.fixed["GistNet's frozen copy"] == 0
     # Keys and values of each layer, and final hidden states.
     window = 96 * (3 * 2 * 16 + 32) * 4
@@ -228,8 +232,19 @@ def test_levels_that_are_not_trained_need_neither_gradient_nor_moments():
     alone, together = (
         step_memory(teacher, gistnet, stage, window_tokens=96, device_type="cpu").fixed for stage in stages
     )
-    assert alone["GistNet weights, gradient and AdamW"] == 16 * (both - below) + 4 * below
-    assert together["GistNet weights, gradient and AdamW"] == 16 * both
+    assert alone["GistNet weights, gradient and optimiser"] == 16 * (both - below) + 4 * below
+    assert together["GistNet weights, gradient and optimiser"] == 16 * both
+
+
+def test_muon_keeps_one_moment_of_a_matrix():
+    teacher = tiny_teacher("llama", torch.float32)
+    gistnet = woken_gistnet(teacher)
+    stage = stage_of(3)
+    stage = stage.model_copy(update={"train": stage.train.model_copy(update={"optimiser": MUON})})
+    memory = step_memory(teacher, gistnet, stage, window_tokens=96, device_type="cpu")
+    matrices = sum(p.numel() for p in gistnet.parameters() if p.ndim == 2)
+    others = sum(p.numel() for p in gistnet.parameters()) - matrices
+    assert memory.fixed["GistNet weights, gradient and optimiser"] == 12 * matrices + 16 * others
 
 
 @pytest.fixture

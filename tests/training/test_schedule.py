@@ -1,12 +1,11 @@
-"""The learning rate against hand computations and torch's own cosine; who decays; when work is due."""
+"""The learning rate against hand computations and torch's own cosine; when work is due."""
 
 import pytest
 import torch
 from pydantic import ValidationError
 from torch import nn
 
-from gistnet.errors import ConfigError
-from gistnet.training.schedule import OptimiserConfig, build_optimiser, is_due, learning_rate, warmup_length
+from gistnet.training.schedule import OptimiserConfig, is_due, learning_rate, warmup_length
 
 SIMPLE = OptimiserConfig(learning_rate=1.0, final_learning_rate=0.0, warmup_steps=4)
 
@@ -66,56 +65,6 @@ def test_learning_rate_is_never_zero_nor_above_the_peak_and_a_stage_of_one_step_
 def test_a_contradictory_or_unknown_setting_is_refused_by_name(wrong: dict) -> None:
     with pytest.raises(ValidationError, match=next(iter(wrong))):
         OptimiserConfig(**wrong)
-
-
-class _Network(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.projection = nn.Linear(3, 3)
-        self.norm = nn.LayerNorm(3)
-        self.slot = nn.Parameter(torch.ones(3))
-        self.gain = nn.Parameter(torch.tensor(1.0))
-        self.frozen = nn.Parameter(torch.ones(3, 3), requires_grad=False)
-
-
-def test_only_matrices_decay_and_frozen_parameters_are_left_out() -> None:
-    optimiser = build_optimiser(_Network().named_parameters(), OptimiserConfig(weight_decay=0.1))
-    decay_by_name = {name: group["weight_decay"] for group in optimiser.param_groups for name in group["param_names"]}
-    assert decay_by_name == {
-        "projection.weight": 0.1,
-        "projection.bias": 0.0,
-        "norm.weight": 0.0,
-        "norm.bias": 0.0,
-        "slot": 0.0,
-        "gain": 0.0,
-    }
-
-
-def test_first_update_of_the_optimiser_by_hand() -> None:
-    """Adam's first step is lr · g/(|g| + ε); a matrix also loses lr · decay of itself, a vector does not."""
-    matrix, vector = nn.Parameter(torch.full((1, 1), 2.0).double()), nn.Parameter(torch.full((1,), 2.0).double())
-    config = OptimiserConfig(learning_rate=0.1, weight_decay=0.5, epsilon=1.0)
-    optimiser = build_optimiser([("matrix", matrix), ("vector", vector)], config)
-    (3 * matrix.sum() + 3 * vector.sum()).backward()
-    optimiser.step()
-    assert vector.item() == pytest.approx(2.0 - 0.1 * 3 / (3 + 1))
-    assert matrix.item() == pytest.approx(2.0 - 0.1 * 0.5 * 2.0 - 0.1 * 3 / (3 + 1))
-
-
-def test_betas_are_those_configured() -> None:
-    """A second gradient of zero leaves the mean at β₁(1-β₁)·g of the first, the mean square at β₂(1-β₂)·g²."""
-    parameter = nn.Parameter(torch.ones(1).double())
-    optimiser = build_optimiser([("p", parameter)], OptimiserConfig(betas=(0.5, 0.75)))
-    for gradient in (4.0, 0.0):
-        parameter.grad = torch.tensor([gradient]).double()
-        optimiser.step()
-    assert optimiser.state[parameter]["exp_avg"].item() == pytest.approx(0.5 * 0.5 * 4)
-    assert optimiser.state[parameter]["exp_avg_sq"].item() == pytest.approx(0.75 * 0.25 * 16)
-
-
-def test_a_network_without_trainable_parameters_is_refused() -> None:
-    with pytest.raises(ConfigError, match="no trainable parameter"):
-        build_optimiser([("frozen", nn.Parameter(torch.ones(1), requires_grad=False))], OptimiserConfig())
 
 
 def test_work_is_due_at_multiples_and_at_the_last_step() -> None:
