@@ -13,7 +13,7 @@ class OptimiserConfig(Section):
 
     kind: Literal["adamw", "muon"] = "adamw"
     """adamw: AdamW for all parameters (spec); muon: Muon for matrices, with the momentum `betas[0]`, and AdamW for
-    vectors. Muon learns more from the same spans (docs/ablations.md), at rates as large as AdamW's."""
+    vectors. Muon learned a little more from the same spans, at a rate three times as large (docs/ablations.md)."""
 
     learning_rate: float = Field(default=1e-4, gt=0)
     """Peak rate, reached at the end of the warm-up."""
