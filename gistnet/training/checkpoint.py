@@ -214,10 +214,10 @@ def restore_optimiser(optimiser: Optimizer, checkpoint: Checkpoint) -> None:
         state.setdefault(index_of[name], {})[quantity] = tensor
     groups = []
     for saved, group in zip(checkpoint.optimiser_groups, current, strict=True):
-        if different := sorted((saved.keys() | {"params"}) ^ group.keys()):
+        if (kind := _optimiser_kind(saved)) != (expected := _optimiser_kind(group)):
             raise CheckpointError(
-                f"{checkpoint.folder} has the state of another optimiser: {', '.join(different)} in one of them only; "
-                "expected the optimiser.kind that the run began with."
+                f"{checkpoint.folder} has the state of an optimiser of the kind {kind}, expected {expected}, which "
+                "optimiser.kind asks for."
             )
         # JSON has no tuples.
         tuples = {key: tuple(saved[key]) for key, value in group.items() if isinstance(value, tuple)}
@@ -276,6 +276,11 @@ def _flatten(optimiser: Optimizer) -> tuple[dict[str, Tensor], list[dict[str, An
     }
     groups = [{key: value for key, value in group.items() if key != "params"} for group in saved["param_groups"]]
     return tensors, groups
+
+
+def _optimiser_kind(group: Mapping[str, Any]) -> str:
+    """Which of `optimiser.kind` moves a group of parameters, by the settings that it has."""
+    return "muon" if "momentum" in group else "adamw"
 
 
 def _flat(groups: list[list[Any]]) -> list[Any]:
