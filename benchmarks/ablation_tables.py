@@ -30,7 +30,8 @@ def group_tables(group: str, device: str, results: Path, _: Path) -> str:
     parts = [
         _comparison(content, arms)
         for content in found
-        if any(kept.records(content, arm) for arm in arms[1:]) and kept.records(content, DEFAULT)
+        if any(kept.records(content, arm) and not _is_default(content, arm) for arm in arms)
+        and kept.records(content, DEFAULT)
     ]
     on_gpu = " --device cuda" if device == "cuda" else ""
     return "\n\n".join(parts) or f"TO MEASURE: `python benchmarks/ablations.py --group {group}{on_gpu}`"
@@ -58,6 +59,11 @@ def _comparison(content: kept.Comparison, asked: Sequence[str]) -> str:
     return "\n\n".join([intro, *tables, *_failures(content, asked), *not_run])
 
 
+def _is_default(content: kept.Comparison, arm: str) -> bool:
+    """Whether an arm is the default, perhaps under another name."""
+    return bool(content["same_as"].get(arm, arm) == DEFAULT)
+
+
 def _quality_row(content: kept.Comparison, arm: str, default: Sequence[Record]) -> list[str]:
     records = kept.records(content, arm)
     low, high = recovered_interval(records, "1–32")
@@ -66,8 +72,7 @@ def _quality_row(content: kept.Comparison, arm: str, default: Sequence[Record]) 
         each = [recovered([record], "1–32") for record in records]
         whole += f", {len(records)} seeds {100 * min(each):.1f}–{100 * max(each):.1f}"
     shares = [f"{recovered(records, part):.1%}" for part in ("1–8", "9–32")]
-    is_default = content["same_as"].get(arm, arm) == DEFAULT
-    more = ["", ""] if is_default else [_difference(records, default, part) for part in ("1–32", "9–32")]
+    more = ["", ""] if _is_default(content, arm) else [_difference(records, default, part) for part in ("1–32", "9–32")]
     return [_name(content, arm), f"{mean_kl(records, 'gist', '1–32'):.4f}", whole, *shares, *more]
 
 

@@ -1,6 +1,6 @@
 """What moves the weights: AdamW, or Muon for matrices with AdamW for the rest."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import nn
@@ -30,7 +30,7 @@ class JoinedOptimisers(Optimizer):
             part.param_groups, part.state = self.param_groups[first:last], self.state
             first = last
 
-    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
+    def step(self) -> None:  # type: ignore[override]  # without a closure, which each part would call again
         """Move all parameters by their gradients."""
         for part in self._parts:
             part.step()

@@ -271,3 +271,10 @@ def test_results_become_tables(tmp_path: Path) -> None:
     assert "| default | 0.82M | 12.5% | 2.00 | 64 | 1.5 | 40.0% |" in filled
     assert "Failed: 3-blocks, seed 0. It did not fit." in filled
     assert "TO MEASURE" in filled  # two points are no line
+
+
+def test_the_default_under_another_name_is_no_comparison(tmp_path: Path) -> None:
+    arms = {"default": {"0": record([0.5, 1.2])}}
+    content = {"budget": {"spans": 64}, "default": {}, "data": "", "same_as": {"1-block": "default"}, "arms": arms}
+    save(tmp_path / "ablations-cpu.json", {"comparisons": {"a": content}, "long_curves": {}})
+    assert BLOCKS["depth-cpu"](tmp_path, tmp_path) == "TO MEASURE: `python benchmarks/ablations.py --group depth`"
