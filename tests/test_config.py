@@ -85,6 +85,9 @@ def test_a_window_of_exactly_the_tokens_needed_is_enough(config_file):
     (stage,) = load_config(config_file, ("data.window_tokens=40", *three)).stages
     assert stage.train.runs.lengths == {1: 0.5, 3: 0.5}
     assert "expected at least 40" in refusal(config_file, "data.window_tokens=39", *three)
+    validated = "train.validation.gists_in_a_row=3"
+    assert load_config(config_file, ("data.window_tokens=40", validated)).stages[0].train.runs.lengths == {1: 1.0}
+    assert "expected at least 40" in refusal(config_file, "data.window_tokens=39", validated)
 
 
 @pytest.mark.parametrize(

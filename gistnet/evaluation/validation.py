@@ -33,6 +33,9 @@ class ValidationConfig(Section):
     """Held-out documents per domain, one window of each."""
     spans_per_document: int = Field(default=4, ge=1)
     """Stretches of each window."""
+    gists_in_a_row: int = Field(default=1, ge=1)
+    """k, how many consecutive spans a stretch replaces. The best network of a stage is chosen on such stretches: one
+    that trains on long runs of gists may get worse on single ones, and is then taken back if it is judged by them."""
     cache_gigabytes: float = Field(default=2.0, ge=0)
     """Memory for passes over held-out windows, which are the same at every validation."""
 
@@ -43,7 +46,7 @@ class MeasuredShare(NamedTuple):
     losses: dict[str, Measured]
     """By the end that their names have in a validation: "" after gists, and the baselines'."""
     gists: Tensor
-    """`[stretches, 1, dim]`."""
+    """`[stretches, k, dim]`."""
     next_gists: Tensor | None
     """Of the span after each stretch, `[stretches, dim]`; None where the horizon has no room for it."""
 
@@ -86,6 +89,7 @@ class Validator:
             documents=config.documents,
             spans_per_document=config.spans_per_document,
             seed=seed,
+            gists=config.gists_in_a_row,
             domains=list(self._weights),
         )
         stretches, infos = [len(sample.starts) for sample in samples], [dataset.describe(s.window) for s in samples]
@@ -162,12 +166,12 @@ class Validator:
         return baselines.last_token(self._teacher, window.stretches, self._positions)
 
     def _encode(self, gistnet: GistNet, windows: Sequence[HeldOutWindow]) -> tuple[Tensor, Tensor | None]:
-        """Gists of the windows' stretches, `[stretches, 1, dim]`, and of the span after each, if the horizon has it."""
+        """Gists of the windows' stretches, `[stretches, k, dim]`, and of the span after each, if the horizon has it."""
         has_next = all(window.stretches.horizon >= window.stretches.span_tokens for window in windows)
         gists = torch.cat(
             [encode_stretches(gistnet, self._teacher, window.stretches, with_next=has_next) for window in windows]
         )
-        return (gists[:, :1], gists[:, 1]) if has_next else (gists, None)
+        return (gists[:, :-1], gists[:, -1]) if has_next else (gists, None)
 
     def _geometry(self, gists: Tensor, next_gists: Tensor | None) -> dict[str, float]:
         last = gists[:, -1].double().cpu().numpy()

@@ -192,7 +192,8 @@ def _layout(stage: Stage, gistnet: GistNet, dataset: PreparedDataset, pool: Trai
     )
     check_sampling(pool, layout, train.probabilities)
     domains = [domain for domain, share in train.probabilities.items() if share > 0]
-    validation_windows(dataset, layout, documents=1, spans_per_document=1, seed=seed, domains=domains)
+    in_a_row = train.validation.gists_in_a_row
+    validation_windows(dataset, layout, documents=1, spans_per_document=1, seed=seed, gists=in_a_row, domains=domains)
     return layout
 
 
