@@ -50,7 +50,7 @@ class Judge:
 
         def placed(window: Any, read: Any) -> Any:
             return gist_stand_ins(
-                window.stretches, encode_stretches(gistnet, self._teacher, window.stretches), positions
+                window.stretches, encode_stretches(gistnet, self._teacher, window.stretches, read), positions
             )
 
         measured = held_out.measure({"gist": placed}) | self._baselines_of(gistnet.config.span_tokens, positions)

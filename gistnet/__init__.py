@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from gistnet.evaluation.evaluator import evaluate
     from gistnet.evaluation.report import write_comparison, write_report
     from gistnet.model.gistnet import GistNet
+    from gistnet.model.span_context import SpanContext
     from gistnet.model.teacher import Teacher
     from gistnet.objective.objective import encode
     from gistnet.session import open_trained, prepare_data, train
@@ -27,6 +28,7 @@ __all__ = [
     "GistEncoder",
     "GistNet",
     "GistTree",
+    "SpanContext",
     "Teacher",
     "__version__",
     "assemble",
@@ -47,6 +49,7 @@ _HOMES = {
     "GistEncoder": "gistnet.tree.gist_encoder",
     "GistNet": "gistnet.model.gistnet",
     "GistTree": "gistnet.tree.tree",
+    "SpanContext": "gistnet.model.span_context",
     "Teacher": "gistnet.model.teacher",
     "assemble": "gistnet.context.assembly",
     "compress": "gistnet.context.in_memory",

@@ -213,9 +213,10 @@ def train(
             _remove_run(config.run_folder)
         save_config(config)
         budget = run.gistnet.parameter_budget()
+        beside = "" if run.gistnet.states_after is None else f", beside its own {run.gistnet.states_after} first layers"
         say(
             f"GistNet ({run.gistnet.config.architecture}): {budget.trained:,} trained parameters; compute per span "
-            f"{budget.share_of_teacher(run.gistnet.teacher_flops_per_span):.1%} of the teacher's."
+            f"{budget.share_of_teacher(run.gistnet.teacher_flops_per_span):.1%} of the teacher's{beside}."
         )
     refresh: Callable[[], object] = partial(write_report, config.run_folder) if report else lambda: None
     progress = fit(run, resume=start == "resume", trackers=config.trackers, after_validation=refresh)

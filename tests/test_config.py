@@ -90,6 +90,12 @@ def test_a_window_of_exactly_the_tokens_needed_is_enough(config_file):
     assert "expected at least 40" in refusal(config_file, "data.window_tokens=39", validated)
 
 
+def test_what_reads_its_context_needs_a_whole_teacher(config_file):
+    reads = ("gistnet.architecture=teacher_lora", "gistnet.reads=context")
+    assert load_config(config_file, reads).gistnet.reads == "context"
+    assert "reads is context with teacher.sharded=true" in refusal(config_file, *reads, "teacher.sharded=true")
+
+
 @pytest.mark.parametrize(
     ("setting", "words"),
     [
@@ -108,6 +114,7 @@ def test_a_window_of_exactly_the_tokens_needed_is_enough(config_file):
         ("evaluation.horizons=[]", ["evaluation.horizons", "at least 1 item"]),
         ("evaluation.horizons=[12, 0]", ["evaluation.horizons.1", "greater than 0"]),
         ("gistnet.heads=3", ["3 heads do not fit a width of 16"]),
+        ("gistnet.reads=context", ["reads is context", "expected the architecture teacher_lora"]),
         ("train.runs.lengths={1: 0.5}", ["train.runs", "lengths must be at least 0 and sum to 1", "{1: 0.5}"]),
         ("train.runs.lengths={0: 1.0}", ["train.runs", "at least 1, got 0"]),
         ("train.runs.longest=0", ["train.runs.longest", "greater than or equal to 1", "got 0"]),

@@ -12,7 +12,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -27,7 +26,6 @@ from gistnet.evaluation.records import MetricRecord
 from gistnet.model.gistnet import GistNet
 from gistnet.model.teacher import ReadWindows, Teacher
 from gistnet.objective.branches import Positions, StandIns, gist_stand_ins
-from gistnet.objective.objective import encode
 
 
 def share_of_bound(mean_loss: Any, mean_loss_of_bound: Any, mean_loss_of_drop: Any) -> Any:
@@ -76,10 +74,10 @@ def optimised_bound(
         DataError: there are no samples, or the file of vectors is damaged.
         StorageError: that file cannot be written.
     """
-    held_out = HeldOut(teacher, dataset, choose_spans(dataset, samples, config.spans), layout, cache_gigabytes=0)
+    chosen = choose_spans(dataset, samples, config.spans)
+    held_out = HeldOut(teacher, dataset, chosen, layout, cache_gigabytes=0, states_after=gistnet.states_after)
     vectors = find_vectors(teacher, held_out.windows, layout, config, positions=positions, seed=seed)[:, None]
-    with torch.no_grad():
-        gists = torch.cat([encode(gistnet, teacher, window.stretches.replaced) for window in held_out.windows])
+    gists, _ = held_out.encode(gistnet)
 
     def placed(these: Tensor, window: HeldOutWindow, read: ReadWindows) -> StandIns:
         return gist_stand_ins(window.stretches, these[window.rows], positions)

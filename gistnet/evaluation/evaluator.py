@@ -6,10 +6,8 @@ from pathlib import Path
 from typing import NamedTuple, Self
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
-from torch import Tensor
 
 from gistnet.data.dataset import PreparedDataset
 from gistnet.data.sampling import SpanLayout, WindowSample, validation_windows
@@ -33,7 +31,6 @@ from gistnet.model.gistnet import GistNet
 from gistnet.model.teacher import Teacher
 from gistnet.model.tokenizer import TeacherTokenizer
 from gistnet.objective.branches import Positions
-from gistnet.objective.objective import encode
 from gistnet.run_folder import SPAN_MAP_FILE
 from gistnet.settings import Section
 
@@ -118,8 +115,8 @@ def evaluate(
         Records of each domain, and of their weighted mean where weights are given: KL, ΔNLL, substitutability rate,
         perplexity ratio and the shares recovered for each position policy, horizon and range of offsets, and ΔNLL by
         offset and by kind of token, each with `drop`, `last_token`, `surprisal_token`, `mean` and `shuffled`; then the
-        geometry of gists, the entropy of attention and the pair test; where asked for, reconstruction, the bound, and
-        what gists are worth in long contexts.
+        geometry of gists, the entropy of attention and the pair test; where asked for, reconstruction, what gists are
+        worth in long contexts, and the bound. Of a GistNet that reads its context only the first and the last of these.
         And the span map, under the first policy and horizon.
 
     Raises:
@@ -135,13 +132,20 @@ def evaluate(
     records = [record for level in levels for record in _substitution_records(level, config)]
 
     domains = sorted(set(level_0.held_out.domains.tolist()))
-    say(f"Comparing up to {config.geometry_spans} gists of {', '.join(domains)}.")
-    for level in levels:
-        figures = _geometry(teacher, level.gistnet, dataset, domains, config)
-        records += geometry_records(figures, positions=config.positions[0], level=level.gistnet.level)
-
-    records += _probes(teacher, level_0, dataset, config, say)
-    records += context_records(teacher, gistnet, passages, config.contexts, positions=config.positions, say=say)
+    takes_spans_alone = gistnet.states_after is None
+    if takes_spans_alone:
+        say(f"Comparing up to {config.geometry_spans} gists of {', '.join(domains)}.")
+        for level in levels:
+            figures = _geometry(teacher, level.gistnet, dataset, domains, config)
+            records += geometry_records(figures, positions=config.positions[0], level=level.gistnet.level)
+        records += _probes(teacher, level_0, dataset, config, say)
+        records += context_records(teacher, gistnet, passages, config.contexts, positions=config.positions, say=say)
+    else:
+        say(
+            "Geometry, pair test, reconstruction and long contexts are left out: they need gists of spans by "
+            "themselves, and this GistNet reads where a span stands."
+        )
+    records += _bound(teacher, level_0, dataset, config, say)
 
     say(f"Measuring every span of {config.map_documents} windows of {', '.join(domains)}, for the span map.")
     span_map = SpanMap(
@@ -198,9 +202,9 @@ def _measure(
         gists=config.gists_in_a_row,
         domains=config.domains or None,
     )
-    held_out = HeldOut(teacher, dataset, samples, layout, cache_gigabytes=0)
-    gists = _encode(teacher, gistnet, held_out)
-    below = None if gistnet.below is None else _encode(teacher, gistnet.below, held_out)
+    held_out = HeldOut(teacher, dataset, samples, layout, cache_gigabytes=0, states_after=gistnet.states_after)
+    gists, _ = held_out.encode(gistnet)
+    below = None if gistnet.below is None else held_out.encode(gistnet.below)[0]
     stand_ins = dict(all_stand_ins(teacher, held_out, gists, config.positions, config.seed, below))
     of_level = f" of level {gistnet.level}" if gistnet.level > 0 else ""
     say(
@@ -234,11 +238,6 @@ def _measure_above(
             return
 
 
-@torch.no_grad()
-def _encode(teacher: Teacher, gistnet: GistNet, held_out: HeldOut) -> Tensor:
-    return torch.cat([encode(gistnet, teacher, window.stretches.replaced) for window in held_out.windows])
-
-
 def _probes(
     teacher: Teacher, level_0: _MeasuredLevel, dataset: PreparedDataset, config: EvaluationConfig, say: Say
 ) -> Iterator[MetricRecord]:
@@ -251,12 +250,26 @@ def _probes(
     if config.reconstruction is not None:
         say("Training decoders to tell the tokens from gists, and from baselines.")
         yield from reconstruction(teacher, gistnet, dataset, held_out, config.reconstruction, **chance)
-    if config.bound is not None:
-        say(f"Optimising a vector for each of {config.bound.spans} spans.")
-        first = replace(level_0.layout, horizon_tokens=config.horizons[0])
-        yield from optimised_bound(
-            teacher, gistnet, dataset, level_0.samples, first, config.bound, positions=config.positions[0], **chance
-        )
+
+
+def _bound(
+    teacher: Teacher, level_0: _MeasuredLevel, dataset: PreparedDataset, config: EvaluationConfig, say: Say
+) -> Iterator[MetricRecord]:
+    """The records of what a vector could be at best, where they are asked for."""
+    if config.bound is None:
+        return
+    say(f"Optimising a vector for each of {config.bound.spans} spans.")
+    yield from optimised_bound(
+        teacher,
+        level_0.gistnet,
+        dataset,
+        level_0.samples,
+        replace(level_0.layout, horizon_tokens=config.horizons[0]),
+        config.bound,
+        positions=config.positions[0],
+        seed=config.seed,
+        resamples=config.resamples,
+    )
 
 
 def _tokenizer(teacher: Teacher) -> TeacherTokenizer:

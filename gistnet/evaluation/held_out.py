@@ -7,12 +7,16 @@ from itertools import groupby
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from gistnet.data.dataset import PreparedDataset, WindowInfo
 from gistnet.data.sampling import SpanLayout, WindowSample
+from gistnet.model.gistnet import GistNet
+from gistnet.model.span_context import SpanContext
 from gistnet.model.teacher import ReadWindows, Teacher
 from gistnet.objective.branches import StandIns, Stretches, replaced_hidden_of_each
 from gistnet.objective.losses import token_losses_of_each
+from gistnet.objective.objective import encode_with_attention
 
 MakeStandIns = Callable[["HeldOutWindow", ReadWindows], StandIns]
 
@@ -48,6 +52,9 @@ class HeldOut:
 
     Passes over the windows are kept in memory up to `cache_gigabytes` (the first windows, as many as fit), so that
     repeated measurements cost branches only. Samples of the same window that follow each other share one pass.
+
+    Args:
+        states_after: as for `Teacher.read_windows`; what the GistNets that are to be judged ask for.
     """
 
     def __init__(
@@ -58,8 +65,10 @@ class HeldOut:
         layout: SpanLayout,
         *,
         cache_gigabytes: float,
+        states_after: int | None = None,
     ) -> None:
         self.teacher = teacher
+        self._states_after = states_after
         self.windows: list[HeldOutWindow] = []
         first = 0
         for sample in samples:
@@ -103,6 +112,24 @@ class HeldOut:
                 columns[name].append(torch.stack([losses.kl, losses.delta_nll]).double().cpu().numpy())
         return {name: Measured(*np.concatenate(parts, axis=1)) for name, parts in columns.items()}
 
+    @torch.no_grad()
+    def encode(self, gistnet: GistNet) -> tuple[Tensor, Tensor]:
+        """Gists of the stretches, all of k spans, `[stretches, k, dim]`, and `encode_with_attention`'s attention."""
+        encoded = [
+            encode_with_attention(
+                gistnet,
+                self.teacher,
+                window.stretches.replaced,
+                None if read is None else SpanContext(read, window.stretches.windows, window.stretches.starts),
+            )
+            for window, read in self.read_for(gistnet)
+        ]
+        return torch.cat([gists for gists, _ in encoded]), torch.cat([attention for _, attention in encoded], dim=1)
+
+    def read_for(self, gistnet: GistNet) -> Iterator[tuple[HeldOutWindow, ReadWindows | None]]:
+        """The windows, read only where GistNet wants to know what the teacher made of them."""
+        return ((window, None) for window in self.windows) if gistnet.states_after is None else self._read_windows()
+
     def _read_windows(self) -> Iterator[tuple[HeldOutWindow, ReadWindows]]:
         for _, parts in groupby(self.windows, lambda window: window.number):
             windows = list(parts)
@@ -112,7 +139,7 @@ class HeldOut:
     def _read(self, window: HeldOutWindow) -> ReadWindows:
         if window.number in self._reads:
             return self._reads[window.number]
-        read = self.teacher.read_windows(window.stretches.tokens)
+        read = self.teacher.read_windows(window.stretches.tokens, states_after=self._states_after)
         size = sum(tensor.nbytes for tensor in read.tensors())
         if size <= self._room_bytes:
             self._room_bytes -= size

@@ -5,7 +5,6 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
 
 from gistnet.data.dataset import PreparedDataset
@@ -17,7 +16,6 @@ from gistnet.model.gistnet import GistNet
 from gistnet.model.teacher import Teacher
 from gistnet.model.tokenizer import TeacherTokenizer
 from gistnet.objective.branches import Positions, gist_stand_ins
-from gistnet.objective.objective import encode_with_attention
 
 SPANS_PER_PASS = 32
 """Spans that run through the teacher at once; only memory and speed depend on it."""
@@ -57,11 +55,8 @@ def map_documents(
         for first in range(0, len(sample.starts), SPANS_PER_PASS)
         for some in (slice(first, first + SPANS_PER_PASS),)
     ]
-    held_out = HeldOut(teacher, dataset, passes, layout, cache_gigabytes=0)
-    with torch.no_grad():
-        encoded = [encode_with_attention(gistnet, teacher, window.stretches.replaced) for window in held_out.windows]
-    gists = torch.cat([gists for gists, _ in encoded])  # [spans, 1, dim]
-    attention = torch.cat([attention for _, attention in encoded], dim=1)  # [2, spans, heads, K]
+    held_out = HeldOut(teacher, dataset, passes, layout, cache_gigabytes=0, states_after=gistnet.states_after)
+    gists, attention = held_out.encode(gistnet)  # [spans, 1, dim], [2, spans, heads, K]
     first_slot, second_slot = attention.mean(dim=2).double().cpu().numpy()
     measured = held_out.measure(
         {

@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -62,6 +63,7 @@ class Validator:
         rank, processes: say which windows are this process's.
         equally_often: whether all processes must call the teacher equally often, as they must a sharded one. A process
             with fewer windows than others then measures one more, which does not count.
+        states_after: of the GistNets that are to be measured.
 
     Raises:
         DataError: a domain has no held-out window long enough.
@@ -80,6 +82,7 @@ class Validator:
         rank: int = 0,
         processes: int = 1,
         equally_often: bool = False,
+        states_after: int | None = None,
     ) -> None:
         self._teacher, self._positions = teacher, positions
         self._weights = {domain: share for domain, share in sorted(probabilities.items()) if share > 0}
@@ -99,9 +102,10 @@ class Validator:
         most = -(-len(samples) // processes)
         # A pass that is kept saves a call of the teacher, and not every process has room for equally many.
         room = 0.0 if equally_often else config.cache_gigabytes
-        self._held_out = HeldOut(teacher, dataset, share, layout, cache_gigabytes=room) if share else None
+        read = partial(HeldOut, teacher, dataset, layout=layout, cache_gigabytes=room, states_after=states_after)
+        self._held_out = read(share) if share else None
         uncounted = samples[:1] if equally_often and len(share) < most else []
-        self._uncounted = HeldOut(teacher, dataset, uncounted, layout, cache_gigabytes=room) if uncounted else None
+        self._uncounted = read(uncounted) if uncounted else None
         self._baselines = self._measure({"_drop": self._drop, "_last_token": self._last_token})
 
     @torch.no_grad()
@@ -110,7 +114,7 @@ class Validator:
         if self._held_out is None:
             self._measure({"": self._last_token})
             return None
-        gists, next_gists = self._encode(gistnet, self._held_out.windows)
+        gists, next_gists = self._encode(gistnet, self._held_out)
 
         def placed(window: HeldOutWindow, read: ReadWindows) -> StandIns:
             return gist_stand_ins(window.stretches, gists[window.rows], self._positions)
@@ -165,11 +169,14 @@ class Validator:
     def _last_token(self, window: HeldOutWindow, read: ReadWindows) -> StandIns:
         return baselines.last_token(self._teacher, window.stretches, self._positions)
 
-    def _encode(self, gistnet: GistNet, windows: Sequence[HeldOutWindow]) -> tuple[Tensor, Tensor | None]:
+    def _encode(self, gistnet: GistNet, held_out: HeldOut) -> tuple[Tensor, Tensor | None]:
         """Gists of the windows' stretches, `[stretches, k, dim]`, and of the span after each, if the horizon has it."""
-        has_next = all(window.stretches.horizon >= window.stretches.span_tokens for window in windows)
+        has_next = all(window.stretches.horizon >= window.stretches.span_tokens for window in held_out.windows)
         gists = torch.cat(
-            [encode_stretches(gistnet, self._teacher, window.stretches, with_next=has_next) for window in windows]
+            [
+                encode_stretches(gistnet, self._teacher, window.stretches, read, with_next=has_next)
+                for window, read in held_out.read_for(gistnet)
+            ]
         )
         return (gists[:, :-1], gists[:, -1]) if has_next else (gists, None)
 

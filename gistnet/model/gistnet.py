@@ -7,7 +7,7 @@ a GistNet of a level above 0 holds the one below it.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -37,6 +37,7 @@ from gistnet.model.saved_gistnet import (
     read_saved,
     write_saved,
 )
+from gistnet.model.span_context import SpanContext
 from gistnet.model.teacher import Teacher
 from gistnet.model.teacher_layers import TeacherLayers
 from gistnet.release_folder import find_folder
@@ -65,12 +66,14 @@ class GistNet(nn.Module):
     `g = scale · (anchor + gain · W_out(…))` with W_out zero at first. With the anchor `token`, the span's last vector,
     and scale 1, an untrained GistNet gives the last token's embedding exactly, and only W_out has a gradient.
     With the anchor `state` it gives the direction of the last token's state behind the copied layers; the later ones of
-    these need not be run for the other tokens.
+    these need not be run for the other tokens. Where level 0 reads its context (`GistNetConfig.reads`), the other
+    tokens are as the teacher's own pass left them, and the copied layers are run for the last token alone.
 
     Attributes:
         level: 0 for gists of tokens, n for gists of gists of level n - 1.
         below: the GistNet of the level below; None at level 0.
         tokens_per_gist: how many tokens a gist stands for, K^(level + 1).
+        reads_context: whether this level needs a `SpanContext`; those above level 0 never do.
     """
 
     embedding_norm: Tensor
@@ -82,6 +85,7 @@ class GistNet(nn.Module):
         self.dim = teacher.hidden_size
         self.level: int = 0 if below is None else below.level + 1
         self.positions = positions
+        self.reads_context = config.reads == "context" and below is None
         self.teacher_fingerprint = teacher.fingerprint
         self.tokens_per_gist = config.span_tokens ** (self.level + 1)
         self.teacher_flops_per_span = teacher.flops_per_token * self.tokens_per_gist
@@ -93,6 +97,9 @@ class GistNet(nn.Module):
             tokens_width, self.depth = self.dim, self.choices.token_layers
             self.teacher_layers = _adapted_copy(teacher, config, self.choices)
             blocks = 0
+            if self.reads_context:
+                self.depth = 0  # the teacher's own layers have been there
+                self.entry = nn.Sequential(Norm(self.dim))
         else:
             tokens_width, self.depth = slot_width, 2 * config.blocks_per_stage
             # Token embeddings are small (entries near 0.13 at dim 576); the stack is made for unit variance.
@@ -151,25 +158,54 @@ class GistNet(nn.Module):
         """The GistNets of all levels, from level 0 to this one."""
         return (self,) if self.below is None else (*self.below.levels, self)
 
-    def forward(self, spans: Tensor, dropout: Dropout | None = None) -> Tensor:
+    @property
+    def states_after(self) -> int | None:
+        """Behind how many of its layers the teacher must keep states when it reads, for level 0; None: keep none."""
+        level_0 = self.levels[0]
+        return level_0.choices.teacher_layers if level_0.reads_context else None
+
+    def forward(self, spans: Tensor, dropout: Dropout | None = None, context: SpanContext | None = None) -> Tensor:
         """Input embeddings of spans [spans, K, dim], of any float type → gists [spans, dim], float32.
 
-        Raises:
-            DataError: the shape is another, or there is not one dropout key per span.
-        """
-        return self.forward_with_attention(spans, dropout)[0]
+        Args:
+            context: where the spans stand in windows that the teacher has read; needed where `reads_context`.
 
-    def forward_with_attention(self, spans: Tensor, dropout: Dropout | None = None) -> tuple[Tensor, Tensor]:
+        Raises:
+            DataError: the shape is another, there is not one dropout key per span, or the context is missing.
+        """
+        return self.forward_with_attention(spans, dropout, context)[0]
+
+    def forward_with_attention(
+        self, spans: Tensor, dropout: Dropout | None = None, context: SpanContext | None = None
+    ) -> tuple[Tensor, Tensor]:
         """As `forward`, and the probabilities [2, spans, heads, K] with which the two slots read the tokens."""
         self._check(spans, dropout)
-        spans = spans.to(self.gain.dtype)
+        if not self.reads_context:
+            spans = spans.to(self.gain.dtype)
+            return self._gists(spans, lambda tokens: self._anchor(spans, tokens), dropout)
+        if context is None:
+            raise DataError("This GistNet reads spans where they stand in a text, but got spans alone.")
+        length = self.config.span_tokens
+        assert self.teacher_layers is not None
+        state = context.last_states(self.teacher_layers, self._as_teacher(spans[:, -1]), length)
+        anchor = self.embedding_norm * normalize(state.to(self.gain.dtype), dim=-1)
+        return self._gists(context.states(length).to(self.gain.dtype), lambda _: anchor, dropout)
+
+    def _gists(
+        self, spans: Tensor, anchor: Callable[[Tensor], Tensor], dropout: Dropout | None
+    ) -> tuple[Tensor, Tensor]:
+        """The stack over what was read of each token, [spans, K, dim], in the number format of the weights.
+
+        Args:
+            anchor: what gists start from, given the tokens behind the stack.
+        """
         half = self.depth // 2
         tokens = self._self_attention(self.entry(spans).to(spans.dtype), 0, half, dropout)
         slot, first_attention = self.first_read(tokens, dropout)
         tokens = self.expansion(slot, tokens, dropout)
         tokens = self._self_attention(tokens, half, self.depth, dropout)
         slot, second_attention = self.second_read(tokens, dropout)
-        gists = self._anchor(spans, tokens) + self.gain * self.w_out(self.final_norm(slot))
+        gists = anchor(tokens) + self.gain * self.w_out(self.final_norm(slot))
         return self.choices.gist_scale * gists, torch.stack([first_attention, second_attention])
 
     def _anchor(self, spans: Tensor, tokens: Tensor) -> Tensor:
@@ -180,7 +216,7 @@ class GistNet(nn.Module):
 
     def _self_attention(self, tokens: Tensor, first: int, last: int, dropout: Dropout | None) -> Tensor:
         """Blocks, or copied layers, `first` to `last - 1`: [spans, K, tokens_width] → the same."""
-        if self.teacher_layers is not None:
+        if self.teacher_layers is not None and first < last:
             return self.teacher_layers(self._as_teacher(tokens), first, last).to(tokens.dtype)
         for block in self.blocks[first:last]:
             tokens = block(tokens, dropout)
@@ -219,7 +255,9 @@ class GistNet(nn.Module):
     def fingerprint(self) -> str:
         """Names the weights and shape of all levels: 16 hexadecimal digits, other ones for any other weights."""
         below = "" if self.below is None else self.below.fingerprint
-        shape = f"{self.config.model_dump_json()} {self.level} {below}"
+        # What is newer than the first releases counts only where it is not as it was for them.
+        config = self.config.model_dump_json(exclude={"reads"} if self.config.reads == "span" else None)
+        shape = f"{config} {self.level} {below}"
         return hashlib.sha256(shape.encode() + self._weights()).hexdigest()[:16]
 
     def parameter_budget(self) -> Budget:
@@ -231,7 +269,7 @@ class GistNet(nn.Module):
         own = (m for m in self._own_modules if isinstance(m, SelfAttentionBlock | SlotRead | Expansion))
         flops += sum(part.flops(length) for part in own)
         if self.teacher_layers is not None:
-            flops += self.teacher_layers.flops(length, self.depth, self.dim)
+            flops += self.teacher_layers.flops(1 if self.reads_context else length, self.depth, self.dim)
         if self.below is None:
             return Budget(trained, frozen, flops)
         below = self.below.parameter_budget()

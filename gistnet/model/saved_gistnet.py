@@ -20,9 +20,9 @@ from gistnet.files import storage_errors, write_bytes, write_json
 from gistnet.model.fingerprint import TeacherFingerprint
 from gistnet.settings import Section
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 _BEFORE_3 = {"anchor": "token", "gist_scale": 1.0}
-"""What older files do not say of a GistNet: they had no other."""
+"""What older files do not say of a GistNet: they had no other. (What `reads` says is new in 4.)"""
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
 BELOW = "below"
@@ -35,6 +35,11 @@ class GistNetConfig(Section):
     architecture: Literal["full", "bottleneck", "teacher_lora"] = "teacher_lora"
     """teacher_lora: the tokens pass through a frozen copy of the teacher's first layers with LoRA adapters, the rest is
     narrow; full: everything trained at the teacher's width; bottleneck: the same stack at a narrow width."""
+    reads: Literal["span", "context"] = "span"
+    """span: level 0 reads the embeddings of its span and nothing else, so that the gist can be put anywhere; context:
+    it reads what the teacher made of the span where it stands, after all that precedes it: the states behind
+    `teacher_layers` layers, and for the last token the keys and values of every layer before. That is there for nothing
+    where the teacher has read the text, and costs its pass up to that layer where it has not."""
     span_tokens: Literal[8, 16, 32, 64] = 32
     """Vectors that become one gist: tokens at level 0, gists of the level below above it."""
     width: int = Field(default=96, gt=0)
@@ -44,8 +49,8 @@ class GistNetConfig(Section):
     blocks_per_stage: int = Field(default=1, gt=0)
     """Self-attention blocks in each of the two stages; not used by `teacher_lora`."""
     teacher_layers: int | None = Field(default=None, ge=2)
-    """`teacher_lora`: the teacher's layers copied. None: just over half of them with the anchor `state`, just over an
-    eighth with `token`."""
+    """`teacher_lora`: the teacher's layers copied. None: two thirds of them where level 0 reads its context, else just
+    over half of them with the anchor `state`, just over an eighth with `token`."""
     token_layers: int | None = Field(default=None, ge=2)
     """`teacher_lora`: how many of these layers all tokens pass through; the others only the last token does, for a
     tenth of the compute. None: just over an eighth of the teacher's with the anchor `state`, all with `token`."""
@@ -62,6 +67,8 @@ class GistNetConfig(Section):
 
     @model_validator(mode="after")
     def _has_states(self) -> Self:
+        if self.reads == "context" and (self.architecture != "teacher_lora" or self.anchor == "token"):
+            raise ValueError("reads is context, expected the architecture teacher_lora and the anchor state with it")
         if self.anchor == "state" and self.architecture != "teacher_lora":
             raise ValueError(f"anchor is state in the architecture {self.architecture}, expected teacher_lora")
         if self.token_layers is None or self.teacher_layers is None:
@@ -87,7 +94,8 @@ class GistNetConfig(Section):
         anchor = self.anchor or ("state" if self.architecture == "teacher_lora" else "token")
         just_over_an_eighth = max(2, n_layers // 8 + 1)
         if anchor == "state":
-            layers = self.teacher_layers or max(2, n_layers // 2 + 1)
+            usual = n_layers * 2 // 3 if self.reads == "context" else n_layers // 2 + 1
+            layers = self.teacher_layers or max(2, usual)
             token_layers = self.token_layers or min(layers, just_over_an_eighth)
         else:
             layers = self.teacher_layers or just_over_an_eighth

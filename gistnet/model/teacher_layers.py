@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gistnet.errors import TeacherError
-from gistnet.model.attention_passes import DocumentPass, LastTokenPass
+from gistnet.model.attention_passes import BranchPass, DocumentPass, LastTokenPass
 from gistnet.model.layers import attention_flops, matmul_flops
 
 
@@ -54,6 +54,24 @@ class TeacherLayers(nn.Module):
                 running_pass=LastTokenPass(
                     *_keys_and_values(self.layers[index], before, cosines[:, :-1], sines[:, :-1])
                 ),
+            )
+        return state[:, 0]
+
+    def in_context(self, hidden: Tensor, pass_in_context: BranchPass) -> Tensor:
+        """Run all layers for single tokens that continue what the teacher has read: `[spans, dim]` → `[spans, dim]`.
+
+        Args:
+            hidden: the tokens' embeddings.
+            pass_in_context: the tokens before each, by the teacher's own keys and values, and each token's position.
+        """
+        state = hidden[:, None]
+        for index, layer in enumerate(self.layers):
+            state = layer(
+                state,
+                attention_mask=None,
+                position_ids=pass_in_context.positions,
+                position_embeddings=self._rotations(state, pass_in_context.positions, index),
+                running_pass=pass_in_context,
             )
         return state[:, 0]
 

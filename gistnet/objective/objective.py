@@ -9,6 +9,7 @@ from torch import Tensor
 from gistnet.errors import ConfigError
 from gistnet.model.gistnet import GistNet
 from gistnet.model.layers import Dropout
+from gistnet.model.span_context import SpanContext
 from gistnet.model.teacher import ReadWindows, Teacher
 from gistnet.objective.branches import Positions, StandIns, Stretches, gist_stand_ins, replaced_hidden
 from gistnet.objective.losses import contrastive_loss, token_losses, token_nll
@@ -57,6 +58,21 @@ class ObjectiveConfig(Section):
         return layers
 
 
+def states_wanted(config: ObjectiveConfig, gistnet: GistNet, teacher: Teacher) -> int | None:
+    """Behind how many layers windows must be read with their states, for the objective or for what GistNet reads.
+
+    Raises:
+        ConfigError: the two want different ones, or the teacher has fewer layers.
+    """
+    of_objective, of_gistnet = config.states_after(teacher), gistnet.states_after
+    if None not in (of_objective, of_gistnet) and of_objective != of_gistnet:
+        raise ConfigError(
+            f"state_weight wants the states behind {of_objective} layers, and GistNet reads those behind {of_gistnet}; "
+            f"expected state_layers={of_gistnet}."
+        )
+    return of_gistnet if of_objective is None else of_objective
+
+
 class BranchLosses(NamedTuple):
     """Per branch, each `[branches]`; only `total` carries gradient."""
 
@@ -76,21 +92,29 @@ class BranchLosses(NamedTuple):
     """Mean length of the branch's gists."""
 
 
-def encode(gistnet: GistNet, teacher: Teacher, tokens: Tensor) -> Tensor:
+def encode(gistnet: GistNet, teacher: Teacher, tokens: Tensor, context: SpanContext | None = None) -> Tensor:
     """Gists of consecutive spans: token ids `[branches, k * tokens_per_gist]` → `[branches, k, dim]`, float32.
 
     Matrix products run in the teacher's number format; the weights of GistNet stay in their own.
+
+    Args:
+        context: where the first token of each branch stands, for a GistNet that reads its context.
+
+    Raises:
+        DataError: the context is missing.
     """
-    return encode_with_attention(gistnet, teacher, tokens)[0]
+    return encode_with_attention(gistnet, teacher, tokens, context)[0]
 
 
-def encode_with_attention(gistnet: GistNet, teacher: Teacher, tokens: Tensor) -> tuple[Tensor, Tensor]:
+def encode_with_attention(
+    gistnet: GistNet, teacher: Teacher, tokens: Tensor, context: SpanContext | None = None
+) -> tuple[Tensor, Tensor]:
     """As `encode`, and the probabilities `[2, branches * k, heads, K]` with which the two slots read their span."""
-    vectors = teacher.embed(tokens) if gistnet.below is None else encode(gistnet.below, teacher, tokens)
+    span = gistnet.config.span_tokens
+    vectors = teacher.embed(tokens) if gistnet.below is None else encode(gistnet.below, teacher, tokens, context)
+    of_spans = context and context.spans(tokens.shape[1] // span, span) if gistnet.reads_context else None
     with encoding_precision(teacher):
-        gists, attention = gistnet.forward_with_attention(
-            vectors.view(-1, gistnet.config.span_tokens, teacher.hidden_size)
-        )
+        gists, attention = gistnet.forward_with_attention(vectors.view(-1, span, teacher.hidden_size), context=of_spans)
     return gists.view(len(tokens), -1, teacher.hidden_size), attention
 
 
@@ -103,6 +127,7 @@ def encode_stretches(
     gistnet: GistNet,
     teacher: Teacher,
     stretches: Stretches,
+    read: ReadWindows | None = None,
     *,
     with_next: bool = False,
     train_below: bool = False,
@@ -114,6 +139,8 @@ def encode_stretches(
     A span that several branches replace is encoded once.
 
     Args:
+        read: the pass over the windows that the stretches are cut from, for a GistNet that reads their context, with
+            the states that it asks for.
         with_next: also the gist of the span that follows each stretch, `[branches, longest + 1, dim]`.
         train_below: whether gradient and dropout reach the levels below, too.
         dropout_rate, dropout_keys: as for `branch_losses`.
@@ -124,7 +151,7 @@ def encode_stretches(
     windows = stretches.windows[:, None].expand_as(firsts)
     dropout = None if dropout_keys is None else (dropout_rate, dropout_keys)
     gists = _encode_spans(
-        gistnet, teacher, stretches.tokens, windows[real], firsts[real], train_below=train_below, dropout=dropout
+        gistnet, teacher, stretches.tokens, read, windows[real], firsts[real], train_below=train_below, dropout=dropout
     )
     padded = gists.new_zeros(*real.shape, gists.shape[1])
     return padded.masked_scatter(real[..., None], gists)
@@ -134,6 +161,7 @@ def _encode_spans(
     gistnet: GistNet,
     teacher: Teacher,
     tokens: Tensor,
+    read: ReadWindows | None,
     windows: Tensor,
     firsts: Tensor,
     *,
@@ -162,14 +190,16 @@ def _encode_spans(
                 gistnet.below,
                 teacher,
                 tokens,
+                read,
                 windows[:, None].expand_as(parts).flatten(),
                 parts.flatten(),
                 train_below=train_below,
                 dropout=dropout if train_below else None,
             ).view(*parts.shape, -1)
     masks = None if dropout is None else Dropout(dropout[0], dropout[1][windows] + firsts)
+    context = SpanContext(read, windows, firsts) if gistnet.reads_context and read is not None else None
     with encoding_precision(teacher):
-        return gistnet(vectors, masks)[which]
+        return gistnet(vectors, masks, context)[which]
 
 
 def branch_losses(
@@ -207,6 +237,7 @@ def branch_losses(
         gistnet,
         teacher,
         stretches,
+        read,
         with_next=with_neighbour,
         train_below=train_below,
         dropout_rate=dropout_rate,

@@ -10,6 +10,7 @@ from pyarrow import parquet
 from gistnet.data.dataset import DOCUMENTS_FILE
 from gistnet.files import write_text
 from gistnet.model.embedded_teacher import EMBEDDED_TEACHER
+from gistnet.model.saved_gistnet import SavedGistNet
 from gistnet.release.provenance import Provenance, read_provenance
 from gistnet.release.results import ReleasedFigures, read_released, results_tables, targets_table
 from gistnet.release_folder import CARD_FILE, DATA_NOTES_FILE, HELD_OUT_FOLDER, LIMITS_FILE
@@ -97,6 +98,8 @@ def _what_it_is(figures: ReleasedFigures) -> str:
 
 
 def _use(shown: Path, figures: ReleasedFigures) -> str:
+    if figures.network.config.reads == "context":
+        return _use_in_context(shown, figures)
     return f"""With the package `gistnet`, which comes with this folder under the name `{shown.name}`:
 
 ```python
@@ -114,6 +117,30 @@ gistnet evaluate {shown.name}                                # every figure belo
 gistnet compress {shown.name} "library/*.txt" --tree library.tree
 gistnet generate "Who is the captain?" --tree library.tree --document library/book.txt
 ```"""
+
+
+def _use_in_context(shown: Path, figures: ReleasedFigures) -> str:
+    span = figures.network.config.span_tokens
+    return f"""With the package `gistnet`, which comes with this folder under the name `{shown.name}`:
+
+```python
+import gistnet, torch
+
+teacher = gistnet.Teacher.from_pretrained("{figures.network.teacher.name}")
+compressor = gistnet.GistNet.from_pretrained("{shown.name}", teacher)  # or this folder, wherever it is
+(tokens,) = teacher.tokenizer.encode_batch(["some text of at least {4 * span} tokens " * {span}])
+text = torch.tensor([tokens[: {4 * span}]])
+read = teacher.read_windows(text, states_after=compressor.states_after)
+context = gistnet.SpanContext(read, windows=torch.tensor([0]), firsts=torch.tensor([{span}]))
+with torch.no_grad():  # of tokens {span} to {3 * span - 1}, where they stand
+    gists = gistnet.encode(compressor, teacher, text[:, {span} : {3 * span}], context)
+```
+
+```sh
+gistnet evaluate {shown.name}                                # every figure below, from the documents in held-out/
+```
+
+It makes no trees (`gistnet compress`): its gists belong to the text that they were made in."""
 
 
 def _results_said(shown: Path, figures: ReleasedFigures, provenance: Provenance) -> str:
@@ -141,13 +168,23 @@ def _training(figures: ReleasedFigures, provenance: Provenance, start_from: str 
         f"- Architecture: `{network.config.architecture}`, {network.level + 1} "
         f"{'level' if network.level == 0 else 'levels'}, positions {network.positions}.",
         f"- Trained parameters: {network.trained_parameters:,}; compute per gist of the highest level "
-        f"{network.share_of_teacher:.1%} of the teacher's on the tokens that it stands for.",
+        f"{network.share_of_teacher:.1%} of the teacher's on the tokens that it stands for{_beside(network)}.",
         f"- Spans seen: {provenance.spans_seen:,}, in {provenance.steps:,} optimiser steps{begun}.",
         f"- Hardware: {provenance.hardware}.",
         f"- Command: `{provenance.command}`.",
         "- `config.yaml` is the complete configuration, in which files are names only.",
     ]
     return "\n".join(lines)
+
+
+def _beside(network: SavedGistNet) -> str:
+    """What the teacher must have done before, for a GistNet that reads its context."""
+    if network.config.reads == "span":
+        return ""
+    return (
+        f", beside the teacher's own reading of the text up to layer {network.config.teacher_layers}, which "
+        "costs nothing more where the text was read, and is not counted here"
+    )
 
 
 def _notes(path: Path) -> list[str]:

@@ -21,7 +21,9 @@ from transformers.masking_utils import sdpa_mask
 from gistnet.model.attention_passes import DocumentPass
 from gistnet.model.gistnet import GistNet
 from gistnet.model.layers import Dropout
-from gistnet.model.teacher import Teacher
+from gistnet.model.span_context import SpanContext
+from gistnet.model.teacher import ReadWindows, Teacher
+from gistnet.model.teacher_layers import TeacherLayers
 from gistnet.objective.losses import token_losses
 from gistnet.training.live_bytes import Use, use_of
 
@@ -218,6 +220,16 @@ def _without_gradient(gistnet: GistNet, token_dtype: torch.dtype) -> float:
     return max(own.kept + own.forward, below)
 
 
+class _CountedContext(SpanContext):
+    """The context of spans in windows whose keys, values and states are counted where the windows are."""
+
+    def states(self, tokens: int) -> Tensor:
+        return self.read.hidden
+
+    def last_states(self, layers: TeacherLayers, last_tokens: Tensor, tokens: int) -> Tensor:
+        return layers(last_tokens[:, None], 0, len(layers.layers))[:, 0]
+
+
 def _encoding(gistnet: GistNet, token_dtype: torch.dtype, *, gradient: bool) -> Use:
     """What a level by itself takes for a gist."""
     shapes = {
@@ -232,7 +244,10 @@ def _encoding(gistnet: GistNet, token_dtype: torch.dtype, *, gradient: bool) -> 
         dtype = token_dtype if gistnet.below is None else torch.float32
         vectors = torch.empty(spans, gistnet.config.span_tokens, gistnet.dim, dtype=dtype, device="meta")
         dropout = Dropout(0.1, torch.empty(spans, dtype=torch.int64, device="meta"))
+        context = None
+        if gistnet.reads_context:
+            context = _CountedContext(ReadWindows(DocumentPass(), vectors), dropout.keys, dropout.keys)
         with torch.set_grad_enabled(gradient):
-            return vectors, functional_call(gistnet, shapes, (vectors, dropout))
+            return vectors, functional_call(gistnet, shapes, (vectors, dropout, context))
 
     return use_of(encode)

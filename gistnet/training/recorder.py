@@ -55,6 +55,7 @@ class Recorder:
                 rank=run.processes.rank,
                 processes=run.processes.count,
                 equally_often=is_sharded(run.teacher),
+                states_after=run.gistnet.states_after,
             )
 
     def record(self, run: Run, progress: Progress, metrics: dict[str, float], interrupted: bool) -> None:

@@ -13,7 +13,7 @@ from gistnet.errors import TrainingError
 from gistnet.model.gistnet import GistNet
 from gistnet.model.teacher import Teacher
 from gistnet.objective.branches import LONGEST_TO_SHORTEST, Stretches
-from gistnet.objective.objective import BranchLosses, ObjectiveConfig, branch_losses
+from gistnet.objective.objective import BranchLosses, ObjectiveConfig, branch_losses, states_wanted
 from gistnet.training.fitting import PassSizes
 from gistnet.training.reading import read_groups
 
@@ -58,7 +58,11 @@ def accumulate_gradient(
     groups = [samples[first : first + sizes.windows] for first in range(0, len(samples), sizes.windows)]
     passes = [list(_passes(group, sizes.branches, layout.horizon_tokens)) for group in groups]
     read = partial(
-        read_groups, teacher, dataset, window_tokens=layout.window_tokens, states_after=objective.states_after(teacher)
+        read_groups,
+        teacher,
+        dataset,
+        window_tokens=layout.window_tokens,
+        states_after=states_wanted(objective, gistnet, teacher),
     )
     reading = read(samples, sizes.windows, ahead=read_ahead)
     broken: set[int] = set()

@@ -29,7 +29,7 @@ class GistEncoder:
         batch_spans: rows of a batch.
 
     Raises:
-        CheckpointError: the GistNet belongs to another teacher.
+        CheckpointError: the GistNet belongs to another teacher, or reads more than its spans.
     """
 
     def __init__(self, teacher: Teacher, gistnet: GistNet, batch_spans: int = BATCH_SPANS) -> None:
@@ -37,6 +37,11 @@ class GistEncoder:
             raise CheckpointError(
                 f"The GistNet was trained with {gistnet.teacher_fingerprint.describe()}; "
                 f"got the teacher {teacher.fingerprint.describe()}."
+            )
+        if gistnet.states_after is not None:
+            raise CheckpointError(
+                "The GistNet reads spans where they stand in a text, and a tree has gists of spans by themselves; "
+                "expected one with reads=span."
             )
         self._teacher = teacher
         self._gistnet = gistnet.eval()

@@ -474,7 +474,7 @@ def test_the_files_hold_the_trained_parameters_and_a_complete_configuration(arch
     stored = load_file(tmp_path / "model.safetensors")
     assert stored.keys() == {name for name, p in gistnet.named_parameters() if p.requires_grad}
     config = json.loads((tmp_path / "config.json").read_text())
-    assert config["format_version"] == 3
+    assert config["format_version"] == 4
     assert config["config"]["architecture"] == architecture
     assert (config["dim"], config["level"], config["positions"]) == (DIM, 0, "compact")
     assert config["teacher"] == teacher.fingerprint.model_dump()
@@ -566,8 +566,8 @@ def test_a_missing_file_is_named(name, saved, teacher):
 
 
 def test_a_newer_format_is_refused(saved, teacher):
-    edit_config(saved, format_version=4, something_new=True)
-    with pytest.raises(CheckpointError, match="is of format 4; this version of gistnet reads up to 3"):
+    edit_config(saved, format_version=5, something_new=True)
+    with pytest.raises(CheckpointError, match="is of format 5; this version of gistnet reads up to 4"):
         GistNet.from_pretrained(saved, teacher)
 
 

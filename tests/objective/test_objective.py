@@ -128,13 +128,13 @@ def test_the_contrastive_gradient_flows_into_the_gist_and_its_neighbour(teacher)
 
     class FreeGists(torch.nn.Module):
         config = GistNetConfig(architecture="bottleneck", span_tokens=SPAN, width=16, heads=2)
-        below, tokens_per_gist = None, SPAN
+        below, tokens_per_gist, reads_context = None, SPAN, False
 
         def __init__(self) -> None:
             super().__init__()
             self.gists = torch.nn.Parameter(torch.randn(8, 32, generator=torch.Generator().manual_seed(1)))
 
-        def forward(self, spans: torch.Tensor, dropout: Dropout | None = None) -> torch.Tensor:
+        def forward(self, spans: torch.Tensor, dropout: Dropout | None, context: None) -> torch.Tensor:
             return self.gists
 
     stretches, gradients = make_stretches(), []

@@ -1,0 +1,60 @@
+"""Where spans stand in windows that the teacher has read, for a GistNet that reads them there."""
+
+from dataclasses import dataclass, replace
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from gistnet.errors import DataError
+from gistnet.model.attention_passes import BranchPass
+from gistnet.model.teacher import ReadWindows
+from gistnet.model.teacher_layers import TeacherLayers
+
+
+@dataclass(frozen=True)
+class SpanContext:
+    """What the teacher made of the windows that spans lie in, and where they begin.
+
+    Attributes:
+        read: the pass over the windows, with the states that the GistNet asks for (`GistNet.states_after`).
+        windows: `[spans]`, the window of each span.
+        firsts: `[spans]`, the index of its first token.
+    """
+
+    read: ReadWindows
+    windows: Tensor
+    firsts: Tensor
+
+    def spans(self, count: int, tokens: int) -> Self:
+        """The context of the `count` spans of so many tokens that each of these consists of, `[spans * count]`."""
+        order = torch.arange(count, device=self.firsts.device) * tokens
+        windows = self.windows[:, None].expand(-1, count).flatten()
+        return replace(self, windows=windows, firsts=(self.firsts[:, None] + order).flatten())
+
+    def states(self, tokens: int) -> Tensor:
+        """The states of the spans' tokens where they stand, `[spans, tokens, dim]`.
+
+        Raises:
+            DataError: the windows were read without keeping states.
+        """
+        if self.read.states is None:
+            raise DataError("The windows were read without keeping states; expected those that the GistNet reads.")
+        order = torch.arange(tokens, device=self.firsts.device)
+        return self.read.states[self.windows[:, None], self.firsts[:, None] + order]
+
+    def last_states(self, layers: TeacherLayers, last_tokens: Tensor, tokens: int) -> Tensor:
+        """The states of the spans' last tokens behind `layers`, which see what the teacher made of all before them.
+
+        Args:
+            last_tokens: their embeddings, `[spans, dim]`, in the number format of the layers.
+            tokens: of a span.
+        """
+        last = self.firsts + tokens - 1
+        pass_in_context = BranchPass(
+            document=self.read.document,
+            windows=tuple(self.windows.tolist()),
+            prefix_lengths=tuple(last.tolist()),
+            positions=last[:, None],
+        )
+        return layers.in_context(last_tokens, pass_in_context)

@@ -1,0 +1,169 @@
+"""A GistNet that reads spans where they stand: against the teacher's own states, and against a pass per span."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from gistnet.config import load_config
+from gistnet.errors import CheckpointError, ConfigError, DataError
+from gistnet.evaluation.evaluator import EvaluationConfig, evaluate
+from gistnet.evaluation.pair_test import PairTestConfig
+from gistnet.model.gistnet import GistNet, GistNetConfig
+from gistnet.model.span_context import SpanContext
+from gistnet.model.teacher import Teacher
+from gistnet.objective.branches import Stretches
+from gistnet.objective.objective import ObjectiveConfig, branch_losses, encode, encode_stretches, states_wanted
+from gistnet.session import open_run
+from gistnet.training.trainer import fit
+from gistnet.tree.gist_encoder import GistEncoder
+from tests.teachers import FAMILIES, tiny_teacher
+
+SPAN = 8
+CONFIG = GistNetConfig(reads="context", span_tokens=SPAN, teacher_layers=2, token_layers=2, width=16, heads=2)
+
+
+def context_gistnet(teacher: Teacher, *, levels: int = 1, woken: bool = True) -> GistNet:
+    """With adapters and W_out away from zero, the same at every call, or as a new one begins."""
+    gistnet: GistNet | None = None
+    for _ in range(levels):
+        gistnet = GistNet.build(CONFIG, teacher, below=gistnet)
+    assert gistnet is not None
+    if woken:
+        generator = torch.Generator().manual_seed(0)
+        for name, parameter in gistnet.named_parameters():
+            if "lora_B" in name or "w_out" in name:
+                torch.nn.init.normal_(parameter, std=0.3, generator=generator)
+    return gistnet
+
+
+def make_stretches(gists: int | torch.Tensor = 1, span_tokens: int = SPAN) -> Stretches:
+    tokens = torch.randint(3, 97, (2, 160), generator=torch.Generator().manual_seed(0))
+    windows, starts = torch.tensor([0, 1, 0]), torch.tensor([5, 12, 29])
+    return Stretches(tokens, windows, starts, span_tokens=span_tokens, gists=gists, horizon=6)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_untrained_gist_points_where_the_original_state_of_its_last_token_does(family):
+    teacher = tiny_teacher(family)
+    gistnet, stretches = context_gistnet(teacher, woken=False), make_stretches(torch.tensor([2, 1, 3]))
+    read = teacher.read_windows(stretches.tokens, states_after=gistnet.states_after)
+    gists = encode_stretches(gistnet, teacher, stretches, read)
+    for branch, (window, start) in enumerate(zip(stretches.windows, stretches.starts, strict=True)):
+        for place in range(int(stretches.counts[branch])):
+            state = read.states[window, start + (place + 1) * SPAN - 1]
+            expected = 100 * teacher.embedding_norm() * state / state.norm()
+            torch.testing.assert_close(gists[branch, place], expected.float(), rtol=1e-4, atol=1e-3)
+
+
+def test_a_gist_is_made_of_its_span_and_what_precedes_it_and_of_nothing_after():
+    teacher, stretches = tiny_teacher("llama"), make_stretches()
+    gistnet = context_gistnet(teacher)
+    end = int(stretches.starts[1]) + SPAN
+
+    def gist(tokens: torch.Tensor) -> torch.Tensor:
+        changed = Stretches(tokens, stretches.windows, stretches.starts, SPAN, 1, 6)
+        read = teacher.read_windows(tokens, states_after=gistnet.states_after)
+        return encode_stretches(gistnet, teacher, changed, read)[1]
+
+    original = gist(stretches.tokens)
+    after, before, within = (stretches.tokens.clone() for _ in range(3))
+    after[1, end:] = 7
+    before[1, 2] = (before[1, 2] + 1) % 97
+    within[1, end - 3] = (within[1, end - 3] + 1) % 97
+    torch.testing.assert_close(gist(after), original, rtol=1e-5, atol=1e-5)
+    assert (gist(before) - original).norm() > 1e-2 * original.norm()
+    assert (gist(within) - original).norm() > 1e-2 * original.norm()
+
+
+def test_levels_above_read_gists_alone_and_pass_the_context_down():
+    teacher = tiny_teacher("llama")
+    gistnet = context_gistnet(teacher, levels=2)
+    assert [level.reads_context for level in gistnet.levels] == [True, False]
+    assert gistnet.states_after == 2
+    stretches = make_stretches(span_tokens=SPAN * SPAN)
+    read = teacher.read_windows(stretches.tokens, states_after=2)
+    context = SpanContext(read, stretches.windows, stretches.starts)
+    together = encode_stretches(gistnet, teacher, stretches, read)
+    apart = encode(gistnet, teacher, stretches.replaced, context)
+    torch.testing.assert_close(together, apart, rtol=1e-5, atol=1e-5)
+    first = torch.cat(
+        [
+            encode(gistnet.below, teacher, stretches.tokens[:1, at : at + SPAN], SpanContext(read, *places))
+            for at in range(5, 5 + SPAN * SPAN, SPAN)
+            for places in ((torch.tensor([0]), torch.tensor([at])),)
+        ],
+        dim=1,
+    )
+    torch.testing.assert_close(apart[0], gistnet(first), rtol=1e-4, atol=1e-4)
+
+
+def test_the_gradient_is_that_of_whole_forwards():
+    """Along a random direction of the weights, by finite differences of the loss."""
+    teacher, stretches = tiny_teacher("llama"), make_stretches(torch.tensor([2, 1, 1]))
+    gistnet = context_gistnet(teacher).double()
+    read = teacher.read_windows(stretches.tokens, states_after=gistnet.states_after)
+    config = ObjectiveConfig(horizon_tokens=6)
+
+    def loss() -> torch.Tensor:
+        return branch_losses(teacher, gistnet, read, stretches, config).total.sum()
+
+    loss().backward()
+    parameters = [p for p in gistnet.parameters() if p.requires_grad]
+    generator = torch.Generator().manual_seed(1)
+    direction = [torch.randn(p.shape, generator=generator, dtype=p.dtype) for p in parameters]
+    slope = sum(float((p.grad * d).sum()) for p, d in zip(parameters, direction, strict=True) if p.grad is not None)
+    ends = []
+    for step in (1e-4, -2e-4):  # norms of the teacher run in float32, which is heard below this
+        with torch.no_grad():
+            for parameter, along in zip(parameters, direction, strict=True):
+                parameter += step * along
+            ends.append(float(loss()))
+    assert (ends[0] - ends[1]) / 2e-4 == pytest.approx(slope, rel=2e-3)
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in parameters)
+
+
+def test_what_is_missing_is_named():
+    teacher, stretches = tiny_teacher("llama"), make_stretches()
+    gistnet = context_gistnet(teacher)
+    with pytest.raises(DataError, match="reads spans where they stand in a text, but got spans alone"):
+        encode(gistnet, teacher, stretches.replaced)
+    with pytest.raises(DataError, match="without keeping states"):
+        encode_stretches(gistnet, teacher, stretches, teacher.read_windows(stretches.tokens))
+    with pytest.raises(CheckpointError, match="a tree has gists of spans by themselves"):
+        GistEncoder(teacher, gistnet)
+    with pytest.raises(ValueError, match="reads is context, expected the architecture teacher_lora"):
+        GistNetConfig(reads="context", architecture="full")
+    wanted = ObjectiveConfig(state_weight=1.0, state_layers=1)
+    with pytest.raises(ConfigError, match="expected state_layers=2"):
+        states_wanted(wanted, gistnet, teacher)
+    assert states_wanted(ObjectiveConfig(), gistnet, teacher) == 2
+
+
+def test_the_copied_layers_are_two_thirds_and_cost_a_token_of_each():
+    teacher = tiny_teacher("llama")
+    config = GistNetConfig(reads="context", span_tokens=SPAN, width=16, heads=2)
+    gistnet = GistNet.build(config, teacher)
+    assert gistnet.states_after == 2 == teacher.n_layers * 2 // 3
+    by_span = GistNet.build(config.model_copy(update={"reads": "span"}), teacher)
+    assert gistnet.parameter_budget().flops_per_span < by_span.parameter_budget().flops_per_span / 2
+
+
+def test_it_is_trained_saved_and_judged_like_any_other(config_file: Path, tmp_path: Path):
+    settings = ["gistnet.architecture=teacher_lora", "gistnet.reads=context", "teacher.precision=float64"]
+    run = open_run(load_config(config_file, [*settings, f"run_folder={tmp_path / 'run'}"]))
+    progress = fit(run)
+    assert run.is_finished(progress)
+    gistnet = run.gistnet.eval()
+    gistnet.save_pretrained(tmp_path / "saved")
+    again = GistNet.from_pretrained(tmp_path / "saved", run.teacher).eval()
+    assert again.fingerprint == gistnet.fingerprint
+
+    said: list[str] = []
+    config = EvaluationConfig(
+        documents=5, spans_per_document=2, horizons=(4,), resamples=100, pair_test=PairTestConfig(pairs=2)
+    )
+    records = evaluate(run.teacher, again, run.dataset, config, say=said.append).records
+    assert any("left out: they need gists of spans by themselves" in line for line in said)
+    assert {record.name for record in records} >= {"kl", "recovered_kl", "delta_nll"}
+    assert not {record.name for record in records} & {"pair_accuracy", "gist_diversity"}
