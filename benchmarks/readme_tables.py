@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from gistnet.release_folder import is_release
 
 RELEASE = "smollm2-135m"
 """The release that README.md tells of."""
+CONTEXT_RELEASE = "smollm2-135m-context"
+"""The one beside it that reads spans where they stand."""
 BEGINNINGS = {
     "token-1": "beginning as the last token, 4 layers for all tokens",
     "lora-5-layers": "beginning as a state, 5 layers for all tokens",
@@ -25,11 +28,11 @@ BEGINNINGS = {
 """Arms of the ablations, as README.md calls them."""
 
 
-def release_tables(_: Path, released: Path) -> str:
-    """How good the released GistNet is."""
-    folder = released / RELEASE
+def release_tables(name: str, _: Path, released: Path) -> str:
+    """How good a released GistNet is."""
+    folder = released / name
     if not is_release(folder):
-        return f"There is none yet: `gistnet release RUN --out released/{RELEASE}` makes it of a finished run."
+        return f"There is none yet: `gistnet release RUN --out released/{name}` makes it of a finished run."
     return summary(read_released(folder))
 
 
@@ -114,7 +117,8 @@ def _load(path: Path) -> dict[str, Any] | None:
 
 
 BLOCKS: dict[str, Callable[[Path, Path], str]] = {
-    "release": release_tables,
+    "release": partial(release_tables, RELEASE),
+    "release-context": partial(release_tables, CONTEXT_RELEASE),
     "demo": demo_table,
     "beginnings": beginnings_table,
     "long-context": long_context_table,

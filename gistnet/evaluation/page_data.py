@@ -190,11 +190,13 @@ def _facts(run: RunRecord) -> list[tuple[str, str]]:
     spans = [line["spans_seen"] for line in run.log if isinstance(line.get("spans_seen"), int)]
     steps = max(line["step"] for line in run.log)
     trained, share = network.get("trained_parameters"), network.get("share_of_teacher")
+    shape = network.get("config", {})
+    beside = f", beside its own first {shape.get('teacher_layers')} layers" if shape.get("reads") == "context" else ""
     facts = [
         ("teacher", config.get("teacher", {}).get("name") or network.get("teacher", {}).get("name")),
         ("architecture", config.get("gistnet", {}).get("architecture")),
         ("trained parameters", None if trained is None else f"{trained:,}"),
-        ("compute per span", None if share is None else f"{share:.3g} of the teacher's"),
+        ("compute per span", None if share is None else f"{share:.3g} of the teacher's{beside}"),
         ("spans seen", f"{max(spans):,}" if spans else None),
         ("optimiser steps", f"{steps:,}"),
         ("positions", _positions(config)),
