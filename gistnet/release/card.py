@@ -129,11 +129,11 @@ import gistnet, torch
 teacher = gistnet.Teacher.from_pretrained("{figures.network.teacher.name}")
 compressor = gistnet.GistNet.from_pretrained("{shown.name}", teacher)  # or this folder, wherever it is
 (tokens,) = teacher.tokenizer.encode_batch(["some text of at least {4 * span} tokens " * {span}])
-text = torch.tensor([tokens[: {4 * span}]])
+text = torch.tensor([tokens[:{4 * span}]])
 read = teacher.read_windows(text, states_after=compressor.states_after)
 context = gistnet.SpanContext(read, windows=torch.tensor([0]), firsts=torch.tensor([{span}]))
 with torch.no_grad():  # of tokens {span} to {3 * span - 1}, where they stand
-    gists = gistnet.encode(compressor, teacher, text[:, {span} : {3 * span}], context)
+    gists = gistnet.encode(compressor, teacher, text[:, {span}:{3 * span}], context)
 ```
 
 ```sh
