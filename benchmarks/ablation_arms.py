@@ -50,6 +50,10 @@ GROUPS = {
             "lora-rank-16": [LORA, "gistnet.lora_rank=16"],
         },
     ),
+    "input": Group(
+        "Should a gist be made of its span alone, or of what the teacher made of it where it stands?",
+        {f"context-{n}": [LORA, "gistnet.reads=context", f"{LAYERS}={n}"] for n in (16, 20, 24)},
+    ),
     "anchor": Group(
         "What should a gist be before training, and how long?",
         {

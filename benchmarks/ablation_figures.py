@@ -40,13 +40,13 @@ class Judge:
 
     def __init__(self, default: RunConfig, teacher: Teacher, dataset: PreparedDataset) -> None:
         self._config, self._teacher, self._dataset = default, teacher, dataset
-        self._held_out: dict[int, HeldOut] = {}
+        self._held_out: dict[tuple[int, int | None], HeldOut] = {}
         self._baselines: dict[tuple[int, Positions], dict[str, Measured]] = {}
 
     def figures(self, gistnet_folder: Path, positions: Positions) -> Record:
         """KL in nats per token by document, after gists, nothing and last tokens, and the spans of each document."""
         gistnet = GistNet.from_pretrained(gistnet_folder, self._teacher).eval()
-        held_out = self._spans_of(gistnet.config.span_tokens)
+        held_out = self._spans_of(gistnet.config.span_tokens, gistnet.states_after)
 
         def placed(window: Any, read: Any) -> Any:
             return gist_stand_ins(
@@ -66,8 +66,9 @@ class Judge:
         }
         return {"spans_by_document": spans.tolist(), "kl_by_document": per_document}
 
-    def _spans_of(self, span_tokens: int) -> HeldOut:
-        if span_tokens not in self._held_out:
+    def _spans_of(self, span_tokens: int, states_after: int | None = None) -> HeldOut:
+        key = (span_tokens, states_after)
+        if key not in self._held_out:
             (stage,), evaluation = self._config.stages, self._config.evaluation
             layout = SpanLayout(
                 span_tokens=span_tokens,
@@ -84,8 +85,10 @@ class Judge:
                 domains=[domain for domain, share in sorted(stage.train.probabilities.items()) if share > 0],
             )
             room = stage.train.validation.cache_gigabytes
-            self._held_out[span_tokens] = HeldOut(self._teacher, self._dataset, samples, layout, cache_gigabytes=room)
-        return self._held_out[span_tokens]
+            self._held_out[key] = HeldOut(
+                self._teacher, self._dataset, samples, layout, cache_gigabytes=room, states_after=states_after
+            )
+        return self._held_out[key]
 
     def _baselines_of(self, span_tokens: int, positions: Positions) -> dict[str, Measured]:
         key = (span_tokens, positions)

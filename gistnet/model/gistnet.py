@@ -17,7 +17,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from gistnet.errors import CheckpointError, ConfigError, DataError, TeacherError
+from gistnet.errors import CheckpointError, ConfigError, DataError
 from gistnet.model.layers import (
     Dropout,
     Expansion,
@@ -31,10 +31,10 @@ from gistnet.model.layers import (
 from gistnet.model.saved_gistnet import (
     BELOW,
     FORMAT_VERSION,
-    Choices,
     GistNetConfig,
     SavedGistNet,
     read_saved,
+    take_over,
     write_saved,
 )
 from gistnet.model.span_context import SpanContext
@@ -95,7 +95,9 @@ class GistNet(nn.Module):
         self.entry = nn.Sequential()
         if config.architecture == "teacher_lora":
             tokens_width, self.depth = self.dim, self.choices.token_layers
-            self.teacher_layers = _adapted_copy(teacher, config, self.choices)
+            self.teacher_layers = teacher.copy_layers(self.choices.teacher_layers)
+            self.teacher_layers.require_last_token(self.choices.token_layers, self.dim)
+            self.teacher_layers.adapt(config.lora_rank, config.lora_alpha)
             blocks = 0
             if self.reads_context:
                 self.depth = 0  # the teacher's own layers have been there
@@ -297,7 +299,7 @@ class GistNet(nn.Module):
         Raises:
             CheckpointError: a tensor is missing, unknown, or of another shape; the model is then as it was.
         """
-        _take_over(self.trained_parameters(with_below=True), state)
+        take_over(self.trained_parameters(with_below=True), state)
 
     def load_saved(self, folder: Path) -> None:
         """Take over the weights of a saved GistNet that has this one's levels and shape.
@@ -389,38 +391,5 @@ class GistNet(nn.Module):
         if below is not None and below.fingerprint != saved.below:
             raise CheckpointError(f"{folder / BELOW} is not the GistNet that the one in {folder} was trained on.")
         model = cls.build(saved.config, teacher, below=below, positions=saved.positions)
-        _take_over(model.trained_parameters(with_below=False), state)
+        take_over(model.trained_parameters(with_below=False), state)
         return model
-
-
-def _take_over(parameters: Mapping[str, nn.Parameter], state: Mapping[str, Tensor]) -> None:
-    """Give the parameters the values of a state; where the two do not fit, nothing changes."""
-    if different := sorted(parameters.keys() ^ state.keys()):
-        raise CheckpointError(
-            f"The GistNet state has {len(state)} tensors and {len(parameters)} were expected; "
-            f"'{different[0]}' is in one of them only."
-        )
-    for name, parameter in parameters.items():
-        if parameter.shape != state[name].shape:
-            got, expected = list(state[name].shape), list(parameter.shape)
-            raise CheckpointError(f"The GistNet tensor '{name}' has shape {got}; expected {expected}.")
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(state[name])
-
-
-def _adapted_copy(teacher: Teacher, config: GistNetConfig, choices: Choices) -> TeacherLayers:
-    """A frozen copy of the teacher's first layers, its linear layers adapted by LoRA (Hu et al., 2021) in float32."""
-    from peft import LoraConfig, inject_adapter_in_model  # slow to import, and only this architecture needs it
-
-    copy = teacher.copy_layers(choices.teacher_layers)
-    copy.require_last_token(choices.token_layers, teacher.hidden_size)
-    targets = [name for name, module in copy.named_modules() if isinstance(module, nn.Linear)]
-    if not targets:
-        raise TeacherError(f"{teacher.name} has no linear layers that LoRA could adapt; use another architecture.")
-    lora = LoraConfig(r=config.lora_rank, lora_alpha=config.lora_alpha, target_modules=targets)
-    inject_adapter_in_model(lora, copy)
-    for parameter in copy.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
-    return copy

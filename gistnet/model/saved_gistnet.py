@@ -7,13 +7,15 @@ FOLDER/below/              the GistNet of the level below, likewise
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
+import torch
 from pydantic import Field, ValidationError, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
-from torch import Tensor
+from torch import Tensor, nn
 
 from gistnet.errors import CheckpointError, ConfigError
 from gistnet.files import storage_errors, write_bytes, write_json
@@ -202,3 +204,23 @@ def _read_bytes(path: Path) -> bytes:
         raise CheckpointError(f"{path.parent} is not a saved GistNet: expected a file {path.name} in it.")
     with storage_errors("read", path):
         return path.read_bytes()
+
+
+def take_over(parameters: Mapping[str, nn.Parameter], state: Mapping[str, Tensor]) -> None:
+    """Give the parameters the values of a state; where the two do not fit, nothing changes.
+
+    Raises:
+        CheckpointError: a tensor is missing, unknown, or of another shape.
+    """
+    if different := sorted(parameters.keys() ^ state.keys()):
+        raise CheckpointError(
+            f"The GistNet state has {len(state)} tensors and {len(parameters)} were expected; "
+            f"'{different[0]}' is in one of them only."
+        )
+    for name, parameter in parameters.items():
+        if parameter.shape != state[name].shape:
+            got, expected = list(state[name].shape), list(parameter.shape)
+            raise CheckpointError(f"The GistNet tensor '{name}' has shape {got}; expected {expected}.")
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(state[name])

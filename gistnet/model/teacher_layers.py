@@ -22,6 +22,22 @@ class TeacherLayers(nn.Module):
         self.layer_types: list[str] = getattr(model.config, "layer_types", None) or []
         self.requires_grad_(False).eval()
 
+    def adapt(self, rank: int, alpha: float) -> None:
+        """Give every linear layer an adapter by LoRA (Hu et al., 2021), in float32; those alone are trained.
+
+        Raises:
+            TeacherError: there is no linear layer.
+        """
+        from peft import LoraConfig, inject_adapter_in_model  # slow to import, and only one architecture needs it
+
+        targets = [name for name, module in self.named_modules() if isinstance(module, nn.Linear)]
+        if not targets:
+            raise TeacherError("The teacher has no linear layers that LoRA could adapt; use another architecture.")
+        inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets), self)
+        for parameter in self.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
+
     def forward(self, hidden: Tensor, first: int, last: int) -> Tensor:
         """Run layers `first` to `last - 1`, causally, at positions 0, 1, …: `[spans, K, dim]` → `[spans, K, dim]`."""
         position_ids = torch.arange(hidden.shape[1], device=hidden.device)[None]
