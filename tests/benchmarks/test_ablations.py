@@ -98,6 +98,20 @@ def test_arms_are_trained_judged_resumed_and_skipped(
     assert results.read_bytes() == before
 
 
+def test_an_arm_that_reads_its_context_is_judged_on_the_same_spans(
+    tiny_default: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads = ["gistnet.architecture=teacher_lora", "gistnet.reads=context"]
+    monkeypatch.setitem(GROUPS, "input", Group("Where?", {"context": reads}))
+    results = tmp_path / "results.json"
+    places = ["--folder", str(tmp_path / "runs"), "--results", str(results)]
+    assert ablations.main(["--config", str(tiny_default), *places, "--group", "input", "--spans", "12"]) == 0
+    (found,) = load(results)["comparisons"].values()
+    default, context = (found["arms"][name]["0"] for name in ("default", "context"))
+    assert context["kl_by_document"]["drop"] == default["kl_by_document"]["drop"]
+    assert context["kl_by_document"]["gist"] != default["kl_by_document"]["gist"]
+
+
 class FakeTrainer:
     """In place of a process: a step every half a second, after ten of start-up, asked every quarter."""
 
