@@ -12,7 +12,8 @@ class StubEncoder:
     """Gists that tell which weights, span and index made them.
 
     Entry 0 of a gist is the seed, entry 1 the index modulo 2048, and the others a mix of the span with the seed, so
-    that a gist of another version, place or span has other bits.
+    that a gist of another version, place or span has other bits. With `context_spans` a gist of level 0 is a mix of all
+    spans from so many before its batch of six on.
     """
 
     positions = "center"
@@ -26,9 +27,10 @@ class StubEncoder:
         levels: int = 2,
         vocabulary_size: int = 1000,
         teacher: TeacherFingerprint = TEACHER,
+        context_spans: int = 0,
     ) -> None:
         self.seed, self.dim, self.span_tokens, self.levels = seed, dim, span_tokens, levels
-        self.vocabulary_size, self.teacher = vocabulary_size, teacher
+        self.vocabulary_size, self.teacher, self.context_spans = vocabulary_size, teacher, context_spans
 
     @property
     def fingerprint(self) -> str:
@@ -39,14 +41,22 @@ class StubEncoder:
         """The bytes of the text."""
         return np.frombuffer(text.encode(), dtype=np.uint8).astype(np.int64)
 
+    def reads_from(self, level: int, first: int) -> int:
+        """See `Encoder`."""
+        return max(0, first - first % 6 - self.context_spans) if self.context_spans and level == 0 else first
+
     def encode(self, level: int, spans: NDArray[np.generic], first: int) -> NDArray[np.float16]:
         """Integers below 2048, which float16 holds exactly."""
         numbers = spans if level == 0 else spans.view(np.uint16)
         mixed = numbers.reshape(len(spans), -1).astype(np.int64)
         weights = np.arange(1, mixed.shape[1] + 1) * 7919 + self.seed
-        digest = (mixed * weights % 1_000_003).sum(axis=1) + level
+        digest = (mixed * weights % 1_000_003).sum(axis=1)
+        given = self.reads_from(level, first)
+        indices = range(first, given + len(spans))
+        if self.context_spans and level == 0:
+            digest = np.array([digest[self.reads_from(0, n) - given : n - given + 1].sum() for n in indices], np.int64)
         columns = np.arange(3, self.dim + 3) * 104_729
-        gists = (digest[:, None] * columns % 2039 - 1019).astype(np.float16)
+        gists = ((digest[:, None] + level) * columns % 2039 - 1019).astype(np.float16)
         gists[:, 0] = self.seed
-        gists[:, 1] = np.arange(first, first + len(spans)) % 2048
+        gists[:, 1] = np.array(indices) % 2048
         return gists

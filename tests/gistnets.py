@@ -18,3 +18,20 @@ def woken_gistnet(teacher: Teacher, levels: int = 1, seed: int = 0) -> GistNet:
         torch.nn.init.normal_(gistnet.w_out.weight, std=0.3, generator=torch.Generator().manual_seed(seed + level))
     assert gistnet is not None
     return gistnet
+
+
+CONTEXT_CONFIG = GistNetConfig(reads="context", span_tokens=SPAN, teacher_layers=2, token_layers=2, width=16, heads=2)
+
+
+def context_gistnet(teacher: Teacher, *, levels: int = 1, woken: bool = True) -> GistNet:
+    """One that reads spans where they stand, as a new one begins or with adapters and W_out away from zero."""
+    gistnet: GistNet | None = None
+    for _ in range(levels):
+        gistnet = GistNet.build(CONTEXT_CONFIG, teacher, below=gistnet)
+    assert gistnet is not None
+    if woken:
+        generator = torch.Generator().manual_seed(0)
+        for name, parameter in gistnet.named_parameters():
+            if "lora_B" in name or "w_out" in name:
+                torch.nn.init.normal_(parameter, std=0.3, generator=generator)
+    return gistnet

@@ -116,7 +116,7 @@ def evaluate(
         perplexity ratio and the shares recovered for each position policy, horizon and range of offsets, and ΔNLL by
         offset and by kind of token, each with `drop`, `last_token`, `surprisal_token`, `mean` and `shuffled`; then the
         geometry of gists, the entropy of attention and the pair test; where asked for, reconstruction, what gists are
-        worth in long contexts, and the bound. Of a GistNet that reads its context only the first and the last of these.
+        worth in long contexts, and the bound.
         And the span map, under the first policy and horizon.
 
     Raises:
@@ -132,19 +132,12 @@ def evaluate(
     records = [record for level in levels for record in _substitution_records(level, config)]
 
     domains = sorted(set(level_0.held_out.domains.tolist()))
-    takes_spans_alone = gistnet.states_after is None
-    if takes_spans_alone:
-        say(f"Comparing up to {config.geometry_spans} gists of {', '.join(domains)}.")
-        for level in levels:
-            figures = _geometry(teacher, level.gistnet, dataset, domains, config)
-            records += geometry_records(figures, positions=config.positions[0], level=level.gistnet.level)
-        records += _probes(teacher, level_0, dataset, config, say)
-        records += context_records(teacher, gistnet, passages, config.contexts, positions=config.positions, say=say)
-    else:
-        say(
-            "Geometry, pair test, reconstruction and long contexts are left out: they need gists of spans by "
-            "themselves, and this GistNet reads where a span stands."
-        )
+    say(f"Comparing up to {config.geometry_spans} gists of {', '.join(domains)}.")
+    for level in levels:
+        figures = _geometry(teacher, level.gistnet, dataset, domains, config)
+        records += geometry_records(figures, positions=config.positions[0], level=level.gistnet.level)
+    records += _probes(teacher, level_0, dataset, config, say)
+    records += context_records(teacher, gistnet, passages, config.contexts, positions=config.positions, say=say)
     records += _bound(teacher, level_0, dataset, config, say)
 
     say(f"Measuring every span of {config.map_documents} windows of {', '.join(domains)}, for the span map.")
@@ -329,7 +322,7 @@ def _geometry(
             count=config.geometry_spans,
             seed=config.seed,
         )
-        encoded = encode_spans(teacher, gistnet, spans.tokens)
+        encoded = encode_spans(teacher, gistnet, spans, dataset)
         figures[domain] = figures_of(spans, encoded, resamples=config.resamples, seed=(config.seed, place))
     if config.weights:
         figures[MIXED] = mixed_figures(figures, config.weights)

@@ -16,6 +16,7 @@ from gistnet.evaluation import metrics
 from gistnet.evaluation.records import Baseline, MetricRecord, target_for
 from gistnet.evaluation.resampling import DocumentDraws, Floats
 from gistnet.model.gistnet import GistNet
+from gistnet.model.span_context import SpanContext
 from gistnet.model.teacher import Teacher
 from gistnet.objective.objective import encode_with_attention
 
@@ -28,6 +29,10 @@ class DrawnSpans(NamedTuple):
 
     tokens: NDArray[np.int64]
     """Token ids, [spans, K]."""
+    windows: NDArray[np.int64]
+    """The window of each, [spans]; those of a window follow each other."""
+    starts: NDArray[np.int64]
+    """The place of its first token there, [spans]."""
     documents: NDArray[np.int64]
     """The document of each, [spans]."""
     pairs: NDArray[np.int64]
@@ -86,27 +91,44 @@ def draw_spans(
     index[1:] += (place[1:] == place[:-1]) & (index[1:] == index[:-1])  # the second of two
 
     starts = first[place] + index * span_tokens
-    read = {window: dataset.read(window) for window in np.unique(windows[place]).tolist()}
+    drawn = windows[place]
+    read = {window: dataset.read(window) for window in np.unique(drawn).tolist()}
     tokens = [
-        read[window][start : start + span_tokens]
-        for window, start in zip(windows[place].tolist(), starts.tolist(), strict=True)
+        read[window][start : start + span_tokens] for window, start in zip(drawn.tolist(), starts.tolist(), strict=True)
     ]
-    return DrawnSpans(np.stack(tokens), dataset.documents[windows[place]], metrics.adjacent_pairs(place, index))
+    pairs = metrics.adjacent_pairs(place, index)
+    return DrawnSpans(np.stack(tokens), drawn, starts, dataset.documents[drawn], pairs)
 
 
 @torch.no_grad()
-def encode_spans(teacher: Teacher, gistnet: GistNet, tokens: NDArray[np.int64]) -> EncodedSpans:
-    """Encode spans, [spans, tokens_per_gist] token ids, in passes of bounded memory."""
+def encode_spans(teacher: Teacher, gistnet: GistNet, spans: DrawnSpans, dataset: PreparedDataset) -> EncodedSpans:
+    """Encode spans of tokens_per_gist tokens, in passes of bounded memory; the windows are read only where needed."""
     parts: list[EncodedSpans] = []
-    together = max(1, TOKENS_PER_PASS // tokens.shape[1])
-    for start in range(0, len(tokens), together):
-        ids = torch.from_numpy(tokens[start : start + together]).to(teacher.device)
-        gists, attention = encode_with_attention(gistnet, teacher, ids)
+    for rows, context in _passes(teacher, gistnet, spans, dataset):
+        ids = torch.from_numpy(spans.tokens[rows]).to(teacher.device)
+        gists, attention = encode_with_attention(gistnet, teacher, ids, context)
         embeddings = teacher.embed(ids)
         entropies = [metrics.attention_entropy(_array(of_slot)) for of_slot in attention]
         vectors = (_array(gists[:, 0]), _array(embeddings[:, -1]), _array(embeddings.float().mean(dim=1)))
         parts.append(EncodedSpans(*vectors, entropies=np.stack(entropies, axis=1)))
     return EncodedSpans(*map(np.concatenate, zip(*parts, strict=True)))
+
+
+def _passes(
+    teacher: Teacher, gistnet: GistNet, spans: DrawnSpans, dataset: PreparedDataset
+) -> Iterator[tuple[slice, SpanContext | None]]:
+    """Which spans to encode together, and where they stand, for a GistNet that reads that: a window at a time."""
+    if gistnet.states_after is None:
+        together = max(1, TOKENS_PER_PASS // spans.tokens.shape[1])
+        yield from ((slice(first, first + together), None) for first in range(0, len(spans.tokens), together))
+        return
+    begins = np.flatnonzero(np.diff(spans.windows, prepend=-1)).tolist()
+    for rows in map(slice, begins, [*begins[1:], len(spans.windows)]):
+        starts = torch.from_numpy(spans.starts[rows]).to(teacher.device)
+        tokens = dataset.read(int(spans.windows[rows.start]))[: spans.starts[rows].max() + spans.tokens.shape[1]]
+        window = torch.from_numpy(tokens).to(teacher.device)[None]
+        read = teacher.read_windows(window, states_after=gistnet.states_after, to_the_end=False)
+        yield rows, SpanContext(read, torch.zeros_like(starts), starts)
 
 
 def figures_of(spans: DrawnSpans, encoded: EncodedSpans, *, resamples: int, seed: int | Sequence[int]) -> Figures:

@@ -23,6 +23,7 @@ from gistnet.evaluation import baselines
 from gistnet.evaluation.metrics import bootstrap_over_documents
 from gistnet.evaluation.records import Baseline, MetricRecord
 from gistnet.model.gistnet import GistNet
+from gistnet.model.span_context import SpanContext
 from gistnet.model.teacher import ReadWindows, Teacher
 from gistnet.model.tokenizer import TeacherTokenizer
 from gistnet.objective.branches import Positions, StandIns, Stretches, gist_stand_ins, replaced_hidden
@@ -97,9 +98,7 @@ def pair_test(
             f"Of {len(candidates)} adversarial pairs {len(pairs)} can be cut into spans of {span} tokens, expected two "
             "at least, for the shuffled baseline."
         )
-    replaced = torch.tensor([context[-k * span :] for pair in pairs for context in pair.contexts])
-    with torch.no_grad():
-        gists = encode(gistnet, teacher, replaced.to(teacher.device))
+    gists = _gists(teacher, gistnet, pairs, k * span, config.pairs_per_pass)
     others = gists[baselines.other_documents(torch.arange(len(pairs)).repeat_interleave(2), seed)]
 
     records = []
@@ -147,6 +146,26 @@ def gists_in_a_row(pairs: Sequence[TokenPair], span_tokens: int, sink_tokens: in
         return sum(pair.fits(k * span_tokens, sink_tokens) for pair in pairs)
 
     return max(range(1, max(1, -(-longest // span_tokens)) + 1), key=fitting)
+
+
+@torch.no_grad()
+def _gists(
+    teacher: Teacher, gistnet: GistNet, pairs: Sequence[TokenPair], replaced_tokens: int, pairs_per_pass: int
+) -> Tensor:
+    """Gists of the last tokens of every context, `[trials, k, dim]`."""
+    made = []
+    for first in range(0, len(pairs), pairs_per_pass):
+        contexts = [context for pair in pairs[first : first + pairs_per_pass] for context in pair.contexts]
+        replaced = torch.tensor([context[-replaced_tokens:] for context in contexts], device=teacher.device)
+        where = None
+        if gistnet.states_after is not None:
+            read = teacher.read_windows(
+                _padded(contexts, teacher.device), states_after=gistnet.states_after, to_the_end=False
+            )
+            starts = torch.tensor([len(context) - replaced_tokens for context in contexts], device=teacher.device)
+            where = SpanContext(read, torch.arange(len(contexts), device=teacher.device), starts)
+        made.append(encode(gistnet, teacher, replaced, where))
+    return torch.cat(made)
 
 
 @torch.no_grad()

@@ -17,7 +17,6 @@ from gistnet.evaluation.records import Baseline, MetricRecord
 from gistnet.evaluation.token_decoder import Decoded, DecoderConfig, decode, train_decoder
 from gistnet.model.gistnet import GistNet
 from gistnet.model.teacher import Teacher
-from gistnet.objective.objective import encode
 from gistnet.settings import Section
 
 
@@ -52,19 +51,12 @@ def reconstruction(
     Raises:
         DataError: the training or the held-out spans are from fewer than two documents.
     """
-    windows = [window.stretches.replaced for window in held_out.windows]
-    span = gistnet.config.span_tokens
-    judged = torch.cat([tokens.view(-1, span) for tokens in windows])
-    # A stretch may be several spans.
-    documents = np.repeat(held_out.documents, len(judged) // len(held_out))
-    domains = np.repeat(held_out.domains, len(judged) // len(held_out))
-
-    trained, trained_documents = training_spans(teacher, dataset, span, config, seed)
+    judged, documents, domains = _spans_of(held_out)
+    training = training_spans(teacher, gistnet, dataset, config, seed)
+    trained, trained_documents, _ = _spans_of(training)
     _, ranks = np.unique(trained_documents, return_inverse=True)
-    vectors, vectors_judged = (
-        _vectors(teacher, gistnet, tokens, whose, seed)
-        for tokens, whose in ((trained, trained_documents), (judged, documents))
-    )
+    vectors = _vectors(teacher, gistnet, training, seed)
+    vectors_judged = _vectors(teacher, gistnet, held_out, seed)
     table = teacher.embed(torch.arange(teacher.vocabulary_size, device=teacher.device)).float()
     set_aside = torch.from_numpy(ranks % 10 == 0).to(teacher.device)
     decoded = {}
@@ -79,10 +71,10 @@ def reconstruction(
 
 
 def training_spans(
-    teacher: Teacher, dataset: PreparedDataset, span_tokens: int, config: ReconstructionConfig, seed: int
-) -> tuple[Tensor, np.ndarray]:
-    """Token ids `[spans, K]` of training documents of all domains, and the document of each, `[spans]`."""
-    layout = SpanLayout(span_tokens=span_tokens, horizon_tokens=1)
+    teacher: Teacher, gistnet: GistNet, dataset: PreparedDataset, config: ReconstructionConfig, seed: int
+) -> HeldOut:
+    """Spans of training documents of all domains."""
+    layout = SpanLayout(span_tokens=gistnet.config.span_tokens, horizon_tokens=1)
     samples = validation_windows(
         dataset,
         layout,
@@ -91,17 +83,23 @@ def training_spans(
         seed=seed,
         split="train",
     )
-    spans = [dataset.read(sample.window)[sample.starts[:, None] + np.arange(span_tokens)] for sample in samples]
-    documents = np.repeat(dataset.documents[[sample.window for sample in samples]], [len(rows) for rows in spans])
-    return torch.from_numpy(np.concatenate(spans)).to(teacher.device), documents
+    return HeldOut(teacher, dataset, samples, layout, cache_gigabytes=0, states_after=gistnet.states_after)
 
 
-def _vectors(teacher: Teacher, gistnet: GistNet, tokens: Tensor, documents: np.ndarray, seed: int) -> dict[str, Tensor]:
+def _spans_of(held_out: HeldOut) -> tuple[Tensor, np.ndarray, np.ndarray]:
+    """Token ids `[spans, K]` of spans, of which a stretch may be several, and the document and the domain of each."""
+    stretches = [window.stretches for window in held_out.windows]
+    tokens = torch.cat([each.replaced.view(-1, each.span_tokens) for each in stretches])
+    times = len(tokens) // len(held_out)
+    return tokens, np.repeat(held_out.documents, times), np.repeat(held_out.domains, times)
+
+
+def _vectors(teacher: Teacher, gistnet: GistNet, held_out: HeldOut, seed: int) -> dict[str, Tensor]:
     """What decoders read, `[spans, dim]` by name, float32."""
+    tokens, documents, _ = _spans_of(held_out)
     if len(np.unique(documents)) < 2:
         raise DataError("Reconstruction got spans of a single document, expected two at least, for shuffled gists.")
-    with torch.no_grad():
-        gists = torch.cat([encode(gistnet, teacher, some)[:, 0] for some in tokens.split(64)]).float()
+    gists = held_out.encode(gistnet)[0].flatten(0, 1).float()
     others = baselines.other_documents(torch.from_numpy(documents), seed)
     return {"gist": gists, "last_token": teacher.embed(tokens[:, -1]).float(), "shuffled": gists[others]}
 

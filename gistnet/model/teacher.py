@@ -11,7 +11,7 @@ Three passes are all that training and evaluation need of it:
 import hashlib
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
@@ -78,6 +78,10 @@ class ReadWindows:
             yield self.states
         yield from self.document.keys.values()
         yield from self.document.values.values()
+
+
+class _EnoughLayers(Exception):
+    """Ends a pass whose later layers nobody asks for."""
 
 
 class Teacher:
@@ -245,31 +249,39 @@ class Teacher:
             )
 
     @torch.no_grad()
-    def read_windows(self, tokens: Tensor, *, states_after: int | None = None) -> ReadWindows:
+    def read_windows(self, tokens: Tensor, *, states_after: int | None = None, to_the_end: bool = True) -> ReadWindows:
         """Read windows of tokens, `[windows, tokens]`, at positions 0, 1, …
 
         Shorter windows may be padded at the end with any token: what follows a token does not change it.
 
         Args:
             states_after: keep the states behind so many layers; None keeps none.
+            to_the_end: False ends the pass there, for those who need no more; what is left as `hidden` are the states.
         """
         document = DocumentPass()
         positions = torch.arange(tokens.shape[1], device=self.device).expand(tokens.shape)
-        with self._keeping_states(states_after) as kept:
+        with self._keeping_states(states_after, to_the_end) as kept:
             hidden = self._run(self.embed(tokens), positions, document)
-        return ReadWindows(document, hidden, kept[0] if kept else None)
+            return ReadWindows(document, hidden, kept[0] if kept else None)
+        return ReadWindows(document, kept[0], kept[0])
 
     @contextmanager
-    def _keeping_states(self, layers: int | None) -> Iterator[list[Tensor]]:
-        """The list holds, after a pass, the states behind so many layers."""
+    def _keeping_states(self, layers: int | None, to_the_end: bool) -> Iterator[list[Tensor]]:
+        """The list holds, after a pass, the states behind so many layers, where it may end."""
         kept: list[Tensor] = []
         if layers is None:
             yield kept
             return
-        layer = self.model.base_model.layers[layers - 1]
-        hook = layer.register_forward_hook(lambda _, __, output: kept.append(output))
+
+        def keep(layer: nn.Module, inputs: object, output: Tensor) -> None:
+            kept.append(output)
+            if not to_the_end:
+                raise _EnoughLayers
+
+        hook = self.model.base_model.layers[layers - 1].register_forward_hook(keep)
         try:
-            yield kept
+            with suppress(_EnoughLayers):
+                yield kept
         finally:
             hook.remove()
 

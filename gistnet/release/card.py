@@ -99,7 +99,7 @@ def _what_it_is(figures: ReleasedFigures) -> str:
 
 def _use(shown: Path, figures: ReleasedFigures) -> str:
     in_context = figures.network.config.reads == "context"
-    code, commands = (_in_context if in_context else _alone)(shown, figures.network.config.span_tokens)
+    code = (_in_context if in_context else _alone)(figures.network.config.span_tokens)
     return f"""With the package `gistnet`, which comes with this folder under the name `{shown.name}`:
 
 ```python
@@ -112,29 +112,26 @@ compressor = gistnet.GistNet.from_pretrained("{shown.name}", teacher)  # or this
 
 ```sh
 gistnet evaluate {shown.name}                                # every figure below, from the documents in held-out/
-{commands}"""
-
-
-def _alone(shown: Path, span: int) -> tuple[str, str]:
-    """The code and the commands for a GistNet that reads spans by themselves."""
-    code = f"""(tokens,) = teacher.tokenizer.encode_batch(["some text of at least {span} tokens " * 8])
-with torch.no_grad():
-    gists = gistnet.encode(compressor.levels[0], teacher, torch.tensor([tokens[:64]]))"""
-    commands = f"""gistnet compress {shown.name} "library/*.txt" --tree library.tree
+gistnet compress {shown.name} "library/*.txt" --tree library.tree
 gistnet generate "Who is the captain?" --tree library.tree --document library/book.txt
 ```"""
-    return code, commands
 
 
-def _in_context(shown: Path, span: int) -> tuple[str, str]:
-    """The code and the commands for a GistNet that reads spans where they stand."""
-    code = f"""(tokens,) = teacher.tokenizer.encode_batch(["some text of at least {4 * span} tokens " * {span}])
+def _alone(span: int) -> str:
+    """The code for a GistNet that reads spans by themselves."""
+    return f"""(tokens,) = teacher.tokenizer.encode_batch(["some text of at least {span} tokens " * 8])
+with torch.no_grad():
+    gists = gistnet.encode(compressor.levels[0], teacher, torch.tensor([tokens[:64]]))"""
+
+
+def _in_context(span: int) -> str:
+    """The code for a GistNet that reads spans where they stand."""
+    return f"""(tokens,) = teacher.tokenizer.encode_batch(["some text of at least {4 * span} tokens " * {span}])
 text = torch.tensor([tokens[:{4 * span}]])
 read = teacher.read_windows(text, states_after=compressor.states_after)
 context = gistnet.SpanContext(read, windows=torch.tensor([0]), firsts=torch.tensor([{span}]))
 with torch.no_grad():  # of tokens {span} to {3 * span - 1}, where they stand
     gists = gistnet.encode(compressor, teacher, text[:, {span}:{3 * span}], context)"""
-    return code, "```\n\nIt makes no trees (`gistnet compress`): its gists belong to the text that they were made in."
 
 
 def _results_said(shown: Path, figures: ReleasedFigures, provenance: Provenance) -> str:

@@ -45,14 +45,20 @@ class Encoder(Protocol):
     def tokenize(self, text: str) -> NDArray[np.int64]:
         """Token ids of a text, without special tokens."""
 
+    def reads_from(self, level: int, first: int) -> int:
+        """The index of the first span that `encode` must be given for the gists from `first` on: `first` itself, or an
+        earlier one where gists are made of what precedes their spans, too. The same for every `first`, or growing."""
+
     def encode(self, level: int, spans: NDArray[np.generic], first: int) -> NDArray[np.float16]:
         """Gists `[n, dim]` of consecutive spans of a document.
 
-        A gist must depend, to the bit, on its own span and its index alone, not on how many are asked for at once:
-        whoever computes in batches puts span i always in row `i % batch` of a batch of fixed size.
+        A gist must depend, to the bit, on the spans from `reads_from(level, index)` to its own and on its index alone,
+        not on how many are asked for at once: whoever computes in batches puts span i always in row `i % batch` of a
+        batch of fixed size.
 
         Args:
             level: of the gists to make.
-            spans: for level 0 token ids, int64 `[n, K]`; above, gists of the level below, float16 `[n, K, dim]`.
-            first: the index of the first of these spans among those of its document and level.
+            spans: for level 0 token ids, int64 `[spans, K]`; above, gists of the level below, float16
+                `[spans, K, dim]`. The first of them is span `reads_from(level, first)` of its document and level.
+            first: the index of the first gist to make; there is one for it and for each of the spans after it.
         """

@@ -6,14 +6,19 @@ from functools import cached_property
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from gistnet.errors import CheckpointError, DataError, TeacherError
 from gistnet.model.fingerprint import TeacherFingerprint
 from gistnet.model.gistnet import GistNet
+from gistnet.model.span_context import SpanContext
 from gistnet.model.teacher import Teacher
 from gistnet.objective.objective import encoding_precision
 
 BATCH_SPANS = 64
+BATCH_SPANS_IN_CONTEXT, CONTEXT_SPANS = 32, 16
+"""A batch, and how many spans before it are read with it, of a GistNet that reads spans where they stand. Twice as long
+windows took 1.4 times as long on a CPU, whose attention is slow."""
 
 
 class GistEncoder:
@@ -23,34 +28,49 @@ class GistEncoder:
     batch from rows within. So every batch has `batch_spans` rows, padded with zeros, and span i is always in row
     `i % batch_spans`. (The same machine, library versions and number of threads are taken for granted.)
 
+    Where the GistNet reads spans where they stand, the teacher reads each batch of level 0 in a window of its own,
+    behind the tokenizer's prefix and the `context_spans` before it; batches and contexts are shorter where the teacher
+    has too few positions.
+
     Args:
         teacher: whose embeddings level 0 reads.
         gistnet: of the highest level; it holds those below.
-        batch_spans: rows of a batch.
+        batch_spans: rows of a batch; None: `BATCH_SPANS`, or `BATCH_SPANS_IN_CONTEXT`.
+        context_spans: read before a batch; none are for a GistNet that reads its spans alone.
 
     Raises:
-        CheckpointError: the GistNet belongs to another teacher, or reads more than its spans.
+        CheckpointError: the GistNet belongs to another teacher.
     """
 
-    def __init__(self, teacher: Teacher, gistnet: GistNet, batch_spans: int = BATCH_SPANS) -> None:
+    def __init__(
+        self,
+        teacher: Teacher,
+        gistnet: GistNet,
+        batch_spans: int | None = None,
+        context_spans: int = CONTEXT_SPANS,
+    ) -> None:
         if not gistnet.teacher_fingerprint.same_model(teacher.fingerprint):
             raise CheckpointError(
                 f"The GistNet was trained with {gistnet.teacher_fingerprint.describe()}; "
                 f"got the teacher {teacher.fingerprint.describe()}."
             )
-        if gistnet.states_after is not None:
-            raise CheckpointError(
-                "The GistNet reads spans where they stand in a text, and a tree has gists of spans by themselves; "
-                "expected one with reads=span."
-            )
         self._teacher = teacher
         self._gistnet = gistnet.eval()
-        self._batch_spans = batch_spans
+        tokenizer = teacher.tokenizer
+        self._prefix = torch.tensor(tokenizer.window_prefix if tokenizer else (), dtype=torch.long)
+        if gistnet.states_after is None:
+            self._batch_spans, self._context_spans = batch_spans or BATCH_SPANS, 0
+        else:
+            room = (teacher.max_positions - len(self._prefix)) // self.span_tokens
+            self._context_spans = min(context_spans, room // 2)
+            self._batch_spans = min(batch_spans or BATCH_SPANS_IN_CONTEXT, room - self._context_spans)
 
     @cached_property
     def fingerprint(self) -> str:
-        """Names the weights of all levels, and the number format that they are applied in."""
+        """Names the weights of all levels, the number format that they are applied in, and what is read of a text."""
         described = f"{self._gistnet.fingerprint} {self._teacher.dtype}"
+        if self._gistnet.states_after is not None:
+            described += f" {self._batch_spans} after {self._context_spans}"
         return hashlib.sha256(described.encode()).hexdigest()[:16]
 
     @property
@@ -94,9 +114,17 @@ class GistEncoder:
         (tokens,) = self._teacher.tokenizer.encode_batch([text])
         return np.array(tokens, dtype=np.int64)
 
+    def reads_from(self, level: int, first: int) -> int:
+        """The first span that `encode` must be given for the gists from `first` on (see `Encoder`)."""
+        if not self._gistnet.levels[level].reads_context:
+            return first
+        return max(0, first // self._batch_spans * self._batch_spans - self._context_spans)
+
     @torch.no_grad()
     def encode(self, level: int, spans: NDArray[np.generic], first: int) -> NDArray[np.float16]:
-        """Gists `[n, dim]` of spans `[n, K]` of tokens, or `[n, K, dim]` of gists of the level below.
+        """Gists `[n, dim]` of spans of tokens `[spans, K]`, or of gists of the level below `[spans, K, dim]`.
+
+        The first of the spans is `reads_from(level, first)`.
 
         Raises:
             DataError: there is no such level, or a gist is beyond the range of float16.
@@ -104,23 +132,38 @@ class GistEncoder:
         """
         if not 0 <= level < self.levels:
             raise DataError(f"Got level {level}, expected one of 0 to {self.levels - 1}.")
-        gists = np.empty((len(spans), self.dim), dtype=np.float16)
-        done = 0
-        while done < len(spans):
-            row = (first + done) % self._batch_spans
-            taken = spans[done : done + self._batch_spans - row]
-            batch = np.zeros((self._batch_spans, *spans.shape[1:]), dtype=spans.dtype)
-            batch[row : row + len(taken)] = taken
-            gists[done : done + len(taken)] = self._encode_batch(level, batch)[row : row + len(taken)]
-            done += len(taken)
+        given = self.reads_from(level, first)
+        stop = given + len(spans)
+        gists = np.empty((stop - first, self.dim), dtype=np.float16)
+        done = first
+        while done < stop:
+            start = done - done % self._batch_spans
+            read_from = self.reads_from(level, start)
+            rows = np.zeros((start + self._batch_spans - read_from, *spans.shape[1:]), dtype=spans.dtype)
+            begin, end = max(given, read_from), min(stop, start + self._batch_spans)
+            rows[begin - read_from : end - read_from] = spans[begin - given : end - given]
+            made = self._encode_batch(level, rows, start - read_from)
+            gists[done - first : end - first] = made[done - start : end - start]
+            done = end
         return gists
 
-    def _encode_batch(self, level: int, batch: NDArray[np.generic]) -> NDArray[np.float16]:
-        vectors = torch.from_numpy(batch).to(self._teacher.device)
+    def _encode_batch(self, level: int, rows: NDArray[np.generic], before: int) -> NDArray[np.float16]:
+        """Gists of the rows after the first `before`, which are only read."""
+        vectors = torch.from_numpy(rows).to(self._teacher.device)
+        gistnet, context = self._gistnet.levels[level], None
+        if gistnet.reads_context:
+            context = self._read(vectors, before)
         if level == 0:
-            vectors = self._teacher.embed(vectors)
+            vectors = self._teacher.embed(vectors[before:])
         with encoding_precision(self._teacher):
-            gists = self._gistnet.levels[level](vectors).half()
+            gists = gistnet(vectors, context=context).half()
         if not bool(torch.isfinite(gists).all()):
             raise DataError(f"A gist of level {level} is not a finite float16 vector, expected entries below 65504.")
         return gists.cpu().numpy()
+
+    def _read(self, spans: Tensor, before: int) -> SpanContext:
+        """What the teacher makes of spans `[spans, K]`, for all but the first `before` of them."""
+        window = torch.cat([self._prefix.to(spans.device), spans.flatten()])
+        read = self._teacher.read_windows(window[None], states_after=self._gistnet.states_after, to_the_end=False)
+        firsts = len(self._prefix) + self.span_tokens * torch.arange(before, len(spans), device=spans.device)
+        return SpanContext(read, torch.zeros_like(firsts), firsts)

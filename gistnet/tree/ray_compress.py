@@ -12,7 +12,7 @@ and numbers of threads are the same.
 import os
 import pickle
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from functools import cached_property
 from typing import Any
@@ -29,7 +29,6 @@ from gistnet.tree.texts import (
     PORTION_TOKENS,
     Portion,
     TextFiles,
-    Tokenize,
     match_texts,
     read_portions,
     survey,
@@ -111,13 +110,14 @@ class _Reader:
         self._make_encoder, self._files, self._portion_tokens = make_encoder, files, portion_tokens
 
     @cached_property
-    def _tokenize(self) -> Tokenize:
-        return self._make_encoder().tokenize
+    def _encoder(self) -> Encoder:
+        return self._make_encoder()
 
     def __call__(self, batch: Batch) -> Iterator[Batch]:
         try:
             texts = texts_of(_unpack(batch["packed"][0]), self._files)
-            for portion in read_portions(texts, self._tokenize, self._portion_tokens):
+            portions = read_portions(texts, self._encoder.tokenize, self._portion_tokens)
+            for portion in with_what_precedes(portions, self._encoder):
                 yield {"packed": [_pack(portion)]}
         except GistNetError as error:
             yield {"packed": [_pack(error)]}
@@ -137,8 +137,8 @@ class _Worker:
         try:
             portion: Portion = _unpack(batch["packed"][0])
             held = portion.start + len(portion.tokens) <= self._known.get(portion.document, 0)
-            gists = () if held else gists_of_portion(self._encoder, portion.tokens, portion.start)
-            return {"packed": [_pack(portion._replace(gists=gists))]}
+            gists = () if held else gists_of_portion(self._encoder, portion)
+            return {"packed": [_pack(portion._replace(before=portion.before[:0], gists=gists))]}
         except GistNetError as error:
             return {"packed": [_pack(error)]}
 
@@ -160,18 +160,34 @@ def _unpack(packed: bytes) -> Any:
     return value
 
 
-def gists_of_portion(encoder: Encoder, tokens: NDArray[np.int64], start: int) -> tuple[NDArray[np.float16], ...]:
+def with_what_precedes(portions: Iterable[Portion], encoder: Encoder) -> Iterator[Portion]:
+    """Portions of documents, in order, each with the tokens before it that its gists of level 0 are made of.
+
+    All but the last of a document consist of whole spans.
+    """
+    before = np.empty(0, dtype=np.int64)
+    for portion in portions:
+        yield portion._replace(before=before)
+        span, end = encoder.span_tokens, portion.start + len(portion.tokens)
+        needed = 0 if portion.is_last else end - encoder.reads_from(0, end // span) * span
+        before = np.concatenate([before, portion.tokens])
+        before = before[len(before) - needed :]
+
+
+def gists_of_portion(encoder: Encoder, portion: Portion) -> tuple[NDArray[np.float16], ...]:
     """The gists `[n, dim]` of each level whose spans all begin in a portion, from level 0 on."""
-    span = encoder.span_tokens
-    below: NDArray[np.generic] = tokens
+    span, start = encoder.span_tokens, portion.start
     gists: list[NDArray[np.float16]] = []
+    below: NDArray[np.generic] = portion.tokens
+    before: NDArray[np.generic] = portion.before
     for level in range(encoder.levels):
-        count = len(below) // span
-        if not count or start % tokens_per_gist(span, level):
+        count, (first, within) = len(below) // span, divmod(start, tokens_per_gist(span, level))
+        if not count or within or len(before) != (first - encoder.reads_from(level, first)) * span:
             break
-        spans = below[: count * span].reshape(count, span, *below.shape[1:])
-        gists.append(encoder.encode(level, spans, start // tokens_per_gist(span, level)))
+        spans = np.concatenate([before, below[: count * span]])
+        gists.append(encoder.encode(level, spans.reshape(-1, span, *below.shape[1:]), first))
         below = gists[-1]
+        before = below[:0]
     return tuple(gists)
 
 

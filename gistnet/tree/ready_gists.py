@@ -36,9 +36,14 @@ class ReadyGists:
         """The gists that were supplied, where all of these are among them; otherwise those of the encoder."""
         if level < len(self._gists):
             offset = first - self._start // tokens_per_gist(self.span_tokens, level)
-            if offset >= 0 and offset + len(spans) <= len(self._gists[level]):
-                return self._gists[level][offset : offset + len(spans)]
+            count = self.reads_from(level, first) + len(spans) - first
+            if offset >= 0 and offset + count <= len(self._gists[level]):
+                return self._gists[level][offset : offset + count]
         return self._encoder.encode(level, spans, first)
+
+    def reads_from(self, level: int, first: int) -> int:
+        """See `Encoder`."""
+        return self._encoder.reads_from(level, first)
 
     @property
     def fingerprint(self) -> str:

@@ -60,6 +60,8 @@ class Portion(NamedTuple):
     """About how many characters it stands for; exact in the sum over the portions of a document."""
     is_last: bool
     """Whether the document ends here."""
+    before: NDArray[np.int64] = np.empty(0, dtype=np.int64)
+    """Tokens that precede it, where whoever makes its gists reads them."""
     gists: tuple[NDArray[np.float16], ...] = ()
     """Those of its gists that have been made already, `[n, dim]` of each level from 0 on."""
 

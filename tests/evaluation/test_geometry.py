@@ -21,8 +21,10 @@ from gistnet.evaluation.geometry import (
 )
 from gistnet.evaluation.records import Target
 from gistnet.evaluation.resampling import DocumentDraws
+from gistnet.model.span_context import SpanContext
 from gistnet.objective.objective import encode
 from gistnet.session import open_run
+from tests.gistnets import context_gistnet
 
 K, SINK = 8, 4
 
@@ -39,7 +41,10 @@ def draw(run, count: int, seed: int = 0) -> DrawnSpans:
 
 
 def spans_of(documents: list[int], pairs: list[tuple[int, int]]) -> DrawnSpans:
-    return DrawnSpans(np.zeros((len(documents), K), int), np.array(documents), np.array(pairs, int).reshape(-1, 2))
+    of_spans = np.array(documents)
+    nowhere = np.zeros_like(of_spans)
+    pairs_of_spans = np.array(pairs, int).reshape(-1, 2)
+    return DrawnSpans(np.zeros((len(documents), K), int), nowhere, nowhere, of_spans, pairs_of_spans)
 
 
 def encoded(gists: np.ndarray) -> EncodedSpans:
@@ -82,7 +87,7 @@ def test_spans_that_are_drawn_are_aligned_runs_of_held_out_text(run):
 def test_encoding_in_passes_gives_the_gists_and_the_embeddings(run, monkeypatch):
     spans = draw(run, 11)
     monkeypatch.setattr("gistnet.evaluation.geometry.TOKENS_PER_PASS", 4 * 8)
-    vectors = encode_spans(run.teacher, run.gistnet, spans.tokens)
+    vectors = encode_spans(run.teacher, run.gistnet, spans, run.dataset)
     tokens = torch.from_numpy(spans.tokens)
     with torch.no_grad():
         np.testing.assert_allclose(vectors.gists, encode(run.gistnet, run.teacher, tokens)[:, 0], atol=1e-5)
@@ -94,6 +99,23 @@ def test_encoding_in_passes_gives_the_gists_and_the_embeddings(run, monkeypatch)
     assert (vectors.entropies <= math.log2(K) + 1e-6).all()
 
 
+def test_spans_are_encoded_where_they_stand(run):
+    gistnet = context_gistnet(run.teacher)
+    spans = draw(run, 31)
+    encoded = encode_spans(run.teacher, gistnet, spans, run.dataset)
+    assert encoded.entropies.shape == (31, 2, 2)
+    assert len(np.unique(spans.windows)) > 1
+    for row in range(31):
+        window = torch.from_numpy(run.dataset.read(spans.windows[row]))[None]
+        start = int(spans.starts[row])
+        assert np.array_equal(window[0, start : start + K], spans.tokens[row])
+        read = run.teacher.read_windows(window, states_after=gistnet.states_after)
+        with torch.no_grad():
+            context = SpanContext(read, torch.tensor([0]), torch.tensor([start]))
+            gist = encode(gistnet, run.teacher, torch.from_numpy(spans.tokens[row])[None], context)
+        np.testing.assert_allclose(encoded.gists[row], gist[0, 0], rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.parametrize("architecture", ["full", "bottleneck", "teacher_lora"])
 def test_entropies_are_of_what_the_slots_read_the_tokens_with(config_file, architecture):
     """The softmax written out, from the tokens that each slot is given."""
@@ -103,8 +125,7 @@ def test_entropies_are_of_what_the_slots_read_the_tokens_with(config_file, archi
     reads = (run.gistnet.first_read, run.gistnet.second_read)
     for read in reads:
         read.register_forward_pre_hook(lambda module, arguments: given.append(arguments[0]))
-    tokens = draw(run, 3).tokens
-    measured = encode_spans(run.teacher, run.gistnet, tokens).entropies
+    measured = encode_spans(run.teacher, run.gistnet, draw(run, 3), run.dataset).entropies
     for slot, (read, states) in enumerate(zip(reads, given, strict=True)):
         assert states.shape[:2] == (3, K)
         with torch.no_grad():
@@ -146,7 +167,7 @@ def test_intervals_are_those_of_the_plain_loop_over_drawn_documents():
     documents = np.sort(rng.integers(6, size=20))
     gists = rng.normal(loc=0.5, size=(20, 4)) + rng.normal(size=(6, 4))[documents]
     pairs = metrics.adjacent_pairs(documents, np.arange(20))
-    spans = DrawnSpans(np.zeros((20, K), int), documents, pairs)
+    spans = spans_of(documents.tolist(), [tuple(pair) for pair in pairs.tolist()])
     figures = figures_of(spans, encoded(gists), resamples=5, seed=(1, 2))
     counts = DocumentDraws(documents, 5, (1, 2)).counts
     names = np.unique(documents)

@@ -9,6 +9,7 @@ from gistnet.data.adversarial import adversarial_pairs
 from gistnet.errors import DataError, TeacherError
 from gistnet.evaluation.pair_test import PairTestConfig, TokenPair, gists_in_a_row, pair_test, token_pairs
 from gistnet.model.gistnet import GistNet, GistNetConfig
+from gistnet.model.span_context import SpanContext
 from gistnet.model.teacher import Teacher
 from gistnet.model.tokenizer import TeacherTokenizer
 from gistnet.objective.branches import Stretches, gist_stand_ins
@@ -66,7 +67,8 @@ def accuracy_written_out(teacher, gistnet, pairs, k: int, what: str) -> dict[str
                 else:
                     start = torch.tensor([n - k * 16])
                     stretches = Stretches(tokens, torch.tensor([0]), start, span_tokens=16, gists=k, horizon=h)
-                    gists = encode(gistnet, teacher, stretches.replaced)
+                    read = teacher.read_windows(tokens[:, :n], states_after=gistnet.states_after)
+                    gists = encode(gistnet, teacher, stretches.replaced, SpanContext(read, torch.tensor([0]), start))
                     stand_ins = gist_stand_ins(stretches, gists, "center")
                     hidden = reference_replaced_hidden(teacher, stretches, stand_ins, 0)
                 costs.append(mean_nll(teacher, hidden, torch.tensor(following)))
@@ -75,7 +77,19 @@ def accuracy_written_out(teacher, gistnet, pairs, k: int, what: str) -> dict[str
     return means | {"": sum(map(sum, right.values())) / sum(map(len, right.values()))}
 
 
-def test_accuracies_are_those_of_plain_forwards(teacher, gistnet):
+@pytest.fixture(params=["alone", "in context"])
+def either(request, teacher, gistnet) -> GistNet:
+    """One that reads its spans alone, and one that reads them where they stand."""
+    if request.param == "alone":
+        return gistnet
+    layers = {"teacher_layers": 2, "token_layers": 2}
+    in_context = GistNet.build(GistNetConfig(reads="context", span_tokens=16, width=16, heads=2, **layers), teacher)
+    torch.nn.init.normal_(in_context.w_out.weight, generator=torch.Generator().manual_seed(0))
+    return in_context
+
+
+def test_accuracies_are_those_of_plain_forwards(teacher, either):
+    gistnet = either
     records = pair_test(teacher, gistnet, CONFIG, positions=["center"])
     candidates = token_pairs(teacher.tokenizer, 14, seed=0)
     k = gists_in_a_row(candidates, 16, 4)

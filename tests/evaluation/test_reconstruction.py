@@ -60,7 +60,8 @@ def test_reconstruction_is_the_same_every_time(run):
 
 
 def test_decoders_are_trained_on_spans_of_training_documents(run):
-    tokens, documents = training_spans(run.teacher, run.dataset, 8, CONFIG, seed=0)
+    spans = training_spans(run.teacher, run.gistnet, run.dataset, CONFIG, seed=0)
+    tokens, documents = torch.cat([window.stretches.replaced for window in spans.windows]), spans.documents
     training = set(run.dataset.documents[run.dataset.window_indices("train")])
     assert set(documents) <= training and len(set(documents)) == 24
     texts = {index: run.dataset.read(index) for index in run.dataset.window_indices("train")}

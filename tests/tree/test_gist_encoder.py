@@ -7,9 +7,11 @@ import pytest
 import torch
 
 from gistnet.errors import CheckpointError, DataError, TeacherError
+from gistnet.model.gistnet import GistNet
+from gistnet.model.span_context import SpanContext
 from gistnet.model.teacher import Teacher
 from gistnet.tree.gist_encoder import GistEncoder
-from tests.gistnets import woken_gistnet
+from tests.gistnets import context_gistnet, woken_gistnet
 from tests.teachers import tiny_teacher
 
 
@@ -42,6 +44,41 @@ def test_gists_are_those_of_the_networks(teacher: Teacher, encoder: GistEncoder)
         above = level_1(below.half()[None])
     assert np.allclose(encoder.encode(0, tokens, 3), below.numpy(), atol=2e-2, rtol=1e-3)
     assert np.allclose(encoder.encode(1, below.half().numpy()[None], 5), above.numpy(), atol=2e-2, rtol=1e-3)
+
+
+def test_spans_are_read_where_they_stand(teacher: Teacher) -> None:
+    """The third batch: gists of spans 8 to 11, in a window from span 5 on."""
+    gistnet = context_gistnet(teacher)
+    encoder = GistEncoder(teacher, gistnet, batch_spans=4, context_spans=3)
+    assert [encoder.reads_from(0, first) for first in (0, 3, 4, 7, 8, 11)] == [0, 0, 1, 1, 5, 5]
+    tokens = np.random.default_rng(1).integers(0, 97, (12, 8))
+    window = torch.from_numpy(tokens[5:]).view(1, -1)
+    read = teacher.read_windows(window, states_after=gistnet.states_after)
+    firsts = 8 * torch.arange(3, 7)
+    with torch.no_grad():
+        context = SpanContext(read, torch.zeros_like(firsts), firsts)
+        expected = gistnet(teacher.embed(torch.from_numpy(tokens[8:])), context=context)
+    assert np.allclose(encoder.encode(0, tokens[5:], 8), expected.numpy(), atol=2e-2, rtol=1e-3)
+    whole = encoder.encode(0, tokens, 0)
+    assert np.array_equal(encoder.encode(0, tokens[5:], 9), whole[9:])
+    assert np.array_equal(encoder.encode(0, tokens[:6], 2), whole[2:6])
+    changed = tokens.copy()
+    changed[5, 0] = (changed[5, 0] + 1) % 97
+    again = encoder.encode(0, changed, 0)
+    assert np.flatnonzero((again != whole).any(axis=1)).tolist() == list(range(5, 12))
+    wide = GistEncoder(teacher, gistnet)  # 256 positions are 32 spans
+    assert [wide.reads_from(0, first) for first in (15, 16, 31, 32)] == [0, 0, 0, 16]
+
+
+def test_the_fingerprint_says_what_is_read_of_a_text(teacher: Teacher) -> None:
+    def fingerprint(batch: int, context: int, gistnet: GistNet) -> str:
+        return GistEncoder(teacher, gistnet, batch_spans=batch, context_spans=context).fingerprint
+
+    in_context, alone = context_gistnet(teacher), woken_gistnet(teacher)
+    assert len({fingerprint(*sizes, in_context) for sizes in ((4, 3), (4, 2), (3, 3))}) == 3
+    assert fingerprint(4, 3, alone) == fingerprint(8, 2, alone), (
+        "such gists have the same bits in other batches, but for rounding"
+    )
 
 
 def test_the_fingerprint_names_the_weights_of_every_level(teacher: Teacher, encoder: GistEncoder) -> None:

@@ -25,6 +25,7 @@ from gistnet.tree.ray_compress import (
     _Worker,
     compress_files_with_ray,
     gists_of_portion,
+    with_what_precedes,
 )
 from gistnet.tree.ready_gists import ReadyGists
 from gistnet.tree.texts import Portion, TextFiles, match_texts
@@ -172,13 +173,18 @@ def test_portions_hold_whole_gists_of_as_many_levels_as_fit(portion: int, span: 
     assert _aligned(portion, span) == expected
 
 
-def test_gists_of_portions_are_those_of_the_document_as_far_as_they_fit() -> None:
+@pytest.mark.parametrize("context_spans", [0, 1, 9, 40])
+def test_gists_of_portions_are_those_of_the_document_as_far_as_they_fit(context_spans: int) -> None:
+    encoder = StubEncoder(levels=3, context_spans=context_spans)
     tokens = np.random.default_rng(0).integers(0, 256, 150)
+    cut = [Portion("a", n, tokens[n : n + 48], 48, is_last=n == 144) for n in (0, 48, 96, 144)]
+    portions = list(with_what_precedes([*cut, Portion("b", 0, tokens, 150, is_last=True)], encoder))
+    assert len(portions[-1].before) == 0, "another document"
     below = tokens
     for level in range(3):
         count = len(below) // 4
-        below = ENCODER.encode(level, below[: count * 4].reshape(count, 4, *below.shape[1:]), 0)
-        parts = [gists_of_portion(ENCODER, tokens[start : start + 48], start) for start in (0, 48, 96, 144)]
+        below = encoder.encode(level, below[: count * 4].reshape(count, 4, *below.shape[1:]), 0)
+        parts = [gists_of_portion(encoder, portion) for portion in portions[:-1]]
         made = [part[level] for part in parts if len(part) > level]
         if level < 2:
             assert np.array_equal(np.concatenate(made), below)
@@ -197,3 +203,7 @@ def test_ready_gists_serve_what_they_hold_and_else_the_encoder() -> None:
             assert np.array_equal(ready.encode(0, spans, first), ENCODER.encode(0, spans, first))
         assert np.array_equal(ready.encode(1, own[:4][None], 5), ENCODER.encode(1, own[:4][None], 5))
     assert np.array_equal(ready.encode(0, spans, 20), own), "nothing is kept"
+    in_context = ReadyGists(StubEncoder(context_spans=6))
+    with in_context.supplied(80, [made]):
+        assert in_context.reads_from(0, 22) == 12
+        assert np.array_equal(in_context.encode(0, np.zeros((13, 4), np.int64), 22), made[2:5])

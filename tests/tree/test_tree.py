@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
@@ -12,11 +13,12 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.stub_encoder import StubEncoder
+from gistnet.context.in_memory import compress
 from gistnet.errors import CheckpointError, ConfigError, DataError, StorageError, TeacherError
 from gistnet.tree.encoder import Encoder
 from gistnet.tree.gist_encoder import GistEncoder
 from gistnet.tree.tree import GistTree
-from tests.gistnets import woken_gistnet
+from tests.gistnets import context_gistnet, woken_gistnet
 from tests.teachers import tiny_teacher
 
 
@@ -49,9 +51,25 @@ def test_gists_are_those_of_the_blocks_and_the_tail_stays_tokens(tree: GistTree,
             history.gists(level, 0, count + 1)
 
 
-@pytest.mark.parametrize("kind", ["stub", "real"])
-def test_a_hundred_pieces_give_the_bits_of_one(tmp_path: Path, kind: str) -> None:
-    encoder: Encoder = real_encoder() if kind == "real" else StubEncoder(levels=3)
+def encoder_in_context() -> GistEncoder:
+    """As `real_encoder`, of GistNets that read spans where they stand: eight at once, after five others."""
+    teacher = tiny_teacher("llama", torch.float32)
+    return GistEncoder(teacher, context_gistnet(teacher, levels=2), batch_spans=8, context_spans=5)
+
+
+@pytest.mark.parametrize(
+    ("make", "counts"),
+    [
+        (lambda: StubEncoder(levels=3), (249, 62, 15)),
+        (lambda: StubEncoder(levels=3, context_spans=5), (249, 62, 15)),
+        (real_encoder, (124, 15)),
+        (encoder_in_context, (124, 15)),
+    ],
+)
+def test_a_hundred_pieces_give_the_bits_of_one(
+    tmp_path: Path, make: Callable[[], Encoder], counts: tuple[int, ...]
+) -> None:
+    encoder = make()
     tokens = draw(997, below=97)
     cuts = np.unique([0, 997, *np.random.default_rng(1).integers(0, 997, 99)])
     with GistTree.create(tmp_path / "one", encoder) as one, GistTree.create(tmp_path / "many", encoder) as many:
@@ -59,10 +77,14 @@ def test_a_hundred_pieces_give_the_bits_of_one(tmp_path: Path, kind: str) -> Non
         for start, stop in pairwise(cuts):
             many.append(tokens[start:stop])
         assert np.array_equal(many.tokens(0, 997), tokens)
-        for level, count in enumerate((124, 15) if kind == "real" else (249, 62, 15)):
+        for level, count in enumerate(counts):
             ours, theirs = (each.gists(level, 0, count).view(np.uint16) for each in (one, many))
             assert np.array_equal(ours, theirs)
             assert len(np.unique(ours, axis=0)) == count
+        report = many.verify()
+        assert (report.ok, report.recomputed) == (True, sum(counts))
+        in_memory = compress(tokens, encoder)
+        assert np.array_equal(in_memory.gists(0, 0, counts[0]), many.gists(0, 0, counts[0]))
 
 
 def test_documents_are_apart_in_whatever_order_they_grow(tree: GistTree, stub: StubEncoder) -> None:
