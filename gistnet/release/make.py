@@ -90,7 +90,8 @@ def make_release(
     everything = [*settings, *chain.from_iterable(also)]
     if wrong := next((setting for setting in everything if not setting.startswith(_SETTINGS)), None):
         raise ConfigError(f"Got the setting '{wrong}', expected one of evaluation: the rest is as it was trained.")
-    trained = open_trained(run, tuple(settings))
+    # As whoever evaluates the release has it (`neutral_config`): compiled layers give other last digits.
+    trained = open_trained(run, ("teacher.compile=false", *settings))
     if trained.is_released:
         raise ConfigError(f"{run} is a release already, expected a run folder.")
     require_small(trained.gistnet)

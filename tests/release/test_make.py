@@ -16,6 +16,7 @@ from gistnet.data.sampling import SpanLayout, validation_windows
 from gistnet.errors import CheckpointError, ConfigError, DataError
 from gistnet.evaluation.run_record import read_figures
 from gistnet.model.gistnet import GistNet, GistNetConfig
+from gistnet.model.teacher import Teacher
 from gistnet.release.make import make_release, require_small
 from gistnet.release_folder import ALWAYS_THERE
 from gistnet.session import open_gistnet, open_trained
@@ -54,6 +55,20 @@ def test_nothing_in_it_names_a_folder_of_this_machine(finished_run: Path, releas
     assert config["data"]["folder"] == "prepared"
     assert config["data"]["sources"][0]["paths"] == ["stories.jsonl"]
     assert load_config(release / "config.yaml").levels == 2
+
+
+def test_it_is_measured_as_whoever_has_it_measures_it(
+    finished_run: Path, release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A compiled teacher, as the run may have had, gives other last digits."""
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    config = run / "config.yaml"
+    config.write_text(config.read_text(encoding="utf-8").replace("compile: false", "compile: true"), encoding="utf-8")
+    assert load_config(config).teacher.compile
+    monkeypatch.setattr(Teacher, "compile_layers", lambda self: pytest.fail("compiled"))
+    make_release(run, tmp_path / "tiny-32", TOLD)
+    assert (tmp_path / "tiny-32" / "metrics.json").read_bytes() == (release / "metrics.json").read_bytes()
 
 
 def test_its_documents_are_those_that_the_evaluation_takes_of_the_whole_corpus(
