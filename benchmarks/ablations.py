@@ -63,6 +63,8 @@ def prepare(arguments: argparse.Namespace, stop: threading.Event) -> tuple[Ablat
     """
     wanted = chosen_arms(arguments.group, arguments.arm)
     common = [*corpus_sources(arguments.corpus, arguments.max_documents), f"device={arguments.device}", *TO_THE_END]
+    if arguments.compile:
+        common.append("teacher.compile=true")
     arms = {
         name: Arm(name, settings, load_config(arguments.config, [*common, *settings, "run_folder=unused"]))
         for name, settings in all_arms().items()
@@ -154,6 +156,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1, help="of each process")
     parser.add_argument("--jobs", type=int, default=1, help="arms at once")
     parser.add_argument("--device", choices=list(PROBE_SECONDS), default="cpu")
+    parser.add_argument("--compile", action="store_true", help="teacher.compile: half as fast again on a CPU")
     parser.add_argument("--probe-seconds", type=float, help="of steps that tell the speed of an arm")
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "ablations")
     parser.add_argument("--results", type=Path, help="the results file")
