@@ -71,9 +71,9 @@ def _beginning(said: str, records: list[Record]) -> list[str]:
     return [said, f"{records[0]['share_of_teacher']:.1%}", f"{mean_kl(records, 'gist', '1–32'):.3f}", whole, *shares]
 
 
-def long_context_table(results: Path, _: Path) -> str:
+def long_context_table(name: str, results: Path, _: Path) -> str:
     """NLL of the ends of long documents after contexts of equally many vectors, and questions about far back."""
-    content = _load(results / f"long-context-{RELEASE}.json")
+    content = _load(results / f"long-context-{name}.json")
     if content is None:
         return "TO MEASURE: `python benchmarks/long_context.py RUN`"
     records = [MetricRecord.model_validate(record) for record in content["records"]]
@@ -121,6 +121,7 @@ BLOCKS: dict[str, Callable[[Path, Path], str]] = {
     "release-context": partial(release_tables, CONTEXT_RELEASE),
     "demo": demo_table,
     "beginnings": beginnings_table,
-    "long-context": long_context_table,
+    "long-context": partial(long_context_table, RELEASE),
+    "long-context-context": partial(long_context_table, CONTEXT_RELEASE),
 }
 """What makes the content of a block from the folders of results and of releases, by its name."""
