@@ -137,13 +137,14 @@ with torch.no_grad():  # of tokens {span} to {3 * span - 1}, where they stand
 def _results_said(shown: Path, figures: ReleasedFigures, provenance: Provenance) -> str:
     machine = provenance.evaluated_on
     device = machine["processor"] if machine.get("gpu", "none") == "none" else machine["gpu"]
+    threads = f" with OMP_NUM_THREADS={machine['threads']}" if "threads" in machine else ""
     return (
         "Held-out documents that it was not trained on, all in `held-out/`; intervals are bootstrapped over documents. "
         "*kl* is KL(prediction after the tokens ‖ prediction after the stand-in) over the H tokens that follow, in "
         f"nats per token; *recovered* is 1 − KL / KL of dropping the span. `gistnet evaluate {shown.name}` gives these "
         f"figures again, to the digit on a machine like this one ({device}, {machine['cores']} cores, torch "
-        f"{machine['torch']}, transformers {machine['transformers']}){_also(shown, provenance)}; `metrics.json` has "
-        "all of them, and `report.html` shows them."
+        f"{machine['torch']}, transformers {machine['transformers']}){threads}{_also(shown, provenance)}; "
+        "`metrics.json` has all of them, and `report.html` shows them."
     )
 
 

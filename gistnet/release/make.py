@@ -169,5 +169,6 @@ def _provenance(trained: TrainedGistNet, told: Told, also: Sequence[Sequence[str
         spans_seen=checkpoint.progress["spans_seen"],
         steps=checkpoint.step,
         also_evaluated=tuple(map(shlex.join, also)),
-        evaluated_on=describe_machine(),
+        # The gists of a GistNet that reads its context differ in their last digits between numbers of threads.
+        evaluated_on=describe_machine() | {"threads": torch.get_num_threads()},
     )

@@ -27,7 +27,7 @@ class Provenance(Section):
     also_evaluated: tuple[str, ...] = ()
     """The changes to the evaluation with which further figures were measured, as words of a command line."""
     evaluated_on: dict[str, Any]
-    """The machine that its figures come from, as `machine.describe_machine` puts it."""
+    """The machine that its figures come from, as `machine.describe_machine` puts it, and the number of threads."""
 
 
 def read_provenance(folder: Path) -> Provenance:
