@@ -4,6 +4,7 @@ Curves of each group against spans seen, the quality by tokens per gist, and the
 """
 
 import importlib
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,8 @@ def _draw_curves(path: Path, group: Group, content: kept.Comparison, arms: Mappi
     _log_spans(axes, (1, 2, 5))
     figure.legend(frameon=False, loc="outside right upper")
     where = describe_device(next(iter(arms.values()))[0])
-    title = f"{group.question.partition('?')[0]}?\n{kept.budget_text(content)}, {where}"
+    question = textwrap.fill(f"{group.question.partition('?')[0]}?", 60)  # the legend stands beside it
+    title = f"{question}\n{kept.budget_text(content)}, {where}"
     return finish(figure, axes, path, "spans seen", "recovered on validation spans", title)
 
 
