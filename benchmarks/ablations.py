@@ -156,7 +156,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1, help="of each process")
     parser.add_argument("--jobs", type=int, default=1, help="arms at once")
     parser.add_argument("--device", choices=list(PROBE_SECONDS), default="cpu")
-    parser.add_argument("--compile", action="store_true", help="teacher.compile: half as fast again on a CPU")
+    parser.add_argument("--compile", action="store_true", help="with teacher.compile")
     parser.add_argument("--probe-seconds", type=float, help="of steps that tell the speed of an arm")
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "ablations")
     parser.add_argument("--results", type=Path, help="the results file")

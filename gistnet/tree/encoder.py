@@ -47,7 +47,7 @@ class Encoder(Protocol):
 
     def reads_from(self, level: int, first: int) -> int:
         """The index of the first span that `encode` must be given for the gists from `first` on: `first` itself, or an
-        earlier one where gists are made of what precedes their spans, too. The same for every `first`, or growing."""
+        earlier one where gists are made of what precedes their spans, too. It never falls as `first` grows."""
 
     def encode(self, level: int, spans: NDArray[np.generic], first: int) -> NDArray[np.float16]:
         """Gists `[n, dim]` of consecutive spans of a document.

@@ -17,8 +17,8 @@ from gistnet.objective.objective import encoding_precision
 
 BATCH_SPANS = 64
 BATCH_SPANS_IN_CONTEXT, CONTEXT_SPANS = 32, 16
-"""A batch, and how many spans before it are read with it, of a GistNet that reads spans where they stand. Twice as long
-windows took 1.4 times as long on a CPU, whose attention is slow."""
+"""A batch, and how many spans before it are read with it, of a GistNet that reads spans where they stand: short, since
+the attention of a CPU is slow over long windows."""
 
 
 class GistEncoder:
