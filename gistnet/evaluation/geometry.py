@@ -127,8 +127,7 @@ def _passes(
         starts = torch.from_numpy(spans.starts[rows]).to(teacher.device)
         tokens = dataset.read(int(spans.windows[rows.start]))[: spans.starts[rows].max() + spans.tokens.shape[1]]
         window = torch.from_numpy(tokens).to(teacher.device)[None]
-        read = teacher.read_windows(window, states_after=gistnet.states_after, to_the_end=False)
-        yield rows, SpanContext(read, torch.zeros_like(starts), starts)
+        yield rows, SpanContext.of_windows(teacher, gistnet.states_after, window, starts)
 
 
 def figures_of(spans: DrawnSpans, encoded: EncodedSpans, *, resamples: int, seed: int | Sequence[int]) -> Figures:

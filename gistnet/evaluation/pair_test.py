@@ -159,11 +159,10 @@ def _gists(
         replaced = torch.tensor([context[-replaced_tokens:] for context in contexts], device=teacher.device)
         where = None
         if gistnet.states_after is not None:
-            read = teacher.read_windows(
-                _padded(contexts, teacher.device), states_after=gistnet.states_after, to_the_end=False
-            )
             starts = torch.tensor([len(context) - replaced_tokens for context in contexts], device=teacher.device)
-            where = SpanContext(read, torch.arange(len(contexts), device=teacher.device), starts)
+            each = torch.arange(len(contexts), device=teacher.device)
+            tokens = _padded(contexts, teacher.device)
+            where = SpanContext.of_windows(teacher, gistnet.states_after, tokens, starts, each)
         made.append(encode(gistnet, teacher, replaced, where))
     return torch.cat(made)
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from gistnet.errors import DataError
 from gistnet.model.attention_passes import BranchPass
-from gistnet.model.teacher import ReadWindows
+from gistnet.model.teacher import ReadWindows, Teacher
 from gistnet.model.teacher_layers import TeacherLayers
 
 
@@ -25,6 +25,21 @@ class SpanContext:
     read: ReadWindows
     windows: Tensor
     firsts: Tensor
+
+    @classmethod
+    def of_windows(
+        cls, teacher: Teacher, states_after: int | None, tokens: Tensor, firsts: Tensor, windows: Tensor | None = None
+    ) -> Self:
+        """Spans of windows that the teacher reads for them alone, no farther than to the layer whose states they need.
+
+        Args:
+            states_after: behind how many layers (`GistNet.states_after`).
+            tokens: `[windows, tokens]`.
+            firsts: `[spans]`, the index of each span's first token.
+            windows: `[spans]`, the window of each; None: there is only one.
+        """
+        read = teacher.read_windows(tokens, states_after=states_after, to_the_end=False)
+        return cls(read, torch.zeros_like(firsts) if windows is None else windows, firsts)
 
     def spans(self, count: int, tokens: int) -> Self:
         """The context of the `count` spans of so many tokens that each of these consists of, `[spans * count]`."""

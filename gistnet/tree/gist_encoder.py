@@ -164,6 +164,5 @@ class GistEncoder:
     def _read(self, spans: Tensor, before: int) -> SpanContext:
         """What the teacher makes of spans `[spans, K]`, for all but the first `before` of them."""
         window = torch.cat([self._prefix.to(spans.device), spans.flatten()])
-        read = self._teacher.read_windows(window[None], states_after=self._gistnet.states_after, to_the_end=False)
         firsts = len(self._prefix) + self.span_tokens * torch.arange(before, len(spans), device=spans.device)
-        return SpanContext(read, torch.zeros_like(firsts), firsts)
+        return SpanContext.of_windows(self._teacher, self._gistnet.states_after, window[None], firsts)
