@@ -78,7 +78,7 @@ def prepare(arguments: argparse.Namespace, stop: threading.Event) -> tuple[Ablat
     budget = {"minutes": arguments.minutes} if arguments.spans is None else {"spans": arguments.spans}
     results = load(arguments.results)
     key, found = comparison(
-        results, {"budget": budget, "default": described(default, stated=True), "data": dataset.fingerprint}
+        results, {"budget": budget, "default": described(default, stated=True), "data": dataset.content_fingerprint}
     )
     found["same_as"] = same_arms({name: arm.config for name, arm in arms.items()})
     probe_seconds = PROBE_SECONDS[arguments.device] if arguments.probe_seconds is None else arguments.probe_seconds

@@ -10,6 +10,7 @@ larger than memory costs nothing to open. A prepared corpus is a folder, named a
 """
 
 import hashlib
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -137,6 +138,20 @@ class PreparedDataset:
     def fingerprint(self) -> str:
         """Identity of the inputs, the settings and the tokenizer: equal fingerprints mean equal windows."""
         return self.description.fingerprint
+
+    @cached_property
+    def content_fingerprint(self) -> str:
+        """Identity of the windows themselves: 16 hexadecimal digits of a SHA-256, over all that was prepared.
+
+        Two preparations of files with the same content have the same, which `fingerprint` tells apart by the files'
+        times of change; and what an update of a library prepares differently has another.
+        """
+        digest = hashlib.sha256(b"".join(token.to_bytes(4, "little") for token in self.description.window_prefix))
+        digest.update(self._tokens.data)
+        digest.update(np.ascontiguousarray(self._windows).data)
+        for column in (*TEXT_COLUMNS, "start", "n_tokens"):
+            digest.update(json.dumps(self._documents[column].to_pylist()).encode())
+        return digest.hexdigest()[:16]
 
     @property
     def statistics(self) -> DatasetStatistics:

@@ -94,6 +94,22 @@ def test_second_preparation_does_no_work(tmp_path: Path) -> None:
     assert second.fingerprint == first.fingerprint == first.folder.name == dataset_fingerprint(config, idle)
 
 
+def test_content_has_the_same_fingerprint_whenever_its_files_were_written_and_another_one_otherwise(
+    tmp_path: Path,
+) -> None:
+    write_jsonl(tmp_path / "tales.jsonl", {"a": 90, "b": 130})
+    first = prepare(config_for(tmp_path), ByteTokenizer())
+    os.utime(tmp_path / "tales.jsonl", (1, 1))
+    again = prepare(config_for(tmp_path), ByteTokenizer())
+    assert again.fingerprint != first.fingerprint
+    assert again.content_fingerprint == first.content_fingerprint
+    others = [prepare(config_for(tmp_path, min_tokens=50), ByteTokenizer(window_prefix=()))]
+    others.append(prepare(config_for(tmp_path, window_tokens=80), ByteTokenizer()))
+    write_jsonl(tmp_path / "tales.jsonl", {"a": 90, "c": 130})
+    others.append(prepare(config_for(tmp_path), ByteTokenizer()))
+    assert len({first.content_fingerprint, *(other.content_fingerprint for other in others)}) == 4
+
+
 def test_fingerprint_depends_on_inputs_and_settings_and_not_on_weight_folder_or_place(tmp_path: Path) -> None:
     file = tmp_path / "here" / "tales.jsonl"
     file.parent.mkdir()
