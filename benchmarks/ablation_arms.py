@@ -45,6 +45,7 @@ GROUPS = {
             **{f"lora-{n}-layers": [LORA, f"{LAYERS}={n}", f"{TOKEN_LAYERS}={n}"] for n in (2, 4, 5, 6, 12, 20)},
             **{f"lora-4-then-{n}": [LORA, f"{LAYERS}={n}", f"{TOKEN_LAYERS}=4"] for n in (8, 12, 20)},
             "lora-2-then-16": [LORA, f"{LAYERS}=16", f"{TOKEN_LAYERS}=2"],
+            "lora-both-ways": [LORA, "gistnet.attention=bidirectional"],
             "lora-rank-4": [LORA, "gistnet.lora_rank=4"],
             "lora-rank-8": [LORA, "gistnet.lora_rank=8"],
             "lora-rank-16": [LORA, "gistnet.lora_rank=16"],
@@ -127,11 +128,14 @@ GROUPS = {
         },
     ),
     "loss": Group(
-        "What should the gist be good for: the teacher's distribution, the true token, repeating the span?",
+        "What should the gist be good for: the teacher's distribution, the true token, repeating the span, or above "
+        "all the tokens that the span matters for?",
         {
             "kl": ["objective.loss=kl"],
             "delta-nll": ["objective.loss=delta_nll"],
             "mixed": ["objective.loss=mixed"],
+            "drop-weight-0.5": ["objective.drop_weight=0.5"],
+            "drop-weight-1": ["objective.drop_weight=1"],
             "reconstruction-0": ["objective.reconstruction_weight=0"],
             "reconstruction-0.1": ["objective.reconstruction_weight=0.1"],
             "reconstruction-0.2": ["objective.reconstruction_weight=0.2"],

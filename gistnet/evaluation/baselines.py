@@ -4,15 +4,13 @@ import torch
 from torch import Tensor
 
 from gistnet.model.teacher import ReadWindows, Teacher
-from gistnet.objective.branches import Positions, StandIns, Stretches, gist_stand_ins
+from gistnet.objective.branches import Positions, StandIns, Stretches, gist_stand_ins, no_stand_ins
 from gistnet.objective.losses import token_nll
 
 
 def drop(teacher: Teacher, stretches: Stretches) -> StandIns:
     """Nothing: the span is removed and what follows keeps its positions. The denominator of `recovered`."""
-    none = torch.zeros(len(stretches.starts), 0, teacher.hidden_size, device=teacher.device)
-    positions = torch.zeros(len(stretches.starts), 0, dtype=torch.long, device=teacher.device)
-    return StandIns(none, positions, stretches.starts + stretches.replaced_tokens)
+    return no_stand_ins(teacher, stretches)
 
 
 def last_token(teacher: Teacher, stretches: Stretches, policy: Positions) -> StandIns:

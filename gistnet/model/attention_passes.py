@@ -1,4 +1,4 @@
-"""What the attention of a teacher knows of the running pass: whole windows, branches, or last tokens of spans."""
+"""What the attention of a teacher knows of the running pass: windows, branches, spans, or their last tokens."""
 
 from dataclasses import dataclass, field
 
@@ -15,6 +15,11 @@ class DocumentPass:
 
     keys: dict[int, Tensor] = field(default_factory=dict)
     values: dict[int, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TwoWayPass:
+    """Whole spans whose tokens all see each other, those before and those after."""
 
 
 @dataclass(frozen=True)

@@ -219,7 +219,8 @@ class GistNet(nn.Module):
     def _self_attention(self, tokens: Tensor, first: int, last: int, dropout: Dropout | None) -> Tensor:
         """Blocks, or copied layers, `first` to `last - 1`: [spans, K, tokens_width] → the same."""
         if self.teacher_layers is not None and first < last:
-            return self.teacher_layers(self._as_teacher(tokens), first, last).to(tokens.dtype)
+            two_way = self.config.attention == "bidirectional"
+            return self.teacher_layers(self._as_teacher(tokens), first, last, two_way=two_way).to(tokens.dtype)
         for block in self.blocks[first:last]:
             tokens = block(tokens, dropout)
         return tokens
@@ -258,7 +259,9 @@ class GistNet(nn.Module):
         """Names the weights and shape of all levels: 16 hexadecimal digits, other ones for any other weights."""
         below = "" if self.below is None else self.below.fingerprint
         # What is newer than the first releases counts only where it is not as it was for them.
-        config = self.config.model_dump_json(exclude={"reads"} if self.config.reads == "span" else None)
+        newer = {"reads": "span", "attention": "causal"}
+        as_before = {name for name, value in newer.items() if getattr(self.config, name) == value}
+        config = self.config.model_dump_json(exclude=as_before)
         shape = f"{config} {self.level} {below}"
         return hashlib.sha256(shape.encode() + self._weights()).hexdigest()[:16]
 

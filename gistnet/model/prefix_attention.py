@@ -20,7 +20,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from gistnet.kernels.gate import shown_exact
-from gistnet.model.attention_passes import BranchPass, DocumentPass, LastTokenPass
+from gistnet.model.attention_passes import BranchPass, DocumentPass, LastTokenPass, TwoWayPass
 from gistnet.model.two_part_attention import TwoPartAttention
 
 ATTENTION_NAME = "gistnet_shared_prefix"
@@ -36,7 +36,7 @@ def attention(
     *,
     scaling: float | None = None,
     sliding_window: int | None = None,
-    running_pass: DocumentPass | BranchPass | LastTokenPass | None = None,
+    running_pass: DocumentPass | BranchPass | LastTokenPass | TwoWayPass | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """The function that every attention layer of a teacher calls.
@@ -54,10 +54,11 @@ def attention(
     if isinstance(running_pass, DocumentPass):
         running_pass.keys[layer], running_pass.values[layer] = key, value
         out = _causal_attention(query, key, value, scale, sliding_window)
-    elif isinstance(running_pass, LastTokenPass):
-        keys, values = torch.cat([running_pass.keys, key], dim=2), torch.cat([running_pass.values, value], dim=2)
+    elif isinstance(running_pass, LastTokenPass | TwoWayPass):
+        if isinstance(running_pass, LastTokenPass):
+            key, value = torch.cat([running_pass.keys, key], dim=2), torch.cat([running_pass.values, value], dim=2)
         many = query.shape[1] != key.shape[1]
-        out = nn.functional.scaled_dot_product_attention(query, keys, values, scale=scale, enable_gqa=many)
+        out = nn.functional.scaled_dot_product_attention(query, key, value, scale=scale, enable_gqa=many)
     else:
         out = _branch_attention(query, key, value, running_pass, layer, scale, sliding_window)
     return out.transpose(1, 2).contiguous(), None

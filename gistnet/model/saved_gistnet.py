@@ -22,9 +22,9 @@ from gistnet.files import storage_errors, write_bytes, write_json
 from gistnet.model.fingerprint import TeacherFingerprint
 from gistnet.settings import Section
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 _BEFORE_3 = {"anchor": "token", "gist_scale": 1.0}
-"""What older files do not say of a GistNet: they had no other. (What `reads` says is new in 4.)"""
+"""What older files do not say of a GistNet: they had no other. (`reads` is new in 4, `attention` in 5.)"""
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
 BELOW = "below"
@@ -56,6 +56,9 @@ class GistNetConfig(Section):
     token_layers: int | None = Field(default=None, ge=2)
     """`teacher_lora`: how many of these layers all tokens pass through; the others only the last token does, for a
     tenth of the compute. None: just over an eighth of the teacher's with the anchor `state`, all with `token`."""
+    attention: Literal["causal", "bidirectional"] = "causal"
+    """`teacher_lora`: how tokens see each other in the layers that all of them pass through: causal as in the teacher,
+    or both ways, which the teacher never learned and its adapters must. The other architectures look both ways."""
     lora_rank: int = Field(default=8, gt=0)
     """`teacher_lora`: rank of the adapter of each linear layer copied."""
     lora_alpha: float = Field(default=16.0, gt=0)
@@ -71,6 +74,8 @@ class GistNetConfig(Section):
     def _has_states(self) -> Self:
         if self.reads == "context" and (self.architecture != "teacher_lora" or self.anchor == "token"):
             raise ValueError("reads is context, expected the architecture teacher_lora and the anchor state with it")
+        if self.attention == "bidirectional" and (self.architecture != "teacher_lora" or self.reads == "context"):
+            raise ValueError("attention is bidirectional, expected the architecture teacher_lora that reads a span")
         if self.anchor == "state" and self.architecture != "teacher_lora":
             raise ValueError(f"anchor is state in the architecture {self.architecture}, expected teacher_lora")
         if self.token_layers is None or self.teacher_layers is None:

@@ -124,6 +124,13 @@ class StandIns:
         return torch.full_like(self.continuation, self.vectors.shape[1]) if self.counts is None else self.counts
 
 
+def no_stand_ins(teacher: Teacher, stretches: Stretches) -> StandIns:
+    """Nothing: stretches are left out, and what follows keeps its positions."""
+    none = torch.zeros(len(stretches.starts), 0, teacher.hidden_size, device=teacher.device)
+    positions = torch.zeros(len(stretches.starts), 0, dtype=torch.long, device=teacher.device)
+    return StandIns(none, positions, stretches.starts + stretches.replaced_tokens)
+
+
 def gist_stand_ins(stretches: Stretches, gists: Tensor, policy: Positions) -> StandIns:
     """Place gists, `[branches, longest, dim]`, by a position policy (`Positions`)."""
     order = torch.arange(stretches.longest, device=stretches.starts.device)

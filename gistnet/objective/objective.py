@@ -11,7 +11,7 @@ from gistnet.model.gistnet import GistNet
 from gistnet.model.layers import Dropout
 from gistnet.model.span_context import SpanContext
 from gistnet.model.teacher import ReadWindows, Teacher
-from gistnet.objective.branches import Positions, StandIns, Stretches, gist_stand_ins, replaced_hidden
+from gistnet.objective.branches import Positions, StandIns, Stretches, gist_stand_ins, no_stand_ins, replaced_hidden
 from gistnet.objective.losses import contrastive_loss, token_losses, token_nll
 from gistnet.settings import Section
 
@@ -26,6 +26,9 @@ class ObjectiveConfig(Section):
     """kl: match the original distribution; delta_nll: predict the true token; mixed: a weighted sum of both."""
     mixed_kl_share: float = Field(default=0.5, ge=0, le=1)
     """`mixed`: the weight of kl; delta_nll has the rest."""
+    drop_weight: float = Field(default=0.0, ge=0, le=1)
+    """This share of the horizon's weight goes to its tokens in proportion to the KL of `drop` there, the rest to all
+    alike: a token whose prediction does not change when the stretch is left out cannot say what a gist must hold."""
     horizon_tokens: int = Field(default=32, ge=1)
     """H, the number of tokens predicted after a stretch."""
     positions: Positions = "end"
@@ -79,9 +82,9 @@ class BranchLosses(NamedTuple):
     total: Tensor
     """What is minimised, in nats per token plus the weighted hinge."""
     kl: Tensor
-    """KL@H, nats per token."""
+    """KL@H, nats per token, all tokens alike."""
     delta_nll: Tensor
-    """ΔNLL@H, nats per token."""
+    """ΔNLL@H, nats per token, all tokens alike."""
     contrastive: Tensor
     """The unweighted hinge, cosine distance; zero where its weight is."""
     reconstruction: Tensor
@@ -247,6 +250,7 @@ def branch_losses(
     gists = encoded[:, : stretches.longest]
     stand_ins = gist_stand_ins(stretches, gists, config.positions)
 
+    weights = _token_weights(teacher, read, stretches, config) if config.drop_weight > 0 else 1.0
     hidden = replaced_hidden(teacher, read, stretches, stand_ins)
     losses = token_losses(
         teacher,
@@ -258,7 +262,8 @@ def branch_losses(
     )
     kl, delta_nll = losses.kl.mean(dim=1), losses.delta_nll.mean(dim=1)
     kl_share = {"kl": 1.0, "delta_nll": 0.0, "mixed": config.mixed_kl_share}[config.loss]
-    total = kl_share * kl + (1 - kl_share) * delta_nll
+    per_token = kl_share * losses.kl + (1 - kl_share) * losses.delta_nll
+    total = (weights * per_token).mean(dim=1)
 
     contrastive = reconstruction = state_distance = torch.zeros_like(kl)
     if with_neighbour:
@@ -281,6 +286,16 @@ def branch_losses(
         state_distance.detach(),
         norms,
     )
+
+
+@torch.no_grad()
+def _token_weights(teacher: Teacher, read: ReadWindows, stretches: Stretches, config: ObjectiveConfig) -> Tensor:
+    """How much each token of the horizon counts, `[branches, H]`, 1 on average over a branch (`drop_weight`)."""
+    hidden = replaced_hidden(teacher, read, stretches, no_stand_ins(teacher, stretches))
+    original, chunk_tokens = stretches.original_hidden(read), config.chunk_tokens
+    kl = token_losses(teacher, original, hidden, stretches.targets, differentiate=(), chunk_tokens=chunk_tokens).kl
+    share = kl / kl.mean(dim=1, keepdim=True).clamp(min=torch.finfo(kl.dtype).tiny)
+    return 1 - config.drop_weight + config.drop_weight * share
 
 
 def _state_distances(read: ReadWindows, stretches: Stretches, gists: Tensor, is_gist: Tensor) -> Tensor:

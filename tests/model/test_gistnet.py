@@ -13,6 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from gistnet.errors import CheckpointError, ConfigError, DataError, StorageError, TeacherError
 from gistnet.model.gistnet import Budget, GistNet, GistNetConfig
 from gistnet.model.layers import Dropout, StatelessDropout
+from gistnet.model.saved_gistnet import FORMAT_VERSION
 from gistnet.model.teacher import Teacher
 
 ARCHITECTURES = ("full", "bottleneck", "teacher_lora")
@@ -58,6 +59,22 @@ def waken(gistnet: GistNet) -> GistNet:
         if parameter.requires_grad and not parameter.any() and parameter.ndim == 2:
             torch.nn.init.normal_(parameter, std=0.3)
     return gistnet
+
+
+def plain_model(teacher: Teacher) -> LlamaForCausalLM:
+    """The teacher as transformers has it."""
+    plain = LlamaForCausalLM(teacher.model.config)
+    plain.load_state_dict(teacher.model.state_dict())
+    return plain
+
+
+def read_by_second_slot(gistnet: GistNet, spans: torch.Tensor) -> torch.Tensor:
+    """The tokens behind all that comes before the second slot, with the expansion closed: [spans, K, width]."""
+    gistnet.expansion.gate.data.zero_()
+    seen = []
+    gistnet.second_read.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+    gistnet(spans)
+    return seen[0]
 
 
 def make_spans(seed: int = 2) -> torch.Tensor:
@@ -167,20 +184,16 @@ def test_attention_of_both_slots_comes_with_the_gist(architecture, teacher):
 def test_stages_of_teacher_lora_are_the_teachers_layers_while_the_adapters_are_untrained(teacher):
     """With the expansion closed, the second slot reads what the teacher itself has after its four layers."""
     gistnet, spans = make_gistnet("teacher_lora", teacher), make_spans()
-    gistnet.expansion.gate.data.zero_()
-    seen = []
-    gistnet.second_read.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
-    gistnet(spans)
-    plain = LlamaForCausalLM(teacher.model.config)
-    plain.load_state_dict(teacher.model.state_dict())
+    plain = plain_model(teacher)
     plain.model.norm = torch.nn.Identity()  # the hidden states before the last norm
-    torch.testing.assert_close(seen[0], plain.model(inputs_embeds=spans).last_hidden_state, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        read_by_second_slot(gistnet, spans), plain.model(inputs_embeds=spans).last_hidden_state, atol=1e-4, rtol=1e-4
+    )
 
 
 def test_the_anchor_state_is_the_direction_of_the_last_token_s_state_at_the_length_asked_for(teacher):
     """At every level: a gist of gists is as long as a gist of tokens."""
-    plain = LlamaForCausalLM(teacher.model.config)
-    plain.load_state_dict(teacher.model.state_dict())
+    plain = plain_model(teacher)
     plain.model.norm = torch.nn.Identity()
     length = 30 * teacher.embed(torch.arange(50)).norm(dim=-1).mean()
     below = None
@@ -193,13 +206,26 @@ def test_the_anchor_state_is_the_direction_of_the_last_token_s_state_at_the_leng
         torch.testing.assert_close(below(spans), expected, atol=1e-3, rtol=1e-3)
 
 
+def test_tokens_see_those_after_them_in_the_layers_for_all_where_asked_for(teacher):
+    """Written out by the plain model with a mask that hides nothing; the deeper layers are for the last token alone."""
+    two_layers = {"anchor": "state", "teacher_layers": 4, "token_layers": 2}
+    gistnet = GistNet.build(make_config("teacher_lora", attention="bidirectional", **two_layers), teacher)
+    causal, spans = GistNet.build(make_config("teacher_lora", **two_layers), teacher), make_spans()
+    plain = plain_model(teacher)
+    hidden, rotations = spans, plain.model.rotary_emb(spans, torch.arange(LENGTH)[None])
+    for layer in plain.model.layers[:2]:
+        hidden = layer(hidden, attention_mask=torch.zeros(1, 1, LENGTH, LENGTH), position_embeddings=rotations)
+    torch.testing.assert_close(read_by_second_slot(gistnet, spans), hidden, atol=1e-5, rtol=1e-4)
+    assert gistnet.fingerprint != causal.fingerprint
+    assert gistnet.parameter_budget() == causal.parameter_budget()
+
+
 def test_layers_for_the_last_token_alone_see_the_others_as_they_left_the_layers_for_all(teacher):
     """Written out: all tokens through two layers, then two more of which only the last token's state is kept."""
     config = make_config("teacher_lora", anchor="state", teacher_layers=4, token_layers=2)
     gistnet, spans = GistNet.build(config, teacher), make_spans()
     gistnet.expansion.gate.data.zero_()
-    plain = LlamaForCausalLM(teacher.model.config)
-    plain.load_state_dict(teacher.model.state_dict())
+    plain = plain_model(teacher)
     hidden, rotations = spans, plain.model.rotary_emb(spans, torch.arange(LENGTH)[None])
     for number, layer in enumerate(plain.model.layers):
         after = layer(hidden, position_embeddings=rotations)
@@ -346,6 +372,9 @@ def test_impossible_settings_are_refused(teacher):
         GistNetConfig(span_tokens=20)
     with pytest.raises(ValidationError, match="anchor is state in the architecture full, expected teacher_lora"):
         GistNetConfig(architecture="full", anchor="state")
+    for where in ({"architecture": "full"}, {"reads": "context"}):
+        with pytest.raises(ValidationError, match="attention is bidirectional, expected the architecture teacher_lora"):
+            GistNetConfig(attention="bidirectional", **where)
     with pytest.raises(ValidationError, match="token_layers is 5, expected at most 4"):
         GistNetConfig(architecture="teacher_lora", teacher_layers=4, token_layers=5, anchor="state")
     with pytest.raises(ValidationError, match="anchor is token with layers for the last token alone, expected state"):
@@ -474,7 +503,7 @@ def test_the_files_hold_the_trained_parameters_and_a_complete_configuration(arch
     stored = load_file(tmp_path / "model.safetensors")
     assert stored.keys() == {name for name, p in gistnet.named_parameters() if p.requires_grad}
     config = json.loads((tmp_path / "config.json").read_text())
-    assert config["format_version"] == 4
+    assert config["format_version"] == FORMAT_VERSION
     assert config["config"]["architecture"] == architecture
     assert (config["dim"], config["level"], config["positions"]) == (DIM, 0, "compact")
     assert config["teacher"] == teacher.fingerprint.model_dump()
@@ -566,8 +595,11 @@ def test_a_missing_file_is_named(name, saved, teacher):
 
 
 def test_a_newer_format_is_refused(saved, teacher):
-    edit_config(saved, format_version=5, something_new=True)
-    with pytest.raises(CheckpointError, match="is of format 5; this version of gistnet reads up to 4"):
+    edit_config(saved, format_version=FORMAT_VERSION + 1, something_new=True)
+    with pytest.raises(
+        CheckpointError,
+        match=f"is of format {FORMAT_VERSION + 1}; this version of gistnet reads up to {FORMAT_VERSION}",
+    ):
         GistNet.from_pretrained(saved, teacher)
 
 

@@ -11,7 +11,7 @@ from gistnet.model.attention_passes import DocumentPass
 from gistnet.model.gistnet import GistNet, GistNetConfig
 from gistnet.model.layers import Dropout
 from gistnet.model.teacher import Teacher
-from gistnet.objective.branches import Stretches, gist_stand_ins
+from gistnet.objective.branches import Stretches, gist_stand_ins, no_stand_ins
 from gistnet.objective.losses import contrastive_loss, token_losses
 from gistnet.objective.objective import BranchLosses, ObjectiveConfig, branch_losses, encode
 from gistnet.objective.reference import (
@@ -83,6 +83,30 @@ def test_totals_are_means_over_the_horizon_of_what_the_loss_names(teacher, gistn
         torch.testing.assert_close(result.kl, kl, rtol=1e-9, atol=1e-10)
         torch.testing.assert_close(result.delta_nll, delta, rtol=1e-9, atol=1e-10)
         assert [part.requires_grad for part in result] == [True] + 6 * [False]
+
+
+@pytest.mark.parametrize("gists", [1, MIXED], ids=["one gist", "mixed runs"])
+def test_tokens_count_by_what_leaving_the_stretch_out_costs_there(teacher, gistnet, gists):
+    """Written out: KL of `drop` per token, from a whole forward without the stretch; what is reported stays even."""
+    stretches = make_stretches(gists)
+    losses, _ = written_out(teacher, gistnet, stretches)
+    branches = range(len(stretches.starts))
+    original = torch.stack([reference_original_hidden(teacher, stretches, b) for b in branches])
+    left_out = no_stand_ins(teacher, stretches)
+    without = torch.stack([reference_replaced_hidden(teacher, stretches, left_out, b) for b in branches])
+    of_drop = token_losses(teacher, original, without, stretches.targets).kl
+    assert (of_drop.amax(1) > 1.2 * of_drop.mean(1)).all()
+    shares = of_drop / of_drop.sum(1, keepdim=True)
+
+    def weighted(values: torch.Tensor) -> torch.Tensor:
+        return 0.25 * values.mean(1) + 0.75 * (shares * values).sum(1)
+
+    result = losses_of(teacher, gistnet, stretches, loss="mixed", mixed_kl_share=0.3, drop_weight=0.75)
+    expected = weighted(0.3 * losses.kl + 0.7 * losses.delta_nll)
+    torch.testing.assert_close(result.total, expected, rtol=1e-9, atol=1e-10)
+    torch.testing.assert_close(result.kl, losses.kl.mean(1), rtol=1e-9, atol=1e-10)
+    ours = gradient_of(gistnet, losses_of(teacher, gistnet, stretches, drop_weight=0.75).total.sum())
+    torch.testing.assert_close(ours, gradient_of(gistnet, weighted(losses.kl).sum()), rtol=1e-4, atol=1e-6)
 
 
 def test_the_gradient_of_delta_nll_is_that_of_plain_cross_entropy(teacher, gistnet):
