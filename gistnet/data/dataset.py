@@ -88,6 +88,8 @@ class DatasetDescription(Section):
     statistics: DatasetStatistics
     file_bytes: dict[str, int]
     """Size of each other file of the folder."""
+    content_fingerprint: str | None = None
+    """Kept for `PreparedDataset.content_fingerprint`; None where it is worked out when it is asked for."""
 
 
 @dataclass(frozen=True)
@@ -146,6 +148,8 @@ class PreparedDataset:
         Two preparations of files with the same content have the same, which `fingerprint` tells apart by the files'
         times of change; and what an update of a library prepares differently has another.
         """
+        if self.description.content_fingerprint is not None:
+            return self.description.content_fingerprint
         digest = hashlib.sha256(b"".join(token.to_bytes(4, "little") for token in self.description.window_prefix))
         digest.update(self._tokens.data)
         digest.update(np.ascontiguousarray(self._windows).data)

@@ -192,6 +192,8 @@ def _write_dataset(
             file_bytes=writer.finish(),
         )
     write_json(folder / DESCRIPTION_FILE, description.model_dump(mode="json"))
+    content = {"content_fingerprint": PreparedDataset.open(folder).content_fingerprint}
+    write_json(folder / DESCRIPTION_FILE, description.model_dump(mode="json") | content)
 
 
 def _statistics(config: DataConfig, counts: dict[tuple[str, Split], Counter[str]]) -> DatasetStatistics:

@@ -106,6 +106,7 @@ def write_held_out(folder: Path, dataset: PreparedDataset, windows: Sequence[int
             "config": config.model_dump(mode="json"),
             "statistics": DatasetStatistics(splits=statistics, domains_without_held_out=()),
             "file_bytes": file_bytes,
+            "content_fingerprint": None,
         }
     )
     write_json(folder / DESCRIPTION_FILE, DatasetDescription.model_dump(description, mode="json"))

@@ -129,7 +129,7 @@ class Run:
             "teacher": self.teacher.fingerprint.model_dump(mode="json", include={"config_hash", "embedding_hash"}),
             "gistnet": self.gistnet.config.model_dump(mode="json"),
             "levels": len(self.gistnet.levels),
-            "dataset": self.dataset.fingerprint,
+            "dataset": self.dataset.content_fingerprint,
             "seed": self.seed,
             "stages": {
                 stage.name: stage.objective.model_dump(mode="json", exclude={"chunk_tokens"})

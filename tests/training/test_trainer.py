@@ -2,6 +2,7 @@
 
 import copy
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -143,6 +144,15 @@ def test_a_checkpoint_of_other_data_or_another_network_is_not_resumed(config_fil
         fit(run_of(config_file, "objective.horizon_tokens=10"), resume=True)
     with pytest.raises(CheckpointError, match="dataset is"):
         fit(run_of(config_file, "data.min_tokens=70"), resume=True)
+
+
+def test_a_run_goes_on_where_its_corpus_was_copied_to(config_file, corpus_file, tmp_path):
+    """The same content at another place and time: what a machine finds that takes the place of one that was lost."""
+    fit(run_of(config_file, "train.steps=2"))
+    copied = shutil.copy(corpus_file, tmp_path / "copied.jsonl")
+    os.utime(copied, (1, 1))
+    source = f"{{kind: jsonl, name: stories, domain: narrative, paths: ['{copied}']}}"
+    assert fit(run_of(config_file, f"data.sources=[{source}]", f"data.folder={tmp_path}/new"), resume=True).step == 6
 
 
 def test_data_that_cannot_be_trained_on_is_refused_before_the_first_step(config_file):
