@@ -121,10 +121,10 @@ GROUPS = {
         },
     ),
     "schedule": Group(
-        "Does the rate need a warm-up? (A short run warms up for 5 % of its steps at most.)",
+        "Does the rate need a warm-up (of 5 % of the steps), and must it come down?",
         {
             "no-warm-up": ["train.optimiser.warmup_steps=0"],
-            "warm-up-5-percent": ["train.optimiser.warmup_steps=1000000"],
+            "constant-rate": ["train.optimiser.final_learning_rate=2.0e-3"],
         },
     ),
     "loss": Group(
