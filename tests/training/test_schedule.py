@@ -10,9 +10,9 @@ from gistnet.training.schedule import OptimiserConfig, is_due, learning_rate, wa
 SIMPLE = OptimiserConfig(learning_rate=1.0, final_learning_rate=0.0, warmup_steps=4)
 
 
-def test_the_defaults_are_those_of_the_spec() -> None:
+def test_the_defaults_are_those_of_the_spec_but_for_the_rate_that_taught_more() -> None:
     config = OptimiserConfig()
-    assert (config.learning_rate, config.final_learning_rate, config.warmup_steps) == (1e-4, 1e-6, 1000)
+    assert (config.learning_rate, config.final_learning_rate, config.warmup_steps) == (2e-3, 1e-6, 1000)
     assert (config.betas, config.epsilon, config.weight_decay) == ((0.9, 0.999), 1e-8, 0.01)
     assert config.gradient_clip == 1.0
 
@@ -43,7 +43,7 @@ def test_learning_rate_rises_linearly_and_falls_along_a_cosine() -> None:
 
 
 def test_without_warmup_it_is_the_cosine_annealing_of_torch() -> None:
-    config = OptimiserConfig(warmup_steps=0)
+    config = OptimiserConfig(learning_rate=1e-4, warmup_steps=0)
     optimiser = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1e-4)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, T_max=50, eta_min=1e-6)
     for step in range(50):
@@ -54,7 +54,7 @@ def test_without_warmup_it_is_the_cosine_annealing_of_torch() -> None:
 
 
 def test_learning_rate_is_never_zero_nor_above_the_peak_and_a_stage_of_one_step_runs_at_the_peak() -> None:
-    config = OptimiserConfig()
+    config = OptimiserConfig(learning_rate=1e-4)
     assert all(0 < learning_rate(step, 3000, config) <= 1e-4 for step in range(3001))
     assert learning_rate(0, 1, config) == 1e-4
 
