@@ -151,21 +151,22 @@ def plot_list(kind: str, sources: Sources) -> str:
 
 
 def processes_table(sources: Sources) -> str:
-    """One process with all cores against several."""
+    """One process with all cores against several, and with a compiled teacher."""
     content = _load(sources.results / "processes-cpu.json")
     if content is None:
         return _to_measure("processes.py")
     alone = content["cases"][0]["spans_per_second"]
     rows = [
         [
-            f"{case['processes']} × {case['threads_per_process']} threads",
+            f"{case['processes']} × {case['threads_per_process']} threads{', compiled' if case['compiled'] else ''}",
             f"{case['spans_per_second']:.2f}",
             f"{case['spans_per_second'] / alone:.2f}×",
+            f"{case['first_steps_seconds']:.0f}",
             f"{case['last_loss']:.4f}",
         ]
         for case in content["cases"]
     ]
-    header = ["processes", "spans/s", "of one process", f"loss of step {content['steps']}"]
+    header = ["processes", "spans/s", "of the first", "seconds of the first steps", f"loss of step {content['steps']}"]
     return f"{describe_device(content)}.\n\n{markdown(header, rows)}"
 
 

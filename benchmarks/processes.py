@@ -1,10 +1,11 @@
-"""Training speed of one process with all cores against several processes that share them, in one run, on a CPU.
+"""Training speed of one process with all cores, of several that share them, and of a compiled teacher, on a CPU.
 
-    python benchmarks/processes.py             (five minutes on two cores)
+    python benchmarks/processes.py             (ten minutes on two cores)
 
 Each case trains the demo's GistNet for a few steps of the same batches with the real teacher, through the real command,
-started as a user would: alone, or by torchrun with one process per core. Spans per second are those that the run logs
-at its last step, without validation and without the start of the processes.
+started as a user would: alone, or by torchrun with one process per core, and that with `teacher.compile`. Spans per
+second are those of the later steps, without validation, the start of the processes, and compilation, whose time comes
+with the first.
 Results: benchmarks/results/processes-cpu.json.
 """
 
@@ -22,11 +23,13 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # so that `python benchma
 from benchmarks.machine import describe_machine
 from gistnet.training.tracking import read_metrics
 
+NOT_TIMED = 4
+"""First steps, in which layers are compiled, and once more as shapes change."""
 RESULT = Path(__file__).parent / "results" / "processes-cpu.json"
 ROOT = Path(__file__).parent.parent
 
 
-def measure(processes: int, threads: int, steps: int) -> dict[str, Any]:
+def measure(processes: int, threads: int, steps: int, *, compiled: bool) -> dict[str, Any]:
     """Train with `processes` of `threads` each."""
     with tempfile.TemporaryDirectory() as folder:
         settings = [
@@ -37,17 +40,22 @@ def measure(processes: int, threads: int, steps: int) -> dict[str, Any]:
             "train.spans_per_window=14",
             "train.validation.documents=4",
             "device=cpu",
+            f"teacher.compile={str(compiled).lower()}",
         ]
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
         command = [sys.executable, *(launcher if processes > 1 else []), "-m", "gistnet.cli", "train"]
         command += ["--config", "configs/demo.yaml", *settings]
-        environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+        environment = os.environ | {"OMP_NUM_THREADS": str(threads), "TORCHINDUCTOR_CACHE_DIR": f"{folder}/compiled"}
         subprocess.run(command, check=True, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
         records = [record for record in read_metrics(Path(folder) / "run" / "metrics.jsonl") if "loss" in record]
+    spans = [record["spans_seen"] for record in records]
+    seconds = [count / record["spans_per_second"] for count, record in zip(spans, records, strict=True)]  # so far
     return {
         "processes": processes,
         "threads_per_process": threads,
-        "spans_per_second": records[-1]["spans_per_second"],
+        "compiled": compiled,
+        "spans_per_second": (spans[-1] - spans[NOT_TIMED - 1]) / (seconds[-1] - seconds[NOT_TIMED - 1]),
+        "first_steps_seconds": seconds[NOT_TIMED - 1],
         "last_loss": records[-1]["loss"],
     }
 
@@ -55,19 +63,20 @@ def measure(processes: int, threads: int, steps: int) -> dict[str, Any]:
 def main() -> None:
     """Measure each way to use the cores, print the ratios, write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--steps", type=int, default=12)
     steps = parser.parse_args().steps
     cores = len(os.sched_getaffinity(0))
-    cases = [measure(1, cores, steps), measure(cores, 1, steps)]
-    alone, shared = cases
-    for case in cases:
+    cases = []
+    for processes, threads, compiled in ((1, cores, False), (cores, 1, False), (1, cores, True), (cores, 1, True)):
+        case = measure(processes, threads, steps, compiled=compiled)
+        cases.append(case)
         print(
-            f"{case['processes']} processes of {case['threads_per_process']} threads: "
-            f"{case['spans_per_second']:.2f} spans/s, loss {case['last_loss']:.6f}"
+            f"{processes} processes of {threads} threads{', compiled' if compiled else ''}: "
+            f"{case['spans_per_second']:.2f} spans/s, {case['spans_per_second'] / cases[0]['spans_per_second']:.2f} "
+            f"times the first, loss {case['last_loss']:.6f}",
+            flush=True,
         )
-    ratio = shared["spans_per_second"] / alone["spans_per_second"]
-    print(f"speedup {ratio:.2f}")
-    content = {"machine": describe_machine(), "steps": steps, "cases": cases, "speedup": ratio}
+    content = {"machine": describe_machine(), "steps": steps, "cases": cases}
     RESULT.write_text(json.dumps(content, indent=1) + "\n")
 
 
