@@ -58,7 +58,8 @@ class GistNetConfig(Section):
     tenth of the compute. None: just over an eighth of the teacher's with the anchor `state`, all with `token`."""
     attention: Literal["causal", "bidirectional"] = "causal"
     """`teacher_lora`: how tokens see each other in the layers that all of them pass through: causal as in the teacher,
-    or both ways, which the teacher never learned and its adapters must. The other architectures look both ways."""
+    or both ways, which the teacher never learned and its adapters must; 2,048 branches were too few for that
+    (docs/ablations.md). The other architectures look both ways."""
     lora_rank: int = Field(default=8, gt=0)
     """`teacher_lora`: rank of the adapter of each linear layer copied."""
     lora_alpha: float = Field(default=16.0, gt=0)

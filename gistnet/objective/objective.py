@@ -28,7 +28,8 @@ class ObjectiveConfig(Section):
     """`mixed`: the weight of kl; delta_nll has the rest."""
     drop_weight: float = Field(default=0.0, ge=0, le=1)
     """This share of the horizon's weight goes to its tokens in proportion to the KL of `drop` there, the rest to all
-    alike: a token whose prediction does not change when the stretch is left out cannot say what a gist must hold."""
+    alike: a token whose prediction does not change when the stretch is left out cannot say what a gist must hold.
+    It did not pay (docs/ablations.md)."""
     horizon_tokens: int = Field(default=32, ge=1)
     """H, the number of tokens predicted after a stretch."""
     positions: Positions = "end"

@@ -16,8 +16,8 @@ class OptimiserConfig(Section):
     vectors. Muon learned a little more from the same spans, at a rate three times as large (docs/ablations.md)."""
 
     learning_rate: float = Field(default=2e-3, gt=0)
-    """Peak rate, reached at the end of the warm-up. The spec's 1e-4 taught far less in the same steps, with a teacher of
-    135M parameters (docs/ablations.md); a larger teacher may want less."""
+    """Peak rate, reached at the end of the warm-up. The spec's 1e-4 taught far less in the same steps, with a teacher
+    of 135M parameters (docs/ablations.md); a larger teacher may want less."""
 
     final_learning_rate: float = Field(default=1e-6, ge=0)
     """Rate at the end of the stage, where the cosine arrives."""
