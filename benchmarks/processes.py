@@ -65,6 +65,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=12)
     steps = parser.parse_args().steps
+    if steps <= NOT_TIMED:
+        parser.error(f"got {steps} steps, expected more than the {NOT_TIMED} that are not timed")
     cores = len(os.sched_getaffinity(0))
     cases = []
     for processes, threads, compiled in ((1, cores, False), (cores, 1, False), (1, cores, True), (cores, 1, True)):

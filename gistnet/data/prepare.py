@@ -192,6 +192,7 @@ def _write_dataset(
             file_bytes=writer.finish(),
         )
     write_json(folder / DESCRIPTION_FILE, description.model_dump(mode="json"))
+    # Worked out here, from what lies on the disk, so that whoever opens a large corpus need not read all of it.
     content = {"content_fingerprint": PreparedDataset.open(folder).content_fingerprint}
     write_json(folder / DESCRIPTION_FILE, description.model_dump(mode="json") | content)
 

@@ -18,7 +18,7 @@ class DocumentPass:
 
 
 @dataclass(frozen=True)
-class TwoWayPass:
+class BidirectionalPass:
     """Whole spans whose tokens all see each other, those before and those after."""
 
 

@@ -219,8 +219,10 @@ class GistNet(nn.Module):
     def _self_attention(self, tokens: Tensor, first: int, last: int, dropout: Dropout | None) -> Tensor:
         """Blocks, or copied layers, `first` to `last - 1`: [spans, K, tokens_width] → the same."""
         if self.teacher_layers is not None and first < last:
-            two_way = self.config.attention == "bidirectional"
-            return self.teacher_layers(self._as_teacher(tokens), first, last, two_way=two_way).to(tokens.dtype)
+            bidirectional = self.config.attention == "bidirectional"
+            return self.teacher_layers(self._as_teacher(tokens), first, last, bidirectional=bidirectional).to(
+                tokens.dtype
+            )
         for block in self.blocks[first:last]:
             tokens = block(tokens, dropout)
         return tokens

@@ -20,7 +20,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from gistnet.kernels.gate import shown_exact
-from gistnet.model.attention_passes import BranchPass, DocumentPass, LastTokenPass, TwoWayPass
+from gistnet.model.attention_passes import BidirectionalPass, BranchPass, DocumentPass, LastTokenPass
 from gistnet.model.two_part_attention import TwoPartAttention
 
 ATTENTION_NAME = "gistnet_shared_prefix"
@@ -36,7 +36,7 @@ def attention(
     *,
     scaling: float | None = None,
     sliding_window: int | None = None,
-    running_pass: DocumentPass | BranchPass | LastTokenPass | TwoWayPass | None = None,
+    running_pass: DocumentPass | BranchPass | LastTokenPass | BidirectionalPass | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """The function that every attention layer of a teacher calls.
@@ -54,7 +54,7 @@ def attention(
     if isinstance(running_pass, DocumentPass):
         running_pass.keys[layer], running_pass.values[layer] = key, value
         out = _causal_attention(query, key, value, scale, sliding_window)
-    elif isinstance(running_pass, LastTokenPass | TwoWayPass):
+    elif isinstance(running_pass, LastTokenPass | BidirectionalPass):
         if isinstance(running_pass, LastTokenPass):
             key, value = torch.cat([running_pass.keys, key], dim=2), torch.cat([running_pass.values, value], dim=2)
         many = query.shape[1] != key.shape[1]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gistnet.errors import TeacherError
-from gistnet.model.attention_passes import BranchPass, DocumentPass, LastTokenPass, TwoWayPass
+from gistnet.model.attention_passes import BidirectionalPass, BranchPass, DocumentPass, LastTokenPass
 from gistnet.model.layers import attention_flops, matmul_flops
 
 
@@ -38,14 +38,14 @@ class TeacherLayers(nn.Module):
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
 
-    def forward(self, hidden: Tensor, first: int, last: int, *, two_way: bool = False) -> Tensor:
+    def forward(self, hidden: Tensor, first: int, last: int, *, bidirectional: bool = False) -> Tensor:
         """Run layers `first` to `last - 1` at positions 0, 1, …: `[spans, K, dim]` → `[spans, K, dim]`.
 
         Args:
-            two_way: whether tokens see those after them, too; else a span is read as the teacher reads a window.
+            bidirectional: whether tokens see those after them, too; else a span is read as the teacher reads a window.
         """
         position_ids = torch.arange(hidden.shape[1], device=hidden.device)[None]
-        own_pass = TwoWayPass() if two_way else DocumentPass()
+        own_pass = BidirectionalPass() if bidirectional else DocumentPass()
         for index in range(first, last):
             hidden = self.layers[index](
                 hidden,
