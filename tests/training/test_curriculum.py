@@ -109,9 +109,10 @@ def test_exactly_the_asked_improvement_goes_on():
 
 
 def test_a_young_stage_is_not_called_stable():
-    """Equal from the start: neither before the average has its three validations, nor before 200 steps are over."""
-    flat = [reason_to_end(history(*[1.0] * n, config=STABLE), 10_000, STABLE) for n in (1, 2, 3, 4)]
-    assert flat == [None, None, "stabilised", "stabilised"]
+    """Equal from the start: neither before the average has its validations, nor before the steps are over."""
+    for checks, config in ((3, STABLE.model_copy(update={"over_steps": 100})), (10, StopConfig(over_steps=100))):
+        flat = [reason_to_end(history(*[1.0] * n, config=config), 10_000, config) for n in range(1, checks + 2)]
+        assert flat == [None] * (checks - 1) + ["stabilised"] * 2
     sparse = StopConfig(average_checks=1, min_improvement=0.05, over_steps=300, rises=None)
     assert reason_to_end(history(1.0, 1.0, 1.0, config=sparse), 10_000, sparse) is None
     assert reason_to_end(history(1.0, 1.0, 1.0, 1.0, config=sparse), 10_000, sparse) == "stabilised"

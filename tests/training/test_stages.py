@@ -80,8 +80,11 @@ def test_the_stages_follow_each_other_each_by_its_own_settings(staged):
     assert steps == [(1, 1, 1), (1, 2, 2), (1, 3, 3), (1, 4, 4), (2, 1, 5), (2, 2, 6), (3, 1, 7), (3, 2, 8), (3, 3, 9)]
     by_stage = {r["stage"]: r for r in records(run) if "loss" in r}
     assert [by_stage[n]["contrastive_weight"] for n in (1, 2, 3)] == [0.0, 0.05, 0.08]
-    # Each stage has a learning rate schedule of its own, whose last step is near its end.
-    assert by_stage[3]["learning_rate"] < 0.002
+    # Each stage follows half a cosine of its own, from its own peak: in steps of π/4, π/8 and π/3, without a warm-up.
+    heights = [1, 0.853553, 0.5, 0.146447, 1, 0.961940, 1, 0.75, 0.25]
+    peaks, final = 6 * [0.01] + 3 * [0.002], 1e-6
+    expected = [final + height * (peak - final) for height, peak in zip(heights, peaks, strict=True)]
+    assert [r["learning_rate"] for r in records(run) if "loss" in r] == pytest.approx(expected, rel=1e-5)
 
 
 def test_targets_are_reported_met_or_not(staged):

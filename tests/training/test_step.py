@@ -1,9 +1,11 @@
-"""How the branches of a step are cut into passes."""
+"""How the branches of a step are cut into passes, and from what their dropout derives."""
+
+import itertools
 
 import numpy as np
 
 from gistnet.data.sampling import WindowSample
-from gistnet.training.step import _passes
+from gistnet.training.step import _dropout_key, _passes
 
 
 def sample(starts: list[int], gists: list[int]) -> WindowSample:
@@ -24,3 +26,11 @@ def test_a_pass_ends_before_a_branch_more_than_a_quarter_longer_than_its_shortes
 def test_one_token_of_horizon_leaves_only_the_gists():
     """Branches are k long: 4 and 5 fit together, 3 fits neither."""
     assert list(_passes([sample([1, 2, 3], [5, 4, 3])], 64, 1)) == [[(0, 3, 3)], [(0, 2, 4), (0, 1, 5)]]
+
+
+def test_every_window_of_every_step_and_seed_has_a_dropout_key_of_its_own():
+    """Also where the digits of seed, step and window are the same ones, as in 1, 11 and 11, 1."""
+    numbers = (0, 1, 2, 11, 111)
+    keys = {_dropout_key(*parts) for parts in itertools.product(numbers, repeat=3)}
+    assert len(keys) == len(numbers) ** 3
+    assert all(-(2**63) <= key < 2**63 for key in keys)

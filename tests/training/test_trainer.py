@@ -1,6 +1,7 @@
 """Training: exact resumption, sums over batches and processes, and stopping before harm is done."""
 
 import copy
+import json
 import os
 import shutil
 import signal
@@ -10,17 +11,32 @@ import pytest
 import torch
 
 from gistnet.config import load_config
+from gistnet.data.sampling import sample_batch
 from gistnet.errors import CheckpointError, ConfigError, DataError, TrainingError
+from gistnet.objective.branches import Stretches
+from gistnet.objective.objective import branch_losses
 from gistnet.session import open_run
+from gistnet.training import trainer
 from gistnet.training.checkpoint import best_checkpoint, latest_checkpoint
 from gistnet.training.recorder import Recorder
 from gistnet.training.run import Progress, Run
 from gistnet.training.tracking import read_metrics
-from gistnet.training.trainer import fit, train_step
+from gistnet.training.trainer import add_up_gradient, fit, judge, save, train_step
 
 
 def run_of(config_file: Path, *settings: str) -> Run:
     return open_run(load_config(config_file, settings))
+
+
+def woken_run(config_file: Path, *settings: str) -> Run:
+    """A run whose GistNet is not at its beginning, where only W_out has a gradient."""
+    run = run_of(config_file, *settings)
+    torch.nn.init.normal_(run.gistnet.w_out.weight, generator=torch.Generator().manual_seed(0))
+    return run
+
+
+def gradient_in(run: Run) -> dict[str, torch.Tensor]:
+    return {name: p.grad.clone() for name, p in run.gistnet.named_parameters() if p.grad is not None}
 
 
 def weights_of(run: Run) -> dict[str, torch.Tensor]:
@@ -111,12 +127,70 @@ def test_how_a_batch_is_cut_up_does_not_change_its_gradient(config_file, runs, s
     """Four windows of three stretches: in one batch, in two or in four, in passes of any size."""
     gradients = []
     for changes in ((), settings):
-        run = run_of(config_file, *runs, *changes)
-        torch.nn.init.normal_(run.gistnet.w_out.weight, generator=torch.Generator().manual_seed(0))
+        run = woken_run(config_file, *runs, *changes)
         metrics = train_step(run, Progress(), run.optimiser(Progress()))
-        gradients.append({name: p.grad for name, p in run.gistnet.named_parameters() if p.grad is not None})
+        gradients.append(gradient_in(run))
     assert metrics["spans_seen"] > 24 if runs else metrics["spans_seen"] == 12
     assert_same(*gradients, rtol=1e-4, atol=1e-6)
+
+
+def test_a_step_has_the_gradient_of_the_mean_loss_of_its_branches_no_longer_than_asked_for(config_file):
+    """Written out for four windows of three branches each; then the same with half its length as the limit."""
+    run = woken_run(config_file, "train.dropout=0.0")
+    (stage,) = run.stages
+    totals = []
+    for sample in sample_batch(
+        run.pool, stage.layout, stage.train.runs, stage.train.probabilities, seed=run.seed, step=0, items=range(4)
+    ):
+        tokens, starts = torch.from_numpy(run.dataset.read(sample.window))[None], torch.from_numpy(sample.starts)
+        stretches = Stretches(tokens, torch.zeros_like(starts), starts, span_tokens=8, gists=1, horizon=12)
+        read = run.teacher.read_windows(tokens)
+        totals.append(branch_losses(run.teacher, run.gistnet, read, stretches, stage.objective).total)
+    loss = torch.cat(totals).mean()
+    loss.backward()
+    expected = gradient_in(run)
+    norm = float(torch.cat([gradient.flatten() for gradient in expected.values()]).norm())
+    for limit, share in ((1e9, 1.0), (norm / 2, 0.5)):
+        again = woken_run(config_file, "train.dropout=0.0", f"train.optimiser.gradient_clip={limit}")
+        metrics = train_step(again, Progress(), again.optimiser(Progress()))
+        assert metrics["loss"] == pytest.approx(loss.item(), rel=1e-5)
+        assert metrics["gradient_norm"] == pytest.approx(norm, rel=1e-4)
+        shortened = {name: share * gradient for name, gradient in expected.items()}
+        assert_same(shortened, gradient_in(again), rtol=1e-4, atol=1e-6)
+
+
+def test_dropout_draws_other_masks_at_every_step(config_file, monkeypatch):
+    """On the windows of step 0 all along: with dropout each step has a gradient of its own, without it the same."""
+    draw = trainer.sample_batch
+    monkeypatch.setattr(trainer, "sample_batch", lambda *parts, **named: draw(*parts, **(named | {"step": 0})))
+    for rate, alike in ((0.0, True), (0.3, False)):
+        run = woken_run(config_file, f"train.dropout={rate}")
+        gradients = []
+        for step in (0, 1, 0):
+            progress = Progress(step=step)
+            add_up_gradient(run, progress, run.optimiser(progress))
+            gradients.append(gradient_in(run)["w_out.weight"])
+        assert torch.equal(gradients[0], gradients[1]) == alike
+        assert torch.equal(gradients[0], gradients[2])
+
+
+@pytest.mark.parametrize(("watch", "best", "end"), [("kl", (1, 0.5), 3), ("delta_nll", (2, 0.4), 4)])
+def test_the_watched_loss_says_which_checkpoint_is_the_best_and_when_the_stage_ends(config_file, watch, best, end):
+    """Validations made up, one a step: KL rises twice after step 1, ΔNLL after step 2."""
+    run = run_of(config_file, f"train.stop.watch={watch}", "train.stop.rises=2")
+    progress = Progress()
+    made_up = zip([0.9, 0.5, 0.6, 0.7, 0.8], [0.9, 0.8, 0.4, 0.5, 0.6], strict=True)
+    for step, (kl, delta_nll) in enumerate(made_up):
+        progress.step = progress.stage_step = step
+        events = judge(run, progress, {"kl": kl, "delta_nll": delta_nll, "gist_diversity": 1.0, "cosine_std": 1.0})
+        save(run, progress, run.optimiser(progress))
+        if progress.ended:
+            break
+    assert (progress.ended, progress.step) == ("early stop", end)
+    (event,) = events
+    assert (event["stage_end"]["best_step"], event["stage_end"]["best_value"]) == best
+    marked = json.loads((run.folder / "checkpoints" / "best.json").read_text(encoding="utf-8"))
+    assert marked == {"training": {"checkpoint": f"step-{best[0]:08d}", "value": best[1]}}
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_documents(config_file, monkeypatch):
