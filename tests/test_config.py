@@ -1,6 +1,8 @@
 """Configuration: what overrides what, what is refused, and that nothing is lost between file and memory."""
 
+from operator import attrgetter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -162,6 +164,42 @@ def test_a_run_folder_of_a_newer_version_is_named_before_its_unknown_keys(config
 def test_a_file_that_cannot_be_read(tmp_path):
     assert refusal(tmp_path / "none.yaml").endswith("none.yaml: No such file or directory.")
     assert refusal(tmp_path).endswith("Is a directory.")
+
+
+DEFAULTS = {
+    # Spec, Architecture and Training Objectives.
+    "gistnet.span_tokens": 32,
+    "objective.loss": "kl",
+    "objective.horizon_tokens": 32,
+    "objective.contrastive_weight": 0.0,
+    "objective.contrastive_margin": 0.2,
+    # Spec, Curriculum Progression and Validation Protocol.
+    "train.validation.every_steps": 1000,
+    "train.validation.documents": 100,
+    "train.stop.watch": "delta_nll",
+    "train.stop.average_checks": 10,
+    "train.stop.min_improvement": 0.05,
+    "train.stop.over_steps": 1000,
+    "train.stop.rises": 3,
+    # What recovered most in docs/ablations.md, or as much with less.
+    "objective.positions": "end",
+    "objective.drop_weight": 0.0,
+    "objective.state_weight": 0.0,
+    "gistnet.architecture": "teacher_lora",
+    "gistnet.lora_rank": 8,
+    "train.optimiser.learning_rate": 2e-3,
+}
+"""What decides what is learned, when it ends and how it is judged: a change of one is a change of all that follows."""
+
+
+def test_defaults_are_those_of_the_spec_or_of_the_ablation_that_chose_them(tmp_path, tiny_config):
+    """Of a configuration that names nothing but its data."""
+    path = tmp_path / "bare.yaml"
+    path.write_text(yaml.safe_dump({"run_folder": "run", "data": tiny_config["data"]}), encoding="utf-8")
+    config = load_config(path)
+    (stage,) = config.stages
+    sections = {"gistnet": config.gistnet, "objective": stage.objective, "train": stage.train}
+    assert {key: attrgetter(key)(SimpleNamespace(**sections)) for key in DEFAULTS} == DEFAULTS
 
 
 def test_every_setting_states_what_it_is():

@@ -191,6 +191,20 @@ def test_stages_of_teacher_lora_are_the_teachers_layers_while_the_adapters_are_u
     )
 
 
+def test_an_adapter_adds_alpha_over_rank_times_the_product_of_its_factors(teacher):
+    """Hu et al. (2021), section 4.1, for every linear layer of a copied layer, with a scale of 6 / 4."""
+    gistnet = waken(GistNet.build(make_config("teacher_lora", lora_rank=4, lora_alpha=6.0), teacher))
+    adapters = {name: p for name, p in gistnet.teacher_layers.layers[1].named_parameters() if ".lora_" in name}
+    names = [name.partition(".lora_A")[0] for name in adapters if ".lora_A" in name]
+    assert len(names) == 7
+    for name in names:
+        plain, adapted = (m.layers[1].get_submodule(name) for m in (teacher.model.model, gistnet.teacher_layers))
+        first, second = (adapters[f"{name}.lora_{factor}.default.weight"] for factor in "AB")
+        assert (len(first), second.shape[1]) == (4, 4)
+        states = torch.randn(3, first.shape[1], generator=torch.Generator().manual_seed(0))
+        torch.testing.assert_close(adapted(states), plain(states) + 1.5 * states @ first.T @ second.T)
+
+
 def test_the_anchor_state_is_the_direction_of_the_last_token_s_state_at_the_length_asked_for(teacher):
     """At every level: a gist of gists is as long as a gist of tokens."""
     plain = plain_model(teacher)
