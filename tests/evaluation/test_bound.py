@@ -84,6 +84,28 @@ def test_steps_that_lead_astray_are_not_kept():
     assert torch.equal(vector, teacher.embed(context()[-1]))
 
 
+def test_continuations_that_no_step_saw_choose_the_vector(monkeypatch):
+    """Continuations made up: those to optimise on follow from the last token's embedding, those to judge by from its
+    state. On the former the embedding is perfect, and steps away from the state are better; the state is kept.
+    """
+    teacher = tiny_teacher("llama")
+    states = teacher.read_windows(context()[None], states_after=teacher.late_layers).states
+    embedding, state = teacher.embed(context()[-1]), states[0, -1]
+
+    def made_up(teacher, context, count, length, generator):
+        tokens = torch.randint(3, 97, (count, length), generator=generator)
+        rows = torch.arange(count)
+        window = torch.cat([context.expand(count, -1), tokens], dim=1)
+        stretches = Stretches(window, rows, torch.full((count,), 22), span_tokens=8, gists=1, horizon=length)
+        vectors = torch.where((rows < CONFIG.samples)[:, None], embedding, state)[:, None]
+        stand_ins = gist_stand_ins(stretches, vectors, "end")
+        return tokens, torch.stack([reference_replaced_hidden(teacher, stretches, stand_ins, row) for row in rows])
+
+    monkeypatch.setattr("gistnet.evaluation.optimised_vector.sample_continuations", made_up)
+    vector = optimised_vector(teacher, context(), LAYOUT, CONFIG, positions="end", generator=seeded(2))
+    assert torch.equal(vector, state)
+
+
 @pytest.fixture
 def run(config_file):
     return open_run(load_config(config_file, ["teacher.precision=float64"]))

@@ -20,7 +20,7 @@ from gistnet.data.sampling import validation_windows
 from gistnet.errors import DataError
 from gistnet.evaluation import baselines
 from gistnet.evaluation.evaluator import EvaluationConfig, evaluate
-from gistnet.evaluation.held_out import HeldOut
+from gistnet.evaluation.held_out import HeldOut, Measured
 from gistnet.evaluation.optimised_vector import BoundConfig
 from gistnet.evaluation.pair_test import PairTestConfig
 from gistnet.evaluation.reconstruction import ReconstructionConfig
@@ -252,9 +252,36 @@ def test_validation_agrees_with_the_evaluation_of_the_same_spans(run, k):
     records = evaluate(run.teacher, run.gistnet, run.dataset, evaluation).records
     kl = next(r for r in records if (r.name, r.positions, r.offsets) == ("kl", "center", (1, 12)))
     assert kl.value == pytest.approx(result["kl"])
+    # The spec's targets are for single gists; this one is the same for every horizon.
+    rate = next(r for r in records if r.name == "substitutability_rate" and r.offsets == (1, 12))
+    assert (kl.k, rate.k, rate.target is not None) == (k, k, k == 1)
     assert kl.baselines["drop"] == pytest.approx(result["kl_drop"])
     assert kl.baselines["last_token"] == pytest.approx(result["kl_last_token"])
     assert result["recovered_kl"] == pytest.approx(1 - result["kl"] / result["kl_drop"])
+
+
+def test_a_validation_weighs_domains_by_their_share_in_training_and_counts_spans_below_one_nat(two_domains):
+    """Losses made up: KL of 2 nats in narrative, 4 in code, 3 more from offset 9 on; 7 where the span is dropped."""
+    run, config = two_domains, ValidationConfig(documents=5, spans_per_document=2)
+    shares, layout = {"narrative": 0.75, "code": 0.25}, run.stages[0].layout
+    validator = Validator(run.teacher, run.dataset, layout, "center", shares, config, seed=0)
+    samples = validation_windows(
+        run.dataset, layout, documents=5, spans_per_document=2, seed=0, domains=["code", "narrative"]
+    )
+    is_code = np.repeat([run.dataset.describe(sample.window).domain == "code" for sample in samples], 2)
+    assert is_code.tolist().count(True) == 2 and len(is_code) == 12
+    kl = np.where(is_code, 4.0, 2.0)[:, None] + np.where(np.arange(12) < 8, 0.0, 3.0)
+    # One nat is not below one.
+    delta_nll = np.where(is_code, 3.0, np.where(np.arange(12) % 2 == 0, 0.5, 1.0))[:, None].repeat(12, axis=1)
+    measured = validator.measure(run.gistnet)
+    losses = measured.losses | {"": Measured(kl, delta_nll), "_drop": Measured(np.full((12, 12), 7.0), delta_nll)}
+    result = validator.figures([measured._replace(losses=losses)])
+    expected = {
+        "kl": 0.75 * 3 + 0.25 * 5, "kl_1_8": 0.75 * 2 + 0.25 * 4, "kl_9_12": 0.75 * 5 + 0.25 * 7,
+        "kl_code": 5.0, "kl_narrative": 3.0, "delta_nll": 0.75 * 0.75 + 0.25 * 3, "delta_nll_code": 3.0,
+        "substitutability_rate": 0.75 * 0.5, "kl_drop": 7.0, "recovered_kl": 1 - 3.5 / 7,
+    }  # fmt: skip
+    assert {name: result[name] for name in expected} == pytest.approx(expected)
 
 
 def test_the_cache_keeps_only_what_fits(run):
