@@ -1,11 +1,15 @@
 """Files that are not as they were written: every flipped bit that matters is found, and named in one sentence."""
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import lance
 import numpy as np
+import pyarrow as pa
 import pytest
+from numpy.typing import NDArray
 
 from benchmarks.stub_encoder import StubEncoder
 from gistnet.errors import DataError, GistNetError
@@ -126,6 +130,30 @@ def test_a_file_that_is_truncated_or_gone_is_one_sentence(copy: Path, wanted: li
     assert noticed(copy, wanted) is None
 
 
+def retold(catalog: pa.Table, column: str, value: object) -> pa.Table:
+    """The rows with another value in the first of them; the metadata, and with it the checksum, as they were."""
+    place = catalog.schema.get_field_index(column)
+    values = [value, *catalog[column].to_pylist()[1:]]
+    return catalog.set_column(place, catalog.schema.field(place), pa.array(values, catalog.schema.field(place).type))
+
+
+@pytest.mark.parametrize(("column", "value"), [("document", "mine"), ("tokens", 396), ("gists", [99, 25]), (None, 999)])
+def test_a_catalog_that_says_otherwise_than_was_written_is_refused(
+    copy: Path, column: str | None, value: object
+) -> None:
+    """All of it could be true of some tree: Lance reads it, and the tables hold at least as much."""
+    path = str(copy / "catalog.lance")
+    rows = lance.dataset(path).to_table()
+    if column is None:
+        state = json.loads(rows.schema.metadata[b"gistnet.tree"]) | {"vocabulary_size": value}
+        rows = rows.replace_schema_metadata(rows.schema.metadata | {b"gistnet.tree": json.dumps(state).encode()})
+    else:
+        rows = retold(rows, column, value)
+    lance.write_dataset(rows, path, mode="overwrite")
+    with pytest.raises(DataError, match="checksum"):
+        GistTree.open(copy)
+
+
 def test_rows_of_another_place_are_found_though_they_are_intact(copy: Path, tmp_path: Path) -> None:
     """The file of a table replaced by that of another tree."""
     with GistTree.create(tmp_path / "other", StubEncoder(1)) as tree:
@@ -139,3 +167,26 @@ def test_rows_of_another_place_are_found_though_they_are_intact(copy: Path, tmp_
     with GistTree.open(copy, StubEncoder(1)) as tree:
         problems = tree.verify().problems
     assert any("Gist 0 of level 0 of 'main' is not what the GistNet makes of its span." in each for each in problems)
+
+
+class SignedZeros(StubEncoder):
+    """A zero in each gist, of the sign given."""
+
+    def __init__(self, zero: float) -> None:
+        super().__init__(1)
+        self.zero = zero
+
+    def encode(self, level: int, spans: NDArray[np.generic], first: int) -> NDArray[np.float16]:
+        gists = super().encode(level, spans, first)
+        gists[:, 2] = self.zero
+        return gists
+
+
+def test_gists_are_compared_bit_by_bit(tmp_path: Path) -> None:
+    """0.0 and -0.0 are equal numbers, of which one alone is what the GistNet makes."""
+    with GistTree.create(tmp_path / "tree", SignedZeros(0.0)) as tree:
+        tree.append(TOKENS[:40])
+        assert tree.verify().ok
+    with GistTree.open(tmp_path / "tree", SignedZeros(-0.0)) as tree:
+        report = tree.verify()
+    assert (report.recomputed, len(report.problems)) == (12, 12)

@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 
 from benchmarks.stub_encoder import StubEncoder
-from gistnet.errors import DataError, StorageError
+from gistnet.errors import CheckpointError, DataError, StorageError
+from gistnet.tree import tree as tree_module
 from gistnet.tree.storage import catalog, compact, location, transaction
+from gistnet.tree.storage.lock import FileLock
 from gistnet.tree.tree import GistTree
 
 TOKENS = np.random.default_rng(0).integers(0, 1000, 400)
@@ -106,6 +108,51 @@ def test_a_second_writer_is_refused(tree: GistTree, tmp_path: Path, stub: StubEn
     assert tree.append([1]) == 1
     tree.close()
     GistTree.open(tmp_path / "tree", stub, writable=True).close()
+
+
+def first_in_the_way(monkeypatch: pytest.MonkeyPatch, write: Callable[[], None]) -> None:
+    """Have another writer come and go between the next opening's look at the tree and its lock."""
+    lock = tree_module.lock_for_writing
+
+    def late(folder: Path) -> FileLock:
+        monkeypatch.setattr(tree_module, "lock_for_writing", lock)
+        write()
+        return lock(folder)
+
+    monkeypatch.setattr(tree_module, "lock_for_writing", late)
+
+
+def test_a_writer_begins_with_what_the_one_before_it_wrote(
+    tree: GistTree, tmp_path: Path, stub: StubEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree.append(TOKENS[:100])
+    tree.close()
+
+    def append() -> None:
+        with GistTree.open(tmp_path / "tree", stub, writable=True) as other:
+            other.append(TOKENS[100:200])
+
+    first_in_the_way(monkeypatch, append)
+    with GistTree.open(tmp_path / "tree", stub, writable=True) as later:
+        assert later.append(TOKENS[200:250]) == 250
+        assert holds(later, 250)
+
+
+def test_a_writer_is_refused_whose_gists_were_replaced_before_it_had_the_lock(
+    tree: GistTree, tmp_path: Path, stub: StubEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree.append(TOKENS[:100])
+    tree.close()
+
+    def replace() -> None:
+        with GistTree.open(tmp_path / "tree", writable=True) as other:
+            other.regist(StubEncoder(2))
+
+    first_in_the_way(monkeypatch, replace)
+    with pytest.raises(CheckpointError, match="stub0002"):
+        GistTree.open(tmp_path / "tree", stub, writable=True)
+    with GistTree.open(tmp_path / "tree", StubEncoder(2), writable=True) as later:  # the lock was given back
+        assert holds(later, 100)
 
 
 def test_a_reader_stays_at_its_generation_while_another_writes_and_cleans(tree: GistTree, tmp_path: Path) -> None:
