@@ -20,7 +20,7 @@ from gistnet import cli
 from gistnet.config import load_config
 from gistnet.errors import TrainingError
 from gistnet.session import open_run
-from gistnet.training import trainer
+from gistnet.training import stopping, trainer
 from gistnet.training.memory import held_by_teacher
 
 RANK = int(os.environ["RANK"])
@@ -69,11 +69,13 @@ def tell_of_threads() -> None:
 
 def main(fault: str, *arguments: str) -> None:
     atexit.register(tell_of_threads)  # called after what is registered later
+    if fault != "late-0":  # where the main process is the one that is gone, the others would wait for it in vain
+        stopping.SECONDS_TO_SAVE = 60.0
     if fault == "loss":
         trainer.accumulate_gradient = failing(TrainingError("The loss is not finite (documents: mine)"))
     elif fault == "memory":
         trainer.accumulate_gradient = failing(torch.OutOfMemoryError("Tried to allocate 2.00 GiB."))
-    elif fault == "late":
+    elif fault.startswith("late"):
         cli._say = saying_late(cli._say)
     elif fault == "device" and RANK == 1:
         arguments = (*arguments, "device=meta")
