@@ -78,7 +78,6 @@ class Recorder:
             TrainingError: a loss is not finite, in any process.
         """
         began = time.monotonic()
-        run.gistnet.eval()
         measured = self._validator.measure(run.trained_gistnet(progress))
         # They decide what comes next: all go by those of one process, whatever the last bit is on another machine.
         result = run.processes.from_main(self._validator.figures(run.processes.gather(measured)))

@@ -208,7 +208,6 @@ def add_up_gradient(run: Run, progress: Progress, optimiser: Optimizer) -> Batch
         for items in batches
     ]
     branches = sum(len(sample.starts) for samples in everything for sample in samples)
-    run.gistnet.train()
     run.teacher.enable_gradient_checkpointing(stage.fit.gradient_checkpointing)
     sharded = is_sharded(run.teacher)
 

@@ -318,6 +318,16 @@ def test_training_teacher_lora_leaves_the_teacher_and_its_copy_as_they_were(teac
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("dropout", [None, Dropout(0.3, torch.arange(SPANS))], ids=["plain", "dropout"])
+def test_a_gistnet_computes_the_same_in_train_and_in_eval(architecture, dropout, teacher):
+    """Dropout is what a call asks for, so that nobody has to switch it on before a step or off after it."""
+    gistnet, spans = waken(make_gistnet(architecture, teacher)), make_spans()
+    trained, evaluated = gistnet.train()(spans, dropout), gistnet.eval()(spans, dropout)
+    assert torch.equal(trained, evaluated)
+    assert torch.equal(evaluated, gistnet(spans)) == (dropout is None)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_bf16_autocast_keeps_the_anchor_exact_and_the_rest_close(architecture, teacher):
     gistnet, spans = make_gistnet(architecture, teacher), make_spans()
     with torch.autocast("cpu", torch.bfloat16):
