@@ -5,7 +5,9 @@ from numpy.typing import NDArray
 
 from gistnet.model.fingerprint import TeacherFingerprint
 
-TEACHER = TeacherFingerprint(name="stub", revision=None, config_hash="c" * 16, embedding_hash="e" * 16)
+TEACHER = TeacherFingerprint(
+    name="stub", revision=None, precision="float32", config_hash="c" * 16, weights_hash="e" * 16
+)
 
 
 class StubEncoder:

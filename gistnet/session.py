@@ -275,13 +275,13 @@ def open_gistnet(path: Path) -> tuple[Teacher, GistNet]:
 
 
 def open_teacher(fingerprint: TeacherFingerprint) -> Teacher:
-    """The teacher that a saved GistNet or a tree names, on the GPU where there is one.
+    """The teacher that a saved GistNet or a tree names, in its precision, on the GPU where there is one.
 
     Raises:
         TeacherError: it cannot be loaded, or is another one by now.
     """
-    named = TeacherConfig(name=fingerprint.name, revision=fingerprint.revision)
-    teacher = Teacher.from_pretrained(named, _processes("auto").device)
+    named = {"name": fingerprint.name, "revision": fingerprint.revision, "precision": fingerprint.precision}
+    teacher = Teacher.from_pretrained(TeacherConfig.model_validate(named), _processes("auto").device)
     if not teacher.fingerprint.same_model(fingerprint):
         raise TeacherError(f"Got the teacher {teacher.fingerprint.describe()}, expected {fingerprint.describe()}.")
     require_exact(teacher)

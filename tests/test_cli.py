@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import BertConfig, LlamaConfig, LlamaForCausalLM, T5Config
 
 from gistnet.config import load_config
@@ -512,8 +512,31 @@ def test_a_checkpoint_is_refused_for_another_teacher(gistnet, config_file, train
     before = contents(trained)
     setting = f"teacher.name={other_teacher}"
     assert_refused(gistnet("evaluate", trained, setting), str(teacher_folder), str(other_teacher))
-    assert_refused(gistnet("train", "--config", config_file, "--resume", setting), "teacher.embedding_hash is")
+    assert_refused(gistnet("train", "--config", config_file, "--resume", setting), "teacher.weights_hash is")
     assert contents(trained) == before
+
+
+def test_a_checkpoint_is_refused_once_its_teacher_was_fine_tuned(gistnet, config_file, tmp_path, teacher_folder):
+    """One matrix of one layer is another, in the same folder."""
+    folder = tmp_path / "mine"
+    shutil.copytree(teacher_folder, folder)
+    setting = f"teacher.name={folder}"
+    assert gistnet("train", "--config", config_file, setting).status == 0
+    before = contents(tmp_path / "run")
+    weights = load_file(folder / "model.safetensors")
+    weights["model.layers.1.self_attn.v_proj.weight"] += 0.01
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    assert_refused(gistnet("evaluate", tmp_path / "run"), "weights")
+    assert_refused(gistnet("train", "--config", config_file, "--resume", setting), "teacher.weights_hash is")
+    assert contents(tmp_path / "run") == before
+
+
+def test_a_run_is_not_resumed_in_another_precision_and_can_be_evaluated_in_it(gistnet, config_file, trained):
+    before = contents(trained)
+    setting = "teacher.precision=bfloat16"
+    assert_refused(gistnet("train", "--config", config_file, "--resume", setting), "teacher.precision", "float32")
+    assert contents(trained) == before
+    assert gistnet("evaluate", trained, setting).status == 0
 
 
 def test_a_cut_off_checkpoint_is_refused_and_the_last_good_one_named(gistnet, config_file, trained):

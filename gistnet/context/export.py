@@ -28,7 +28,7 @@ from gistnet.model.teacher import Teacher
 from gistnet.settings import Section
 from gistnet.version import __version__
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 TENSOR = "prompt_embeds"
 TENSOR_FILE = f"{TENSOR}.safetensors"
 DESCRIPTION_FILE = f"{TENSOR}.json"
@@ -96,7 +96,7 @@ def load_prompt_embeds(folder: Path | str) -> tuple[Tensor, ExportedContext]:
     """The vectors `[n, dim]` of an export, and what they stand for.
 
     Raises:
-        DataError: a file is missing or damaged, is of a newer format, or the two do not belong together.
+        DataError: a file is missing or damaged, is of another format, or the two do not belong together.
         StorageError: the folder could not be read.
     """
     folder = Path(folder)
@@ -114,8 +114,8 @@ def _described(path: Path) -> ExportedContext:
     try:
         content = json.loads(_read_bytes(path))
         version = content["format_version"]
-        if isinstance(version, int) and version > FORMAT_VERSION:
-            raise DataError(f"{path} is of format {version}; this version of gistnet reads up to {FORMAT_VERSION}.")
+        if version != FORMAT_VERSION:  # its other fields may mean anything
+            raise DataError(f"{path} is of format {version}, expected {FORMAT_VERSION}.")
         return ExportedContext.model_validate(content)
     except (ValueError, KeyError, TypeError, ValidationError) as error:
         reason = str(error).splitlines()[0]

@@ -106,7 +106,7 @@ def _vector_name(
     """A digest of all that decides which vector is found."""
     told = [
         teacher.fingerprint.config_hash,
-        teacher.fingerprint.embedding_hash,
+        teacher.fingerprint.weights_hash,
         str(teacher.dtype),
         context_of(window).tolist(),
         layout.span_tokens,

@@ -1,6 +1,10 @@
-"""What tells one language model from another; without torch, for whoever only compares."""
+"""Identity of a language model: what tells one from another. Without torch, so that comparing loads no model code."""
+
+from typing import Literal
 
 from gistnet.settings import Section
+
+Precision = Literal["bfloat16", "float32", "float64"]
 
 
 class TeacherFingerprint(Section):
@@ -8,16 +12,16 @@ class TeacherFingerprint(Section):
 
     name: str
     revision: str | None
+    precision: Precision
+    """Number format that the weights were held in; not part of `same_model`."""
     config_hash: str
-    embedding_hash: str
+    weights_hash: str
+    """Of values from every row and column of every tensor, rounded to bfloat16."""
 
     def same_model(self, other: "TeacherFingerprint") -> bool:
-        """Whether both have the same configuration and embeddings, whatever the names they were loaded by.
-
-        The other weights are not looked at: a fine-tune that leaves the embeddings alone counts as the same.
-        """
-        return (self.config_hash, self.embedding_hash) == (other.config_hash, other.embedding_hash)
+        """Whether configuration and weights are equal, under any name and in any precision."""
+        return (self.config_hash, self.weights_hash) == (other.config_hash, other.weights_hash)
 
     def describe(self) -> str:
         """One short phrase for error messages."""
-        return f"{self.name} (config {self.config_hash[:8]}, embeddings {self.embedding_hash[:8]})"
+        return f"{self.name} (config {self.config_hash[:8]}, weights {self.weights_hash[:8]})"

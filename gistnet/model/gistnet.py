@@ -382,7 +382,7 @@ class GistNet(nn.Module):
             folder: where it is, or the name of a release that comes with the package.
 
         Raises:
-            CheckpointError: a file is missing or damaged, is of a newer format, or belongs to another teacher; or there
+            CheckpointError: a file is missing or damaged, is of another format, or belongs to another teacher; or there
                 is no release of that name.
         """
         folder = find_folder(folder)

@@ -22,9 +22,7 @@ from gistnet.files import storage_errors, write_bytes, write_json
 from gistnet.model.fingerprint import TeacherFingerprint
 from gistnet.settings import Section
 
-FORMAT_VERSION = 5
-_BEFORE_3 = {"anchor": "token", "gist_scale": 1.0}
-"""What older files do not say of a GistNet: they had no other. (`reads` is new in 4, `attention` in 5.)"""
+FORMAT_VERSION = 6
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
 BELOW = "below"
@@ -176,7 +174,7 @@ def read_saved(folder: Path) -> tuple[SavedGistNet, dict[str, Tensor]]:
     """The configuration and the weights of a saved GistNet's level, checked to belong together.
 
     Raises:
-        CheckpointError: a file is missing or damaged, or is of a newer format.
+        CheckpointError: a file is missing or damaged, or is of another format.
     """
     saved = _read_config(folder)
     weights = _read_bytes(folder / WEIGHTS_FILE)
@@ -193,12 +191,8 @@ def _read_config(folder: Path) -> SavedGistNet:
     try:
         content: Any = json.loads(_read_bytes(path))
         version = content["format_version"]
-        if isinstance(version, int) and version > FORMAT_VERSION:
-            raise CheckpointError(
-                f"{path} is of format {version}; this version of gistnet reads up to {FORMAT_VERSION}."
-            )
-        if version < 3:
-            content["config"] = _BEFORE_3 | content["config"]
+        if version != FORMAT_VERSION:  # its other fields may mean anything
+            raise CheckpointError(f"{path} is of format {version}, expected {FORMAT_VERSION}.")
         return SavedGistNet.model_validate(content)
     except (ValueError, KeyError, TypeError, ValidationError, ConfigError) as error:
         reason = str(error).splitlines()[0]

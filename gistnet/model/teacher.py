@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, get_args
 
 import torch
 from safetensors import SafetensorError
@@ -26,14 +26,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from gistnet.errors import TeacherError
 from gistnet.model.attention_passes import BranchPass, DocumentPass
 from gistnet.model.embedded_teacher import EMBEDDED_REVISION, EMBEDDED_TEACHER, embedded_teacher_folder
-from gistnet.model.fingerprint import TeacherFingerprint
+from gistnet.model.fingerprint import Precision, TeacherFingerprint
 from gistnet.model.prefix_attention import ATTENTION_NAME
 from gistnet.model.teacher_layers import TeacherLayers
 from gistnet.model.teacher_support import refuse_unsupported, require_compiler
 from gistnet.model.tokenizer import TeacherTokenizer
 from gistnet.settings import Section
-
-Precision = Literal["bfloat16", "float32", "float64"]
 
 
 class TeacherConfig(Section):
@@ -94,7 +92,8 @@ class Teacher:
         revision: the commit or version the weights come from.
 
     Raises:
-        TeacherError: a kind of model for which the shared-prefix engine is not exact, named with its reason.
+        TeacherError: a kind of model for which the shared-prefix engine is not exact, named with its reason; or it is
+            held in a number format that is no `Precision`.
     """
 
     def __init__(
@@ -390,11 +389,27 @@ _VOLATILE = ("transformers_version", "_name_or_path", "dtype", "torch_dtype", "_
 
 
 def _fingerprint(model: PreTrainedModel, name: str, revision: str | None) -> TeacherFingerprint:
+    precision = str(model.get_input_embeddings().weight.dtype).removeprefix("torch.")
+    if precision not in get_args(Precision):
+        raise TeacherError(f"'{name}' is held in {precision}, expected one of {', '.join(get_args(Precision))}.")
     described = {key: value for key, value in model.config.to_diff_dict().items() if key not in _VOLATILE}
-    config_hash = hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode()).hexdigest()
-    if model.device.type == "meta":
-        return TeacherFingerprint(name=name, revision=revision, config_hash=config_hash, embedding_hash="unknown")
-    # Rounded to bfloat16, so that the same weights loaded in another number format have the same hash.
-    table = model.get_input_embeddings().weight.detach().to("cpu", torch.bfloat16).contiguous()
-    embedding_hash = hashlib.sha256(table.view(torch.uint8).numpy().tobytes()).hexdigest()
-    return TeacherFingerprint(name=name, revision=revision, config_hash=config_hash, embedding_hash=embedding_hash)
+    return TeacherFingerprint(
+        name=name,
+        revision=revision,
+        precision=precision,
+        config_hash=hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode()).hexdigest(),
+        weights_hash="unknown" if model.device.type == "meta" else _weights_hash(model),
+    )
+
+
+def _weights_hash(model: PreTrainedModel) -> str:
+    """Digest of a diagonal through every tensor, which meets each row and each column; milliseconds, not seconds.
+
+    Rounded to bfloat16, so that the same weights held in another precision have the same digest.
+    """
+    samples = []
+    for tensor in model.state_dict().values():
+        table = tensor.reshape(-1, tensor.shape[-1] if tensor.ndim else 1)
+        diagonal = torch.arange(max(table.shape), device=table.device)
+        samples.append(table[diagonal % table.shape[0], diagonal % table.shape[1]].to(torch.bfloat16))
+    return hashlib.sha256(torch.cat(samples).cpu().view(torch.uint8).numpy().tobytes()).hexdigest()

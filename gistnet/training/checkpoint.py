@@ -28,7 +28,7 @@ from gistnet.errors import CheckpointError, StorageError
 from gistnet.files import atomic_folder, storage_errors, sweep_leftovers, write_json
 from gistnet.run_folder import BEST_FILE, CHECKPOINTS_FOLDER
 
-_FORMAT = 2
+_FORMAT = 3
 _FOLDER_NAME = re.compile(r"step-(\d{8,})")
 
 
@@ -48,7 +48,7 @@ class Checkpoint:
     progress: dict[str, Any]
     """What the trainer passed in: spans seen, the stage's validations; anything JSON can hold."""
     identity: dict[str, Any]
-    """What makes the run this run: teacher fingerprint, network configuration, data set fingerprint."""
+    """What makes the run this run: teacher and its precision, network configuration, data set fingerprint."""
     optimiser_groups: list[dict[str, Any]]
     """The optimiser's parameter groups: names of the parameters and settings."""
 

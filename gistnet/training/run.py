@@ -126,7 +126,8 @@ class Run:
     def identity(self, progress: Progress) -> dict[str, Any]:
         """What a checkpoint must agree with to be resumed; stages that are still to come may change."""
         return {
-            "teacher": self.teacher.fingerprint.model_dump(mode="json", include={"config_hash", "embedding_hash"}),
+            # Neither its name nor where it was found.
+            "teacher": self.teacher.fingerprint.model_dump(mode="json", exclude={"name", "revision"}),
             "gistnet": self.gistnet.config.model_dump(mode="json"),
             "levels": len(self.gistnet.levels),
             "dataset": self.dataset.content_fingerprint,

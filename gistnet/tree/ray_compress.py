@@ -14,13 +14,13 @@ import pickle
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gistnet.errors import ConfigError, GistNetError
+from gistnet.errors import CheckpointError, ConfigError, GistNetError
 from gistnet.tree.compress import Progress, append_portions
 from gistnet.tree.encoder import Encoder
 from gistnet.tree.history import tokens_per_gist
@@ -61,18 +61,20 @@ def compress_files_with_ray(
         files, progress: as for `compress_files`.
         tree: open for writing, with `ready` as its encoder.
         ready: through which the gists reach the tree.
-        make_encoder: makes the encoder of an actor, the same as that behind `ready`; is pickled.
+        make_encoder: makes the encoder of an actor, of the same fingerprint as that behind `ready`; is pickled.
         workers: actors that make gists, each with one CPU.
         gpus_per_worker: GPUs of each, or a share of one.
         portion_tokens: given to a worker at a time; rounded so that as many levels as possible fit.
 
     Raises:
         ConfigError: Ray is not installed.
+        CheckpointError: an actor's encoder has another fingerprint.
         GistNetError: as `compress_files`, or what making or running an encoder raised.
     """
     ray = _import_ray()
     total = survey(files)
     portion_tokens = _aligned(portion_tokens, ready.span_tokens)
+    make_same = partial(_make_same, make_encoder, ready.fingerprint)
     known = {name: tree.document(name).n_tokens for name in tree.documents()}
 
     def append(tokens: NDArray[np.int64], portion: Portion) -> None:
@@ -85,14 +87,14 @@ def compress_files_with_ray(
             ray.data.from_items(rows, override_num_blocks=len(rows))
             .map_batches(
                 _Reader,
-                fn_constructor_args=(make_encoder, files, portion_tokens),
+                fn_constructor_args=(make_same, files, portion_tokens),
                 batch_size=1,
                 compute=ray.data.ActorPoolStrategy(size=1),
                 num_cpus=0,
             )
             .map_batches(
                 _Worker,
-                fn_constructor_args=(make_encoder, known),
+                fn_constructor_args=(make_same, known),
                 batch_size=1,
                 compute=ray.data.ActorPoolStrategy(size=workers),
                 num_cpus=1,
@@ -101,6 +103,13 @@ def compress_files_with_ray(
         )
         with closing(_unpack(row["packed"]) for row in dataset.iter_rows()) as portions:
             return append_portions(tree, total, portions, append, portion_tokens, progress)
+
+
+def _make_same(make_encoder: MakeEncoder, fingerprint: str) -> Encoder:
+    encoder = make_encoder()
+    if encoder.fingerprint != fingerprint:
+        raise CheckpointError(f"A worker has the GistNet {encoder.fingerprint}, expected {fingerprint} as here.")
+    return encoder
 
 
 class _Reader:

@@ -87,7 +87,7 @@ class GistTree(TreeReader):
             storage_options: what Lance needs to reach an object store.
 
         Raises:
-            DataError: there is no tree, it is damaged, or a newer version of this program wrote it.
+            DataError: there is no tree, it is damaged, or it has another format.
             TeacherError: the encoder is for another language model.
             CheckpointError: the encoder is another GistNet than the tree's.
             StorageError: the place cannot be read or written, or another writer has it.

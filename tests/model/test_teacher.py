@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from peft import LoraConfig, get_peft_model
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM
@@ -123,25 +124,67 @@ def tiny_llama(**changes: object) -> LlamaForCausalLM:
     return LlamaForCausalLM(LlamaConfig(**{**settings, **changes}))
 
 
-def test_the_fingerprint_is_that_of_the_weights_and_not_of_name_or_number_format():
-    rounded = tiny_llama().to(torch.bfloat16)
-    ours = Teacher(rounded, name="ours").fingerprint
-    wide = Teacher(tiny_llama().to(torch.bfloat16).to(torch.float32), name="theirs", revision="v2").fingerprint
-    assert ours.same_model(wide)
-    assert (wide.name, wide.revision) == ("theirs", "v2")
+@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float16, torch.float32])
+def test_a_model_is_the_same_in_any_precision_and_the_precision_is_recorded(stored, tmp_path):
+    tiny_llama().to(stored).save_pretrained(tmp_path)
+    first, *others = (
+        Teacher(
+            LlamaForCausalLM.from_pretrained(tmp_path, dtype=getattr(torch, precision)), name=precision, revision="v2"
+        ).fingerprint
+        for precision in ("bfloat16", "float32", "float64")
+    )
+    assert all(first.same_model(other) for other in others)
+    assert [each.precision for each in (first, *others)] == ["bfloat16", "float32", "float64"]
+    assert (others[0].name, others[0].revision) == ("float32", "v2")
 
 
-def test_the_fingerprint_changes_with_one_embedding_entry_and_with_a_config_field():
+def test_a_row_or_a_column_of_any_tensor_makes_another_model():
+    """Wide and tall matrices, norms, the embeddings and an untied head."""
+    model = tiny_llama()
+    original = Teacher(model, name="x").fingerprint
+    names = [name for name, _ in model.named_parameters()]
+    assert len(names) == 2 * 9 + 3
+    for name in names:
+        tensor = model.get_parameter(name)
+        for part in (tensor[-1:], tensor[..., -1:], tensor[..., tensor.shape[-1] // 2]):
+            kept = tensor.clone()
+            part.add_(0.5)
+            changed = Teacher(model, name="x").fingerprint
+            assert not original.same_model(changed), (name, part.shape)
+            assert original.config_hash == changed.config_hash
+            tensor.copy_(kept)
+    assert original.same_model(Teacher(model, name="x").fingerprint)
+
+
+def test_a_merged_adapter_makes_another_model():
+    """A LoRA of rank 1 on one projection of one layer, whose entries change by a thousandth."""
     original = Teacher(tiny_llama(), name="x").fingerprint
-    touched = tiny_llama()
-    with torch.no_grad():
-        touched.model.embed_tokens.weight[7, 3] += 0.5
-    other_entry = Teacher(touched, name="x").fingerprint
-    assert not original.same_model(other_entry)
-    assert original.config_hash == other_entry.config_hash
+    adapted = get_peft_model(tiny_llama(), LoraConfig(r=1, target_modules=r".*layers\.1\.self_attn\.q_proj"))
+    for name, parameter in adapted.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.constant_(parameter, 0.03)
+    merged = Teacher(adapted.merge_and_unload(), name="x").fingerprint
+    assert not original.same_model(merged)
+    assert original.config_hash == merged.config_hash
+
+
+def test_a_model_is_the_same_when_it_is_checkpointed_or_compiled():
+    plain, other = (Teacher(tiny_llama(), name="x") for _ in range(2))
+    other.enable_gradient_checkpointing()
+    other.compile_layers(backend="eager")
+    assert Teacher(other.model, name="x").fingerprint == plain.fingerprint
+
+
+def test_a_model_in_float16_is_refused():
+    with pytest.raises(TeacherError, match="float16"):
+        Teacher(tiny_llama().to(torch.float16), name="x")
+
+
+def test_the_fingerprint_changes_with_a_config_field():
+    original = Teacher(tiny_llama(), name="x").fingerprint
     other_norm = Teacher(tiny_llama(rms_norm_eps=1e-3), name="x").fingerprint
     assert not original.same_model(other_norm)
-    assert original.embedding_hash == other_norm.embedding_hash
+    assert original.weights_hash == other_norm.weights_hash
     other_rope = tiny_llama(rope_parameters={"rope_type": "default", "rope_theta": 5e5})
     assert not original.same_model(Teacher(other_rope, name="x").fingerprint)
 

@@ -34,7 +34,9 @@ def network(positions: str = "end", teacher: str = "smollm2-135m") -> SavedGistN
         dim=576,
         level=0,
         positions=positions,
-        teacher=TeacherFingerprint(name=teacher, revision=None, config_hash="1", embedding_hash="2"),
+        teacher=TeacherFingerprint(
+            name=teacher, revision=None, precision="bfloat16", config_hash="1", weights_hash="2"
+        ),
         trained_parameters=1,
         frozen_parameters=0,
         flops_per_span=1,

@@ -188,9 +188,9 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
 
 def test_another_format_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as future:
-        future.setattr(checkpoint_module, "_FORMAT", 3)
+        future.setattr(checkpoint_module, "_FORMAT", 9)
         folder = save(tmp_path)
-    with pytest.raises(CheckpointError, match="format 3, expected 2"):
+    with pytest.raises(CheckpointError, match="format 9, expected 3"):
         load_checkpoint(folder)
 
 

@@ -1,6 +1,7 @@
 """A GistNet as the encoder of a tree: the same bits in any portions, level on level, and what is refused."""
 
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from gistnet.model.gistnet import GistNet
 from gistnet.model.span_context import SpanContext
 from gistnet.model.teacher import Teacher
 from gistnet.tree.gist_encoder import GistEncoder
+from gistnet.tree.tree import GistTree
 from tests.gistnets import context_gistnet, woken_gistnet
 from tests.teachers import tiny_teacher
 
@@ -96,6 +98,24 @@ def test_the_fingerprint_names_the_weights_of_every_level(teacher: Teacher, enco
 def test_the_gistnet_of_another_teacher_is_refused(teacher: Teacher) -> None:
     with pytest.raises(CheckpointError, match=r"trained with tiny-llama.*got the teacher tiny-qwen3"):
         GistEncoder(tiny_teacher("qwen3", torch.float32), woken_gistnet(teacher, 1))
+
+
+def test_a_tree_is_continued_in_its_precision_alone_and_keeps_that_of_gists_made_anew(
+    teacher: Teacher, encoder: GistEncoder, tmp_path: Path
+) -> None:
+    wide_teacher = tiny_teacher("llama", torch.float64)
+    wide = GistEncoder(wide_teacher, woken_gistnet(wide_teacher, 2))
+    tokens = np.random.default_rng(0).integers(0, 97, 100)
+    with GistTree.create(tmp_path / "tree", encoder) as tree:
+        tree.append(tokens)
+        assert tree.info().teacher.precision == "float32"
+    with pytest.raises(CheckpointError, match=r"float32.*float64"):
+        GistTree.open(tmp_path / "tree", wide, writable=True)
+    with GistTree.open(tmp_path / "tree", writable=True) as tree:
+        tree.regist(wide)
+    with GistTree.open(tmp_path / "tree", wide, writable=True) as tree:
+        assert tree.info().teacher == wide.teacher
+        assert tree.verify().ok
 
 
 def test_what_cannot_be_encoded_is_refused(teacher: Teacher, encoder: GistEncoder) -> None:

@@ -15,10 +15,11 @@ import pytest
 from numpy.typing import NDArray
 
 from benchmarks.stub_encoder import StubEncoder
-from gistnet.errors import ConfigError, DataError
+from gistnet.errors import CheckpointError, ConfigError, DataError
 from gistnet.tree.compress import Progress, compress_files
 from gistnet.tree.ray_compress import (
     _aligned,
+    _make_same,
     _pack,
     _Reader,
     _unpack,
@@ -146,6 +147,12 @@ def test_what_an_actor_refuses_reaches_us_in_its_words(tmp_path: Path) -> None:
     (batch,) = _Reader(cannot_load, files, 64)({"packed": [_pack(file)]})
     with pytest.raises(DataError, match=r"^Got no checkpoint, expected one\.$"):
         _unpack(batch["packed"][0])
+
+
+def test_an_actor_with_another_gistnet_is_refused() -> None:
+    assert _make_same(lambda: ENCODER, ENCODER.fingerprint) is ENCODER
+    with pytest.raises(CheckpointError, match=f"expected {ENCODER.fingerprint}"):
+        _make_same(lambda: StubEncoder(ENCODER.seed + 1, levels=ENCODER.levels), ENCODER.fingerprint)
 
 
 def test_without_ray_the_package_to_install_is_named(

@@ -70,7 +70,7 @@ def test_afterwards_the_tree_writes_with_the_new_encoder(filled: GistTree, tmp_p
     filled.append(TOKENS, "third")
     assert made_by(filled, StubEncoder(2), "third")
     filled.close()
-    with pytest.raises(CheckpointError, match="made by the GistNet stub0002, got stub0001"):
+    with pytest.raises(CheckpointError, match=r"stub0002.*got stub0001"):
         GistTree.open(tmp_path / "tree", StubEncoder(1))
 
 

@@ -15,6 +15,7 @@ from benchmarks.stub_encoder import StubEncoder
 from gistnet.errors import CheckpointError, DataError, StorageError
 from gistnet.tree import tree as tree_module
 from gistnet.tree.storage import catalog, compact, location, transaction
+from gistnet.tree.storage.catalog import FORMAT_VERSION
 from gistnet.tree.storage.lock import FileLock
 from gistnet.tree.tree import GistTree
 
@@ -385,10 +386,10 @@ def test_file_uris_are_local_folders(tmp_path: Path, stub: StubEncoder) -> None:
 
 
 @pytest.mark.parametrize("opening", [GistTree.open, lambda path: GistTree.open(path, writable=True)])
-def test_a_newer_format_is_refused(tree: GistTree, tmp_path: Path, opening: Callable[[Path], GistTree]) -> None:
+def test_another_format_is_refused(tree: GistTree, tmp_path: Path, opening: Callable[[Path], GistTree]) -> None:
     tree.append(TOKENS[:50])
-    state = tree._current.catalog.state.model_copy(update={"format": 2})
+    state = tree._current.catalog.state.model_copy(update={"format": FORMAT_VERSION + 1})
     transaction.commit(tree._current, state)
     tree.close()
-    with pytest.raises(DataError, match=r"has format 2, expected 1 at most: a newer version of gistnet wrote it\.$"):
+    with pytest.raises(DataError, match=f"format {FORMAT_VERSION + 1}, expected {FORMAT_VERSION}"):
         opening(tmp_path / "tree")

@@ -23,7 +23,7 @@ from gistnet.tree.storage.location import Location, flush_to_disk
 from gistnet.tree.storage.tables import Table
 
 NAME = "catalog"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _STATE, _CHECKSUM = b"gistnet.tree", b"gistnet.checksum"
 
 
@@ -55,6 +55,7 @@ class TreeState(Section):
 
     format: int
     teacher: TeacherFingerprint
+    """In the precision in which the active GistNet read the tokens."""
     vocabulary_size: int
     active: GistVersion
     """Whose gists are read."""
@@ -103,7 +104,7 @@ def read(location: Location, generation: int | None = None) -> Catalog:
     """A generation of the tree, by default the newest.
 
     Raises:
-        DataError: there is no tree, or a newer version of this program wrote it, or the catalog is damaged.
+        DataError: there is no tree, or it has another format, or the catalog is damaged.
         StorageError: it cannot be read.
     """
     if not exists(location):
@@ -113,11 +114,8 @@ def read(location: Location, generation: int | None = None) -> Catalog:
     rows = table.scan(_SCHEMA.names)
     try:
         plain = json.loads(metadata[_STATE])
-        if plain["format"] > FORMAT_VERSION:
-            raise DataError(
-                f"The tree {location.uri} has format {plain['format']}, expected {FORMAT_VERSION} at most: "
-                "a newer version of gistnet wrote it."
-            )
+        if plain["format"] != FORMAT_VERSION:  # its other fields may mean anything
+            raise DataError(f"The tree {location.uri} has format {plain['format']}, expected {FORMAT_VERSION}.")
         if int(metadata[_CHECKSUM]) != _checksum(metadata[_STATE], rows):
             raise DataError(f"The catalog of the tree {location.uri} is damaged: its checksum does not match.")
         state = TreeState.model_validate(plain)

@@ -64,7 +64,7 @@ def load(location: Location, earlier: Snapshot | None = None, *, pinned: bool = 
         pinned: False where nobody but ourselves could clean it, as for the one who writes.
 
     Raises:
-        DataError: there is no tree, or it is damaged, or a newer version of this program wrote it.
+        DataError: there is no tree, or it is damaged, or it has another format.
         StorageError: it cannot be read.
     """
     folder = location.folder
@@ -80,7 +80,8 @@ def require_encoder(snapshot: Snapshot, encoder: Encoder, *, same_version: bool 
 
     Raises:
         TeacherError: it is for another language model.
-        CheckpointError: it is another GistNet than the tree's, and `same_version` is asked for.
+        CheckpointError: it is another GistNet than the tree's, or its teacher has another precision, and `same_version`
+            is asked for.
     """
     state, uri = snapshot.catalog.state, snapshot.location.uri
     if not state.teacher.same_model(encoder.teacher):
@@ -90,6 +91,7 @@ def require_encoder(snapshot: Snapshot, encoder: Encoder, *, same_version: bool 
     ours, theirs = state.active, gist_version(encoder)
     if same_version and ours != theirs:
         raise CheckpointError(
-            f"The gists of the tree {uri} were made by the GistNet {ours.fingerprint}, got {theirs.fingerprint}: "
+            f"The gists of the tree {uri} were made by the GistNet {ours.fingerprint} (teacher in "
+            f"{state.teacher.precision}), got {theirs.fingerprint} (teacher in {encoder.teacher.precision}): "
             "open the tree without an encoder and call regist to make them anew."
         )

@@ -56,7 +56,8 @@ def regist(snapshot: Snapshot, encoder: Encoder) -> Snapshot:
         snapshot = commit(snapshot, state)
     state = snapshot.catalog.state
     kept, retired = _retire(snapshot, state.active.fingerprint)
-    update = {"active": state.pending, "pending": None, "tables": kept, "retired": retired}
+    done = {"active": state.pending, "pending": None, "teacher": encoder.teacher}  # in another precision, perhaps
+    update = done | {"tables": kept, "retired": retired}
     return commit(snapshot, state.model_copy(update=update), view.catalog.documents)
 
 
