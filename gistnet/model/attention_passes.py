@@ -22,6 +22,24 @@ class BidirectionalPass:
     """Whole spans whose tokens all see each other, those before and those after."""
 
 
+class KeysAndValues(Exception):
+    """Ends a layer's forward pass at its attention, with what that was to attend to.
+
+    Attributes:
+        keys: `[spans, key_value_heads, tokens, head_dim]`, after RoPE.
+        values: `[spans, key_value_heads, tokens, head_dim]`.
+    """
+
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
+        super().__init__()
+        self.keys, self.values = keys, values
+
+
+@dataclass(frozen=True)
+class KeysPass:
+    """Tokens of which a layer is to make keys and values and nothing else; its attention raises `KeysAndValues`."""
+
+
 @dataclass(frozen=True)
 class LastTokenPass:
     """Each span's last token alone, which sees the tokens before it by keys and values that are given.

@@ -96,7 +96,6 @@ class GistNet(nn.Module):
         if config.architecture == "teacher_lora":
             tokens_width, self.depth = self.dim, self.choices.token_layers
             self.teacher_layers = teacher.copy_layers(self.choices.teacher_layers)
-            self.teacher_layers.require_last_token(self.choices.token_layers, self.dim)
             self.teacher_layers.adapt(config.lora_rank, config.lora_alpha)
             blocks = 0
             if self.reads_context:

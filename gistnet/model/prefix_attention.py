@@ -20,7 +20,14 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from gistnet.kernels.gate import shown_exact
-from gistnet.model.attention_passes import BidirectionalPass, BranchPass, DocumentPass, LastTokenPass
+from gistnet.model.attention_passes import (
+    BidirectionalPass,
+    BranchPass,
+    DocumentPass,
+    KeysAndValues,
+    KeysPass,
+    LastTokenPass,
+)
 from gistnet.model.two_part_attention import TwoPartAttention
 
 ATTENTION_NAME = "gistnet_shared_prefix"
@@ -36,7 +43,7 @@ def attention(
     *,
     scaling: float | None = None,
     sliding_window: int | None = None,
-    running_pass: DocumentPass | BranchPass | LastTokenPass | BidirectionalPass | None = None,
+    running_pass: DocumentPass | BranchPass | KeysPass | LastTokenPass | BidirectionalPass | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """The function that every attention layer of a teacher calls.
@@ -45,11 +52,18 @@ def attention(
     serves for anything else (generation, the plain forward of a test) unchanged.
 
     Shapes: query `[batch, heads, length, head_dim]`, key and value `[batch, key_value_heads, length, head_dim]`;
-    returns `[batch, length, heads, head_dim]`.
+    returns `[batch, length, heads, head_dim]`. The head_dim of values, and of what is returned, may be another one.
+
+    Raises:
+        KeysAndValues: in a `KeysPass`.
     """
     if running_pass is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    value_dim = value.shape[-1]
+    query, key, value = equally_wide(query, key, value)
+    if isinstance(running_pass, KeysPass):
+        raise KeysAndValues(key, value)
     layer = int(module.layer_idx)  # type: ignore[arg-type]
     if isinstance(running_pass, DocumentPass):
         running_pass.keys[layer], running_pass.values[layer] = key, value
@@ -61,7 +75,16 @@ def attention(
         out = nn.functional.scaled_dot_product_attention(query, key, value, scale=scale, enable_gqa=many)
     else:
         out = _branch_attention(query, key, value, running_pass, layer, scale, sliding_window)
-    return out.transpose(1, 2).contiguous(), None
+    return out[..., :value_dim].transpose(1, 2).contiguous(), None
+
+
+def equally_wide(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The three with one head_dim: zeros fill up the narrower, as the values of DeepSeek are, and change no product."""
+    widest = max(query.shape[-1], value.shape[-1])
+    if query.shape[-1] == value.shape[-1]:
+        return query, key, value
+    query, key, value = (nn.functional.pad(part, (0, widest - part.shape[-1])) for part in (query, key, value))
+    return query, key, value
 
 
 AttentionInterface.register(ATTENTION_NAME, attention)

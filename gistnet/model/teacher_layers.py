@@ -6,9 +6,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from gistnet.errors import TeacherError
-from gistnet.model.attention_passes import BidirectionalPass, BranchPass, DocumentPass, LastTokenPass
+from gistnet.model.attention_passes import (
+    BidirectionalPass,
+    BranchPass,
+    DocumentPass,
+    KeysAndValues,
+    KeysPass,
+    LastTokenPass,
+)
 from gistnet.model.layers import attention_flops, matmul_flops
 
 
@@ -61,19 +69,19 @@ class TeacherLayers(nn.Module):
 
         The tokens before it stay as they are, and give each layer its keys and values from there: a state changes
         little from layer to layer, and the projections of keys and values are a small part of a layer.
+
+        Raises:
+            TeacherError: a layer does not reach the attention that its model was given.
         """
         position_ids = torch.arange(hidden.shape[1], device=hidden.device)[None]
         before, state = hidden[:, :-1], hidden[:, -1:]
         for index in range(first, last):
-            cosines, sines = self._rotations(hidden, position_ids, index)
             state = self.layers[index](
                 state,
                 attention_mask=None,
                 position_ids=position_ids[:, -1:],
-                position_embeddings=(cosines[:, -1:], sines[:, -1:]),
-                running_pass=LastTokenPass(
-                    *_keys_and_values(self.layers[index], before, cosines[:, :-1], sines[:, :-1])
-                ),
+                position_embeddings=self._rotations(state, position_ids[:, -1:], index),
+                running_pass=LastTokenPass(*self._keys_and_values(before, position_ids[:, :-1], index)),
             )
         return state[:, 0]
 
@@ -95,40 +103,39 @@ class TeacherLayers(nn.Module):
             )
         return state[:, 0]
 
-    @torch.no_grad()
-    def require_last_token(self, first: int, hidden_size: int) -> None:
-        """Make sure that from layer `first` on `last_token` gives layers the keys and values that they make themselves.
-
-        Raises:
-            TeacherError: a layer makes them in another way.
-        """
-        parameter = next(self.layers.parameters())
-        if parameter.is_meta:
-            return
-        hidden = torch.linspace(-1, 1, 3 * hidden_size, device=parameter.device).to(parameter.dtype)
-        hidden = hidden.view(1, 3, hidden_size)
-        position_ids = torch.arange(3, device=parameter.device)[None]
-        for index in range(first, len(self.layers)):
-            rotations = self._rotations(hidden, position_ids, index)
-            own = DocumentPass()
-            options = {"position_ids": position_ids, "position_embeddings": rotations, "running_pass": own}
-            self.layers[index](hidden, attention_mask=None, **options)
-            given = _keys_and_values(self.layers[index], hidden, *rotations)
-            made = (next(iter(own.keys.values())), next(iter(own.values.values())))
-            if not all(torch.allclose(a, b, rtol=1e-2, atol=1e-3) for a, b in zip(given, made, strict=True)):
-                raise TeacherError(
-                    f"Layer {index} of the teacher makes its keys and values in a way that is not known; expected "
-                    "token_layers to be all of teacher_layers."
-                )
-
     def flops(self, length: int, token_layers: int, width: int) -> int:
         """Forward FLOPs of a span: `length` tokens through `token_layers` layers, the last one through all others."""
         whole, deep = self.layers[:token_layers], self.layers[token_layers:]
         flops = matmul_flops(length, whole) + len(whole) * attention_flops(length, length, width)
-        for layer in deep:
-            projections: list[nn.Module] = [layer.self_attn.k_proj, layer.self_attn.v_proj]  # type: ignore[list-item, union-attr]
-            flops += matmul_flops(length - 1, *projections)
+        for index in range(token_layers, len(self.layers)) if length > 1 else ():
+            flops += (length - 1) * self._flops_of_keys_and_values(index, width)
         return flops + matmul_flops(1, deep) + len(deep) * attention_flops(1, length, width)
+
+    def _keys_and_values(self, hidden: Tensor, position_ids: Tensor, index: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of tokens `[spans, tokens, dim]`, by the layer itself, whose pass ends at its attention.
+
+        So they are right for any family, whatever its norms, projections and rotations. Shapes: as `KeysAndValues`.
+        """
+        try:
+            _without_queries(self.layers[index])(
+                hidden,
+                attention_mask=None,
+                position_ids=position_ids,
+                position_embeddings=self._rotations(hidden, position_ids, index),
+                running_pass=KeysPass(),
+            )
+        except KeysAndValues as made:
+            return made.keys, made.values
+        raise TeacherError(f"Layer {index} of the teacher does not call the attention that its model was given.")
+
+    @torch.no_grad()
+    def _flops_of_keys_and_values(self, index: int, width: int) -> int:
+        """Forward FLOPs of one token's keys and values."""
+        weight = next(parameter for parameter in self.layers.parameters() if not parameter.requires_grad)
+        token = torch.zeros(1, 1, width, dtype=weight.dtype, device=weight.device)
+        with FlopCounterMode(display=False) as counter:
+            self._keys_and_values(token, torch.zeros(1, 1, dtype=torch.long, device=weight.device), index)
+        return counter.get_total_flops()
 
     def _rotations(self, hidden: Tensor, position_ids: Tensor, index: int) -> Any:
         # Families with sliding layers (Gemma 3) rotate those by another base, and ask which kind of layer it is.
@@ -137,20 +144,28 @@ class TeacherLayers(nn.Module):
         return self.rotary_embedding(hidden, position_ids)
 
 
-def _keys_and_values(layer: Any, hidden: Tensor, cosines: Tensor, sines: Tensor) -> tuple[Tensor, Tensor]:
-    """What a layer's attention would make of states `[spans, tokens, dim]`: `[spans, heads, tokens, head_dim]` each.
+class _NoQueries(nn.Module):
+    """Zeros in place of a projection, which cost nothing."""
 
-    By the parts that the families have in common: a norm, two projections, a norm of the keys, RoPE on halves.
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """`[..., dim]` → `[..., width]`."""
+        return hidden.new_zeros(()).expand(*hidden.shape[:-1], self.width)
+
+
+def _without_queries(layer: nn.Module) -> nn.Module:
+    """The same layer, sharing all its modules, except that a `q_proj` of its attention gives zeros.
+
+    That saves time and nothing else. Where queries, keys and values come out of one product, they are made together.
     """
-    attention = layer.self_attn
-    normed = layer.input_layernorm(hidden)
-    heads = (*hidden.shape[:-1], -1, attention.head_dim)
-    keys, values = attention.k_proj(normed).view(heads), attention.v_proj(normed).view(heads)
-    if hasattr(attention, "k_norm"):
-        keys = attention.k_norm(keys)
-    keys, values = keys.transpose(1, 2), values.transpose(1, 2)
-    if getattr(attention, "use_rope", True):  # SmolLM3 has layers without
-        first, second = keys.chunk(2, dim=-1)
-        turned = torch.cat([-second, first], dim=-1)
-        keys = keys * cosines[:, None] + turned * sines[:, None]
-    return keys, values
+    shallow = copy.copy(layer)
+    shallow._modules = dict(layer._modules)
+    for name, part in layer.named_children():
+        if isinstance(getattr(part, "q_proj", None), nn.Module):
+            attention = copy.copy(part)
+            attention._modules = {**part._modules, "q_proj": _NoQueries(part.q_proj.out_features)}  # type: ignore[arg-type, union-attr]
+            shallow._modules[name] = attention
+    return shallow

@@ -60,24 +60,39 @@ def require_exact(teacher: Teacher, *, tolerance_nats: float = 0.02) -> None:
     """Hold the engine against the loop on a few random stretches, for a teacher of a family that no test covers.
 
     Raises:
-        TeacherError: their predictions differ by more than `tolerance_nats` of mean KL per token (room for bfloat16).
+        TeacherError: their predictions differ by more than `tolerance_nats` of mean KL per token (room for bfloat16),
+            or one of the two fails.
     """
-    if teacher.config.model_type in VERIFIED_FAMILIES:
+    family = teacher.config.model_type
+    if family in VERIFIED_FAMILIES:
         return
+    try:
+        difference = _difference_in_nats(teacher)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # code of a family that nobody has tried may raise anything
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        raise TeacherError(
+            f"'{teacher.name}' cannot be a teacher: reading a few tokens with its type ({family}) fails ({reason})."
+        ) from error
+    if not difference < tolerance_nats:
+        raise TeacherError(
+            f"'{teacher.name}' cannot be a teacher: for its type ({family}) the shared-prefix engine differs from "
+            f"plain forwards by {difference:.3f} nats, more than {tolerance_nats}."
+        )
+
+
+@torch.no_grad()
+def _difference_in_nats(teacher: Teacher) -> float:
+    """Mean KL per token between engine and loop, plus how far the head's log probabilities are from the model's own."""
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(0, teacher.vocabulary_size, (1, 96), generator=generator).to(teacher.device)
     starts = torch.tensor([3, 40], device=teacher.device)
     stretches = Stretches(tokens, torch.zeros_like(starts), starts, span_tokens=32, gists=1, horizon=8)
     stand_ins = gist_stand_ins(stretches, teacher.embed(stretches.replaced[:, -1:]), "center")
-    with torch.no_grad():
-        engine = replaced_hidden(teacher, teacher.read_windows(tokens), stretches, stand_ins)
-        loop = torch.stack([reference_replaced_hidden(teacher, stretches, stand_ins, branch) for branch in (0, 1)])
-        plain = teacher.model(inputs_embeds=teacher.embed(tokens), use_cache=False).logits[:, -1]
-        head = teacher.logits(teacher.read_windows(tokens).hidden[:, -1])
-        difference = float(token_losses(teacher, loop, engine, stretches.targets).kl.mean())
-        difference += float((plain.float().log_softmax(-1) - head.float().log_softmax(-1)).abs().mean())
-    if not difference < tolerance_nats:
-        raise TeacherError(
-            f"'{teacher.name}' cannot be a teacher: for its type ({teacher.config.model_type}) the shared-prefix "
-            f"engine differs from plain forwards by {difference:.3f} nats, more than {tolerance_nats}."
-        )
+    engine = replaced_hidden(teacher, teacher.read_windows(tokens), stretches, stand_ins)
+    loop = torch.stack([reference_replaced_hidden(teacher, stretches, stand_ins, branch) for branch in (0, 1)])
+    plain = teacher.model(inputs_embeds=teacher.embed(tokens), use_cache=False).logits[:, -1]
+    head = teacher.logits(teacher.read_windows(tokens).hidden[:, -1])
+    difference = float(token_losses(teacher, loop, engine, stretches.targets).kl.mean())
+    return difference + float((plain.float().log_softmax(-1) - head.float().log_softmax(-1)).abs().mean())

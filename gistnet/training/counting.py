@@ -21,6 +21,7 @@ from transformers.masking_utils import sdpa_mask
 from gistnet.model.attention_passes import DocumentPass
 from gistnet.model.gistnet import GistNet
 from gistnet.model.layers import Dropout
+from gistnet.model.prefix_attention import equally_wide
 from gistnet.model.span_context import SpanContext
 from gistnet.model.teacher import ReadWindows, Teacher
 from gistnet.model.teacher_layers import TeacherLayers
@@ -112,11 +113,13 @@ def _attention(
     running_pass: object,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
+    value_dim = value.shape[-1]
+    query, key, value = equally_wide(query, key, value)
     if isinstance(running_pass, DocumentPass):
         layer = int(module.layer_idx)  # type: ignore[arg-type]
         running_pass.keys[layer], running_pass.values[layer] = key, value
     out: Tensor = _CountedAttention.apply(query, key, value)
-    return out.transpose(1, 2).contiguous(), None
+    return out[..., :value_dim].transpose(1, 2).contiguous(), None
 
 
 AttentionInterface.register(_COUNTED_ATTENTION, _attention)
