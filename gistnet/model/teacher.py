@@ -10,6 +10,7 @@ Three passes are all that training and evaluation need of it:
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -18,7 +19,6 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
@@ -129,13 +129,21 @@ class Teacher:
         source, revision, options = _source(config)
         with _loading(config):
             model_config = AutoConfig.from_pretrained(source, **options)
-            refuse_unsupported(model_config, config.name)
+        refuse_unsupported(model_config, config.name)
+        with _loading(config):
             model, loading = AutoModelForCausalLM.from_pretrained(
                 source,
                 dtype=getattr(torch, config.precision),
                 use_safetensors=True,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # refused below, by name and shape
                 **options,
+            )
+        if mismatched := sorted(loading["mismatched_keys"]):
+            weight, got, expected = mismatched[0]
+            raise TeacherError(
+                f"'{config.name}' cannot be a teacher: {len(mismatched)} of its weights have another shape than its "
+                f"configuration says, first {weight}, {list(got)} and not {list(expected)}."
             )
         if missing := sorted(loading["missing_keys"]):
             # transformers makes up what it does not find.
@@ -168,9 +176,10 @@ class Teacher:
             TeacherError: there is no such model, it is not a causal language model, or its kind is not supported.
         """
         source, revision, options = _source(config)
-        with _loading(config), torch.device("meta"):
+        with _loading(config):
             model_config = AutoConfig.from_pretrained(source, **options)
-            refuse_unsupported(model_config, config.name)
+        refuse_unsupported(model_config, config.name)
+        with _loading(config), torch.device("meta"):
             model = AutoModelForCausalLM.from_config(
                 model_config, dtype=getattr(torch, config.precision), trust_remote_code=config.trust_remote_code
             )
@@ -359,7 +368,8 @@ def load_tokenizer(config: TeacherConfig) -> TeacherTokenizer:
     """
     source, _, options = _source(config)
     with _loading(config):
-        return TeacherTokenizer(AutoTokenizer.from_pretrained(source, **options))
+        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+    return TeacherTokenizer(tokenizer)
 
 
 def _source(config: TeacherConfig) -> tuple[str, str | None, dict[str, Any]]:
@@ -374,10 +384,18 @@ def _source(config: TeacherConfig) -> tuple[str, str | None, dict[str, Any]]:
 
 @contextmanager
 def _loading(config: TeacherConfig) -> Iterator[None]:
+    """Turn whatever other libraries raise while they read a model's files into a `TeacherError`.
+
+    For their calls alone: in ours, such an error would be a bug, and keeps its traceback.
+    """
     try:
         yield
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a panic in the Rust code of tokenizers is no Exception
+        # The first line says what is wrong; one that ends in a colon goes on in the next.
+        line = re.split(r"(?<!:)\n", str(error).strip())[0] or type(error).__name__
+        reason = " ".join(line.split()).rstrip(".")
         raise TeacherError(
             f"Could not load '{config.name}' as a teacher: expected the embedded '{EMBEDDED_TEACHER}', a causal "
             f"language model of the Hugging Face Hub, or a local folder with one in safetensors ({reason})."

@@ -1,6 +1,8 @@
 """The teacher: which models are refused and why, what identifies one, and that it computes what transformers does."""
 
+import json
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from gistnet.errors import TeacherError
+from gistnet.model import teacher as teacher_module
 from gistnet.model.teacher import Teacher, TeacherConfig, load_tokenizer
 from gistnet.model.teacher_support import refuse_unsupported
 from gistnet.objective import reference
@@ -233,6 +236,83 @@ def test_a_folder_that_is_not_a_whole_model_is_refused(teacher_folder, tmp_path,
     expected = "weights are missing, first .*up_proj" if damage == "a missing tensor" else "Could not load"
     with pytest.raises(TeacherError, match=expected):
         Teacher.from_pretrained(str(folder))
+
+
+def newer_tokenizer(folder: Path) -> str:
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["model"]["type"] = "SomethingNewer"
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    return "ModelUntagged|data did not match"
+
+
+def configured(folder: Path, **changes: object) -> None:
+    content = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(content | changes))
+
+
+def quantised_by_a_package_that_is_not_here(folder: Path) -> str:
+    configured(folder, quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True})
+    return "bitsandbytes"
+
+
+def other_shapes(folder: Path) -> str:
+    configured(folder, intermediate_size=64)
+    return r"6 of its weights.*down_proj\.weight, \[32, 48\] and not \[32, 64\]"
+
+
+def number_in_quotes(folder: Path) -> str:
+    configured(folder, num_hidden_layers="2")
+    return "num_hidden_layers.*expected int, got str"
+
+
+NEEDS_NO_BITSANDBYTES = pytest.mark.skipif(find_spec("bitsandbytes") is not None, reason="bitsandbytes is installed")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        newer_tokenizer,
+        pytest.param(quantised_by_a_package_that_is_not_here, marks=NEEDS_NO_BITSANDBYTES),
+        other_shapes,
+        number_in_quotes,
+    ],
+)
+def test_what_other_libraries_raise_while_they_load_becomes_one_sentence(teacher_folder, tmp_path, damage):
+    folder = tmp_path / "teacher"
+    shutil.copytree(teacher_folder, folder)
+    reason = damage(folder)
+    with pytest.raises(TeacherError, match=reason) as refusal:
+        Teacher.from_pretrained(str(folder))
+    assert str(folder) in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+class Panic(BaseException):
+    """As the Rust code of tokenizers raises where it panics."""
+
+
+@pytest.mark.parametrize("raised", [Panic("index out of bounds"), MemoryError(), TypeError("unhashable")])
+def test_so_does_a_panic_but_no_interruption(teacher_folder, monkeypatch, raised):
+    def fail(*arguments: object, **options: object) -> None:
+        raise raised
+
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", fail)
+    with pytest.raises(TeacherError, match=str(raised) or type(raised).__name__):
+        load_tokenizer(TeacherConfig(name=str(teacher_folder)))
+    raised = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        load_tokenizer(TeacherConfig(name=str(teacher_folder)))
+
+
+def test_a_bug_of_ours_keeps_its_traceback(teacher_folder, monkeypatch):
+    def fail(*arguments: object) -> None:
+        raise KeyError("ours")
+
+    for name in ("refuse_unsupported", "TeacherTokenizer"):
+        with monkeypatch.context() as broken:
+            broken.setattr(teacher_module, name, fail)
+            with pytest.raises(KeyError, match="ours"):
+                Teacher.from_pretrained(str(teacher_folder))
 
 
 def test_an_unsupported_folder_is_refused_before_its_weights_are_looked_for(tmp_path):
