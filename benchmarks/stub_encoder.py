@@ -39,7 +39,7 @@ class StubEncoder:
         """Other seeds, other weights."""
         return f"stub{self.seed:04d}"
 
-    def tokenize(self, text: str) -> NDArray[np.int64]:
+    def tokenize(self, text: str, *, continued: bool = False) -> NDArray[np.int64]:
         """The bytes of the text."""
         return np.frombuffer(text.encode(), dtype=np.uint8).astype(np.int64)
 

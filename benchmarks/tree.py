@@ -34,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # so that `python benchma
 from benchmarks.machine import describe_machine
 from benchmarks.stub_encoder import StubEncoder
 from gistnet.data.installation import read_installation
-from gistnet.data.tokenise import pieces_of
+from gistnet.data.tokenise import Tokenize, pieces_of
 from gistnet.model.gistnet import GistNet, GistNetConfig
 from gistnet.model.teacher import Teacher, TeacherConfig, load_tokenizer
 from gistnet.tree.compress import compress_files
@@ -42,7 +42,7 @@ from gistnet.tree.encoder import Encoder
 from gistnet.tree.gist_encoder import GistEncoder
 from gistnet.tree.history import count_gists
 from gistnet.tree.progress import CompressionDisplay
-from gistnet.tree.texts import TextFiles, Tokenize, read_texts
+from gistnet.tree.texts import TextFiles, read_texts
 from gistnet.tree.tree import GistTree
 from gistnet.tree_session import LoadEncoder
 
@@ -59,9 +59,9 @@ def book(texts: Iterable[str], tokenize: Tokenize, n_tokens: int) -> str:
         if len(joined) >= 6 * n_tokens:
             break
     found, kept = 0, []
-    for piece in pieces_of(joined, 2000):
+    for piece in pieces_of(joined, tokenize, 2000):
         kept.append(piece)
-        found += len(tokenize(piece))
+        found += len(tokenize(piece, continued=found > 0))
         if found >= n_tokens:
             break
     return "".join(kept)
@@ -161,7 +161,7 @@ def write_book(path: Path, text: Path | None, n_tokens: int) -> None:
         texts = (text for _, text in read_installation("narrative"))
     else:
         texts = ("".join(blocks) for _, blocks in read_texts(TextFiles(paths=(str(text),))))
-    content = book(texts, lambda piece: np.array(tokenizer.encode_batch([piece])[0]), n_tokens)
+    content = book(texts, tokenizer.encode, n_tokens)
     path.write_text(content, encoding="utf-8")
 
 

@@ -4,9 +4,9 @@
     print(generate(history, "Who crossed the bridge?", teacher=teacher, budget=512).text)
 
 Where the tokenizer has a chat template, document and prompt are one turn of the user: the document, an empty line, the
-prompt. The template is rendered around a marker in the document's place and cut there, so that every special token is
-the template's own and the document's tokens are exactly those that were compressed. Without a template the prompt
-follows the document, as text.
+prompt. The template is rendered around a marker for the document and cut there and at the prompt, so that every control
+token is the template's own, whatever the prompt says, and the document's tokens are exactly those that were compressed.
+Without a template the prompt follows the document, as text.
 """
 
 import copy
@@ -14,6 +14,7 @@ import hashlib
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from transformers import GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
@@ -22,7 +23,7 @@ from gistnet.context.plan import Plan, default_plan
 from gistnet.context.reading import continue_context
 from gistnet.errors import ConfigError, DataError, TeacherError
 from gistnet.model.teacher import Teacher
-from gistnet.model.tokenizer import TeacherTokenizer
+from gistnet.model.tokenizer import TeacherTokenizer, require_unicode
 from gistnet.positions import Positions
 from gistnet.tree.history import History
 
@@ -74,13 +75,15 @@ def generate(
             (Repetition penalties see the new tokens only: gists have no ids.)
 
     Raises:
-        DataError: the prompt is empty, or the plan does not fit the document.
+        DataError: the prompt is empty or not valid Unicode, or the plan does not fit the document.
         ConfigError: the budget has no room for the document beside prompt and sink; both or neither of budget and plan;
             an unknown or impossible option; positions beyond those the teacher was trained for.
-        TeacherError: the teacher has no tokenizer, or no chat template and one was asked for.
+        TeacherError: the teacher has no tokenizer, or no chat template and one was asked for; or its template does not
+            render a conversation of one user's turn.
     """
     if not prompt.strip():
         raise DataError("Got an empty prompt, expected something for the teacher to continue or answer.")
+    require_unicode(prompt, "a prompt")
     if teacher.tokenizer is None:
         raise TeacherError(f"{teacher.name} has no tokenizer, expected one to read the prompt.")
     settings = _generation_settings(teacher, max_new_tokens, options)
@@ -91,7 +94,13 @@ def generate(
         got = "neither" if plan is None else "both"
         raise ConfigError(f"Got {got} of a budget and a plan, expected one of them.")
     context = assemble(history, plan, teacher, positions=positions, before=before, after=after)
-    tokens, _ = continue_context(teacher, context, settings, streamer)
+    try:
+        tokens, _ = continue_context(teacher, context, settings, streamer)
+    except (ValueError, TypeError, LookupError, RuntimeError) as error:
+        # Many options are looked at only when tokens are made. Without any, nothing of the caller's is to blame.
+        if not options or isinstance(error, (torch.OutOfMemoryError, UnicodeError)):
+            raise
+        raise _refused(error) from error
     return Generation(teacher.tokenizer.inner.decode(tokens, skip_special_tokens=True), tokens, context)
 
 
@@ -115,17 +124,39 @@ def _surroundings(
     if chat and not has_template:
         raise TeacherError(f"The tokenizer of {teacher_name} has no chat template, expected one or chat=False.")
     if chat is False or not has_template:
-        (after,) = tokenizer.encode_batch([prompt])
+        (after,) = tokenizer.encode_batch([prompt], continued=True)
         return list(tokenizer.window_prefix), after
-    marker = f"document-{hashlib.sha256(prompt.encode()).hexdigest()}"  # in no prompt but by design
-    message = {"role": "user", "content": f"{marker}\n\n{prompt}"}
-    rendered = tokenizer.inner.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
-    if rendered.count(marker) != 1:
+    document = f"document-{hashlib.sha256(prompt.encode()).hexdigest()}"  # in no prompt but by design
+    head, tail = _rendered_around(document, document, tokenizer, teacher_name)
+    same_head, rest = _rendered_around(document, f"{document}\n\n{prompt}", tokenizer, teacher_name)
+    if same_head != head or not rest.endswith(tail):
         raise TeacherError(
-            f"The chat template of {teacher_name} shows a message {rendered.count(marker)} times, expected once."
+            f"The chat template of {teacher_name} writes other things around another message, expected the same; "
+            "chat=False goes without it."
         )
-    before, after = tokenizer.encode_batch(rendered.split(marker))
-    return before, after
+    # The prompt is text, and so is what the template has after it up to its next control token.
+    text, control = tokenizer.split_at_control(tail)
+    (asked,) = tokenizer.encode_batch([rest.removesuffix(tail) + text], continued=True)
+    (ending,) = tokenizer.encode_batch([control], control=True)
+    return tokenizer.encode_head(head, document), [*asked, *ending]
+
+
+def _rendered_around(document: str, message: str, tokenizer: TeacherTokenizer, teacher_name: str) -> tuple[str, str]:
+    """What the chat template writes before and after the document in a user's message."""
+    turn = {"role": "user", "content": message}
+    try:
+        rendered = tokenizer.inner.apply_chat_template([turn], tokenize=False, add_generation_prompt=True)
+    except Exception as error:  # a template is a program, and may raise anything
+        raise TeacherError(
+            f"The chat template of {teacher_name} refuses a conversation of one user's turn ({_reason(error)}), "
+            "expected it to render one; chat=False goes without it."
+        ) from error
+    if rendered.count(document) != 1:
+        raise TeacherError(
+            f"The chat template of {teacher_name} shows a message {rendered.count(document)} times, expected once."
+        )
+    head, tail = rendered.split(document)
+    return head, tail
 
 
 def _generation_settings(teacher: Teacher, max_new_tokens: int, options: dict[str, Any]) -> GenerationConfig:
@@ -148,15 +179,21 @@ def _generation_settings(teacher: Teacher, max_new_tokens: int, options: dict[st
         unknown = settings.update(**given)
         settings.validate()
     except (ValueError, TypeError) as error:
-        reason = str(error).strip().splitlines()[0].rstrip(".")
-        raise ConfigError(
-            f"Got generation options that transformers refuses ({reason}), expected possible ones."
-        ) from error
+        raise _refused(error) from error
     if unknown:
         raise ConfigError(f"Got the unknown generation option '{min(unknown)}', expected one of transformers.")
     if settings.num_return_sequences not in (None, 1):
         raise ConfigError(f"Got {settings.num_return_sequences} sequences to return, expected 1.")
     return settings
+
+
+def _refused(error: Exception) -> ConfigError:
+    return ConfigError(f"Got generation options that transformers refuses ({_reason(error)}), expected possible ones.")
+
+
+def _reason(error: Exception) -> str:
+    """The first line of an error's message, or its kind where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def _end_tokens(teacher: Teacher) -> list[int]:

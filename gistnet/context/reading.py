@@ -60,6 +60,7 @@ def continue_context(
             generation_config=settings,
             past_key_values=cache,
             streamer=streamer,
+            tokenizer=None if teacher.tokenizer is None else teacher.tokenizer.inner,  # for `stop_strings`
         )
     return output.sequences[0].tolist(), output.past_key_values
 

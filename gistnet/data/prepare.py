@@ -154,7 +154,8 @@ def _write_dataset(
     longest = 0
     with DatasetWriter(folder, smallest_type(tokenizer.vocabulary_size)) as writer:
         for source in config.sources:
-            for document, tokens in tokenise(read_documents(source), tokenizer):
+            control = source.special_tokens == "control"
+            for document, tokens in tokenise(read_documents(source), tokenizer, control=control):
                 split = split_of(document.id, config.held_out_fraction)
                 count = counts[source.name, split]
                 count["read"] += 1

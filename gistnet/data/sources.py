@@ -42,6 +42,9 @@ class _Source(Section):
     """Sampling weight relative to the other sources of the same domain."""
     max_documents: int | None = Field(None, ge=1)
     """Read at most so many documents, from the start; all of them when null."""
+    special_tokens: Literal["text", "control"] = "text"
+    """What strings such as `<|im_end|>` become: `text` like any other, or `control` tokens, for documents that were
+    rendered with them, such as logs of chats."""
 
 
 class FilesSource(_Source):

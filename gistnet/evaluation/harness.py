@@ -4,7 +4,8 @@
     lm_eval.simple_evaluate(model, tasks=["quality"])
 
 Tasks that compare continuations are served (multiple choice, last words, perplexity over short contexts); tasks that
-generate are refused, since the harness hands out their contexts as tokens to be read whole. Needs the extra `lm-eval`.
+generate are refused, since the harness hands out their contexts as tokens to be read whole. Control tokens that a task
+spells are text, unless the harness applies the chat template. Needs the extra `lm-eval`.
 """
 
 import copy
@@ -53,7 +54,7 @@ def compressed_lm(
         raise TeacherError(f"{teacher.name} has no tokenizer, expected one for the tasks of lm-eval.")
     if budget <= sink_tokens:
         raise ConfigError(f"Got a budget of {budget} vectors, expected more than the sink's {sink_tokens}.")
-    prefix = teacher.tokenizer.window_prefix
+    tokenizer, prefix = teacher.tokenizer, teacher.tokenizer.window_prefix
 
     def context_of(tokens: list[int]) -> Context:
         fits = len(tokens) <= budget
@@ -65,6 +66,17 @@ def compressed_lm(
         return assemble(history, plan, teacher, positions=positions, before=before)
 
     class CompressedLM(HFLM):  # type: ignore[misc, unused-ignore]
+        _templated = False
+
+        def apply_chat_template(self, *arguments: Any, **options: Any) -> str:
+            # The harness asks for this before it tokenises, and hands out template and text as one string.
+            self._templated = True
+            return str(super().apply_chat_template(*arguments, **options))
+
+        def tok_encode(self, string: str, *, left_truncate_len: int | None = None, **options: Any) -> list[int]:
+            (tokens,) = tokenizer.encode_batch([string], control=self._templated)
+            return tokens[-left_truncate_len:] if left_truncate_len else tokens
+
         def _loglikelihood_tokens(
             self, requests: list[Request], disable_tqdm: bool = False, override_bs: int | None = None
         ) -> list[tuple[float, bool]]:

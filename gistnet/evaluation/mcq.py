@@ -181,8 +181,8 @@ def _answer(
 ) -> dict[tuple[int, Positions], dict[str, float]]:
     """Whether the right option is chosen, by budget and policy, then by context."""
     assert teacher.tokenizer is not None
-    prompt, *options = teacher.tokenizer.encode_batch(
-        [f"\n\nQuestion: {question.question}\nAnswer:", *(f" {option}" for option in question.options)]
+    prompt, options = teacher.tokenizer.encode_alternatives(
+        f"\n\nQuestion: {question.question}\nAnswer:", [f" {option}" for option in question.options], continued=True
     )
     asked = len(teacher.tokenizer.window_prefix) + len(prompt) + max(map(len, options))
     room, sink = teacher.max_positions - asked, config.sink_tokens

@@ -8,7 +8,6 @@ other text. The texts differ in one word, which a gist that only says what its s
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import takewhile
 from typing import cast
 
 import numpy as np
@@ -25,7 +24,7 @@ from gistnet.evaluation.records import Baseline, MetricRecord
 from gistnet.model.gistnet import GistNet
 from gistnet.model.span_context import SpanContext
 from gistnet.model.teacher import ReadWindows, Teacher
-from gistnet.model.tokenizer import TeacherTokenizer
+from gistnet.model.tokenizer import TeacherTokenizer, shared_beginning
 from gistnet.objective.branches import Positions, StandIns, Stretches, gist_stand_ins, replaced_hidden
 from gistnet.objective.losses import token_nll
 from gistnet.objective.objective import encode
@@ -50,12 +49,13 @@ class TokenPair:
     """An adversarial pair as token ids.
 
     `contexts` are what precedes the continuations, the beginning of a window included; `differing` counts the tokens
-    from the first that differs to the end of the longer context.
+    from the first that differs to the end of the longer context. `continuations` are, after each context, its own and
+    that of the other text.
     """
 
     kind: PairKind
     contexts: tuple[list[int], list[int]]
-    continuations: tuple[list[int], list[int]]
+    continuations: tuple[tuple[list[int], list[int]], tuple[list[int], list[int]]]
     differing: int
 
     def fits(self, replaced_tokens: int, sink_tokens: int) -> bool:
@@ -117,25 +117,25 @@ def pair_test(
 
 
 def token_pairs(tokenizer: TeacherTokenizer, count: int, seed: int) -> list[TokenPair]:
-    """`count` adversarial pairs as token ids; a continuation is tokenised apart from what it continues.
+    """`count` adversarial pairs as token ids; context and continuation are tokenised as one text.
 
     What the two continuations end in alike is left out: it follows what tells them apart.
     """
     pairs = []
     for pair in adversarial_pairs(seed, count):
-        *texts, first, second = tokenizer.encode_batch(
-            [pair.prefix + pair.span_a, pair.prefix + pair.span_b, pair.continuation_a, pair.continuation_b]
-        )
-        a, b = ([*tokenizer.window_prefix, *text] for text in texts)
-        alike = min(_alike(first[::-1], second[::-1]), len(first) - 1, len(second) - 1)
-        continuations = first[: len(first) - alike], second[: len(second) - alike]
-        pairs.append(TokenPair(pair.kind, (a, b), continuations, max(len(a), len(b)) - _alike(a, b)))
+        own, other = pair.continuation_a, pair.continuation_b
+        a, after_a = tokenizer.encode_alternatives(pair.prefix + pair.span_a, [own, other])
+        b, after_b = tokenizer.encode_alternatives(pair.prefix + pair.span_b, [other, own])
+        contexts = [*tokenizer.window_prefix, *a], [*tokenizer.window_prefix, *b]
+        differing = max(map(len, contexts)) - shared_beginning(*contexts)
+        pairs.append(TokenPair(pair.kind, contexts, (_told_apart(*after_a), _told_apart(*after_b)), differing))
     return pairs
 
 
-def _alike(first: Sequence[int], second: Sequence[int]) -> int:
-    """How many tokens two texts begin with alike."""
-    return sum(1 for _ in takewhile(lambda both: both[0] == both[1], zip(first, second, strict=False)))
+def _told_apart(first: list[int], second: list[int]) -> tuple[list[int], list[int]]:
+    """Two continuations without what they end in alike; of each, one token at least."""
+    alike = min(shared_beginning(first[::-1], second[::-1]), len(first) - 1, len(second) - 1)
+    return first[: len(first) - alike], second[: len(second) - alike]
 
 
 def gists_in_a_row(pairs: Sequence[TokenPair], span_tokens: int, sink_tokens: int) -> int:
@@ -187,7 +187,7 @@ def _right(
         batch = pairs[first : first + pairs_per_pass]
         contexts = [context for pair in batch for context in pair.contexts]
         # A trial's own continuation, then that of the other text.
-        following = [c for pair in batch for c in (*pair.continuations, *reversed(pair.continuations))]
+        following = [tokens for pair in batch for both in pair.continuations for tokens in both]
         windows = torch.arange(len(contexts), device=teacher.device).repeat_interleave(2)
         ends = torch.tensor([len(context) for context in contexts], device=teacher.device)[windows]
         cut = partial(Stretches, _padded(contexts, teacher.device, more=1), windows, span_tokens=span_tokens, horizon=1)

@@ -85,10 +85,12 @@ def _fact(draw: random.Random, tokenizer: TeacherTokenizer, text: list[int]) -> 
     value, *others = _values(draw, fact)
     said = fact.text.format_map({key: draw.choice(words) for key, words in WORDS.items()})
     mention = MENTION.format(*others)
-    *inserted, question = tokenizer.encode_batch([f"\n\n{said} {value}.\n\n", f"\n\n{mention}\n\n", f"\n\n{said}"])
+    inserted = tokenizer.encode_batch([f"\n\n{said} {value}.\n\n", f"\n\n{mention}\n\n"], continued=True)
     draw.shuffle(inserted)
-    answers = _answers(tokenizer, [f" {text}" for text in (value, *others)])
-    return RetrievalCase("fact", _with(draw, text, inserted), question, answers)
+    question, answers = tokenizer.encode_alternatives(
+        f"\n\n{said}", [f" {text}" for text in (value, *others)], continued=True
+    )
+    return RetrievalCase("fact", _with(draw, text, inserted), question, tuple(answers))
 
 
 def _values(draw: random.Random, fact: _Fact) -> list[str]:
@@ -105,14 +107,16 @@ def _list(draw: random.Random, tokenizer: TeacherTokenizer, text: list[int]) -> 
     numbers = draw.sample(range(100, 1000), LIST_ROWS)
     rows = "\n".join(f"- {label}: {number}" for label, number in zip(labels, numbers, strict=True))
     asked, *others = draw.sample(range(LIST_ROWS), ANSWERS)
-    whole, question = tokenizer.encode_batch([f"\n\n{head}\n{rows}\n\n", f"\n\n{head}\n- {labels[asked]}:"])
-    answers = _answers(tokenizer, [f" {numbers[row]}" for row in (asked, *others)])
-    return RetrievalCase("list", _with(draw, text, [whole]), question, answers)
+    inserted = tokenizer.encode_batch([f"\n\n{head}\n{rows}\n\n"], continued=True)
+    question, answers = tokenizer.encode_alternatives(
+        f"\n\n{head}\n- {labels[asked]}:", [f" {numbers[row]}" for row in (asked, *others)], continued=True
+    )
+    return RetrievalCase("list", _with(draw, text, inserted), question, tuple(answers))
 
 
 def _passage(draw: random.Random, tokenizer: TeacherTokenizer, text: list[int]) -> RetrievalCase:
     """A passage of the text comes again and goes on as before; wrong is what followed later in the same text."""
-    (again,) = tokenizer.encode_batch(["\n\n"])
+    (again,) = tokenizer.encode_batch(["\n\n"], continued=True)
     spacing = PASSAGE_TOKENS + PASSAGE_ANSWER_TOKENS
     start = draw.randint(len(text) // 20, max(len(text) // 20, len(text) // 2 - ANSWERS * spacing))
     ends = [start + PASSAGE_TOKENS + n * spacing for n in range(ANSWERS)]
@@ -128,7 +132,3 @@ def _with(draw: random.Random, text: list[int], inserted: Sequence[list[int]]) -
     for place, tokens in zip(places, inserted, strict=True):
         text = [*text[:place], *tokens, *text[place:]]
     return text[:length]
-
-
-def _answers(tokenizer: TeacherTokenizer, texts: Sequence[str]) -> tuple[list[int], ...]:
-    return tuple(tokenizer.encode_batch(texts))

@@ -42,8 +42,8 @@ class Encoder(Protocol):
     def positions(self) -> str:
         """The position policy that its gists were trained for (`gistnet.positions`)."""
 
-    def tokenize(self, text: str) -> NDArray[np.int64]:
-        """Token ids of a text, without special tokens."""
+    def tokenize(self, text: str, *, continued: bool = False) -> NDArray[np.int64]:
+        """Token ids of a text, without BOS and EOS; `continued`: the text follows another one."""
 
     def reads_from(self, level: int, first: int) -> int:
         """The index of the first span that `encode` must be given for the gists from `first` on: `first` itself, or an

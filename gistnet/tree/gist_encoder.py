@@ -103,16 +103,16 @@ class GistEncoder:
         """The position policy that the GistNet was trained for."""
         return self._gistnet.positions
 
-    def tokenize(self, text: str) -> NDArray[np.int64]:
-        """Token ids of a text, without special tokens.
+    def tokenize(self, text: str, *, continued: bool = False) -> NDArray[np.int64]:
+        """Token ids of a text, which may continue another one, without BOS and EOS.
 
         Raises:
+            DataError: the text is not valid Unicode.
             TeacherError: the teacher has no tokenizer.
         """
         if self._teacher.tokenizer is None:
             raise TeacherError(f"{self._teacher.name} has no tokenizer, expected one to read text.")
-        (tokens,) = self._teacher.tokenizer.encode_batch([text])
-        return np.array(tokens, dtype=np.int64)
+        return self._teacher.tokenizer.encode(text, continued=continued)
 
     def reads_from(self, level: int, first: int) -> int:
         """The first span that `encode` must be given for the gists from `first` on (see `Encoder`)."""

@@ -80,6 +80,6 @@ class ReadyGists:
         """See `Encoder`."""
         return self._encoder.positions
 
-    def tokenize(self, text: str) -> NDArray[np.int64]:
+    def tokenize(self, text: str, *, continued: bool = False) -> NDArray[np.int64]:
         """See `Encoder`."""
-        return self._encoder.tokenize(text)
+        return self._encoder.tokenize(text, continued=continued)

@@ -5,7 +5,7 @@ or `.jsonl.zst` file is one, named by its id. Nothing here holds more of a text 
 length; of a JSONL file one line is held.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -14,14 +14,12 @@ from pydantic import Field
 
 from gistnet.data.inputs import MatchedFile, match_files, read_text
 from gistnet.data.sources import JsonlSource, read_documents
-from gistnet.data.tokenise import pieces_of_blocks
+from gistnet.data.tokenise import Tokenize, pieces_of_blocks
 from gistnet.errors import DataError
 from gistnet.settings import Section
 
 JSONL_SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 PORTION_TOKENS = 16384
-
-Tokenize = Callable[[str], NDArray[np.int64]]
 
 
 class TextFiles(Section):
@@ -128,8 +126,8 @@ def read_portions(texts: Iterable[Text], tokenize: Tokenize, portion_tokens: int
     for name, blocks in texts:
         start, characters = 0, 0
         waiting = np.empty(0, dtype=np.int64)
-        for piece in pieces_of_blocks(blocks):
-            waiting = np.concatenate([waiting, tokenize(piece)])
+        for number, piece in enumerate(pieces_of_blocks(blocks, tokenize)):
+            waiting = np.concatenate([waiting, tokenize(piece, continued=number > 0)])
             characters += len(piece)
             while len(waiting) > portion_tokens:
                 share = characters * portion_tokens // len(waiting)

@@ -138,8 +138,13 @@ class GistTree(TreeReader):
         All of it is acknowledged when this returns, and none of it is there when it raises; so append what takes
         minutes to compress in pieces, which gives the same bits.
 
+        A text continues what the document holds: what the tokenizer puts at the beginning of a text, such as a space,
+        is put before the first one only. Tokens that are there stay, so a text in pieces has the tokens of the text
+        in one if every cut is between two of those tokens. Before the space in front of a word is such a place for
+        nearly every tokenizer; within a word, among white space, or after the space mostly is not.
+
         Args:
-            tokens: ids, or a text that the teacher's tokenizer turns into ids (each text by itself).
+            tokens: ids, or a text that the teacher's tokenizer turns into ids.
             document: which; it begins with its first token.
             gists: False leaves gists to `add_gists`, or to the next time that the tree is opened with an encoder.
 
@@ -153,9 +158,9 @@ class GistTree(TreeReader):
         """
         require_document(document)
         state = self._current.catalog.state
-        ids = tokens_of(tokens, state.vocabulary_size, self._encoder)
         with self._transaction() as transaction:
             growth, span = transaction.growth(document), state.active.span_tokens
+            ids = tokens_of(tokens, state.vocabulary_size, self._encoder, continued=growth.n_tokens > 0)
             if gists and growth.n_tokens % span + len(ids) >= span:
                 self._need_encoder("to make gists (or append with gists=False and add them)")
             return transaction.append(document, ids, self._encoder if gists else None)

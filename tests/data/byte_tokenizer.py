@@ -11,6 +11,6 @@ class ByteTokenizer:
         self.fingerprint = fingerprint
         self.batches: list[list[str]] = []
 
-    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+    def encode_batch(self, texts: list[str], *, continued: bool = False, control: bool = False) -> list[list[int]]:
         self.batches.append(texts)
         return [list(text.encode()) for text in texts]

@@ -180,7 +180,7 @@ def test_tokens_take_two_bytes_up_to_a_vocabulary_of_65536(
     class LargeTokenizer(ByteTokenizer):
         vocabulary_size = vocabulary
 
-        def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        def encode_batch(self, texts: list[str], **options: bool) -> list[list[int]]:
             return [[vocabulary - 1 - byte for byte in text.encode()] for text in texts]
 
     texts = write_jsonl(tmp_path / "tales.jsonl", {"a": 150})
@@ -197,11 +197,11 @@ from tests.data.byte_tokenizer import ByteTokenizer
 from tests.data.test_prepare import config_for
 
 class SlowTokenizer(ByteTokenizer):
-    def encode_batch(self, texts):
+    def encode_batch(self, texts, **options):
         if self.batches:
             print("halfway", flush=True)
             time.sleep(600)
-        return super().encode_batch(texts)
+        return super().encode_batch(texts, **options)
 
 prepare(config_for(Path(sys.argv[1])), SlowTokenizer())
 """

@@ -4,9 +4,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gistnet.data.sources import Document
-from gistnet.data.tokenise import cut_windows, pieces_of, tokenise
+from gistnet.data.tokenise import cut_windows, pieces_of, tokenise, tokenise_text
 from gistnet.errors import DataError
 from tests.data.byte_tokenizer import ByteTokenizer
+from tests.tokenizers import FAST, merging, sentencepiece_like
 
 
 @pytest.mark.parametrize(
@@ -42,16 +43,56 @@ def test_windows_cover_a_kept_document_from_its_start_without_gap_or_overlap(
     assert rest == 0 or rest + prefix < min(minimum, window), "only a rest that is no window is left out"
 
 
+def tokenize_bytes(text: str, *, continued: bool = False) -> np.ndarray:
+    return np.frombuffer(text.encode(), dtype=np.uint8).astype(np.int64)
+
+
 @given(st.text(alphabet="ab \n", max_size=300), st.integers(2, 40))
 def test_pieces_join_to_the_text_and_respect_the_limit(text: str, limit: int) -> None:
-    pieces = list(pieces_of(text, limit))
+    pieces = list(pieces_of(text, tokenize_bytes, limit))
     assert "".join(pieces) == text
     assert all(len(piece) <= limit for piece in pieces)
 
 
-def test_pieces_end_at_a_paragraph_else_a_line_else_a_word() -> None:
-    assert list(pieces_of("one two\n\nthree\nfour five six", 12)) == ["one two\n\n", "three\nfour", " five six"]
-    assert list(pieces_of("x" * 25, 10)) == ["x" * 10, "x" * 10, "x" * 5]
+def test_pieces_end_before_the_space_of_the_last_word_that_is_far_enough_from_the_limit() -> None:
+    """Of 12 characters, three are left to see what follows: a cut is at the ninth at the latest."""
+    text = "one two\n\nthree\nfour six seven"
+    assert list(pieces_of(text, tokenize_bytes, 12)) == ["one two", "\n\nthree", "\nfour six", " seven"]
+    assert list(pieces_of("x" * 25, tokenize_bytes, 12)) == ["x" * 9, "x" * 9, "x" * 7]
+
+
+SPACED = st.text(alphabet="abe .\n", max_size=400)
+
+
+@pytest.mark.parametrize("make", FAST)
+@given(SPACED)
+def test_pieces_have_the_tokens_of_the_text_in_one(make, text: str) -> None:
+    """Whatever a tokenizer merges across words and lines, or puts at the beginning of a text."""
+    tokenizer = make()
+    (whole,) = tokenizer.encode_batch([text])
+    pieces = list(pieces_of(text, tokenizer.encode, 60))
+    parts = [tokenizer.encode_batch([piece], continued=number > 0)[0] for number, piece in enumerate(pieces)]
+    assert [token for part in parts for token in part] == whole
+
+
+@pytest.mark.parametrize("make", [merging, sentencepiece_like])
+def test_a_long_document_has_the_tokens_of_one_text_in_a_corpus_and_alone(make) -> None:
+    tokenizer = make()
+    text = "".join(f"a bee ate {'an apple' * (n % 3)}.\n\n" for n in range(16_000))
+    assert len(text) > 250_000
+    (whole,) = tokenizer.encode_batch([text])
+    ((_, tokens),) = tokenise([Document("d", "s", "code", text)], tokenizer)
+    assert tokens.tolist() == tokenise_text(text, tokenizer).tolist() == whole
+
+
+def test_what_a_cut_would_change_moves_the_cut() -> None:
+    """A tokenizer with a token for "b c" and none for its parts is not cut there, though it is between words."""
+
+    def tokenize(text: str, *, continued: bool = False) -> np.ndarray:
+        return np.array([ord(letter) for letter in text.replace("b c", "B")])
+
+    assert next(pieces_of("aaaaaab caaaaaaaaa", tokenize, 10)) == "aaaaaa"
+    assert next(pieces_of("aaaaaaa caaaaaaaaa", tokenize, 10)) == "aaaaaaa"
 
 
 def test_tokens_of_a_huge_text_are_those_of_its_pieces_and_batches_are_bounded() -> None:
@@ -64,7 +105,8 @@ def test_tokens_of_a_huge_text_are_those_of_its_pieces_and_batches_are_bounded()
         assert tokens.dtype == np.int64
         assert bytes(tokens.astype(np.uint8).tolist()) == text.encode()
     assert all(sum(map(len, batch)) <= 2_200_000 for batch in tokenizer.batches)
-    assert len(tokenizer.batches) == 4  # 5 million characters in batches of 2 million, then the last document
+    # 5 million characters in batches of 2 million, the beginning of the document apart.
+    assert sum(sum(map(len, batch)) > 1000 for batch in tokenizer.batches) == 4
 
 
 def test_token_outside_the_vocabulary_is_refused_and_not_wrapped() -> None:

@@ -16,6 +16,7 @@ from gistnet.objective.branches import Stretches, gist_stand_ins
 from gistnet.objective.objective import encode
 from gistnet.objective.reference import reference_replaced_hidden
 from tests.teachers import tiny_teacher
+from tests.tokenizers import sentencepiece_like
 
 CONFIG = PairTestConfig(pairs=14, pairs_per_pass=4)
 
@@ -59,7 +60,7 @@ def accuracy_written_out(teacher, gistnet, pairs, k: int, what: str) -> dict[str
     for pair in pairs:
         for trial in (0, 1):
             costs = []
-            for following in (pair.continuations[trial], pair.continuations[1 - trial]):
+            for following in pair.continuations[trial]:
                 tokens = torch.tensor(pair.contexts[trial] + following)[None]
                 n, h = len(pair.contexts[trial]), len(following)
                 if what == "full":
@@ -133,17 +134,32 @@ def test_continuations_lose_only_what_they_end_in_alike(teacher):
     pairs = token_pairs(teacher.tokenizer, 30, seed=1)
     for pair, text in zip(pairs, adversarial_pairs(1, 30), strict=True):
         tails = []
-        for kept, whole in zip(pair.continuations, (text.continuation_a, text.continuation_b), strict=True):
+        after_a, after_b = pair.continuations
+        assert after_a == after_b[::-1]  # one token per word: the same after either text
+        for kept, whole in zip(after_a, (text.continuation_a, text.continuation_b), strict=True):
             (tokens,) = teacher.tokenizer.encode_batch([whole])
             assert kept and tokens[: len(kept)] == kept
             tails.append(tokens[len(kept) :])
         assert tails[0] == tails[1]
-        assert pair.continuations[0][-1] != pair.continuations[1][-1]
-    assert any(len(pair.continuations[0]) > 5 for pair in pairs)
+        assert after_a[0][-1] != after_a[1][-1]
+    assert any(len(pair.continuations[0][0]) > 5 for pair in pairs)
+
+
+def test_context_and_continuation_are_one_text() -> None:
+    """A tokenizer that puts a space before every text, and merges the full stop with the space after it."""
+    tokenizer = sentencepiece_like()
+    for pair, text in zip(token_pairs(tokenizer, 12, seed=1), adversarial_pairs(1, 12), strict=True):
+        before = (text.prefix + text.span_a, text.prefix + text.span_b)
+        after = (text.continuation_a, text.continuation_b)
+        for trial in (0, 1):
+            for kept, following in zip(pair.continuations[trial], (after[trial], after[1 - trial]), strict=True):
+                (whole,) = tokenizer.encode_batch([before[trial] + following])
+                read = [*pair.contexts[trial][len(tokenizer.window_prefix) :], *kept]
+                assert read == whole[: len(read)]
 
 
 def pair(length: int, differing: int) -> TokenPair:
-    return TokenPair("number", ([0] * length, [0] * length), ([0], [1]), differing)
+    return TokenPair("number", ([0] * length, [0] * length), (([0], [1]), ([1], [0])), differing)
 
 
 def test_the_number_of_gists_fits_most_pairs():

@@ -21,7 +21,7 @@ from gistnet.tree.texts import Survey, Text, TextFiles, read_portions, read_text
 from tests.data.byte_tokenizer import ByteTokenizer
 
 
-def tokenize(text: str) -> NDArray[np.int64]:
+def tokenize(text: str, *, continued: bool = False) -> NDArray[np.int64]:
     return np.frombuffer(text.encode(), dtype=np.uint8).astype(np.int64)
 
 
@@ -95,7 +95,7 @@ def test_a_survey_counts_and_refuses_before_anything_is_done(tmp_path: Path) -> 
 
 @given(st.lists(st.text(alphabet="ab \n", max_size=60), max_size=8), st.integers(2, 40))
 def test_pieces_do_not_depend_on_the_blocks(blocks: list[str], limit: int) -> None:
-    assert list(pieces_of_blocks(blocks, limit)) == list(pieces_of("".join(blocks), limit))
+    assert list(pieces_of_blocks(blocks, tokenize, limit)) == list(pieces_of("".join(blocks), tokenize, limit))
 
 
 def test_portions_hold_the_tokens_of_a_prepared_corpus() -> None:

@@ -7,23 +7,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gistnet.errors import ConfigError, DataError
+from gistnet.model.tokenizer import require_unicode
 from gistnet.tree.encoder import Encoder
 
 
 def tokens_of(
-    tokens: str | Sequence[int] | NDArray[Any], vocabulary_size: int, encoder: Encoder | None
+    tokens: str | Sequence[int] | NDArray[Any],
+    vocabulary_size: int,
+    encoder: Encoder | None,
+    *,
+    continued: bool = False,
 ) -> NDArray[np.int64]:
-    """Token ids `[n]` of ids or a text.
+    """Token ids `[n]` of ids or a text, which may continue another one.
 
     Raises:
         DataError: they are no ids of the vocabulary, or the text is not valid Unicode.
         ConfigError: a text was given, and there is no encoder to tokenise it.
     """
     if isinstance(tokens, str):
-        _require_unicode(tokens, "a text")
+        require_unicode(tokens, "a text")
         if encoder is None:
             raise ConfigError("The tree was opened without an encoder, expected one to tokenise a text.")
-        tokens = encoder.tokenize(tokens)
+        tokens = encoder.tokenize(tokens, continued=continued)
     ids = np.asarray(tokens)
     if ids.size == 0 and ids.ndim == 1:
         return np.empty(0, dtype=np.int64)
@@ -43,7 +48,7 @@ def require_document(name: str) -> None:
     """
     if not isinstance(name, str) or not name:
         raise DataError(f"Got the document {name!r}, expected a name.")
-    _require_unicode(name, "a document's name")
+    require_unicode(name, "a document's name")
     if "\0" in name:
         raise DataError(f"Got the document {name!r}, expected a name without NUL.")
 
@@ -60,12 +65,3 @@ def require_finite(values: Sequence[float] | NDArray[Any], name: str) -> NDArray
     if not np.isfinite(array).all():
         raise DataError(f"Got a {name} that is not finite, expected nats per token.")
     return array.astype(np.float32)
-
-
-def _require_unicode(text: str, what: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise DataError(
-            f"Got {what} with {text[error.start]!a} at character {error.start}, expected valid Unicode."
-        ) from error
