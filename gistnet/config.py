@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from gistnet.data.prepare import DataConfig
@@ -22,10 +21,11 @@ from gistnet.files import write_text
 from gistnet.model.gistnet import GistNetConfig
 from gistnet.model.teacher import TeacherConfig
 from gistnet.run_folder import CONFIG_FILE, FORMAT_VERSION, read_config_values
-from gistnet.settings import Section
+from gistnet.settings import LocalPath, Name, Section, Seed
 from gistnet.training.parallel import DEFAULT_TIMEOUT_MINUTES
 from gistnet.training.stage import Stage
 from gistnet.training.trackers import Tracker
+from gistnet.yaml_format import read_yaml, write_yaml
 
 ONLY_STAGE = "training"
 """The name of a run's only stage, where the file does not name it."""
@@ -36,11 +36,11 @@ class RunConfig(Section):
 
     format_version: int = FORMAT_VERSION
     """The format of the run folder; written there, and not worth setting."""
-    run_folder: Path
+    run_folder: LocalPath
     """Where the run writes its configuration, metrics and checkpoints."""
-    seed: int = Field(default=0, ge=0)
+    seed: Seed = 0
     """Decides initial weights, the order of data, dropout and what is validated on."""
-    device: str = "auto"
+    device: Name = "auto"
     """A torch device, or auto: CUDA where there is one, otherwise the CPU."""
     process_timeout_minutes: float = Field(default=DEFAULT_TIMEOUT_MINUTES, gt=0)
     """How long the processes of a run wait for one that does not answer, before they take it for lost and stop."""
@@ -50,7 +50,7 @@ class RunConfig(Section):
     """The shape of the GistNet of every level."""
     levels: int = Field(default=1, ge=1)
     """Levels of gists: level 0 reads tokens, each other the gists of the level below. A stage says which it trains."""
-    start_from: Path | None = None
+    start_from: LocalPath | None = None
     """A saved GistNet that the run begins with, in place of new weights; it may have fewer levels."""
     stages: tuple[Stage, ...]
     """The curriculum, in order; each begins with the best network of the one before."""
@@ -121,8 +121,8 @@ def load_config(path: Path, settings: Sequence[str] = ()) -> RunConfig:
     all of them.
 
     Raises:
-        ConfigError: the file is missing or not YAML, a key is unknown, a value is wrong, or fields contradict; or a
-            newer gistnet wrote it.
+        ConfigError: the file is missing or not YAML, a key is unknown or stands twice, a value is wrong, or fields
+            contradict; or a newer gistnet wrote it.
     """
     values = read_config_values(path)
     for setting in settings:
@@ -132,6 +132,8 @@ def load_config(path: Path, settings: Sequence[str] = ()) -> RunConfig:
     except ValidationError as error:
         names = [str(stage.get("name")) for stage in _listed_stages(values)]
         raise ConfigError(f"{path}: {_one_sentence(error, names)}.") from error
+    except RecursionError as error:
+        raise ConfigError(f"{path} is nested too deeply for a configuration.") from error
 
 
 def save_config(config: RunConfig) -> None:
@@ -145,7 +147,7 @@ def save_config(config: RunConfig) -> None:
 
 def config_text(config: RunConfig) -> str:
     """The resolved configuration as YAML, every field stated."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return write_yaml(config.model_dump(mode="json"), allow_unicode=True)
 
 
 def _apply(values: dict[str, Any], setting: str) -> None:
@@ -153,9 +155,9 @@ def _apply(values: dict[str, Any], setting: str) -> None:
     if not equals or not key:
         raise ConfigError(f"Got the setting '{setting}', expected key=value, as in train.steps=100.")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"The value of the setting '{setting}' is not valid YAML.") from error
+        value = read_yaml(text)
+    except ValueError as error:
+        raise ConfigError(f"The value of the setting '{setting}' is not valid YAML: {error}.") from error
     path = key.split(".")
     # What a setting says of all stages, no stage's own words undo.
     for group in (values, *_listed_stages(values)) if path[0] in _SHARED_BY_STAGES else (values,):

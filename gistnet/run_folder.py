@@ -14,9 +14,8 @@ Nothing here imports torch, so that whoever only reads a run does without it.
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from gistnet.errors import ConfigError
+from gistnet.yaml_format import read_yaml
 
 CONFIG_FILE = "config.yaml"
 METRICS_FILE = "metrics.jsonl"
@@ -38,15 +37,14 @@ def read_config_values(path: Path) -> dict[str, Any]:
     """A configuration's own keys and values, which may be incomplete or wrong.
 
     Raises:
-        ConfigError: the file is missing or not YAML, or a newer gistnet wrote it.
+        ConfigError: the file is missing, is not YAML or has a key twice, or a newer gistnet wrote it.
     """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = read_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"Could not read the configuration {path}: {error.strerror}.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"The configuration {path} is not valid YAML in UTF-8: {reason}.") from error
+    except ValueError as error:
+        raise ConfigError(f"The configuration {path} is not valid YAML in UTF-8: {error}.") from error
     if not isinstance(values, dict):
         raise ConfigError(f"The configuration {path} holds {type(values).__name__}, expected keys with values.")
     version = values.get("format_version", FORMAT_VERSION)

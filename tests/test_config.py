@@ -52,6 +52,31 @@ def test_the_value_of_a_setting_is_yaml(config_file):
     assert config.stages[0].objective.positions == "end"
 
 
+def test_numbers_and_texts_are_those_of_yaml_1_2(config_file):
+    """In YAML 1.1 they would be 8, a text, a date and true."""
+    settings = ("train.steps=010", "train.optimiser.learning_rate=1e-4", "run_folder=2024-01-01", "teacher.revision=no")
+    config = load_config(config_file, settings)
+    assert config.stages[0].train.steps == 10
+    assert config.stages[0].train.optimiser.learning_rate == 0.0001
+    assert config.run_folder == Path("2024-01-01")
+    assert config.teacher.revision == "no"
+
+
+def test_a_tilde_is_the_home_folder_in_every_path(config_file, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/reader")
+    settings = (
+        "run_folder=~/run", "data.folder=~/prepared", "start_from=~/saved", "teacher.name=~/model",
+        "evaluation.bound={vectors: ~/vectors}", "evaluation.contexts.questions=~/questions",
+    )  # fmt: skip
+    config = load_config(config_file, settings)
+    assert config.run_folder == Path("/home/reader/run")
+    assert config.data.folder == Path("/home/reader/prepared")
+    assert config.start_from == Path("/home/reader/saved")
+    assert config.teacher.name == "/home/reader/model"
+    assert config.evaluation.bound.vectors == Path("/home/reader/vectors")
+    assert config.evaluation.contexts.questions == Path("/home/reader/questions")
+
+
 def test_a_group_that_the_file_leaves_out_can_be_set(tmp_path, tiny_config):
     del tiny_config["evaluation"]
     path = tmp_path / "short.yaml"
@@ -124,6 +149,27 @@ def test_what_reads_its_context_needs_a_whole_teacher(config_file):
         ("=3", ["'=3'", "expected key=value"]),
         ("train.steps.more=3", ["'train.steps.more=3'", "'steps' is not a group"]),
         ("train.steps=[3", ["'train.steps=[3'", "not valid YAML"]),
+        ("train={steps: 3, dropout: 0, steps: 4}", ["'steps' stands twice"]),
+        ("train.steps=1:30", ["train.steps", "integer", "'1:30'"]),
+        ("train.steps=true", ["train", "steps is true", "number"]),
+        ("train.dropout=false", ["train", "dropout is false", "number"]),
+        ("evaluation.horizons=[12, true]", ["evaluation", "horizons", "number"]),
+        ("train.optimiser.learning_rate=.inf", ["train.optimiser.learning_rate", "finite"]),
+        ("train.optimiser.learning_rate=nan", ["train.optimiser.learning_rate", "finite"]),
+        (f"seed={10**26}", ["seed", str(10**26)]),
+        (f"evaluation.seed={2**63}", ["evaluation.seed"]),
+        ("run_folder=''", ["run_folder", "''"]),
+        ('run_folder="a\\0b"', ["run_folder", "'a\\x00b'"]),
+        ("data.folder=~nosuchuser/x", ["data.folder", "~nosuchuser"]),
+        ("start_from=''", ["start_from", "''"]),
+        ("teacher.name=''", ["teacher.name", "''"]),
+        ("device=''", ["device", "''"]),
+        ("evaluation.domains=['']", ["evaluation.domains.0", "''"]),
+        ("data.sources=[{kind: files, name: '', domain: code, paths: [a]}]", ["name", "''"]),
+        ("data.sources=[{kind: files, name: a, domain: code, paths: ['']}]", ["paths.0", "''"]),
+        ("data.sources=[{kind: hub, name: a, domain: code, path: ''}]", ["path", "''"]),
+        ("stages=[{name: ''}]", ["name", "''"]),
+        ("train.steps=" + "[" * 2000 + "]" * 2000, ["deeply"]),
     ],
 )
 def test_a_wrong_setting_is_named_with_what_was_expected(config_file, setting, words):
@@ -145,6 +191,10 @@ def test_several_mistakes_are_counted_and_the_first_is_named(config_file):
         (b"run_folder: caf\xe9\n", ["UTF-8", "position 15"]),
         (b"run_folder: a\x00b\n", ["not valid YAML"]),
         (b"run_folder: run\n", ["data", "required"]),
+        (b"train: {steps: 3}\nseed: 1\ntrain: {dropout: 0.1}\n", ["'train' stands twice", "line 3"]),
+        (b"train:\n  steps: 3\n  dropout: 0.1\n  steps: 4\n", ["'steps' stands twice", "line 4"]),
+        (b"a: " + b"[" * 2000 + b"]" * 2000, ["deeply"]),
+        (b"train: &train {a: *train}\nstages: [{name: a, train: *train}]\n", ["deeply"]),
         (b"1: 2\nrun_folder: run\n", ["data", "required", "and 1 more"]),
     ],
 )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gistnet.errors import DataError
+from gistnet.paths import local_path
 
 READ_BYTES = 1 << 18
 
@@ -28,10 +29,11 @@ def match_files(source: str, patterns: Iterable[str]) -> list[MatchedFile]:
 
     Raises:
         DataError: a pattern matches no file, or a file is empty (0 bytes).
+        ConfigError: a pattern is empty, or names a user without a home folder.
     """
     matched: dict[Path, MatchedFile] = {}
     for pattern in patterns:
-        expanded = Path(pattern).expanduser()
+        expanded = local_path(pattern)
         with reading(expanded):
             # A path that exists is meant literally, even where its name looks like a pattern. Path.glob would
             # find hidden files, and takes no absolute pattern.

@@ -41,7 +41,7 @@ from gistnet.data.tokenise import WindowTokenizer, cut_windows, tokenise
 from gistnet.data.writer import DatasetWriter, smallest_type
 from gistnet.errors import ConfigError, DataError
 from gistnet.files import atomic_folder, write_json
-from gistnet.settings import Section
+from gistnet.settings import LocalPath, Section
 
 TOKENS_PER_PROGRESS = 1_000_000
 
@@ -51,7 +51,7 @@ class DataConfig(Section):
 
     sources: tuple[SourceConfig, ...] = Field(min_length=1)
     """Where the documents come from."""
-    folder: Path = Path("prepared")
+    folder: LocalPath = Path("prepared")
     """Prepared corpora are written below this folder, each named after its fingerprint."""
     window_tokens: int = Field(1024, ge=16)
     """Tokens of a window, its prefix (BOS) included."""

@@ -16,7 +16,7 @@ from gistnet.data.inputs import match_files, read_lines, read_text, reading
 from gistnet.data.installation import InstallationDomain, read_installation
 from gistnet.data.synthetic import Recipe, read_synthetic
 from gistnet.errors import DataError
-from gistnet.settings import Section
+from gistnet.settings import Name, Section, Seed
 
 Domain = Literal["narrative", "code", "structured", "adversarial"]
 
@@ -34,7 +34,7 @@ class Document:
 
 
 class _Source(Section):
-    name: str = Field(min_length=1)
+    name: Name
     """What the statistics and reports call this source; unique within a run."""
     domain: Domain
     """The kind of text, which decides how often it is sampled."""
@@ -51,7 +51,7 @@ class FilesSource(_Source):
     """Each UTF-8 text file is one document."""
 
     kind: Literal["files"] = "files"
-    paths: tuple[str, ...] = Field(min_length=1)
+    paths: tuple[Name, ...] = Field(min_length=1)
     """Files or glob patterns; `~` is the home folder, `**` any depth of folders."""
 
 
@@ -59,11 +59,11 @@ class JsonlSource(_Source):
     """Each line of a `.jsonl`, `.jsonl.gz` or `.jsonl.zst` file is one document, as a JSON object."""
 
     kind: Literal["jsonl"] = "jsonl"
-    paths: tuple[str, ...] = Field(min_length=1)
+    paths: tuple[Name, ...] = Field(min_length=1)
     """Files or glob patterns; `~` is the home folder, `**` any depth of folders."""
-    text_field: str = "text"
+    text_field: Name = "text"
     """Key of the document's text."""
-    id_field: str = "id"
+    id_field: Name = "id"
     """Key of the document's name; a record without it is called `<file>:<line>`."""
 
 
@@ -71,11 +71,11 @@ class ParquetSource(_Source):
     """Each row of a Parquet file is one document."""
 
     kind: Literal["parquet"] = "parquet"
-    paths: tuple[str, ...] = Field(min_length=1)
+    paths: tuple[Name, ...] = Field(min_length=1)
     """Files or glob patterns; `~` is the home folder, `**` any depth of folders."""
-    text_field: str = "text"
+    text_field: Name = "text"
     """Column of the document's text."""
-    id_field: str = "id"
+    id_field: Name = "id"
     """Column of the document's name; a row without it is called `<file>:<row>`, counted from 1."""
 
 
@@ -83,19 +83,19 @@ class HubSource(_Source):
     """A data set of the Hugging Face Hub, streamed; or files read by one of the `datasets` builders."""
 
     kind: Literal["hub"] = "hub"
-    path: str
+    path: Name
     """Data set repository, or `parquet` or `json` to read `data_files` directly."""
-    config_name: str | None = None
+    config_name: Name | None = None
     """The data set's configuration (subset), where it has several."""
-    data_files: str | tuple[str, ...] | None = None
+    data_files: Name | tuple[Name, ...] | None = None
     """Files of the data set, or `hf://` or local paths."""
-    revision: str | None = None
+    revision: Name | None = None
     """Commit, tag or branch of the repository. Without a commit, later changes on the Hub go unnoticed."""
-    split: str = "train"
+    split: Name = "train"
     """Split of the data set to read; unrelated to the split into training and held-out documents."""
-    text_field: str = "text"
+    text_field: Name = "text"
     """Column of the document's text."""
-    id_field: str = "id"
+    id_field: Name = "id"
     """Column of the document's name; a row without it is called `<path>:<row>`, counted from 1."""
 
 
@@ -111,7 +111,7 @@ class SyntheticSource(_Source):
     """Documents made from a seed, hard to compress: adversarial pairs, repetition, noise, tables, mixtures."""
 
     kind: Literal["synthetic"] = "synthetic"
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
     """Each seed gives other documents."""
     documents: int = Field(ge=1)
     """How many documents to make, shared evenly among the recipes."""

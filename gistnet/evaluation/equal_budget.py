@@ -23,7 +23,7 @@ from gistnet.context.plan import Plan, Raw, default_plan
 from gistnet.errors import ConfigError
 from gistnet.model.teacher import Teacher
 from gistnet.objective.branches import Positions
-from gistnet.settings import Section
+from gistnet.settings import Section, Seed
 from gistnet.tree.history import tokens_per_gist
 
 COARSE_FROM = 16
@@ -41,7 +41,7 @@ class BudgetConfig(Section):
     """The position policies under which gists are read."""
     sink_tokens: int = Field(default=4, ge=1)
     """First tokens that every context begins with."""
-    seed: int = Field(default=0, ge=0)
+    seed: Seed = 0
     """Decides what is drawn, and whose gists stand in as `shuffled`."""
     resamples: int = Field(default=1000, ge=100)
     """Bootstrap resamples of the documents."""

@@ -32,7 +32,7 @@ from gistnet.model.teacher import Teacher
 from gistnet.model.tokenizer import TeacherTokenizer
 from gistnet.objective.branches import Positions
 from gistnet.run_folder import SPAN_MAP_FILE
-from gistnet.settings import Section
+from gistnet.settings import Name, Section, Seed
 
 Say = Callable[[str], None]
 
@@ -54,7 +54,7 @@ class EvaluationConfig(Section):
     """The highest level of gists that is evaluated; None is the highest that held-out windows have room for."""
     sink_tokens: int = Field(default=4, ge=1)
     """First tokens of a window that are never replaced."""
-    domains: tuple[str, ...] = ()
+    domains: tuple[Name, ...] = ()
     """The kinds of text; empty is every one that has held-out documents."""
     weights: dict[str, PositiveFloat] = Field(default={})
     """Domain → its share in the weighted means that are reported as `mixed`; they sum to 1. Empty: no such means."""
@@ -69,7 +69,7 @@ class EvaluationConfig(Section):
     """For how many spans, and how long, to optimise vectors one by one; None leaves the bound out."""
     contexts: ContextsConfig = ContextsConfig()
     """In which long contexts gists are judged as well."""
-    seed: int = Field(default=0, ge=0)
+    seed: Seed = 0
     """Decides which documents, which spans, and whose gists stand in as `shuffled`."""
     resamples: int = Field(default=1000, ge=100)
     """Bootstrap resamples of the documents."""

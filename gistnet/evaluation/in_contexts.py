@@ -1,7 +1,6 @@
 """What gists are worth where they are used: in long contexts, for questions about them, and as multiple choice."""
 
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 
 from pydantic import Field
 
@@ -14,7 +13,7 @@ from gistnet.evaluation.retrieval import RetrievalConfig, retrieval
 from gistnet.model.gistnet import GistNet
 from gistnet.model.teacher import Teacher
 from gistnet.positions import Positions
-from gistnet.settings import Section
+from gistnet.settings import LocalPath, Section
 from gistnet.tree.gist_encoder import GistEncoder
 
 Say = Callable[[str], None]
@@ -27,7 +26,7 @@ class ContextsConfig(Section):
     """Documents whose end is predicted after contexts of equal budgets."""
     retrieval: RetrievalConfig | None = None
     """Facts, rows and passages from far back; read in text of the same documents."""
-    questions: Path | None = None
+    questions: LocalPath | None = None
     """A JSON lines file of multiple-choice questions over long articles."""
     multiple_choice: MultipleChoiceConfig = Field(default=MultipleChoiceConfig())
     """How those are answered."""

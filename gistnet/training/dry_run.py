@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterator, Sequence
 
 import torch
-import yaml
 from rich.table import Table
 
 from gistnet.model.gistnet import GistNet
@@ -18,6 +17,7 @@ from gistnet.training.memory import StepMemory, step_memory
 from gistnet.training.run import Progress, Run
 from gistnet.training.stage import Stage
 from gistnet.training.trainer import train_step
+from gistnet.yaml_format import write_yaml
 
 GPUS = {"24 GB (L4)": 24e9, "80 GB (A100, H100)": 80e9, "141 GB (H200)": 141e9}
 """Bytes of memory of the GPUs that are planned for."""
@@ -39,7 +39,7 @@ _PARTS = (
 
 def describe_plan(config: Section, teacher: Teacher, gistnet: GistNet) -> Iterator[str]:
     """The lines that need no weights: resolved configuration and sizes."""
-    yield yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True).rstrip()
+    yield from write_yaml(config.model_dump(mode="json"), allow_unicode=True).rstrip("\n").split("\n")
     budget = gistnet.parameter_budget()
     share = budget.share_of_teacher(gistnet.teacher_flops_per_span)
     yield f"teacher: {teacher.fingerprint.describe()}, {teacher.dtype}".replace("torch.", "")

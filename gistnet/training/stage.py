@@ -8,7 +8,7 @@ from gistnet.data.sampling import GistRuns
 from gistnet.evaluation.records import Target
 from gistnet.evaluation.validation import ValidationConfig
 from gistnet.objective.objective import ObjectiveConfig
-from gistnet.settings import Section
+from gistnet.settings import Name, Section
 from gistnet.training.curriculum import ContrastiveRule, StopConfig
 from gistnet.training.schedule import OptimiserConfig
 
@@ -73,7 +73,7 @@ TargetName = Literal[
 class Stage(Section):
     """One stage of the curriculum (spec, Curriculum Strategies)."""
 
-    name: str = Field(min_length=1)
+    name: Name
     """What it is called in messages, metrics and on the command line; no other stage has the same."""
     train: TrainConfig
     objective: ObjectiveConfig

@@ -16,7 +16,7 @@ from gistnet.data.inputs import MatchedFile, match_files, read_text
 from gistnet.data.sources import JsonlSource, read_documents
 from gistnet.data.tokenise import Tokenize, pieces_of_blocks
 from gistnet.errors import DataError
-from gistnet.settings import Section
+from gistnet.settings import Name, Section
 
 JSONL_SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 PORTION_TOKENS = 16384
@@ -25,11 +25,11 @@ PORTION_TOKENS = 16384
 class TextFiles(Section):
     """Files whose documents are to be compressed."""
 
-    paths: tuple[str, ...] = Field(min_length=1)
+    paths: tuple[Name, ...] = Field(min_length=1)
     """Files or glob patterns; `~` is the home folder, `**` any depth of folders."""
-    text_field: str = "text"
+    text_field: Name = "text"
     """Key of a document's text in a line of JSONL."""
-    id_field: str = "id"
+    id_field: Name = "id"
     """Key of its name; a line without it is called `<file>:<line>`."""
 
 

@@ -76,6 +76,12 @@ def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):
     assert cache_folder() == tmp_path / "mine"
     monkeypatch.delenv("GISTNET_CACHE")
     assert cache_folder() == tmp_path / "shared" / "gistnet"
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("XDG_CACHE_HOME", "")
+    monkeypatch.setenv("GISTNET_CACHE", "")
+    assert cache_folder() == tmp_path / "home" / ".cache" / "gistnet"
+    monkeypatch.setenv("GISTNET_CACHE", "~/models")
+    assert cache_folder() == tmp_path / "home" / "models"
 
 
 STAND_IN = """

@@ -1,0 +1,23 @@
+"""Paths and names as a user gives them: `~` expanded, empty ones refused."""
+
+import os
+from pathlib import Path
+
+from gistnet.errors import ConfigError
+
+
+def local_path(path: str | Path) -> Path:
+    """Path on this machine, with `~` and `~user` expanded; applied twice, it changes nothing more.
+
+    Raises:
+        ConfigError: it is empty (a shell variable that is not set), holds NUL, or names a user without a home folder.
+    """
+    text = os.fspath(path)
+    if not text or "\0" in text:
+        raise ConfigError(f"Got the path {text!r}, expected the name of a file or folder.")
+    expanded = Path(os.path.expanduser(text))  # noqa: PTH111 - a Path has lost the ./ that makes ./~name literal
+    if not str(expanded).startswith("~"):
+        return expanded
+    if text.startswith("~"):
+        raise ConfigError(f"Got the path {text!r}, expected ~ or ~USER with a home folder (or ./{text} for a name).")
+    return Path.cwd() / expanded
