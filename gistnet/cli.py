@@ -14,7 +14,9 @@ Bad input, and a GPU whose memory runs out, end in one sentence on the standard 
 training run in status 130.
 """
 
+import io
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -24,22 +26,26 @@ import typer
 from gistnet import release_commands, terminal
 from gistnet import tree_commands as commands
 from gistnet.errors import ConfigError, GistNetError
+from gistnet.paths import local_path
+from gistnet.terminal import PATH
 from gistnet.version import __version__
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help="Compress contexts into gists."
 )
 
-ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="A run's configuration, YAML.")]
+ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="A run's configuration, YAML.", **PATH)]
 Settings = Annotated[list[str] | None, typer.Argument(help="Changes to it, as key.sub=value.", show_default=False)]
 
 
 def main() -> None:
     """The entry point: runs a command and turns errors of the input into one sentence."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a table or an answer must not be lost for want of one character
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         app()
     except GistNetError as error:
-        _say("gistnet: " + " ".join(str(error).split()))  # a library's words, quoted in it, may span lines
+        _say("gistnet: " + re.sub(r"\s*\n\s*", " ", str(error)))  # a library's words, quoted in it, may span lines
         sys.exit(1)
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError":  # PyTorch's, which is not imported for every command
@@ -97,13 +103,16 @@ def train(
 
 @app.command()
 def evaluate(
-    path: Annotated[Path, typer.Argument(help="A run folder, one of its checkpoints, a release, or a release's name.")],
+    path: Annotated[
+        Path, typer.Argument(help="A run folder, one of its checkpoints, a release, or a release's name.", **PATH)
+    ],
     settings: Settings = None,
     out: Annotated[
         Path | None,
         typer.Option(
             help="Where the figures go, with spans.json beside them; metrics.json in the run. Those of a release are "
-            "printed and compared with the ones it came with, which stay; they are written only where this says."
+            "printed and compared with the ones it came with, which stay; they are written only where this says.",
+            **PATH,
         ),
     ] = None,
     reconstruction: Annotated[
@@ -117,7 +126,7 @@ def evaluate(
     ] = False,
     mcq: Annotated[
         Path | None,
-        typer.Option(help="Also answer a file of questions: {article, question, options, gold} a line."),
+        typer.Option(help="Also answer a file of questions: {article, question, options, gold} a line.", **PATH),
     ] = None,
 ) -> None:
     """Measure a trained GistNet on held-out documents, beside its baselines."""
@@ -152,10 +161,11 @@ def evaluate(
 
 @app.command()
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders.", metavar="RUN…")],
+    runs: Annotated[list[Path], typer.Argument(help="Run folders.", parser=local_path, metavar="RUN…")],
     compare: Annotated[bool, typer.Option("--compare", help="Put the runs side by side, on one page.")] = False,
     out: Annotated[
-        Path | None, typer.Option(help="Where the page goes; report.html in the run folder, or ./comparison.html.")
+        Path | None,
+        typer.Option(help="Where the page goes; report.html in the run folder, or ./comparison.html.", **PATH),
     ] = None,
 ) -> None:
     """Show a run on one HTML page: curves, figures beside their baselines, and held-out text span by span."""

@@ -21,3 +21,14 @@ def local_path(path: str | Path) -> Path:
     if text.startswith("~"):
         raise ConfigError(f"Got the path {text!r}, expected ~ or ~USER with a home folder (or ./{text} for a name).")
     return Path.cwd() / expanded
+
+
+def required_name(text: str) -> str:
+    """The text, which names something and so is not empty.
+
+    Raises:
+        ConfigError: it is empty.
+    """
+    if not text:
+        raise ConfigError("Got an empty name, expected one (a shell variable that is not set gives an empty one).")
+    return text

@@ -1,10 +1,61 @@
-"""What commands print with: results to the standard output, everything else to the standard error."""
+"""What commands share: how they print, and how they read paths and names from their arguments.
+
+Results go to the standard output, everything else to the standard error. Documents, names and paths may hold anything,
+also the sequences that drive a terminal: all that is printed here has its control characters escaped. What a model
+wrote is the exception, `write` passes it on as it is.
+"""
+
+import sys
+import unicodedata
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-out = Console(highlight=False, soft_wrap=True, markup=False)
-err = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
+from gistnet.paths import local_path, required_name
+
+PATH: dict[str, Any] = {"parser": local_path, "metavar": "PATH"}
+"""Options of a `typer` argument that is a path."""
+
+NAME: dict[str, Any] = {"parser": required_name, "metavar": "TEXT"}
+"""Options of a `typer` argument that may not be empty."""
+
+# Control characters, halves of surrogate pairs, line and paragraph separators; and what turns the direction of text.
+_UNSEEN = ("Cc", "Cs", "Zl", "Zp")
+_TURNING = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+
+def escaped(text: str) -> str:
+    r"""The text on one line, with control characters as `\n`, `\x1b` or `\u202e`: each is seen and none acts."""
+    return "".join(
+        char.encode("unicode_escape").decode() if unicodedata.category(char) in _UNSEEN or char in _TURNING else char
+        for char in text
+    )
+
+
+class PlainConsole(Console):
+    """A console that prints each text as one line, as it is but for control characters.
+
+    No markup, emoji codes, colours of numbers, or wrapping; control characters are escaped, in the cells of tables too.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(highlight=False, soft_wrap=True, markup=False, emoji=False, **options)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """The text as Rich prints it; Rich calls this for every text and every cell."""
+        return super().render_str(escaped(text), **options)
+
+
+out = PlainConsole()
+err = PlainConsole(stderr=True)
+
+
+def write(text: str) -> None:
+    """Write a text to the standard output as it is, control characters and all, and end the line."""
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
 
 
 def quieten() -> None:
@@ -17,5 +68,5 @@ def quieten() -> None:
 
 def at_full_width(table: Table) -> Table:
     """Take the width that the cells need: a narrow terminal breaks the lines, but no digit is left out."""
-    table.width = Console(width=1000, markup=False).measure(table).maximum
+    table.width = PlainConsole(width=1000).measure(table).maximum
     return table

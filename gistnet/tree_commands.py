@@ -9,9 +9,12 @@ from typing import Annotated
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from gistnet import terminal
+from gistnet.paths import required_name
 from gistnet.positions import Positions
+from gistnet.terminal import NAME, PATH
 
 tree_app = typer.Typer(no_args_is_help=True, help="Look into a tree of gists.")
 
@@ -20,13 +23,16 @@ TreeArgument = Annotated[str, typer.Argument(help="A folder, or a URI such as s3
 
 
 def compress(
-    checkpoint: Annotated[Path, typer.Argument(help=CHECKPOINT)],
+    checkpoint: Annotated[Path, typer.Argument(help=CHECKPOINT, **PATH)],
     files: Annotated[
-        list[str], typer.Argument(help="Text in UTF-8, or .jsonl, .jsonl.gz, .jsonl.zst; patterns.", metavar="FILES…")
+        list[str],
+        typer.Argument(
+            help="Text in UTF-8, or .jsonl, .jsonl.gz, .jsonl.zst; patterns.", parser=required_name, metavar="FILES…"
+        ),
     ],
     tree: Annotated[str, typer.Option(help="A folder, or a URI such as s3://bucket/tree; made if it is not there.")],
-    text_field: Annotated[str, typer.Option(help="JSONL: the key of a document's text.")] = "text",
-    id_field: Annotated[str, typer.Option(help="JSONL: the key of a document's name.")] = "id",
+    text_field: Annotated[str, typer.Option(help="JSONL: the key of a document's text.", **NAME)] = "text",
+    id_field: Annotated[str, typer.Option(help="JSONL: the key of a document's name.", **NAME)] = "id",
     quality: Annotated[bool, typer.Option("--quality", help="Also measure what each gist costs its reader.")] = False,
     workers: Annotated[int, typer.Option(min=0, help="Make gists in so many processes, with Ray.")] = 0,
     gpus_per_worker: Annotated[float, typer.Option(min=0, help="GPUs, or a share of one, for each of them.")] = 0,
@@ -51,7 +57,9 @@ def compress(
             measured = measure_tree(
                 tree,
                 checkpoint,
-                progress=lambda name, level, part: status.update(f"measuring {name}, level {level}, gist {part.first}"),
+                progress=lambda name, level, part: status.update(
+                    Text(terminal.escaped(f"measuring {name}, level {level}, gist {part.first}"))
+                ),
             )
         terminal.out.print(f"Measured {measured:,} gists.")
 
@@ -84,7 +92,7 @@ def generate(
         f"Read {told.context.plan.tokens_covered:,} tokens as {len(told.context):,} vectors, prompt included, "
         f"positions {told.context.positions}."
     )
-    terminal.out.print(told.text)
+    terminal.write(told.text)
 
 
 @tree_app.command()
@@ -111,7 +119,7 @@ def info(tree: TreeArgument) -> None:
 def verify(
     tree: TreeArgument,
     checkpoint: Annotated[
-        Path | None, typer.Option(help="Also make every gist again and compare. " + CHECKPOINT)
+        Path | None, typer.Option(help="Also make every gist again and compare. " + CHECKPOINT, **PATH)
     ] = None,
 ) -> None:
     """Read everything in a tree and check it; exit with 1 where something is wrong."""
@@ -142,7 +150,7 @@ def verify(
 def search(
     tree: TreeArgument,
     query: Annotated[str, typer.Argument(help="A text; gists near to its own are found.")],
-    checkpoint: Annotated[Path, typer.Option(help="Whose gists the tree holds. " + CHECKPOINT)],
+    checkpoint: Annotated[Path, typer.Option(help="Whose gists the tree holds. " + CHECKPOINT, **PATH)],
     level: Annotated[int, typer.Option(help="Of the gists to find.")] = 0,
     k: Annotated[int, typer.Option("-k", "--k", min=1, help="How many to find.")] = 10,
     document: Annotated[str | None, typer.Option(help="Search this document only.")] = None,
@@ -161,7 +169,7 @@ def search(
 @tree_app.command()
 def export(
     tree: TreeArgument,
-    out: Annotated[Path, typer.Argument(help="A file that ends in .npy or .safetensors.")],
+    out: Annotated[Path, typer.Argument(help="A file that ends in .npy or .safetensors.", **PATH)],
     document: Annotated[str | None, typer.Option(help="Its name; needed where there are several.")] = None,
     level: Annotated[int | None, typer.Option(help="Of gists; tokens without it.", show_default=False)] = None,
     start: Annotated[int, typer.Option(min=0, help="The first token or gist.")] = 0,

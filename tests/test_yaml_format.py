@@ -45,7 +45,7 @@ def test_what_is_no_yaml_is_one_line(text: str, word: str) -> None:
 
 
 TRICKY = (
-    "010", "0o17", "0b1", "1e5", "1:30", "yes", "on", "null", "~", "2024-01-01", "<<", "=", "", "a: b", "é\n", "\x1b[2J",
+    "010", "0o17", "0b1", "1e5", "1:30", "yes", "on", "null", "~", "2024-01-01", "<<", "=", "", "a: b", "é\n", "\x1b[J",
 )  # fmt: skip
 
 

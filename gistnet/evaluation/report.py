@@ -24,6 +24,7 @@ from gistnet.evaluation.page_data import comparable_data, differences, run_data
 from gistnet.evaluation.run_record import RunRecord, read_run
 from gistnet.files import write_text
 from gistnet.run_folder import REPORT_FILE
+from gistnet.terminal import escaped
 from gistnet.version import __version__
 
 COMPARISON_FILE = "comparison.html"
@@ -81,7 +82,7 @@ def page(title: str, content: dict[str, Any]) -> str:
     """The HTML of a page that shows `content`, which is plain JSON values."""
     script = "\n".join(_asset(name) for name in _SCRIPTS)
     parts = {
-        "title": html.escape(title),
+        "title": html.escape(escaped(title)),
         "policy": f"default-src 'none'; script-src {_hash(script)}; style-src 'unsafe-inline'; "
         "img-src data:; base-uri 'none'; form-action 'none'",
         "style": _asset("style.css"),

@@ -10,9 +10,9 @@ from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from gistnet import terminal
 from gistnet.errors import DataError
 from gistnet.files import storage_errors, write_text
 
@@ -122,7 +122,7 @@ class ProgressDisplay:
         *,
         completed_steps: int = 0,
         every_seconds: float = 10.0,
-        console: Console | None = None,
+        console: terminal.PlainConsole | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Prepare to show `total_steps` steps, of which an earlier, interrupted run completed `completed_steps`.
@@ -131,7 +131,7 @@ class ProgressDisplay:
         """
         self._title, self._total, self._begun_at = title, total_steps, completed_steps
         self._every, self._clock = every_seconds, clock
-        self._console = console or Console(stderr=True)
+        self._console = console or terminal.err
         self._started = clock()
         self._last_line: float | None = None
         self._bar: Progress | None = None
@@ -144,7 +144,9 @@ class ProgressDisplay:
                 TimeRemainingColumn(),
                 console=self._console,
             )
-            self._task = self._bar.add_task(title, total=total_steps, completed=completed_steps, metrics="")
+            self._task = self._bar.add_task(
+                terminal.escaped(title), total=total_steps, completed=completed_steps, metrics=""
+            )
 
     def update(self, step: int, metrics: Mapping[str, float]) -> None:
         """Show that `step` steps are complete, and of `metrics` those that a reader follows while waiting."""
@@ -157,8 +159,8 @@ class ProgressDisplay:
             self.message(f"{self._title}  step {step}/{self._total}  {shown}  {self._remaining(step)} left")
 
     def message(self, text: str) -> None:
-        """Print `text` as it is, above the bar where there is one."""
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        """Print `text` as one line, above the bar where there is one."""
+        self._console.print(text)
 
     def _is_time_for_a_line(self, step: int) -> bool:
         now = self._clock()

@@ -6,8 +6,8 @@ from datetime import timedelta
 from typing import Self
 
 from rich import progress as rich_progress
-from rich.console import Console
 
+from gistnet import terminal
 from gistnet.tree.compress import Progress
 
 
@@ -24,11 +24,11 @@ class CompressionDisplay:
         self,
         *,
         every_seconds: float = 10.0,
-        console: Console | None = None,
+        console: terminal.PlainConsole | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._every, self._clock = every_seconds, clock
-        self._console = console or Console(stderr=True)
+        self._console = console or terminal.err
         self._started = self._last_line = clock()
         self._bar: rich_progress.Progress | None = None
         if self._console.is_terminal:
@@ -52,7 +52,7 @@ class CompressionDisplay:
         if now - self._last_line >= self._every or progress.characters == progress.total.characters:
             self._last_line = now
             share = f"{progress.characters / progress.total.characters:.0%}"
-            self._console.print(f"{share}  {self._describe(progress)}", markup=False, highlight=False, soft_wrap=True)
+            self._console.print(f"{share}  {self._describe(progress)}")
 
     def _describe(self, progress: Progress) -> str:
         seconds = self._clock() - self._started
@@ -62,7 +62,7 @@ class CompressionDisplay:
             remaining = progress.total.characters - progress.characters
             left = str(timedelta(seconds=round(seconds / progress.appended_characters * remaining)))
         return (
-            f"{progress.document}  documents {progress.documents}/{progress.total.documents}  "
+            f"{terminal.escaped(progress.document)}  documents {progress.documents}/{progress.total.documents}  "
             f"{progress.appended_tokens:,} tokens  {rate:,.0f} tokens/s  {left} left"
         )
 

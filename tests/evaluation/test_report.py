@@ -214,3 +214,11 @@ def test_a_network_is_looked_for_where_it_is_saved() -> None:
 def test_writing_a_report_does_not_import_torch() -> None:
     code = "import sys, gistnet.evaluation.report; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("name", ["run\x1b[2J\u202e", "caf\udce9"])
+def test_the_title_is_the_name_of_the_run_without_control_characters(tmp_path: Path, name: str) -> None:
+    """The second is a name in Latin-1, which is no Unicode."""
+    text = write_report(write_run(tmp_path / name)).read_text(encoding="utf-8")
+    assert f"<title>{ascii(name)[1:-1]} · gistnet</title>" in text
+    assert not {"\x1b", "\u202e", "\udce9"} & set(text)

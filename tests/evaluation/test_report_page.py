@@ -133,9 +133,18 @@ def test_hostile_text_is_shown_and_does_nothing(run: Path, open_page: Open) -> N
     shown = page.locator(".text").inner_text()
     assert "</script><script>window.hacked = 1</script>" in shown
     assert "␛[31m" in shown
+    assert r"\u202eright to left\u202c" in shown
     page.locator(".text .span").nth(1).click()
     assert page.evaluate("window.hacked") is None
     assert page.locator("#main img, #main script").count() == 0
+
+
+@needs_browser
+def test_names_are_shown_with_their_control_characters_escaped(tmp_path: Path, open_page: Open) -> None:
+    page = open_page(write_report(write_run(tmp_path / "run\x1b[2J\u202e")))
+    text = page.locator("body").inner_text()
+    assert "run␛[2J\\u202e" in text
+    assert not {"\x1b", "\u202e"} & set(page.content() + page.title())
 
 
 @needs_browser

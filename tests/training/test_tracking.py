@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from rich.console import Console
 
 from gistnet.errors import DataError, StorageError
+from gistnet.terminal import PlainConsole
 from gistnet.training.tracking import MetricsLog, ProgressDisplay, read_metrics
 
 
@@ -140,7 +140,7 @@ METRICS = {
 
 def test_plain_lines_come_every_few_seconds_and_at_the_first_and_last_step() -> None:
     output, clock = io.StringIO(), Clock()
-    console = Console(file=output, force_terminal=False, width=20)
+    console = PlainConsole(file=output, force_terminal=False, width=20)
     with ProgressDisplay("narrative", 6, console=console, every_seconds=10, clock=clock) as display:
         for step in range(1, 7):
             clock.seconds += 4
@@ -156,7 +156,7 @@ def test_plain_lines_come_every_few_seconds_and_at_the_first_and_last_step() -> 
 def test_the_time_left_of_a_resumed_stage_counts_only_its_own_steps() -> None:
     """8 of 100 steps were done before; 2 more in 20 s leave 90 at 10 s each: 15 minutes."""
     output, clock = io.StringIO(), Clock()
-    console = Console(file=output, force_terminal=False)
+    console = PlainConsole(file=output, force_terminal=False)
     with ProgressDisplay("code", 100, completed_steps=8, console=console, clock=clock) as display:
         display.update(8, {})
         clock.seconds += 20
@@ -169,14 +169,14 @@ def test_the_time_left_of_a_resumed_stage_counts_only_its_own_steps() -> None:
 
 def test_messages_are_printed_as_they_are() -> None:
     output = io.StringIO()
-    with ProgressDisplay("code", 10, console=Console(file=output, force_terminal=False, width=10)) as display:
+    with ProgressDisplay("code", 10, console=PlainConsole(file=output, force_terminal=False, width=10)) as display:
         display.message("[bold] is not markup, and 120 characters stay on one line")
     assert output.getvalue() == "[bold] is not markup, and 120 characters stay on one line\n"
 
 
 def test_on_a_terminal_the_bar_shows_step_metrics_and_messages() -> None:
     output = io.StringIO()
-    console = Console(file=output, force_terminal=True, width=200, color_system=None)
+    console = PlainConsole(file=output, force_terminal=True, width=200, color_system=None)
     with ProgressDisplay("mixed [a]", 50, console=console) as display:
         display.update(5, METRICS)
         display.message("checkpoint saved")

@@ -2,8 +2,7 @@
 
 import io
 
-from rich.console import Console
-
+from gistnet.terminal import PlainConsole
 from gistnet.tree.compress import Progress
 from gistnet.tree.progress import CompressionDisplay
 from gistnet.tree.texts import Survey
@@ -27,7 +26,7 @@ def after(characters: int, appended: int, found: int = 0) -> Progress:
 def test_plain_lines_tell_rate_and_time_left() -> None:
     """2000 characters were in the tree; 2000 more took 20 s, so the other 6000 take a minute."""
     output, clock = io.StringIO(), Clock()
-    console = Console(file=output, force_terminal=False, width=20)
+    console = PlainConsole(file=output, force_terminal=False, width=20)
     with CompressionDisplay(console=console, every_seconds=10, clock=clock) as display:
         display.update(after(2000, 0, 1000))
         clock.seconds += 15
@@ -44,7 +43,7 @@ def test_plain_lines_tell_rate_and_time_left() -> None:
 
 def test_nothing_is_said_of_the_time_left_before_anything_is_appended() -> None:
     output, clock = io.StringIO(), Clock()
-    with CompressionDisplay(console=Console(file=output, force_terminal=False), clock=clock) as display:
+    with CompressionDisplay(console=PlainConsole(file=output, force_terminal=False), clock=clock) as display:
         clock.seconds += 10
         display.update(after(2000, 0, 1000))
     assert output.getvalue() == "20%  b.txt  documents 1/3  0 tokens  0 tokens/s  unknown time left\n"
@@ -52,7 +51,7 @@ def test_nothing_is_said_of_the_time_left_before_anything_is_appended() -> None:
 
 def test_a_terminal_gets_a_bar() -> None:
     output = io.StringIO()
-    console = Console(file=output, force_terminal=True, width=200, color_system=None)
+    console = PlainConsole(file=output, force_terminal=True, width=200, color_system=None)
     with CompressionDisplay(console=console) as display:
         display.update(after(5000, 2500))
     text = output.getvalue()

@@ -1,18 +1,22 @@
 "use strict";
 /* Elements, numbers and the theme. Text becomes text nodes only: nothing here parses markup. */
 
-/** An element; `attributes` may hold `class`, `text`, `on` (listeners) and `style` (custom properties). */
+/**
+ * An element; `attributes` may hold `class`, `text`, `on` (listeners) and `style` (custom properties). All text of the
+ * page comes through here, and control characters of documents, names and paths are made visible.
+ */
 function el(tag, attributes = {}, ...children) {
   const svg = ["svg", "g", "path", "line", "rect", "text", "clipPath"].includes(tag);
   const node = svg ? document.createElementNS("http://www.w3.org/2000/svg", tag) : document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
     if (value === null || value === undefined || value === false) continue;
-    if (name === "text") node.textContent = value;
+    if (name === "text") node.textContent = visible(String(value));
     else if (name === "on") for (const [event, listener] of Object.entries(value)) node.addEventListener(event, listener);
     else if (name === "style") for (const [key, setting] of Object.entries(value)) node.style.setProperty(key, setting);
-    else node.setAttribute(name, value === true ? "" : value);
+    else node.setAttribute(name, value === true ? "" : visible(String(value)));
   }
-  node.append(...children.filter((child) => child !== null && child !== undefined));
+  const shown = children.filter((child) => child !== null && child !== undefined);
+  node.append(...shown.map((child) => (child instanceof Node ? child : visible(String(child)))));
   return node;
 }
 
@@ -55,12 +59,12 @@ function plain(name) {
   return name.replace("delta_nll", "ΔNLL").replace(/(^|_)kl(?=_|$)/, "$1KL").replace(/(^|_)(ce|mse)$/, (end) => end.toUpperCase()).replaceAll("_", " ");
 }
 
-/** Document text with control characters as pictures (␛), so that each is seen and none acts. */
+/** Text with control characters as pictures (␛) or escapes (\u202e), so that each is seen and none acts. */
 function visible(text) {
   return text
     .replace(/[\u0000-\u0008\u000b-\u001f]/g, (c) => String.fromCharCode(0x2400 + c.charCodeAt(0)))
     .replace(/\u007f/g, "␡")
-    .replace(/[\u202a-\u202e\u2066-\u2069]/g, "␣");
+    .replace(/[\u0080-\u009f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]/gu, (c) => `\\u${c.charCodeAt(0).toString(16).padStart(4, "0")}`);
 }
 
 function extent(values) {

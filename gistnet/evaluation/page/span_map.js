@@ -48,7 +48,7 @@ class SpanMap {
       if (event.target.dataset.span) this.open(d, Number(event.target.dataset.span));
     });
     return el("li", {}, el("button", { type: "button", on: { click: () => this.show(d) } },
-      el("b", { dir: "auto", text: visible(one.id) }), el("small", { text: one.domain })), cells);
+      el("b", { dir: "auto", text: one.id }), el("small", { text: one.domain })), cells);
   }
 
   /** Colours spans and cells by a measure. The scale ends where 3 of 100 spans lie beyond it. */
@@ -86,15 +86,15 @@ class SpanMap {
     const one = this.documents[d];
     this.span = Math.min(this.span, Math.max(0, one.spans.length - 1));
     const mean = one.spans.reduce((sum, span) => sum + span.delta_nll.gist, 0) / one.spans.length;
-    this.head.replaceChildren(el("h3", { dir: "auto", text: visible(one.id) }),
-      el("p", { class: "small", text: visible(`${one.source} · ${one.domain} · ${whole(one.tokens.length)} tokens · ${one.spans.length} spans · mean ΔNLL ${number(mean)}`) }));
+    this.head.replaceChildren(el("h3", { dir: "auto", text: one.id }),
+      el("p", { class: "small", text: `${one.source} · ${one.domain} · ${whole(one.tokens.length)} tokens · ${one.spans.length} spans · mean ΔNLL ${number(mean)}` }));
     const pieces = [];
     let at = 0;
-    const between = (from, to) => from < to && pieces.push(el("span", { class: "raw", text: visible(one.tokens.slice(from, to).join("")) }));
+    const between = (from, to) => from < to && pieces.push(el("span", { class: "raw", text: one.tokens.slice(from, to).join("") }));
     one.spans.forEach((span, s) => {
       between(at, span.start);
       at = span.start + this.map.span_tokens;
-      const text = visible(one.tokens.slice(span.start, at).join(""));
+      const text = one.tokens.slice(span.start, at).join("");
       const node = el("span", { class: "span", role: "button", tabindex: s === this.span ? 0 : -1, "aria-controls": "panel", "data-span": s, text,
         "aria-label": `Span ${s + 1} of ${one.spans.length}, ΔNLL ${number(span.delta_nll.gist)}: ${text}` });
       this.colour(node, span);

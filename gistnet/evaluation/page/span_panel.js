@@ -7,7 +7,7 @@ function spanPanel(map, one, span) {
   return [
     el("div", { class: "panel-head" },
       el("h3", { text: `Span ${map.span + 1}` }),
-      el("p", { class: "small", dir: "auto", text: `tokens ${span.start}–${span.start + tokens.length - 1} of ${visible(one.id)}` }),
+      el("p", { class: "small", dir: "auto", text: `tokens ${span.start}–${span.start + tokens.length - 1} of ${one.id}` }),
       el("button", { type: "button", class: "quiet", "aria-label": "Close the panel", text: "Close", on: { click: () => map.close() } })),
     table("Losses of the span", ["nats per token", ...roles.map(plain)], [
       ["ΔNLL", ...roles.map((role) => number(span.delta_nll[role]))],
@@ -24,7 +24,7 @@ function spanPanel(map, one, span) {
 
 /** Whitespace of a token made visible. */
 function tokenText(token) {
-  return visible(token.replaceAll("\n", "↵").replaceAll("\t", "⇥").replaceAll(" ", "·")) || "∅";
+  return token.replaceAll("\n", "↵").replaceAll("\t", "⇥").replaceAll(" ", "·") || "∅";
 }
 
 /** Each token under two bars: the shares of attention that the slots give it, on one scale. */
@@ -53,10 +53,10 @@ function neighbours(map, span) {
     const one = map.documents[document];
     const near = one?.spans[s];
     if (!near) return null;
-    const text = visible(one.tokens.slice(near.start, near.start + map.map.span_tokens).join("")).replace(/\s+/g, " ").trim();
+    const text = one.tokens.slice(near.start, near.start + map.map.span_tokens).join("").replace(/\s+/g, " ").trim();
     return el("li", {}, el("button", { type: "button", on: { click: () => map.open(document, s) } },
       el("span", { class: "cosine", title: "cosine similarity", text: number(cosine, 2) }),
-      el("span", {}, el("span", { class: "snippet", dir: "auto", text }), el("small", { dir: "auto", text: `span ${s + 1} of ${visible(one.id)}` }))));
+      el("span", {}, el("span", { class: "snippet", dir: "auto", text }), el("small", { dir: "auto", text: `span ${s + 1} of ${one.id}` }))));
   }).filter(Boolean);
   return rows.length ? el("ol", { class: "nearest" }, ...rows) : el("p", { class: "small", text: "None in this map." });
 }
