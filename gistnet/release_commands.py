@@ -10,25 +10,28 @@ from typing import Annotated
 import typer
 
 from gistnet import terminal
+from gistnet.terminal import NAME, PATH
 
 
 def release(
-    run: Annotated[Path, typer.Argument(help="A finished run's folder, or one of its checkpoints.")],
-    out: Annotated[Path, typer.Option(help="The new folder; released/NAME in a checkout of this repository.")],
-    hardware: Annotated[str, typer.Option(help="What it was trained on, for the model card.")],
-    command: Annotated[str, typer.Option(help="What trained it, for the model card.")],
+    run: Annotated[Path, typer.Argument(help="A finished run's folder, or one of its checkpoints.", **PATH)],
+    out: Annotated[Path, typer.Option(help="The new folder; released/NAME in a checkout of this repository.", **PATH)],
+    hardware: Annotated[str, typer.Option(help="What it was trained on, for the model card.", **NAME)],
+    command: Annotated[str, typer.Option(help="What trained it, for the model card.", **NAME)],
     settings: Annotated[
         list[str] | None,
         typer.Argument(help="Changes to its evaluation, as evaluation.documents=64.", show_default=False),
     ] = None,
     data_notes: Annotated[
-        Path | None, typer.Option(help="Markdown about the documents and their licences, for the model card.")
+        Path | None, typer.Option(help="Markdown about the documents and their licences, for the model card.", **PATH)
     ] = None,
     also: Annotated[
         list[str] | None,
         typer.Option(help="Evaluate it once more with these changes, as in 'evaluation.horizons=[64]'."),
     ] = None,
-    limits: Annotated[Path | None, typer.Option(help="Markdown about what it cannot do, for the model card.")] = None,
+    limits: Annotated[
+        Path | None, typer.Option(help="Markdown about what it cannot do, for the model card.", **PATH)
+    ] = None,
 ) -> None:
     """Make a folder that anyone can load, evaluate and publish: network, figures, held-out documents, model card.
 
@@ -47,7 +50,9 @@ def release(
 
 
 def publish(
-    folder: Annotated[Path, typer.Argument(help="A release's folder, or the name of one that comes with gistnet.")],
+    folder: Annotated[
+        Path, typer.Argument(help="A release's folder, or the name of one that comes with gistnet.", **PATH)
+    ],
     to: Annotated[str, typer.Option(help="The repository on the Hugging Face Hub.", metavar="USER/NAME")],
     private: Annotated[bool, typer.Option("--private", help="Make the repository for yourself only.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the folder and say what would be done.")] = False,

@@ -15,6 +15,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from gistnet.errors import CheckpointError
+from gistnet.paths import local_path
 from gistnet.run_folder import CONFIG_FILE, FIGURES_FILE, METRICS_FILE, REPORT_FILE, SPAN_MAP_FILE
 
 HELD_OUT_FOLDER = "held-out"
@@ -58,8 +59,9 @@ def find_folder(path: Path | str) -> Path:
 
     Raises:
         CheckpointError: it is neither.
+        ConfigError: it is empty, or names a user without a home folder.
     """
-    path = Path(path)
+    path = local_path(path)
     if len(path.parts) != 1 or path.name == ".." or path.exists():
         return path
     included = included_releases()

@@ -258,6 +258,25 @@ def test_the_version_is_that_of_the_package(gistnet):
     assert gistnet("--version") == (0, f"{__version__}\n", "")
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("prepare", "--config", ""), ("train", "--config", ""), ("evaluate", ""), ("report", ""),
+        ("publish", "", "--to", "a/b"), ("publish", "a", "--to", ""),
+        ("release", "", "--out", "a", "--hardware", "b", "--command", "c"),
+        ("release", "a", "--out", "", "--hardware", "b", "--command", "c"),
+        ("release", "a", "--out", "b", "--hardware", "", "--command", "c"),
+        ("evaluate", "a", "--out", ""), ("evaluate", "a", "--mcq", ""), ("report", "a", "--out", ""),
+        ("report", "--compare", "a", ""), ("report", "~nosuchuser/a"),
+    ],
+)  # fmt: skip
+def test_an_empty_argument_is_not_the_current_folder(gistnet, trained, monkeypatch, arguments):
+    monkeypatch.chdir(trained)
+    before = contents(trained)
+    assert_refused(gistnet(*arguments), "Got ", "expected")
+    assert contents(trained) == before
+
+
 # Starting again -------------------------------------------------------------------------------------------------------
 
 

@@ -271,6 +271,7 @@ def test_bad_input_is_one_sentence(checkpoint: Path, compressed: Path, book: Pat
     (tmp_path / "empty.txt").touch()
     (tmp_path / "file").write_text("not a folder")
     question = ("generate", "--tree", compressed, "--document", f"{compressed.parent.name}/a.txt")
+    search = ("tree", "search", compressed, "--checkpoint", checkpoint)
     cases: list[tuple[type[GistNetError], str, tuple[object, ...]]] = [
         (DataError, "latin.txt is not UTF-8", ("compress", checkpoint, tmp_path / "latin.txt", "--tree", tree)),
         (DataError, "empty.txt is empty", ("compress", checkpoint, tmp_path / "empty.txt", "--tree", tree)),
@@ -283,6 +284,18 @@ def test_bad_input_is_one_sentence(checkpoint: Path, compressed: Path, book: Pat
         (DataError, "empty prompt", (*question, " ")),
         (DataError, "level 3, expected", ("tree", "search", compressed, "x", "--checkpoint", checkpoint, "--level", 3)),
         (ConfigError, "2 documents, expected --document", ("tree", "export", compressed, tmp_path / "x.npy")),
+        (DataError, "document ''", ("generate", "x", "--tree", compressed, "--document", "")),
+        (DataError, "document ''", ("tree", "export", compressed, tmp_path / "x.npy", "--document", "")),
+        (DataError, "document ''", (*search, "x", "--document", "")),
+        (ConfigError, "path ''", ("generate", "x", "--tree", "")),
+        (ConfigError, "path ''", ("tree", "info", "")),
+        (ConfigError, "path ''", ("compress", checkpoint, book, "--tree", "")),
+        (ConfigError, "path ''", ("compress", "", book, "--tree", tree)),
+        (ConfigError, "path ''", ("tree", "verify", compressed, "--checkpoint", "")),
+        (ConfigError, "path ''", ("tree", "export", compressed, "", "--document", "a")),
+        (ConfigError, "path '~nosuchuser/x", ("compress", checkpoint, "~nosuchuser/x", "--tree", tree)),
+        (ConfigError, "empty name", ("compress", checkpoint, "", "--tree", tree)),
+        (ConfigError, "empty name", ("compress", checkpoint, book, "--tree", tree, "--text-field", "")),
         (ConfigError, "x.txt, expected a name that ends in .npy", export(compressed, tmp_path / "x.txt")),
         (DataError, "level 4, expected", export(compressed, tmp_path / "x.npy", "--level", 4)),
         (DataError, "range 0 to 9999", export(compressed, tmp_path / "x.npy", "--stop", 9999)),

@@ -25,6 +25,7 @@ from gistnet.errors import ConfigError, DataError
 from gistnet.files import storage_errors, write_bytes, write_json
 from gistnet.model.fingerprint import TeacherFingerprint
 from gistnet.model.teacher import Teacher
+from gistnet.paths import local_path
 from gistnet.settings import Section
 from gistnet.version import __version__
 
@@ -87,7 +88,7 @@ def export_prompt_embeds(context: Context, teacher: Teacher, folder: Path | str,
         sink_tokens=context.plan.sink_tokens,
         tensor_sha256=hashlib.sha256(tensor).hexdigest(),
     )
-    folder = Path(folder)
+    folder = local_path(folder)
     write_bytes(folder / TENSOR_FILE, tensor)
     write_json(folder / DESCRIPTION_FILE, described.model_dump(mode="json"))
 
@@ -99,7 +100,7 @@ def load_prompt_embeds(folder: Path | str) -> tuple[Tensor, ExportedContext]:
         DataError: a file is missing or damaged, is of another format, or the two do not belong together.
         StorageError: the folder could not be read.
     """
-    folder = Path(folder)
+    folder = local_path(folder)
     described = _described(folder / DESCRIPTION_FILE)
     content = _read_bytes(folder / TENSOR_FILE)
     if hashlib.sha256(content).hexdigest() != described.tensor_sha256:

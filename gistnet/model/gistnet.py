@@ -40,6 +40,7 @@ from gistnet.model.saved_gistnet import (
 from gistnet.model.span_context import SpanContext
 from gistnet.model.teacher import Teacher
 from gistnet.model.teacher_layers import TeacherLayers
+from gistnet.paths import local_path
 from gistnet.release_folder import find_folder
 from gistnet.version import __version__
 
@@ -346,7 +347,7 @@ class GistNet(nn.Module):
         Raises:
             StorageError: the folder could not be written.
         """
-        folder = Path(folder)
+        folder = local_path(folder)
         if self.below is not None:
             self.below.save_pretrained(folder / BELOW, dtype=dtype)
         weights = self._weights(dtype)

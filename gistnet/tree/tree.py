@@ -308,8 +308,11 @@ def only_document(tree: TreeReader, name: str | None) -> str:
 
     Raises:
         ConfigError: there are several documents, or none, and no name.
+        DataError: there is no document of this name.
     """
+    if name is not None:
+        return tree.document(name).name
     names = tree.documents()
-    if name is None and len(names) != 1:
+    if len(names) != 1:
         raise ConfigError(f"The tree has {len(names)} documents, expected --document to name one.")
-    return name or names[0]
+    return names[0]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from gistnet.errors import CheckpointError
+from gistnet.errors import CheckpointError, ConfigError
 from gistnet.model.gistnet import GistNet
 from gistnet.release_folder import find_folder, included_releases
 from gistnet.session import open_gistnet, open_trained
@@ -59,6 +59,14 @@ def test_paths_are_left_alone(package: Path) -> None:
         assert find_folder(path) == Path(path)
     with pytest.raises(CheckpointError, match="runs/demo is not a saved GistNet"):
         GistNet.from_pretrained("runs/demo", tiny_teacher("llama"))
+
+
+def test_a_tilde_is_the_home_folder_and_an_empty_name_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/reader")
+    assert find_folder("~/runs") == Path("/home/reader/runs")
+    for use in (find_folder, lambda name: GistNet.from_pretrained(name, tiny_teacher("llama"))):
+        with pytest.raises(ConfigError, match="''"):
+            use("")
 
 
 def test_a_document_is_compressed_by_name_and_asked_about(

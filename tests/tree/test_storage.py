@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from benchmarks.stub_encoder import StubEncoder
-from gistnet.errors import CheckpointError, DataError, StorageError
+from gistnet.errors import CheckpointError, ConfigError, DataError, StorageError
 from gistnet.tree import tree as tree_module
 from gistnet.tree.storage import catalog, compact, location, transaction
 from gistnet.tree.storage.catalog import FORMAT_VERSION
@@ -383,6 +383,30 @@ def test_file_uris_are_local_folders(tmp_path: Path, stub: StubEncoder) -> None:
             GistTree.open(tmp_path / "a tree", writable=True)
     with GistTree.open(tmp_path / "a tree") as reader:
         assert holds(reader, 50)
+
+
+def test_a_tilde_is_the_home_folder(tmp_path: Path, stub: StubEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    GistTree.create("~/a", stub).close()
+    GistTree.create(Path("~/b"), stub).close()
+    assert GistTree.exists(tmp_path / "a")
+    assert GistTree.exists(tmp_path / "b")
+
+
+@pytest.mark.parametrize("uri", ["file:{}/tree", "FILE://{}/tree", "file://localhost{}/tree", "{}//tree//"])
+def test_spellings_of_a_local_folder(tmp_path: Path, stub: StubEncoder, uri: str) -> None:
+    GistTree.create(uri.format(tmp_path), stub).close()
+    assert GistTree.exists(tmp_path / "tree")
+
+
+@pytest.mark.parametrize(
+    "uri", ["", "a\0b", "~nosuchuser/tree", "file://host/tree", "file:///a?b", "file:///a#b", "file://", "file:///"]
+)
+def test_what_is_no_place_for_a_tree_is_refused(uri: str, stub: StubEncoder) -> None:
+    """`file://host/tree`, two slashes for three, would be the folder `/tree`."""
+    for use in (GistTree.open, GistTree.exists, lambda uri: GistTree.create(uri, stub)):
+        with pytest.raises(ConfigError, match="Got the"):
+            use(uri)
 
 
 @pytest.mark.parametrize("opening", [GistTree.open, lambda path: GistTree.open(path, writable=True)])

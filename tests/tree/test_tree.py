@@ -17,7 +17,7 @@ from gistnet.context.in_memory import compress
 from gistnet.errors import CheckpointError, ConfigError, DataError, StorageError, TeacherError
 from gistnet.tree.encoder import Encoder
 from gistnet.tree.gist_encoder import GistEncoder
-from gistnet.tree.tree import GistTree
+from gistnet.tree.tree import GistTree, only_document
 from tests.gistnets import context_gistnet, woken_gistnet
 from tests.teachers import tiny_teacher
 
@@ -154,6 +154,21 @@ def test_what_is_no_token_is_refused_and_nothing_of_it_kept(tree: GistTree, toke
 def test_what_cannot_name_a_document_is_refused(tree: GistTree, name: object) -> None:
     with pytest.raises(DataError, match="document"):
         tree.append([1], name)  # type: ignore[arg-type]
+
+
+def test_the_only_document_needs_no_name_and_an_empty_one_is_none(tree: GistTree) -> None:
+    for names in ([], ["a"], ["a", "b"]):
+        for name in names:
+            tree.append([1], name)
+        for unknown in ("", "c"):
+            with pytest.raises(DataError, match=repr(unknown)):
+                only_document(tree, unknown)
+        if len(names) == 1:
+            assert only_document(tree, None) == "a"
+        else:
+            with pytest.raises(ConfigError, match=f"{len(names)} documents"):
+                only_document(tree, None)
+    assert only_document(tree, "b") == "b"
 
 
 def test_what_is_not_there_is_refused(tree: GistTree) -> None:
