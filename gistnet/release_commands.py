@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from gistnet import terminal
+from gistnet.paths import required_name
 from gistnet.terminal import NAME, PATH
 
 
@@ -53,7 +54,7 @@ def publish(
     folder: Annotated[
         Path, typer.Argument(help="A release's folder, or the name of one that comes with gistnet.", **PATH)
     ],
-    to: Annotated[str, typer.Option(help="The repository on the Hugging Face Hub.", metavar="USER/NAME")],
+    to: Annotated[str, typer.Option(help="The repository on the Hub.", parser=required_name, metavar="USER/NAME")],
     private: Annotated[bool, typer.Option("--private", help="Make the repository for yourself only.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the folder and say what would be done.")] = False,
 ) -> None:

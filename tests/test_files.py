@@ -1,8 +1,10 @@
 """Atomic writing under a killed writer, a full disk, a raised exception and two writers at once."""
 
 import errno
+import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +14,17 @@ from pathlib import Path
 import pytest
 
 from gistnet.errors import StorageError
-from gistnet.files import _this_machine, atomic_folder, storage_errors, sweep_leftovers, write_json, write_text
+from gistnet.files import (
+    atomic_folder,
+    lock_for_writing,
+    require_writable,
+    storage_errors,
+    sweep_leftovers,
+    write_bytes,
+    write_json,
+    write_text,
+)
+from gistnet.locks import FileLock
 from tests.small_disk import mounted
 
 
@@ -98,7 +110,7 @@ def test_the_work_of_a_living_writer_is_not_swept(tmp_path: Path) -> None:
     """A second writer finishes first; the living one then finds the folder made and gives way."""
     folder = tmp_path / "result"
     living = start(STALL_IN_FOLDER, folder)
-    sweep_leftovers(folder)
+    sweep_leftovers(tmp_path)
     with atomic_folder(folder) as temporary:
         (temporary / "a").write_text("whole")
     assert len(names(tmp_path)) == 2
@@ -108,20 +120,149 @@ def test_the_work_of_a_living_writer_is_not_swept(tmp_path: Path) -> None:
     assert (folder / "a").read_text() == "whole"
 
 
-def test_sweeping_takes_files_and_folders_of_the_dead_and_nothing_else(tmp_path: Path) -> None:
-    gone = subprocess.Popen([sys.executable, "-c", ""])
-    gone.wait()
-    (tmp_path / f".result.partial-{_this_machine()}-{gone.pid}-00000000").write_text("")
-    (tmp_path / f".result.partial-{_this_machine()}-{gone.pid}-11111111").mkdir()
-    kept = {
-        f".result.partial-{_this_machine()}-{os.getpid()}-00000000",
-        f".other.partial-{_this_machine()}-{gone.pid}-00000000",
-        "result",
-    }
-    for name in kept:
-        (tmp_path / name).write_text("")
-    sweep_leftovers(tmp_path / "result")
-    assert set(names(tmp_path)) == kept
+needs_namespaces = pytest.mark.skipif(
+    shutil.which("unshare") is None or subprocess.run(["unshare", "--pid", "--fork", "true"]).returncode != 0,
+    reason="this system does not let us number processes anew, as a container does",
+)
+
+
+@needs_namespaces
+def test_the_work_of_another_container_is_not_swept(tmp_path: Path) -> None:
+    """It has the name of this machine, and its processes have numbers that do not run here."""
+    command = ["unshare", "--pid", "--fork", "--kill-child", sys.executable, "-c", STALL_IN_FOLDER, tmp_path / "result"]
+    living = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert living.stdout is not None
+    assert living.stdout.readline()
+    sweep_leftovers(tmp_path)
+    sweep_leftovers(tmp_path, "result")
+    living.communicate("")
+    assert living.returncode == 0
+    assert names(tmp_path) == ["result"]
+    assert names(tmp_path / "result") == ["a"]
+
+
+def leftover(folder: Path, name: str) -> Path:
+    """What a killed writer of `name` leaves."""
+    path = folder / f".{name}.partial-{len(names(folder)):08x}"
+    path.mkdir()
+    (path / "lock").touch()
+    (path / name).touch()
+    return path
+
+
+def test_sweeping_takes_what_nobody_holds_and_nothing_else(tmp_path: Path) -> None:
+    for name in ("result", "result", "re[s]ult"):
+        leftover(tmp_path, name)
+    (tmp_path / ".result.partial-ffffffff").mkdir()  # killed before it had a lock
+    held = leftover(tmp_path, "result")
+    lock = FileLock(held / "lock")
+    other = leftover(tmp_path, "other")
+    (tmp_path / "result").write_text("")
+    sweep_leftovers(tmp_path, "re[s]ult")
+    assert len(names(tmp_path)) == 6
+    sweep_leftovers(tmp_path, "result")
+    assert names(tmp_path) == sorted([held.name, other.name, "result"])
+    sweep_leftovers(tmp_path)
+    assert names(tmp_path) == sorted([held.name, "result"])
+    lock.close()
+
+
+def test_a_file_system_without_locks_can_be_written_and_is_not_swept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lustre as many clusters mount it."""
+
+    def refuse(*arguments: object) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    left = leftover(tmp_path, "result")
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    write_text(tmp_path / "result", "new")
+    lock_for_writing(tmp_path, "run", required=False)
+    with pytest.raises(StorageError, match="not implemented"):
+        lock_for_writing(tmp_path, "tree")
+    assert (tmp_path / "result").read_text() == "new"
+    assert left.exists()
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from gistnet.files import lock_for_writing
+lock = lock_for_writing(Path(sys.argv[1]), "run")
+print("holding", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_folder_has_one_writer_until_it_ends_or_is_killed(tmp_path: Path) -> None:
+    folder = tmp_path / "deep" / "run"
+    holder = start(HOLD, folder)
+    with pytest.raises(StorageError, match=f"process {holder.pid}"):
+        lock_for_writing(folder, "run")
+    kill(holder)
+    lock = lock_for_writing(folder, "run")
+    with pytest.raises(StorageError, match="one writer"):
+        lock_for_writing(folder, "run")
+    lock.close()
+    lock_for_writing(folder, "run").close()
+
+
+def test_a_link_is_followed(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    link = tmp_path / "link"
+    link.symlink_to("there/target")
+    for text in ("new", "newer"):
+        write_text(link, text)
+        assert (tmp_path / "there" / "target").read_text() == text
+    assert link.is_symlink()
+    assert names(tmp_path / "there") == ["target"]
+
+
+def test_permissions_stay(tmp_path: Path) -> None:
+    path = tmp_path / "secret"
+    path.touch(mode=0o600)
+    write_text(path, "new")
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert path.read_text() == "new"
+
+
+def test_a_pipe_is_written_to_and_stays_one(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = subprocess.Popen(["cat", str(pipe)], stdout=subprocess.PIPE)
+    require_writable(pipe)
+    write_bytes(pipe, b"new")
+    assert reader.communicate()[0] == b"new"
+    assert pipe.is_fifo()
+    assert names(tmp_path) == ["pipe"]
+
+
+def test_the_null_device_stays_one() -> None:
+    require_writable(Path("/dev/null"))
+    write_text(Path("/dev/null"), "lost")
+    assert Path("/dev/null").is_char_device()
+
+
+def test_what_could_not_be_written_is_found_before(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("precious")
+    (tmp_path / "circle").symlink_to("circle")
+    for path in (
+        tmp_path / "file" / "out",
+        tmp_path,
+        Path("/proc/none/out"),
+        tmp_path / ("x" * 300),
+        tmp_path / "circle",
+    ):
+        with pytest.raises(StorageError, match="Could not write"):
+            require_writable(path)
+        with pytest.raises(StorageError, match="Could not write"):
+            write_text(path, "new")
+    require_writable(tmp_path / "deep" / "out")
+    require_writable(tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "precious"
+    assert names(tmp_path) == ["circle", "deep", "file"]
+    assert names(tmp_path / "deep") == []
 
 
 REPLACE_FOREVER = """

@@ -129,7 +129,7 @@ def prune_checkpoints(run_folder: Path, keep_last: int) -> None:
             # Renamed first: a kill while its files go must not leave a damaged checkpoint under a checkpoint's name.
             with storage_errors("delete", folder):
                 folder.rename(folder.with_name(f".deleted-{folder.name}"))
-    sweep_leftovers(checkpoints / "*")  # the pattern takes in every name
+    sweep_leftovers(checkpoints)
     for deleted in checkpoints.glob(".deleted-*"):
         with storage_errors("delete", deleted):
             shutil.rmtree(deleted)

@@ -20,6 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gistnet.errors import ConfigError, DataError, GistNetError, StorageError
+from gistnet.files import lock_for_writing
+from gistnet.locks import FileLock
 from gistnet.tree.encoder import Encoder
 from gistnet.tree.history import require_range
 from gistnet.tree.reader import MAIN, TreeReader
@@ -27,7 +29,6 @@ from gistnet.tree.storage import catalog, compact, regist
 from gistnet.tree.storage import rows as layout
 from gistnet.tree.storage.inputs import require_document, require_finite, tokens_of
 from gistnet.tree.storage.location import Location
-from gistnet.tree.storage.lock import FileLock, lock_for_writing
 from gistnet.tree.storage.opening import create_tree, load, require_encoder
 from gistnet.tree.storage.snapshot import Document, Snapshot
 from gistnet.tree.storage.transaction import Transaction
@@ -96,7 +97,7 @@ class GistTree(TreeReader):
         snapshot = load(location, pinned=not writable)
         if encoder is not None:
             require_encoder(snapshot, encoder)
-        lock = lock_for_writing(location.folder) if writable and location.folder is not None else None
+        lock = lock_for_writing(location.folder, "tree") if writable and location.folder is not None else None
         tree = cls(snapshot, encoder, lock, writable)
         try:
             if writable:

@@ -1,10 +1,9 @@
-"""One writer of a local tree, and readers whose version the writer must not clean away.
+"""Readers of a local tree, whose version the writer must not clean away.
 
-Both are advisory locks of the operating system, which a killed process cannot leave behind. On an object store there
-are none: there the writer that commits the catalog first wins, and old versions are kept for a day.
+On an object store there are no locks: there the writer that commits the catalog first wins, and old versions are kept
+for a day.
 """
 
-import fcntl
 import os
 import uuid
 import weakref
@@ -12,60 +11,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from gistnet.errors import StorageError
-from gistnet.files import storage_errors
+from gistnet.locks import FileLock
 
-_WRITER = "writer.lock"
 _PINS = "readers"
 _GUARD = "guard.lock"
-
-
-class FileLock:
-    """A lock of the operating system on a file, held until closed, collected, or the process ends."""
-
-    def __init__(self, path: Path, *, shared: bool = False, wait: bool = True) -> None:
-        """Take the lock, creating the file if need be.
-
-        Raises:
-            BlockingIOError: another holds it, and `wait` is false.
-            OSError: the file cannot be opened or locked.
-        """
-        self.path = path
-        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        self._release = weakref.finalize(self, os.close, self._descriptor)
-        try:
-            fcntl.flock(self._descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
-        except BaseException:
-            self.close()
-            raise
-
-    def close(self) -> None:
-        """Give the lock back."""
-        self._release()
-
-    def write(self, text: str) -> None:
-        """Say in the file who holds it."""
-        os.ftruncate(self._descriptor, 0)
-        os.pwrite(self._descriptor, text.encode(), 0)
-
-
-def lock_for_writing(folder: Path) -> FileLock:
-    """Become the writer of the tree in `folder`.
-
-    Raises:
-        StorageError: another process, or another object of this one, writes the tree; or the folder is not writable.
-    """
-    path = folder / _WRITER
-    with storage_errors("write the tree in", folder):
-        try:
-            lock = FileLock(path, wait=False)
-        except BlockingIOError:
-            holder = path.read_text(errors="replace").strip()
-            raise StorageError(
-                f"The tree {folder} is being written by {holder or 'another process'}, expected one writer at a time."
-            ) from None
-        lock.write(f"process {os.getpid()}")
-    return lock
 
 
 @contextmanager

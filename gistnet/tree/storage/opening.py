@@ -4,17 +4,18 @@ from contextlib import suppress
 from pathlib import Path
 
 from gistnet.errors import CheckpointError, DataError, TeacherError
-from gistnet.files import storage_errors
+from gistnet.files import WRITER_LOCK, lock_for_writing, storage_errors
+from gistnet.locks import FileLock
 from gistnet.tree.encoder import Encoder
 from gistnet.tree.storage import catalog
 from gistnet.tree.storage import rows as layout
 from gistnet.tree.storage.catalog import FORMAT_VERSION, TreeState
 from gistnet.tree.storage.location import Location
-from gistnet.tree.storage.lock import FileLock, Pin, guard, lock_for_writing
+from gistnet.tree.storage.lock import Pin, guard
 from gistnet.tree.storage.regist import create_tables, gist_schemas, gist_version
 from gistnet.tree.storage.snapshot import Snapshot
 
-_OURS = {"writer.lock", "readers", "tokens.lance", "quality.lance", "gists", "catalog.lance"}
+_OURS = {WRITER_LOCK, "readers", "tokens.lance", "quality.lance", "gists", "catalog.lance"}
 
 
 def create_tree(location: Location, encoder: Encoder) -> tuple[Snapshot, FileLock | None]:
@@ -52,7 +53,7 @@ def _claim(folder: Path) -> FileLock:
         folder.mkdir(parents=True, exist_ok=True)
         if strange := sorted({entry.name for entry in folder.iterdir()} - _OURS):
             raise DataError(f"{folder} has {strange[0]!r} in it, expected a new or empty folder for a tree.")
-    return lock_for_writing(folder)
+    return lock_for_writing(folder, "tree")
 
 
 def load(location: Location, earlier: Snapshot | None = None, *, pinned: bool = True) -> Snapshot:
