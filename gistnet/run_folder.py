@@ -7,14 +7,20 @@
     RUN/report.html      the report page
     RUN/checkpoints/     see `training.checkpoint`
     RUN/trackers/        what experiment trackers keep in files
+    RUN/writer.lock      locked by the process that trains
 
 Nothing here imports torch, so that whoever only reads a run does without it.
 """
 
+import json
+import re
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from gistnet.errors import ConfigError
+from gistnet.files import storage_errors
 from gistnet.yaml_format import read_yaml
 
 CONFIG_FILE = "config.yaml"
@@ -25,9 +31,7 @@ REPORT_FILE = "report.html"
 CHECKPOINTS_FOLDER = "checkpoints"
 TRACKERS_FOLDER = "trackers"
 BEST_FILE = "best.json"
-
-LEFT_BY_A_RUN = (CHECKPOINTS_FOLDER, TRACKERS_FOLDER, METRICS_FILE, FIGURES_FILE, SPAN_MAP_FILE, REPORT_FILE)
-"""What training and evaluation leave; the configuration alone is no run."""
+CHECKPOINT_FILES = {"gistnet", "optimiser.safetensors", "state.json", "manifest.json"}
 
 FORMAT_VERSION = 2
 """The format of run folders: raised where an older gistnet could not read what a newer one writes."""
@@ -54,3 +58,102 @@ def read_config_values(path: Path) -> dict[str, Any]:
             "update gistnet."
         )
     return values
+
+
+def left_by_a_run(folder: Path) -> list[Path]:
+    """Files and folders that training and evaluation left in a run folder; the configuration alone is no run.
+
+    Raises:
+        ConfigError: another program wrote something there under the same name, which a run would overwrite or delete.
+    """
+    config = folder / CONFIG_FILE
+    if config.exists() and "format_version" not in read_config_values(config):
+        raise _of_another_program(config)
+    marks: list[tuple[Path, Callable[[Path], bool]]] = [
+        (folder / METRICS_FILE, _is_log),
+        (folder / FIGURES_FILE, _is_figures),
+        (folder / SPAN_MAP_FILE, _is_span_map),
+        (folder / REPORT_FILE, _is_report),
+        *((path, _is_checkpoint) for path in _entries(folder / CHECKPOINTS_FOLDER)),
+        *((path, _is_of_tracker) for path in _entries(folder / TRACKERS_FOLDER)),
+    ]
+    left = [(path, is_ours) for path, is_ours in marks if path.exists() or path.is_symlink()]
+    for path, is_ours in left:
+        with storage_errors("read", path):
+            if not config.exists() or not is_ours(path):
+                raise _of_another_program(path)
+    return [path for path, _ in left]
+
+
+def remove_run(folder: Path) -> None:
+    """Delete what training and evaluation left in a run folder; a link to another disk stays, emptied.
+
+    Raises:
+        ConfigError: as `left_by_a_run`; nothing was deleted.
+        StorageError: something could not be deleted.
+    """
+    for path in left_by_a_run(folder):
+        with storage_errors("delete", path):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+    for path in (folder / CHECKPOINTS_FOLDER, folder / TRACKERS_FOLDER):
+        with storage_errors("delete", path):
+            if path.is_dir() and not path.is_symlink():
+                path.rmdir()
+
+
+def _of_another_program(path: Path) -> ConfigError:
+    return ConfigError(
+        f"{path} was not written by a run of gistnet; expected a run folder without anything of another program: use "
+        "another run_folder, or move it away."
+    )
+
+
+def _entries(folder: Path) -> list[Path]:
+    """What a folder, or the folder that a link leads to, holds; what is no folder, itself."""
+    with storage_errors("read", folder):
+        return sorted(folder.iterdir()) if folder.is_dir() else [folder]
+
+
+def _is_log(path: Path) -> bool:
+    with path.open("rb") as file:
+        first = file.readline()
+    # A line without an end was cut off.
+    return not first.endswith(b"\n") or (isinstance(_json(first), dict) and "step" in _json(first))
+
+
+def _is_figures(path: Path) -> bool:
+    records = _json(path.read_bytes())
+    return isinstance(records, list) and all(
+        isinstance(r, dict) and {"name", "value", "n_spans"} <= r.keys() for r in records
+    )
+
+
+def _is_span_map(path: Path) -> bool:
+    content = _json(path.read_bytes())
+    return isinstance(content, dict) and {"format_version", "documents", "distribution"} <= content.keys()
+
+
+def _is_report(path: Path) -> bool:
+    return b" gistnet</title>" in path.read_bytes()
+
+
+def _is_checkpoint(path: Path) -> bool:
+    """Also one that is being written or deleted, or the mark of the best."""
+    if re.fullmatch(r"step-\d{8,}", path.name):
+        return path.is_dir() and {entry.name for entry in path.iterdir()} <= CHECKPOINT_FILES
+    return re.fullmatch(r"best\.json|\.deleted-step-\d+|\.(step-\d+|best\.json)\.partial-.*", path.name) is not None
+
+
+def _is_of_tracker(path: Path) -> bool:
+    files = [file for file in (path, *path.rglob("*")) if not file.is_dir()]
+    return all(file.name.startswith("events.out.tfevents.") for file in files)
+
+
+def _json(content: bytes) -> Any:
+    try:
+        return json.loads(content)
+    except ValueError:
+        return None

@@ -1,7 +1,7 @@
 """From a configuration, or a run folder, to the objects that train and evaluate."""
 
-import shutil
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -15,7 +15,7 @@ from gistnet.data.prepare import prepare
 from gistnet.devices import require_precision, share_cores, usable_devices
 from gistnet.errors import CheckpointError, ConfigError, TeacherError
 from gistnet.evaluation.report import write_report
-from gistnet.files import storage_errors
+from gistnet.files import lock_for_writing
 from gistnet.memory import keep_freed_memory
 from gistnet.model.fingerprint import TeacherFingerprint
 from gistnet.model.gistnet import GistNet
@@ -24,13 +24,15 @@ from gistnet.model.sharded_teacher import shard_layers
 from gistnet.model.teacher import Teacher, TeacherConfig, load_tokenizer
 from gistnet.objective.reference import require_exact
 from gistnet.release_folder import HELD_OUT_FOLDER, find_folder, is_release
-from gistnet.run_folder import CHECKPOINTS_FOLDER, CONFIG_FILE, LEFT_BY_A_RUN
+from gistnet.run_folder import CHECKPOINTS_FOLDER, CONFIG_FILE, left_by_a_run, remove_run
 from gistnet.training.checkpoint import best_checkpoint, latest_checkpoint
 from gistnet.training.dry_run import describe_plan, describe_steps, memory_tables
 from gistnet.training.parallel import DEFAULT_TIMEOUT_MINUTES, Processes
 from gistnet.training.run import Run, build_run
 from gistnet.training.trackers import require_installed
 from gistnet.training.trainer import fit, restore
+
+Start = Literal["new", "resume", "restart"]
 
 
 class TrainedGistNet(NamedTuple):
@@ -183,7 +185,7 @@ def _memory_tables(config: RunConfig, teacher: Teacher, gistnet: GistNet, *, pro
 def train(
     config: RunConfig,
     *,
-    start: Literal["new", "resume", "restart"] = "new",
+    start: Start = "new",
     report: bool = False,
     say: Callable[[str], None] = lambda message: None,
 ) -> bool:
@@ -191,7 +193,8 @@ def train(
 
     Args:
         start: `new` refuses a folder that holds a run, `resume` continues from its newest checkpoint, `restart`
-            deletes what an earlier run left, once nothing else stands in the way.
+            deletes what an earlier run left, once nothing else stands in the way. Each refuses a folder in which
+            another program's files have the names of ours, or in which another process trains.
         report: write the run's report page anew after each validation.
         say: is called with a sentence about what happens, in the main process.
 
@@ -201,16 +204,24 @@ def train(
     Raises:
         GistNetError: of any kind; what was saved before stays.
     """
-    if start == "new":
-        _require_fresh(config.run_folder)
+    _require_startable(config.run_folder, start)
     require_installed(config.trackers)
     run = open_run(config, say)
+    with ExitStack() as stack:
+        with run.processes.failing_together():
+            if run.processes.is_main:
+                stack.enter_context(closing(lock_for_writing(run.folder, "run", required=False)))
+                _require_startable(run.folder, start)  # of two that began at once, the other may have ended
+        return _train(run, config, start, report, say)
+
+
+def _train(run: Run, config: RunConfig, start: Start, report: bool, say: Callable[[str], None]) -> bool:
     # The folder of an earlier run changes only now that nothing is left to refuse.
     if start == "resume":
         restore(run)
     if run.processes.is_main:
         if start == "restart":
-            _remove_run(config.run_folder)
+            remove_run(config.run_folder)
         save_config(config)
         budget = run.gistnet.parameter_budget()
         beside = "" if run.gistnet.states_after is None else f", beside its own {run.gistnet.states_after} first layers"
@@ -296,19 +307,12 @@ def _require_short_enough(config: RunConfig, teacher: Teacher) -> None:
         )
 
 
-def _require_fresh(run_folder: Path) -> None:
-    """Never write a new run over an old one unasked."""
-    if any((run_folder / name).exists() for name in LEFT_BY_A_RUN):
+def _require_startable(run_folder: Path, start: Start) -> None:
+    """Never write a new run over an old one unasked, nor over anything else."""
+    if is_release(run_folder):
+        raise ConfigError(f"{run_folder} is a release; use another run_folder.")
+    if left_by_a_run(run_folder) and start == "new":
         raise ConfigError(f"{run_folder} holds a run already; use --resume, --restart, or another run_folder.")
-
-
-def _remove_run(run_folder: Path) -> None:
-    for path in (run_folder / name for name in LEFT_BY_A_RUN):
-        with storage_errors("delete", path):
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
 
 
 def _processes(device: str, timeout_minutes: float = DEFAULT_TIMEOUT_MINUTES) -> Processes:

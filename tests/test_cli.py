@@ -299,6 +299,72 @@ def test_a_second_run_is_refused_continued_or_started_anew_as_asked(gistnet, con
     assert without_speed(trained) == without_speed(fresh)
 
 
+@pytest.mark.parametrize("flag", [(), ("--restart",), ("--resume",)])
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("config.yaml", "learning_rate: 0.1\n"),
+        ("checkpoints/epoch3/weights.pt", "weights"),
+        ("checkpoints/step-00000004/weights.pt", "weights"),
+        ("checkpoints", "a file"),
+        ("trackers/notes.txt", "notes"),
+        ("metrics.jsonl", '{"epoch": 1}\n'),
+        ("metrics.json", '{"accuracy": 0.9}'),
+        ("spans.json", "[]"),
+        ("report.html", "<title>mine</title>"),
+    ],
+)
+def test_files_of_another_program_are_never_deleted_nor_written_over(
+    gistnet, config_file, tmp_path, flag, name, content
+):
+    """Neither in a folder of theirs alone, nor beside a run's."""
+    path = tmp_path / "run" / name
+    path.parent.mkdir(parents=True)
+    path.write_text(content)
+    if name != "config.yaml":
+        (tmp_path / "run" / "config.yaml").write_text("format_version: 2\n")
+    before = contents(tmp_path / "run")
+    assert_refused(gistnet("train", "--config", config_file, *flag), name.split("/")[0], "another program")
+    (tmp_path / "run" / "config.yaml").unlink()
+    if name != "config.yaml":
+        assert_refused(gistnet("train", "--config", config_file, *flag), name.split("/")[0], "another program")
+        del before["config.yaml"]
+        assert contents(tmp_path / "run") == before
+
+
+def test_checkpoints_may_be_a_link_to_another_disk(gistnet, config_file, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "checkpoints").symlink_to(disk)
+    assert gistnet("train", "--config", config_file).status == 0
+    kept = set(contents(disk))
+    assert_refused(gistnet("train", "--config", config_file), "holds a run")
+    (disk / "step-00000009").mkdir()  # what a kill in the middle of a deletion leaves
+    assert gistnet("train", "--config", config_file, "--restart").status == 0
+    assert (run / "checkpoints").is_symlink()
+    assert set(contents(disk)) == kept
+    assert not (disk / "step-00000009").exists()
+
+
+def test_a_run_has_one_writer(gistnet, config_file, tmp_path):
+    """A second is refused while the first lives, and takes over once it was killed."""
+    run = tmp_path / "run"
+    first = start_training(config_file, "train.steps=100000", "train.checkpoint_every_steps=1")
+    wait_for(lambda: (run / "checkpoints" / "step-00000001").exists(), first)
+    for flag in ("--restart", "--resume"):
+        outcome = gistnet("train", "--config", config_file, flag)
+        assert outcome.status == 1
+        assert f"process {first.pid}" in outcome.err.splitlines()[-1]
+    assert first.poll() is None
+    assert load_config(run / CONFIG_FILE).stages[0].train.steps == 100000
+    first.kill()
+    first.communicate()
+    assert gistnet("train", "--config", config_file, "--restart").status == 0
+    assert load_config(run / CONFIG_FILE).stages[0].train.steps == 6
+
+
 @pytest.mark.parametrize(
     ("flag", "setting", "words"),
     [
