@@ -45,7 +45,7 @@ def test_a_large_tree_is_timed(tmp_path: Path) -> None:
 
 
 def test_a_book_is_one_long_text_or_many_together() -> None:
-    def count(text: str) -> np.ndarray:
+    def count(text: str, *, continued: bool = False) -> np.ndarray:
         return np.zeros(len(text), dtype=np.int64)
 
     long = "x " * 60_000

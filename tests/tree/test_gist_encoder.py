@@ -11,6 +11,7 @@ from gistnet.errors import CheckpointError, DataError, TeacherError
 from gistnet.model.gistnet import GistNet
 from gistnet.model.span_context import SpanContext
 from gistnet.model.teacher import Teacher
+from gistnet.model.tokenizer import TeacherTokenizer
 from gistnet.tree.gist_encoder import GistEncoder
 from gistnet.tree.tree import GistTree
 from tests.gistnets import context_gistnet, woken_gistnet
@@ -70,6 +71,30 @@ def test_spans_are_read_where_they_stand(teacher: Teacher) -> None:
     assert np.flatnonzero((again != whole).any(axis=1)).tolist() == list(range(5, 12))
     wide = GistEncoder(teacher, gistnet)  # 256 positions are 32 spans
     assert [wide.reads_from(0, first) for first in (15, 16, 31, 32)] == [0, 0, 0, 16]
+
+
+def test_what_begins_a_text_is_read_before_its_spans() -> None:
+    """With two tokens before every text, the spans begin at the third."""
+    teacher = tiny_teacher("llama", torch.float32)
+    teacher.tokenizer = TeacherTokenizer(Beginning())
+    gistnet = context_gistnet(teacher)
+    encoder = GistEncoder(teacher, gistnet, batch_spans=4, context_spans=3)
+    tokens = np.random.default_rng(1).integers(0, 97, (12, 8))
+    for first, read_from in ((0, 0), (4, 1), (8, 5)):
+        window = torch.tensor([[3, 5, *tokens[read_from : first + 4].ravel()]])
+        starts = 2 + 8 * torch.arange(first - read_from, first - read_from + 4)
+        context = SpanContext.of_windows(teacher, gistnet.states_after, window, starts)
+        with torch.no_grad():
+            expected = gistnet(teacher.embed(torch.from_numpy(tokens[first : first + 4])), context=context)
+        got = encoder.encode(0, tokens[read_from : first + 4], first)
+        assert np.allclose(got, expected.numpy(), atol=2e-2, rtol=1e-3)
+
+
+class Beginning:
+    """Puts the tokens 3 and 5 before every text."""
+
+    def __call__(self, texts, add_special_tokens=True, **options):
+        return {"input_ids": [3, 5, 7] if add_special_tokens else [7]}
 
 
 def test_the_fingerprint_says_what_is_read_of_a_text(teacher: Teacher) -> None:

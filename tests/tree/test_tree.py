@@ -6,6 +6,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from gistnet.tree.gist_encoder import GistEncoder
 from gistnet.tree.tree import GistTree, only_document
 from tests.gistnets import context_gistnet, woken_gistnet
 from tests.teachers import tiny_teacher
+from tests.tokenizers import FAST
 
 
 def draw(n: int, seed: int = 0, below: int = 1000) -> NDArray[np.int64]:
@@ -30,6 +32,28 @@ def real_encoder(seed: int = 0) -> GistEncoder:
     """GistNets with random weights over a tiny Llama: K = 8, two levels, 97 tokens."""
     teacher = tiny_teacher("llama", torch.float32)
     return GistEncoder(teacher, woken_gistnet(teacher, levels=2, seed=seed), batch_spans=8)
+
+
+@pytest.mark.parametrize("make", FAST)
+def test_a_text_in_pieces_has_the_tokens_of_the_text_where_cuts_are_between_them(tmp_path: Path, make: Any) -> None:
+    """Nothing is put before a piece, and pieces within a batch continue each other as well."""
+    tokenizer = make()
+    stub = StubEncoder(1)
+    stub.tokenize = tokenizer.encode  # type: ignore[method-assign]
+    pieces = ["the bee ate.", "\n\nan apple", ":\n\n", "a bee."]
+    (whole,) = tokenizer.encode_batch(["".join(pieces)])
+    (two,) = tokenizer.encode_batch(["".join(pieces[:2])])
+    assert whole[: len(two)] == two
+    with GistTree.create(tmp_path / "tree", stub) as tree:
+        tree.append(pieces[0])
+        tree.append("".join(pieces[1:]))
+        with tree.batch():
+            tree.append("", "other")
+            tree.append("".join(pieces[:2]), "other")
+            tree.append("".join(pieces[2:]), "other")
+        for document in ("main", "other"):
+            assert tree.tokens(0, len(whole), document).tolist() == whole
+            assert tree.document(document).n_tokens == len(whole)
 
 
 def test_gists_are_those_of_the_blocks_and_the_tail_stays_tokens(tree: GistTree, stub: StubEncoder) -> None:
