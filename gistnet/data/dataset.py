@@ -5,7 +5,7 @@ larger than memory costs nothing to open. A prepared corpus is a folder, named a
 
     dataset.json        the description: format, fingerprint, settings, statistics, sizes of the other files
     tokens.bin          the tokens of all kept documents, one after another (uint16 or uint32)
-    documents.parquet   one row a kept document: id, source, domain, split, start in tokens.bin, n_tokens
+    documents.parquet   one row a kept document: id, key, source, domain, split, start in tokens.bin, n_tokens
     windows.npy         int64 [windows, 3]: index of the document, offset of the window's text in it, window length
 """
 
@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, NamedTuple, Self, get_args
 
 import numpy as np
 import pyarrow
@@ -31,16 +31,28 @@ Split = Literal["train", "held_out"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 TokenType = Literal["uint16", "uint32"]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 DESCRIPTION_FILE = "dataset.json"
 TOKENS_FILE = "tokens.bin"
 DOCUMENTS_FILE = "documents.parquet"
 WINDOWS_FILE = "windows.npy"
 
-TEXT_COLUMNS = ("id", "source", "domain", "split")
+
+class DocumentLabels(NamedTuple):
+    """What a document is called and where it belongs: the columns of text in `documents.parquet`."""
+
+    id: str
+    """Its name, for people."""
+    key: str
+    """A hash of its text, which decides its split and every order of documents, so that no name does."""
+    source: str
+    domain: str
+    split: Split
+
+
 NUMBER_COLUMNS = ("start", "n_tokens")
 DOCUMENT_SCHEMA = pyarrow.schema(
-    [(name, pyarrow.string()) for name in TEXT_COLUMNS] + [(name, pyarrow.int64()) for name in NUMBER_COLUMNS]
+    [(name, pyarrow.string()) for name in DocumentLabels._fields] + [(name, pyarrow.int64()) for name in NUMBER_COLUMNS]
 )
 
 
@@ -51,11 +63,13 @@ class SplitStatistics(Section):
     domain: str
     split: Split
     read: int = 0
-    """Documents the source has; the sum of the next three."""
+    """Documents the source has; the sum of the next four."""
     too_short: int = 0
     """Documents dropped because they have fewer than `min_tokens` tokens."""
     near_duplicates: int = 0
     """Documents dropped because an earlier one says nearly the same."""
+    overlapping: int = 0
+    """Held-out documents dropped because training documents have more than a tenth of their word 10-grams."""
     kept: int = 0
     """Documents in the prepared corpus."""
     tokens: int = 0
@@ -98,6 +112,8 @@ class WindowInfo:
 
     document_id: str
     document: int
+    key: str
+    """A hash of the document's text, which decides every order of documents."""
     source: str
     domain: str
     split: Split
@@ -123,7 +139,7 @@ class PreparedDataset:
         Raises:
             DataError: the folder holds no prepared corpus, one of another format, or one that is damaged.
         """
-        description = _read_description(folder)
+        description = read_description(folder)
         for name, expected in description.file_bytes.items():
             file = folder / name
             got = file.stat().st_size if file.is_file() else 0
@@ -143,19 +159,33 @@ class PreparedDataset:
 
     @cached_property
     def content_fingerprint(self) -> str:
-        """Identity of the windows themselves: 16 hexadecimal digits of a SHA-256, over all that was prepared.
+        """Identity of the windows and of their split: 16 hexadecimal digits of a SHA-256.
 
-        Two preparations of files with the same content have the same, which `fingerprint` tells apart by the files'
-        times of change; and what an update of a library prepares differently has another.
+        Names do not count: documents that were moved or renamed have the same, unless their order is another. What an
+        update of a library prepares differently has another.
         """
         if self.description.content_fingerprint is not None:
             return self.description.content_fingerprint
         digest = hashlib.sha256(b"".join(token.to_bytes(4, "little") for token in self.description.window_prefix))
         digest.update(self._tokens.data)
         digest.update(np.ascontiguousarray(self._windows).data)
-        for column in (*TEXT_COLUMNS, "start", "n_tokens"):
+        # Of the name of a source only counts which documents share it.
+        numbers = {name: number for number, name in enumerate(self._documents["source"].unique().to_pylist())}
+        digest.update(json.dumps([numbers[name] for name in self._documents["source"].to_pylist()]).encode())
+        for column in ("key", "domain", "split", *NUMBER_COLUMNS):
             digest.update(json.dumps(self._documents[column].to_pylist()).encode())
         return digest.hexdigest()[:16]
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """What a run remembers of its corpus, to know it again and to say what differs in another one."""
+        splits = self._documents["split"].to_pylist()
+        return {
+            "content": self.content_fingerprint,
+            **{f"{split}_documents": splits.count(split) for split in SPLITS},
+            "tokens": len(self._tokens),
+            "windows": len(self),
+        }
 
     @property
     def statistics(self) -> DatasetStatistics:
@@ -193,11 +223,12 @@ class PreparedDataset:
     ) -> Iterator[tuple[str, NDArray[np.int64]]]:
         """Name and tokens of each document of a split, uncut and without prefix, read one by one.
 
-        The order depends on the names alone, so that the first few are from all over the corpus.
+        The order depends on the texts alone, and the first few are from all over the corpus.
         """
-        names, lengths = self._documents["id"], self._documents["n_tokens"].to_numpy()
+        names, keys = self._documents["id"], self._documents["key"]
+        lengths = self._documents["n_tokens"].to_numpy()
         chosen = np.flatnonzero(self._chosen(split, domain) & (lengths >= min_tokens))
-        for document in sorted(chosen.tolist(), key=lambda row: _digest(names[row].as_py())):
+        for document in sorted(chosen.tolist(), key=lambda row: _digest(keys[row].as_py())):
             start, count = int(self._starts[document]), int(lengths[document])
             yield names[document].as_py(), self._tokens[start : start + count].astype(np.int64)
 
@@ -218,19 +249,24 @@ class PreparedDataset:
     def describe(self, window: int) -> WindowInfo:
         """Where a window comes from."""
         document, offset, length = self._windows[window].tolist()
-        texts = {name: self._documents[name][document].as_py() for name in TEXT_COLUMNS}
-        return WindowInfo(texts["id"], document, texts["source"], texts["domain"], texts["split"], offset, length)
+        name, key, source, domain, split = (self._documents[name][document].as_py() for name in DocumentLabels._fields)
+        return WindowInfo(name, document, key, source, domain, split, offset, length)
 
     @cached_property
     def _starts(self) -> NDArray[np.int64]:
         return self._documents["start"].to_numpy()
 
 
-def _digest(name: str) -> bytes:
-    return hashlib.sha256(b"order:" + name.encode()).digest()  # other than what decides the split
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(b"order:" + key.encode()).digest()  # other than what decides the split
 
 
-def _read_description(folder: Path) -> DatasetDescription:
+def read_description(folder: Path) -> DatasetDescription:
+    """The description of the prepared corpus in `folder`.
+
+    Raises:
+        DataError: there is none, or it is damaged or of another format.
+    """
     file = folder / DESCRIPTION_FILE
     try:
         description = DatasetDescription.model_validate_json(file.read_bytes())

@@ -251,7 +251,7 @@ def validation_windows(
 ) -> list[WindowSample]:
     """Choose one window of each of `documents` held-out documents per domain, with evenly spread stretches.
 
-    The choice depends on `seed` and the documents alone, never on training: a document is chosen by a hash of its id,
+    The choice depends on `seed` and the documents alone, never on training: a document is chosen by a hash of its key,
     so that a larger number extends the choice of a smaller one. Windows too short for a branch are passed over.
 
     Args:
@@ -278,7 +278,7 @@ def validation_windows(
         windows = windows[dataset.lengths[windows] >= layout.minimum_length(gists)]
         _, first, counts = np.unique(dataset.documents[windows], return_index=True, return_counts=True)
         ranked = sorted(
-            (_hash(seed, dataset.describe(int(windows[place])).document_id), int(place), int(count))
+            (_hash(seed, dataset.describe(int(windows[place])).key), int(place), int(count))
             for place, count in zip(first, counts, strict=True)
         )
         for draw, place, count in ranked[:documents]:
@@ -322,8 +322,8 @@ def _draw(random: np.random.Generator, weights: Sequence[float]) -> int:
     return int(np.searchsorted(cumulative / cumulative[-1], random.random(), side="right"))
 
 
-def _hash(seed: int, document_id: str) -> int:
-    return int.from_bytes(hashlib.sha256(f"{seed}:{document_id}".encode()).digest()[:8], "big")
+def _hash(seed: int, key: str) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed}:{key}".encode()).digest()[:8], "big")
 
 
 def _evenly_spread(starts: NDArray[np.int64], count: int) -> NDArray[np.int64]:

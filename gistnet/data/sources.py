@@ -4,18 +4,23 @@ A source is configured by one of the sections below, chosen by its `kind`, and r
 document (or one block of a file) in memory at a time, in an order that depends on the source alone.
 """
 
+import hashlib
 import json
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
+from glob import glob
 from itertools import islice
-from typing import Annotated, Any, Literal, assert_never, get_args
+from pathlib import Path
+from typing import Annotated, Any, Literal, Protocol, assert_never, get_args
 
 from pydantic import Field, field_validator
 
-from gistnet.data.inputs import match_files, read_lines, read_text, reading
+from gistnet.data.inputs import MatchedFile, match_files, read_lines, read_text, reading
 from gistnet.data.installation import InstallationDomain, read_installation
 from gistnet.data.synthetic import Recipe, read_synthetic
-from gistnet.errors import DataError
+from gistnet.errors import DataError, GistNetError
 from gistnet.settings import Name, Section, Seed
 
 Domain = Literal["narrative", "code", "structured", "adversarial"]
@@ -31,6 +36,23 @@ class Document:
     source: str
     domain: Domain
     text: str
+
+    @cached_property
+    def key(self) -> str:
+        """Hash of the text, 32 hexadecimal digits: what a document is known by wherever it lies."""
+        return hashlib.sha256(self.text.encode()).hexdigest()[:32]
+
+
+class RecordFields(Protocol):
+    """Where a record has the text and the name of its document."""
+
+    @property
+    def text_field(self) -> str:
+        """Key or column of the text."""
+
+    @property
+    def id_field(self) -> str:
+        """Key or column of the name, which a record may lack."""
 
 
 class _Source(Section):
@@ -56,7 +78,7 @@ class FilesSource(_Source):
 
 
 class JsonlSource(_Source):
-    """Each line of a `.jsonl`, `.jsonl.gz` or `.jsonl.zst` file is one document, as a JSON object."""
+    """Each line of a JSON lines file, perhaps compressed (`.gz`, `.zst`), is one document, as a JSON object."""
 
     kind: Literal["jsonl"] = "jsonl"
     paths: tuple[Name, ...] = Field(min_length=1)
@@ -98,6 +120,11 @@ class HubSource(_Source):
     id_field: Name = "id"
     """Column of the document's name; a row without it is called `<path>:<row>`, counted from 1."""
 
+    @property
+    def patterns(self) -> tuple[str, ...]:
+        """The data files one by one, none where the data set itself says which."""
+        return (self.data_files,) if isinstance(self.data_files, str) else self.data_files or ()
+
 
 class InstallationSource(_Source):
     """Text that comes with every Python: its manual, docstrings, descriptions, source code, data files."""
@@ -132,6 +159,46 @@ SourceConfig = Annotated[
 ]
 
 
+def local_files(config: SourceConfig) -> list[MatchedFile]:
+    """Files of this machine that a source reads, but for an installation's.
+
+    Raises:
+        DataError: as `match_files`.
+    """
+    match config:
+        case FilesSource() | JsonlSource() | ParquetSource():
+            return match_files(config.name, config.paths)
+        case HubSource():
+            folder = Path(config.path)
+            if folder.is_dir():  # a data set that was downloaded: everything in it may count
+                files = sorted(path for path in folder.rglob("*") if path.is_file())
+                return [MatchedFile(path, path.relative_to(folder).as_posix()) for path in files]
+            local = [path for path in config.patterns if _is_local(path)]
+            return match_files(config.name, local) if local else []
+    return []
+
+
+def absolute_paths(config: SourceConfig) -> SourceConfig:
+    """The source with paths that mean the same from every folder."""
+    match config:
+        case FilesSource() | JsonlSource() | ParquetSource():
+            return config.model_copy(update={"paths": tuple(map(_absolute, config.paths))})
+        case HubSource():
+            path = _absolute(config.path) if Path(config.path).is_dir() else config.path
+            files = tuple(_absolute(path) if _is_local(path) else path for path in config.patterns)
+            return config.model_copy(update={"path": path, "data_files": files or None})
+    return config
+
+
+def _is_local(pattern: str) -> bool:
+    """Whether a data file of a Hub source is on this machine."""
+    return "://" not in pattern and any(map(os.path.isfile, glob(pattern, recursive=True)))  # noqa: PTH207
+
+
+def _absolute(path: str) -> str:
+    return str(Path(os.path.expanduser(path)).absolute())  # noqa: PTH111 - Path.expanduser raises where there is none
+
+
 def read_documents(config: SourceConfig) -> Iterator[Document]:
     """Yield the documents of a source, lazily and in a fixed order.
 
@@ -164,22 +231,31 @@ def _read_files(config: FilesSource) -> Iterator[tuple[str, str]]:
 
 
 def _read_jsonl(config: JsonlSource) -> Iterator[tuple[str, str]]:
-    for path, name in match_files(config.name, config.paths):
-        with reading(path):
-            for number, line in enumerate(read_lines(path), start=1):
-                if not line.strip():
-                    continue
-                place = f"{path}:{number}"
-                try:
-                    record = json.loads(line.decode("utf-8-sig"))
-                except (ValueError, RecursionError) as error:
-                    raise DataError(f"{place} is not one JSON object in UTF-8: {error}.") from error
-                if not isinstance(record, dict):
-                    raise DataError(f"{place} is not a JSON object but {type(record).__name__}.")
-                yield _named_text(config, record, place, f"{name}:{number}")
+    for file in match_files(config.name, config.paths):
+        yield from read_records(file, config)
 
 
-def _named_text(config: JsonlSource | ParquetSource | HubSource, record: Any, place: str, name: str) -> tuple[str, str]:
+def read_records(file: MatchedFile, fields: RecordFields) -> Iterator[tuple[str, str]]:
+    """Yield `(name, text)` of each line of a JSON lines file.
+
+    Raises:
+        DataError: the file or a line of it cannot be read as text; the message names it.
+    """
+    with reading(file.path):
+        for number, line in enumerate(read_lines(file.path), start=1):
+            if not line.strip():
+                continue
+            place = f"{file.path}:{number}"
+            try:
+                record = json.loads(line.decode("utf-8-sig"))
+            except (ValueError, RecursionError) as error:
+                raise DataError(f"{place} is not one JSON object in UTF-8: {error}.") from error
+            if not isinstance(record, dict):
+                raise DataError(f"{place} is not a JSON object but {type(record).__name__}.")
+            yield _named_text(fields, record, place, f"{file.name}:{number}")
+
+
+def _named_text(config: RecordFields, record: Any, place: str, name: str) -> tuple[str, str]:
     text = record.get(config.text_field)
     if not isinstance(text, str):
         got = type(text).__name__ if config.text_field in record else f"only the fields {sorted(record)}"
@@ -221,12 +297,11 @@ def _read_hub(config: HubSource) -> Iterator[tuple[str, str]]:
         raise DataError(
             f"Source {config.name!r} needs the package `datasets`, which is missing: pip install 'gistnet[hub]'."
         ) from error
-    files = list(config.data_files) if isinstance(config.data_files, tuple) else config.data_files
     try:
         rows = load_dataset(
             config.path,
             config.config_name,
-            data_files=files,
+            data_files=list(config.patterns) or None,
             split=config.split,
             revision=config.revision,
             streaming=True,
@@ -234,5 +309,10 @@ def _read_hub(config: HubSource) -> Iterator[tuple[str, str]]:
         for number, row in enumerate(rows, start=1):
             place = f"{config.path}:{number}"
             yield _named_text(config, row, place, place)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise DataError(f"Source {config.name!r}: could not read data set {config.path!r}: {error}") from error
+    except GistNetError:
+        raise
+    except Exception as error:  # builders and Arrow raise of every kind
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise DataError(
+            f"Source {config.name!r}: could not read data set {config.path!r} ({type(error).__name__}: {reason})."
+        ) from error

@@ -14,10 +14,9 @@ from gistnet.data.dataset import (
     DOCUMENTS_FILE,
     TOKENS_FILE,
     WINDOWS_FILE,
-    Split,
+    DocumentLabels,
     TokenType,
 )
-from gistnet.data.sources import Document
 
 DOCUMENTS_PER_WRITE = 1000
 
@@ -43,12 +42,10 @@ class DatasetWriter:
         self._rows: list[dict[str, Any]] = []
         self._windows: list[NDArray[np.int64]] = []
 
-    def add(self, document: Document, split: Split, tokens: NDArray[np.int64], windows: NDArray[np.int64]) -> None:
+    def add(self, labels: DocumentLabels, tokens: NDArray[np.int64], windows: NDArray[np.int64]) -> None:
         """Append a document: its tokens [n_tokens] and its windows [windows, 2] of offset and length."""
         self._tokens.write(tokens.astype(self.token_type).tobytes())
-        texts = (document.id, document.source, document.domain, split)
-        numbers = (self.n_tokens, len(tokens))
-        self._rows.append(dict(zip(DOCUMENT_SCHEMA.names, texts + numbers, strict=True)))
+        self._rows.append(dict(zip(DOCUMENT_SCHEMA.names, (*labels, self.n_tokens, len(tokens)), strict=True)))
         if len(self._rows) == DOCUMENTS_PER_WRITE:
             self._write_rows()
         self._windows.append(np.insert(windows, 0, self.n_documents, axis=1))

@@ -131,7 +131,7 @@ def span_generator(window: HeldOutWindow, seed: int) -> torch.Generator:
 
 
 def _place(window: HeldOutWindow, seed: int) -> str:
-    return f"{seed}:{window.info.document_id}:{window.info.offset}:{int(window.stretches.starts[0])}"
+    return f"{seed}:{window.info.key}:{window.info.offset}:{int(window.stretches.starts[0])}"
 
 
 @torch.no_grad()

@@ -94,7 +94,10 @@ def target_text(record: MetricRecord) -> str:
 def dataset_table(statistics: DatasetStatistics) -> Table:
     """What became of the documents of each source."""
     table = Table(title="documents", title_justify="left")
-    columns = ("source", "domain", "split", "read", "too_short", "near_duplicates", "kept", "tokens", "windows")
+    columns = (
+        *("source", "domain", "split", "read", "too_short", "near_duplicates", "overlapping"),
+        *("kept", "tokens", "windows"),
+    )
     for name in columns:
         table.add_column(name.replace("_", " "), justify="left" if name in columns[:3] else "right")
     for split in statistics.splits:

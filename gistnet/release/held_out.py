@@ -4,7 +4,6 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 
@@ -12,12 +11,12 @@ from gistnet.data.dataset import (
     DESCRIPTION_FILE,
     DatasetDescription,
     DatasetStatistics,
+    DocumentLabels,
     PreparedDataset,
     SplitStatistics,
 )
 from gistnet.data.prepare import DataConfig
 from gistnet.data.sampling import SpanLayout, validation_windows
-from gistnet.data.sources import Document, Domain
 from gistnet.data.writer import DatasetWriter
 from gistnet.errors import DataError
 from gistnet.evaluation.evaluator import EvaluationConfig
@@ -88,9 +87,9 @@ def write_held_out(folder: Path, dataset: PreparedDataset, windows: Sequence[int
         for window in windows:
             info = dataset.describe(window)
             tokens = dataset.read(window)[len(described.window_prefix) :]
-            identity.update(f"{info.document_id}:{info.offset}".encode() + tokens.tobytes())
-            document = Document(info.document_id, info.source, cast(Domain, info.domain), text="")
-            writer.add(document, "held_out", tokens, np.array([[0, info.length]]))
+            identity.update(f"{info.key}:{info.offset}".encode() + tokens.tobytes())
+            labels = DocumentLabels(info.document_id, info.key, info.source, info.domain, "held_out")
+            writer.add(labels, tokens, np.array([[0, info.length]]))
             tokens_of[info.source, info.domain] += len(tokens)
             windows_of[info.source, info.domain] += 1
         file_bytes = writer.finish()

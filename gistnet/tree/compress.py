@@ -62,6 +62,7 @@ def compress_files(
             was); or the tree holds another text under the name of a document (all other documents are then in it).
         StorageError: the tree cannot be written; what was acknowledged stays.
     """
+    files = files.named_from(tree.folder)
     total = survey(files)
     portions = read_portions(read_texts(files), encoder.tokenize, portion_tokens)
     return append_portions(

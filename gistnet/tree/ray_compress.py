@@ -72,6 +72,7 @@ def compress_files_with_ray(
         GistNetError: as `compress_files`, or what making or running an encoder raised.
     """
     ray = _import_ray()
+    files = files.named_from(tree.folder)
     total = survey(files)
     portion_tokens = _aligned(portion_tokens, ready.span_tokens)
     make_same = partial(_make_same, make_encoder, ready.fingerprint)

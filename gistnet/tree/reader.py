@@ -1,6 +1,7 @@
 """What can be read of a tree, by its writer and by anybody else."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -42,6 +43,11 @@ class TreeReader:
     def refresh(self) -> None:
         """Go to the newest generation. Documents that were asked for before stay where they are."""
         self._snapshot = load(self._current.location, self._current)
+
+    @property
+    def folder(self) -> Path | None:
+        """The local folder of the tree, or None for an object store."""
+        return self._current.location.folder
 
     def documents(self) -> list[str]:
         """The names of the documents, in the order in which they began."""

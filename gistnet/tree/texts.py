@@ -1,24 +1,25 @@
 """The documents that files hold, read in pieces, and their tokens in portions: what is compressed into a tree.
 
-A text file is one document, named after its folder and itself (`books/emma.txt`); each line of a `.jsonl`, `.jsonl.gz`
-or `.jsonl.zst` file is one, named by its id. Nothing here holds more of a text file than a piece of it, whatever its
-length; of a JSONL file one line is held.
+A text file is one document, named by its path from the folder in which the tree lies (`books/emma.txt`), however that
+path was typed; each line of a JSON lines file is one, named by its id. Nothing here holds more of a text file than a
+piece of it; of a JSON lines file one line is held.
 """
 
+import os
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from pathlib import Path
+from typing import NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from gistnet.data.inputs import MatchedFile, match_files, read_text
-from gistnet.data.sources import JsonlSource, read_documents
+from gistnet.data.inputs import MatchedFile, is_jsonl, matching_paths, read_text
+from gistnet.data.sources import read_records
 from gistnet.data.tokenise import Tokenize, pieces_of_blocks
 from gistnet.errors import DataError
 from gistnet.settings import Name, Section
 
-JSONL_SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 PORTION_TOKENS = 16384
 
 
@@ -31,6 +32,12 @@ class TextFiles(Section):
     """Key of a document's text in a line of JSONL."""
     id_field: Name = "id"
     """Key of its name; a line without it is called `<file>:<line>`."""
+    base: Path | None = None
+    """Folder from which paths are names; None makes absolute paths names, as for a tree in an object store."""
+
+    def named_from(self, tree: Path | None) -> Self:
+        """The same files, named for the tree in a local folder, or for one that is elsewhere."""
+        return self.model_copy(update={"base": None if tree is None else tree.resolve().parent})
 
 
 class Text(NamedTuple):
@@ -70,7 +77,12 @@ def match_texts(files: TextFiles) -> list[MatchedFile]:
     Raises:
         DataError: a pattern matches no file, or a file is empty.
     """
-    return match_files("files", files.paths)
+    paths = matching_paths("files", files.paths)
+    return [MatchedFile(path, _name(path, files.base)) for path in paths]
+
+
+def _name(path: Path, base: Path | None) -> str:
+    return path.as_posix() if base is None else Path(os.path.relpath(path, base)).as_posix()
 
 
 def read_texts(files: TextFiles) -> Iterator[Text]:
@@ -89,13 +101,11 @@ def texts_of(file: MatchedFile, files: TextFiles) -> Iterator[Text]:
     Raises:
         DataError: it cannot be read, or is not UTF-8.
     """
-    if not file.path.name.endswith(JSONL_SUFFIXES):
+    if not is_jsonl(file.path, files.text_field):
         yield Text(file.name, read_text(file.path))
         return
-    fields = {"text_field": files.text_field, "id_field": files.id_field}
-    source = JsonlSource(name=file.name, domain="narrative", paths=(str(file.path),), **fields)
-    for document in read_documents(source):
-        yield Text(document.id, iter((document.text,)))
+    for name, text in read_records(file, files):
+        yield Text(name, iter((text,)))
 
 
 def survey(files: TextFiles) -> Survey:

@@ -5,6 +5,7 @@ import resource
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from pydantic import ValidationError
 import gistnet
 from gistnet.data.dataset import PreparedDataset
 from gistnet.data.prepare import DataConfig, dataset_fingerprint, prepare, split_of
+from gistnet.data.sampling import SpanLayout, validation_windows
 from gistnet.errors import ConfigError, DataError, StorageError
 from tests.data.byte_tokenizer import ByteTokenizer
 
@@ -29,6 +31,10 @@ def write_jsonl(file: Path, lengths: dict[str, int]) -> dict[str, str]:
     texts = {name: text_of(name, length) for name, length in lengths.items()}
     file.write_text("".join(json.dumps({"id": name, "text": text}) + "\n" for name, text in texts.items()))
     return texts
+
+
+def key_of(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def config_for(folder: Path, **fields: Any) -> DataConfig:
@@ -54,7 +60,7 @@ def test_every_window_is_the_prefix_and_its_part_of_the_text(tmp_path: Path) -> 
         assert len(tokens) == info.length == dataset.lengths[window] <= 100
         assert info.offset == len(rebuilt.get(info.document_id, b""))
         assert (info.source, info.domain) == ("tales", "narrative")
-        assert info.split == split_of(info.document_id, 0.1)
+        assert info.split == split_of(key_of(texts[info.document_id]), 0.1)
         rebuilt[info.document_id] = rebuilt.get(info.document_id, b"") + bytes(tokens[1:].tolist())
     # A window holds BOS and 99 bytes; a rest below 39 bytes (40 tokens with BOS) is in no window.
     for name, text in texts.items():
@@ -75,6 +81,7 @@ def test_statistics_by_hand(tmp_path: Path) -> None:
         "domain": "narrative",
         "split": "train",
         **expected,
+        "overlapping": 0,
         "tail_tokens": 14,
     }
     assert (held_out.read, held_out.split) == (0, "held_out")
@@ -94,23 +101,106 @@ def test_second_preparation_does_no_work(tmp_path: Path) -> None:
     assert second.fingerprint == first.fingerprint == first.folder.name == dataset_fingerprint(config, idle)
 
 
-def test_content_has_the_same_fingerprint_whenever_its_files_were_written_and_another_one_otherwise(
-    tmp_path: Path,
-) -> None:
-    write_jsonl(tmp_path / "tales.jsonl", {"a": 90, "b": 130})
-    first = prepare(config_for(tmp_path), ByteTokenizer())
-    os.utime(tmp_path / "tales.jsonl", (1, 1))
-    again = prepare(config_for(tmp_path), ByteTokenizer())
+def test_content_has_the_same_fingerprint_under_other_names_and_another_one_otherwise(tmp_path: Path) -> None:
+    def prepared(names: dict[str, str], source: str = "tales", **fields: Any) -> PreparedDataset:
+        lines = [json.dumps({"id": name, "text": text_of(text, 130)}) for name, text in names.items()]
+        (tmp_path / "tales.jsonl").write_text("\n".join(lines))
+        config = config_for(tmp_path, **fields)
+        sources = [config.sources[0].model_copy(update={"name": source})]
+        return prepare(config.model_copy(update={"sources": tuple(sources)}), ByteTokenizer())
+
+    first = prepared({"a": "x", "b": "y"})
+    again = prepared({"c": "x", "d": "y"}, source="stories")
     assert again.fingerprint != first.fingerprint
     assert again.content_fingerprint == first.content_fingerprint
-    others = [prepare(config_for(tmp_path, min_tokens=50), ByteTokenizer(window_prefix=()))]
-    others.append(prepare(config_for(tmp_path, window_tokens=80), ByteTokenizer()))
-    write_jsonl(tmp_path / "tales.jsonl", {"a": 90, "c": 130})
-    others.append(prepare(config_for(tmp_path), ByteTokenizer()))
-    assert len({first.content_fingerprint, *(other.content_fingerprint for other in others)}) == 4
+    others = [
+        prepared({"a": "y", "b": "x"}),
+        prepared({"a": "x", "b": "z"}),
+        prepared({"a": "x", "b": "y"}, window_tokens=80),
+        prepared({"a": "x", "b": "y"}, held_out_fraction=0.99),
+    ]
+    assert len({first.content_fingerprint, *(other.content_fingerprint for other in others)}) == 5
 
 
-def test_fingerprint_depends_on_inputs_and_settings_and_not_on_weight_folder_or_place(tmp_path: Path) -> None:
+def test_split_and_orders_do_not_depend_on_names(tmp_path: Path) -> None:
+    def prepared(name: str) -> PreparedDataset:
+        folder = tmp_path / name
+        folder.mkdir()
+        for n in range(40):
+            (folder / f"{name}-{n:02}.txt").write_text(text_of(str(n), 120))
+        source = {"kind": "files", "name": name, "domain": "code", "paths": [str(folder / "*.txt")]}
+        fields = {"window_tokens": 100, "min_tokens": 40, "held_out_fraction": 0.3, "folder": tmp_path / "prepared"}
+        return prepare(DataConfig(sources=[source], **fields), ByteTokenizer())
+
+    one, other = prepared("one"), prepared("two")
+    for split in ("train", "held_out"):
+        texts = [[tokens.tobytes() for _, tokens in dataset.whole_documents(split)] for dataset in (one, other)]
+        assert texts[0] == texts[1] != sorted(texts[0])
+    layout = SpanLayout(span_tokens=8, horizon_tokens=8)
+    chosen = [
+        [
+            dataset.read(sample.window).tobytes()
+            for sample in validation_windows(dataset, layout, documents=5, spans_per_document=1, seed=1)
+        ]
+        for dataset in (one, other)
+    ]
+    assert chosen[0] == chosen[1]
+    assert one.content_fingerprint == other.content_fingerprint
+
+
+def halves(fraction: float) -> tuple[list[str], list[str]]:
+    """Names whose texts are trained on, and held out, at that fraction."""
+    names = [f"n{place}" for place in range(400)]
+    held_out = [name for name in names if split_of(key_of(text_of(name, 600)), fraction) == "held_out"]
+    return [name for name in names if name not in held_out], held_out
+
+
+@pytest.mark.parametrize("first", ["train", "held_out"])
+def test_near_duplicates_are_dropped_across_the_split(tmp_path: Path, first: str) -> None:
+    """The second of two texts that differ in one word, though the hash of it is for the other split."""
+    text = next(
+        (text_of(name, 600), other)
+        for name in halves(0.5)[first == "held_out"]
+        if split_of(key_of(other := text_of(name, 600).replace(" ", " the ", 1)), 0.5) != first
+    )
+    lines = [json.dumps({"id": str(n), "text": one}) for n, one in enumerate(text)]
+    (tmp_path / "tales.jsonl").write_text("\n".join(lines))
+    dataset = prepare(config_for(tmp_path, held_out_fraction=0.5), ByteTokenizer())
+    by_split = {entry.split: entry for entry in dataset.statistics.splits}
+    second = "train" if first == "held_out" else "held_out"
+    assert (by_split[first].kept, by_split[second].kept, by_split[second].near_duplicates) == (1, 0, 1)
+
+
+def test_held_out_documents_of_which_training_documents_have_a_tenth_are_dropped(tmp_path: Path) -> None:
+    """Whatever the format; they are no near-duplicates as wholes, and training documents may come later."""
+    training, held_out = halves(0.5)
+    table = [text_of(f"row {n}", 50).split() for n in range(40)]
+    book = " ".join(text_of(name, 600) for name in training[:10])
+
+    def until(split: str, text: Callable[[str], str]) -> str:
+        """The first variant whose hash is for the split."""
+        return next(made for name in held_out if split_of(key_of(made := text(name)), 0.5) == split)
+
+    csv = until("held_out", lambda name: "\n".join(",".join(row) for row in table) + f"\n{name}")
+    markdown = "\n".join(f"| {' | '.join(row)} |" for row in table)
+    texts = {
+        "csv": csv,
+        "markdown in a book": until("train", lambda name: f"{book}\n{name}\n{markdown}"),
+        "clean": text_of(held_out[0], 600),
+        "a fifth": until("held_out", lambda name: text_of(f"{name}.", 2400) + " " + book[:600]),
+        "a twentieth": until("held_out", lambda name: text_of(f"{name}!", 5600) + " " + book[:300]),
+    }
+    (tmp_path / "tales.jsonl").write_text("\n".join(json.dumps({"id": k, "text": v}) for k, v in texts.items()))
+    dataset = prepare(config_for(tmp_path, held_out_fraction=0.5), ByteTokenizer())
+    assert {name for name, _ in dataset.whole_documents("held_out")} == {"clean", "a twentieth"}
+    assert {name for name, _ in dataset.whole_documents("train")} == {"markdown in a book"}
+    by_split = {entry.split: entry for entry in dataset.statistics.splits}
+    assert (by_split["held_out"].read, by_split["held_out"].overlapping, by_split["held_out"].kept) == (4, 2, 2)
+    kept = prepare(config_for(tmp_path, held_out_fraction=0.5, deduplicate=False), ByteTokenizer())
+    assert len(list(kept.whole_documents("held_out"))) == 4
+
+
+def test_fingerprint_depends_on_content_and_settings_and_not_on_weight_folder_or_place(tmp_path: Path) -> None:
     file = tmp_path / "here" / "tales.jsonl"
     file.parent.mkdir()
     write_jsonl(file, {"a": 200})
@@ -125,9 +215,9 @@ def test_fingerprint_depends_on_inputs_and_settings_and_not_on_weight_folder_or_
     moved = tmp_path / "there" / "here" / "tales.jsonl"
     moved.parent.mkdir(parents=True)
     moved.write_bytes(file.read_bytes())
-    stat = file.stat()
-    os.utime(moved, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     assert fingerprint(moved) == same
+    os.utime(file, (1, 1))
+    assert fingerprint() == same
     others = [
         fingerprint(window_tokens=512),
         fingerprint(min_tokens=512),
@@ -136,12 +226,29 @@ def test_fingerprint_depends_on_inputs_and_settings_and_not_on_weight_folder_or_
         fingerprint(tokenizer=ByteTokenizer(fingerprint="other")),
         fingerprint(tokenizer=ByteTokenizer(window_prefix=())),
     ]
-    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+    before = file.stat()
+    file.write_bytes(file.read_bytes().replace(b"a", b"b"))
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert file.stat().st_size == before.st_size
     others.append(fingerprint())
     assert len({same, *others}) == 1 + len(others)
 
 
-def test_split_is_a_hash_of_the_id_near_the_fraction() -> None:
+@pytest.mark.parametrize("place", ["data_files", "folder"])
+def test_local_files_of_a_hub_source_count_by_content(tmp_path: Path, place: str) -> None:
+    file = tmp_path / "set" / "a.jsonl"
+    file.parent.mkdir()
+    where = {"path": "json", "data_files": str(file)} if place == "data_files" else {"path": str(file.parent)}
+    config = DataConfig(sources=[{"kind": "hub", "name": "h", "domain": "code", **where}])
+    found = set()
+    for text in (b'{"text": "one"}', b'{"text": "two"}', b'{"text": "one"}'):
+        file.write_bytes(text)
+        os.utime(file, (1, 1))
+        found.add(dataset_fingerprint(config, ByteTokenizer()))
+    assert len(found) == 2
+
+
+def test_split_is_a_hash_of_the_key_near_the_fraction() -> None:
     ids = [f"document {place}" for place in range(10_000)]
     held_out = {name for name in ids if split_of(name, 0.1) == "held_out"}
     assert len(held_out) == pytest.approx(1000, abs=5 * (10_000 * 0.1 * 0.9) ** 0.5)
@@ -258,7 +365,7 @@ def test_damaged_or_foreign_folder_is_refused(tmp_path: Path) -> None:
     (folder / "tokens.bin").write_bytes(tokens)
     description = json.loads((folder / "dataset.json").read_text())
     (folder / "dataset.json").write_text(json.dumps({**description, "format_version": 99}))
-    with pytest.raises(DataError, match="in format 99, expected 1"):
+    with pytest.raises(DataError, match="in format 99, expected 2"):
         PreparedDataset.open(folder)
     (folder / "dataset.json").write_text("{")
     with pytest.raises(DataError, match="is damaged"):
@@ -274,12 +381,12 @@ def test_progress_speaks_once_a_million_tokens(tmp_path: Path) -> None:
     assert messages == ["Prepared 2 documents, 1,200,000 tokens.", "Prepared 4 documents, 2,400,000 tokens."]
 
 
-def test_whole_documents_are_read_uncut_and_in_an_order_of_their_names(tmp_path: Path) -> None:
+def test_whole_documents_are_read_uncut_and_in_an_order_of_their_own(tmp_path: Path) -> None:
     texts = write_jsonl(tmp_path / "tales.jsonl", {f"d{n}": 60 + 40 * n for n in range(40)})
     dataset = prepare(config_for(tmp_path, held_out_fraction=0.5), ByteTokenizer())
     found = dict(dataset.whole_documents("held_out", "narrative", min_tokens=300))
     assert {name: bytes(tokens.tolist()).decode() for name, tokens in found.items()} == {
-        name: text for name, text in texts.items() if split_of(name, 0.5) == "held_out" and len(text) >= 300
+        name: text for name, text in texts.items() if split_of(key_of(text), 0.5) == "held_out" and len(text) >= 300
     }
     assert list(found) != list(texts)
     assert list(found) == [name for name, _ in dataset.whole_documents("held_out") if name in found]

@@ -1,6 +1,7 @@
 import gzip
 import json
 import sys
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import zstandard
 from pyarrow import parquet
 from pydantic import TypeAdapter, ValidationError
 
+from gistnet.data.inputs import read_lines
 from gistnet.data.sources import Document, SourceConfig, read_documents
 from gistnet.errors import DataError
 
@@ -153,3 +155,57 @@ def test_hub_without_the_datasets_package_says_what_to_install(monkeypatch: pyte
 def test_impossible_configuration_is_refused(fields: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         source(**fields)
+
+
+def test_names_do_not_depend_on_how_patterns_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a", "b"):
+        (tmp_path / "lib" / name).mkdir(parents=True)
+        (tmp_path / "lib" / name / "x.txt").write_text(name)
+    monkeypatch.chdir(tmp_path / "lib" / "a")
+    spellings = [["../*/x.txt"], [f"{tmp_path}/lib/**/*.txt"], ["x.txt", "../b/x.txt"], ["x.txt", "../b/./../b/*"]]
+    for paths in spellings:
+        assert texts(source(kind="files", paths=paths)) == [("lib/a/x.txt", "a"), ("lib/b/x.txt", "b")]
+
+
+def test_a_broken_link_under_a_pattern_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a")
+    (tmp_path / "b.txt").symlink_to(tmp_path / "gone.txt")
+    for pattern in ("*.txt", "b.txt", "**/*"):
+        with pytest.raises(DataError, match=r"b\.txt is a symbolic link to .*gone\.txt"):
+            texts(source(kind="files", paths=[str(tmp_path / pattern)]))
+
+
+def test_a_name_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "caf\udce9.txt").write_text("x")
+    with pytest.raises(DataError, match="not UTF-8") as caught:
+        texts(source(kind="files", paths=[str(tmp_path / "*")]))
+    assert str(caught.value).encode()
+
+
+def test_a_json_column_that_changes_its_type_is_said(tmp_path: Path) -> None:
+    pytest.importorskip("datasets", reason="needs gistnet[hub]")
+    (tmp_path / "1.jsonl").write_text('{"text": "a", "meta": null}\n')
+    (tmp_path / "2.jsonl").write_text('{"text": "b", "meta": {"a": 1}}\n')
+    with pytest.raises(DataError, match="could not read data set 'json'"):
+        texts(source(kind="hub", path="json", data_files=[str(tmp_path / f"{n}.jsonl") for n in (1, 2)]))
+
+
+@pytest.mark.parametrize("tail", [b"", b"\x50\x2a\x4d\x18\x04\x00\x00\x00skip"])
+def test_memory_is_bounded_by_a_line_of_a_zstandard_file(tmp_path: Path, tail: bytes) -> None:
+    """64 MB of text in a few kilobytes, as lines of a megabyte."""
+    line = b'{"text": "' + b"0" * 1_000_000 + b'"}\n'
+    packer = zstandard.ZstdCompressor().compressobj()
+    packed = b"".join(packer.compress(line) for _ in range(64)) + packer.flush()
+    (tmp_path / "x.jsonl.zst").write_bytes(packed + tail)
+    assert len(packed) < 50_000
+    tracemalloc.start()
+    assert [len(line) for line in read_lines(tmp_path / "x.jsonl.zst")] == [len(line)] * 64
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 32e6  # twice 8 MiB while a block is put together, and a line in pieces
+
+
+def test_a_zstandard_file_with_more_behind_it_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl.zst").write_bytes(zstandard.compress(LINES.encode()) + b"garbage")
+    with pytest.raises(DataError, match=r"Could not read .*x\.jsonl"):
+        texts(source(kind="jsonl", paths=[str(tmp_path / "x.jsonl.zst")]))

@@ -40,14 +40,10 @@ def test_files_and_lines_are_documents_with_their_names(tmp_path: Path) -> None:
     (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(content.replace(b"first", b"second")))
     (tmp_path / "c.jsonl.zst").write_bytes(zstandard.compress(content.replace(b'"text"', b'"body"')))
     (tmp_path / "d.md").write_bytes("\ufeffvier\r\n".encode())
-    here = tmp_path.name
-    assert whole(files(tmp_path / "d.md", tmp_path / "a.jsonl", tmp_path / "b.jsonl.gz")) == {
-        f"{here}/d.md": "vier\r\n",
-        "first": "one",
-        f"{here}/a.jsonl:2": "zwei",
-        "second": "one",
-        f"{here}/b.jsonl.gz:2": "zwei",
-    }
+    three = files(tmp_path / "d.md", tmp_path / "a.jsonl", tmp_path / "b.jsonl.gz")
+    expected = {"d.md": "vier\r\n", "first": "one", "a.jsonl:2": "zwei", "second": "one", "b.jsonl.gz:2": "zwei"}
+    assert whole(three.named_from(tmp_path / "a.tree")) == expected
+    assert set(whole(three)) == {name if "." not in name else f"{tmp_path}/{name}" for name in expected}
     assert list(whole(files(tmp_path / "c.jsonl.zst", text_field="body", id_field="body"))) == ["one", "zwei"]
 
 
@@ -126,3 +122,42 @@ def test_memory_does_not_grow_with_the_text(tmp_path: Path) -> None:
         (tmp_path / name).write_text("a line of text\n" * (size // 15))
     small, large = (peak(tmp_path / name) for name in sizes)
     assert large < 1.2 * small
+
+
+def test_a_file_has_one_name_however_its_path_is_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a", "b"):
+        (tmp_path / "lib" / name).mkdir(parents=True)
+        (tmp_path / "lib" / name / "part.txt").write_text(name)
+        (tmp_path / "lib" / name / "part.jsonl").write_text('{"text": "x"}')
+    (tmp_path / "link").symlink_to(tmp_path / "lib")
+    monkeypatch.chdir(tmp_path / "lib")
+    typed = ["a/part.txt", "../lib/./a/part.txt", str(tmp_path / "lib" / "**" / "part.txt"), "*/part.*", "../link/a/*"]
+    expected = ["lib/a/part.jsonl:1", "lib/a/part.txt", "lib/b/part.jsonl:1", "lib/b/part.txt"]
+    assert sorted(whole(TextFiles(paths=tuple(typed)).named_from(Path("../x.tree")))) == expected
+    for path in typed:
+        assert set(whole(TextFiles(paths=(path,)).named_from(tmp_path / "x.tree"))) <= set(expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "documents"),
+    [
+        ("a.JSONL", b'{"id": "x", "text": "one"}\n{"id": "y", "text": "two"}\n', 2),
+        ("a.ndjson", b'{"id": "x", "text": "one"}\n{"id": "y", "text": "two"}\n', 2),
+        ("a.json", b'\n{"id": "x", "text": "one"}\n{"id": "y", "text": "two"}\n', 2),
+        ("a.json", b'{\n "id": "x",\n "text": "one"\n}\n', 1),
+        ("a.json", b'{"name": "x", "value": 3}\n', 1),
+        ("a.NDJSON.GZ", gzip.compress(b'{"id": "x", "text": "one"}\n{"id": "y", "text": "two"}\n'), 2),
+    ],
+)
+def test_json_lines_are_told_by_name_and_content(tmp_path: Path, name: str, content: bytes, documents: int) -> None:
+    (tmp_path / name).write_bytes(content)
+    assert survey(files(tmp_path / name)).documents == documents
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le"])
+def test_utf16_without_a_mark_is_refused(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "x.txt").write_bytes("plain English text".encode(encoding))
+    with pytest.raises(DataError, match="UTF-16"):
+        survey(files(tmp_path / "x.txt"))
+    (tmp_path / "x.txt").write_bytes(b"one \x00 in a text")
+    assert survey(files(tmp_path / "x.txt")).characters == 15
