@@ -137,12 +137,21 @@ def load_config(path: Path, settings: Sequence[str] = ()) -> RunConfig:
 
 
 def save_config(config: RunConfig) -> None:
-    """Write the resolved configuration into the run folder.
+    """Write the resolved configuration into the run folder, by absolute paths: it is read from other folders too.
 
     Raises:
         StorageError: the folder cannot be written.
     """
-    write_text(config.run_folder / CONFIG_FILE, config_text(config))
+    teacher = Path(config.teacher.name)
+    start_from = config.start_from
+    located = {
+        "run_folder": config.run_folder.absolute(),
+        "data": config.data.with_absolute_paths(),
+        "teacher": config.teacher.model_copy(update={"name": str(teacher.absolute() if teacher.is_dir() else teacher)}),
+        # What is no folder is the name of a release or of a repository.
+        "start_from": start_from.absolute() if start_from is not None and start_from.is_dir() else start_from,
+    }
+    write_text(config.run_folder / CONFIG_FILE, config_text(config.model_copy(update=located)))
 
 
 def config_text(config: RunConfig) -> str:

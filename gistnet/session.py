@@ -11,9 +11,9 @@ from rich.table import Table
 
 from gistnet.config import RunConfig, load_config, save_config
 from gistnet.data.dataset import PreparedDataset
-from gistnet.data.prepare import prepare
+from gistnet.data.prepare import find_prepared, prepare
 from gistnet.devices import require_precision, share_cores, usable_devices
-from gistnet.errors import CheckpointError, ConfigError, TeacherError
+from gistnet.errors import CheckpointError, ConfigError, DataError, TeacherError
 from gistnet.evaluation.report import write_report
 from gistnet.files import lock_for_writing
 from gistnet.memory import keep_freed_memory
@@ -25,7 +25,7 @@ from gistnet.model.teacher import Teacher, TeacherConfig, load_tokenizer
 from gistnet.objective.reference import require_exact
 from gistnet.release_folder import HELD_OUT_FOLDER, find_folder, is_release
 from gistnet.run_folder import CHECKPOINTS_FOLDER, CONFIG_FILE, left_by_a_run, remove_run
-from gistnet.training.checkpoint import best_checkpoint, latest_checkpoint
+from gistnet.training.checkpoint import best_checkpoint, latest_checkpoint, load_checkpoint
 from gistnet.training.dry_run import describe_plan, describe_steps, memory_tables
 from gistnet.training.parallel import DEFAULT_TIMEOUT_MINUTES, Processes
 from gistnet.training.run import Run, build_run
@@ -54,12 +54,38 @@ class TrainedGistNet(NamedTuple):
     def dataset(self, progress: Callable[[str], None] = lambda message: None) -> PreparedDataset:
         """The documents that it is evaluated on: a release's own, otherwise the prepared corpus of its run.
 
+        The corpus is the one that was trained on, by the checkpoint's record of its content, so that no document counts
+        as held out that was trained on. It is prepared anew where `data.folder` has it no longer.
+
         Raises:
+            DataError: the corpus is another by now; the message says what differs.
             DataError, ConfigError, TeacherError, StorageError: as `PreparedDataset.open` and `prepare_data`.
         """
         if self.is_released:
             return PreparedDataset.open(self.run_folder / HELD_OUT_FOLDER)
-        return prepare_data(self.config, progress)
+        expected = load_checkpoint(self.folder.parent).identity["dataset"]
+        own = find_prepared(self.config.data, expected["content"])
+        if own is not None:
+            return own
+        lost = f"{self.run_folder} was trained on another corpus, which {self.config.data.folder} does not have"
+        try:
+            dataset = prepare_data(self.config, progress)
+        except DataError as error:
+            raise DataError(
+                f"{lost}, and it cannot be prepared anew: {error} Expected where it is now: data.folder=FOLDER, or "
+                "data.sources.NAME.paths=[FILES] for each source that moved."
+            ) from error
+        differences = [
+            f"{name} is {dataset.identity.get(name)}, expected {value}"
+            for name, value in expected.items()
+            if dataset.identity.get(name) != value
+        ]
+        if differences:
+            raise DataError(
+                f"{lost}: its configuration and sources give one in which {', '.join(differences)}; what is held out "
+                "here may have been trained on."
+            )
+        return dataset
 
 
 def prepare_data(config: RunConfig, progress: Callable[[str], None] = lambda message: None) -> PreparedDataset:

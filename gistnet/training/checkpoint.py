@@ -48,7 +48,7 @@ class Checkpoint:
     progress: dict[str, Any]
     """What the trainer passed in: spans seen, the stage's validations; anything JSON can hold."""
     identity: dict[str, Any]
-    """What makes the run this run: teacher and its precision, network configuration, data set fingerprint."""
+    """What makes the run this run: teacher and its precision, network configuration, what its corpus is known by."""
     optimiser_groups: list[dict[str, Any]]
     """The optimiser's parameter groups: names of the parameters and settings."""
 

@@ -130,7 +130,7 @@ class Run:
             "teacher": self.teacher.fingerprint.model_dump(mode="json", exclude={"name", "revision"}),
             "gistnet": self.gistnet.config.model_dump(mode="json"),
             "levels": len(self.gistnet.levels),
-            "dataset": self.dataset.content_fingerprint,
+            "dataset": self.dataset.identity,
             "seed": self.seed,
             "stages": {
                 stage.name: stage.objective.model_dump(mode="json", exclude={"chunk_tokens"})

@@ -43,7 +43,13 @@ def config(tmp_path: Path) -> DataConfig:
     )
 
 
-def test_documents_are_the_evaluations_and_windows_have_room_for_the_highest_level(config: DataConfig) -> None:
+def test_documents_are_the_evaluations_and_windows_have_room_for_the_highest_level(
+    config: DataConfig, tmp_path: Path
+) -> None:
+    def rank(name: str) -> bytes:
+        key = hashlib.sha256((tmp_path / name).read_bytes()).hexdigest()[:32]
+        return hashlib.sha256(f"3:{key}".encode()).digest()[:8]
+
     dataset = prepare(config, ByteTokenizer())
     evaluation = EvaluationConfig(documents=8, horizons=(4, HORIZON), seed=3)
     chosen = choose_windows(dataset, woken_gistnet(tiny_teacher("llama"), levels=2), evaluation)
@@ -56,7 +62,7 @@ def test_documents_are_the_evaluations_and_windows_have_room_for_the_highest_lev
     for domain in ("narrative", "code"):
         ranked = sorted(
             (name for name in lengths if f"{domain}-" in name),
-            key=lambda name: hashlib.sha256(f"3:{name}".encode()).digest()[:8],
+            key=rank,
         )
         assert {info.document_id for info in infos if info.domain == domain} == set(ranked[:8])
     assert len(infos) == 16
