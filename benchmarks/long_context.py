@@ -11,7 +11,8 @@ Three parts, each of which can be left out by asking for none (`--documents 0`, 
     retrieval   facts, rows and passages from far back, one right answer of four
     cost        what compression buys: bytes of keys and values, time to the first token, tokens/s
 
-Of the files, documents are taken that a run with their names would hold out, in turns from each file; of the
+Of the files, documents are taken that a run on them would hold out, in turns from each file (the releases of version
+0.1.0 held out others, by their names: `--corpus` is not for them); of the
 installation, the docstrings and descriptions of a package are one document. An untrained GistNet gives the last token
 of each span. With SmolLM2-135M on one thread of a busy machine, 6 documents of 4.4k tokens (`--documents 6 --max-tokens
 4608 --cases 12`) took 19 minutes and 2.5 GB; time grows with the tokens of all documents, memory with the longest.
@@ -53,7 +54,7 @@ from gistnet.evaluation.retrieval import RetrievalConfig, retrieval
 from gistnet.memory import keep_freed_memory
 from gistnet.model.gistnet import GistNet, GistNetConfig
 from gistnet.model.teacher import Teacher
-from gistnet.session import open_trained, prepare_data
+from gistnet.session import open_trained
 from gistnet.tree.gist_encoder import GistEncoder
 
 RESULTS = Path(__file__).parent / "results"
@@ -76,8 +77,7 @@ def named_tokens(
 ) -> Iterator[tuple[str, Sequence[int] | NDArray[np.int64]]]:
     """Names and tokens of documents that the GistNet has not seen, or of the installation."""
     if checkpoint is not None and not corpus:
-        dataset = prepare_data(open_trained(checkpoint).config)
-        yield from dataset.whole_documents("held_out", min_tokens=min_tokens)
+        yield from open_trained(checkpoint).dataset().whole_documents("held_out", min_tokens=min_tokens)
         return
     assert teacher.tokenizer is not None
     for name, text in texts_of_files(corpus) if corpus else texts_of_installation():
@@ -90,7 +90,7 @@ def texts_of_files(corpus: Sequence[str]) -> Iterator[tuple[str, str]]:
     files = []
     for path in corpus:
         documents = read_documents(JsonlSource(name=Path(path).name, domain="narrative", paths=(path,)))
-        held_out = [(d.id, d.text) for d in documents if split_of(d.id, HELD_OUT_FRACTION) == "held_out"]
+        held_out = [(d.id, d.text) for d in documents if split_of(d.key, HELD_OUT_FRACTION) == "held_out"]
         random.Random(Path(path).name).shuffle(held_out)
         files.append(held_out)
     turns = itertools.zip_longest(*files)

@@ -140,12 +140,22 @@ def _results_said(shown: Path, figures: ReleasedFigures, provenance: Provenance)
     threads = f" with OMP_NUM_THREADS={machine['threads']}" if "threads" in machine else ""
     return (
         "Held-out documents that it was not trained on, all in `held-out/`; intervals are bootstrapped over documents. "
+        f"{_overlap_said(provenance)} "
         "*kl* is KL(prediction after the tokens ‖ prediction after the stand-in) over the H tokens that follow, in "
         f"nats per token; *recovered* is 1 − KL / KL of dropping the span. `gistnet evaluate {shown.name}` gives these "
         f"figures again, to the digit on a machine like this one ({device}, {machine['cores']} cores, torch "
         f"{machine['torch']}, transformers {machine['transformers']}){threads}{_also(shown, provenance)}; "
         "`metrics.json` has all of them, and `report.html` shows them."
     )
+
+
+def _overlap_said(provenance: Provenance) -> str:
+    """How much of the held-out documents is in training documents, domain by domain."""
+    told = [
+        f"{found.above_a_tenth} of {found.documents} {domain} documents (at most {found.largest:.1%})"
+        for domain, found in provenance.overlap.items()
+    ]
+    return f"By content, training documents have more than a tenth of the word 10-grams of {', '.join(told)}."
 
 
 def _also(shown: Path, provenance: Provenance) -> str:

@@ -24,10 +24,12 @@ from gistnet.evaluation.report import write_report
 from gistnet.files import atomic_folder, storage_errors, write_json, write_text
 from gistnet.machine import describe_machine
 from gistnet.model.gistnet import GistNet
+from gistnet.model.teacher import load_tokenizer
 from gistnet.release.card import write_card
 from gistnet.release.comparison import what_it_is
 from gistnet.release.held_out import choose_windows, write_held_out
 from gistnet.release.neutral import neutral_config
+from gistnet.release.overlap import DomainOverlap, measure_overlap
 from gistnet.release.provenance import Provenance
 from gistnet.release_folder import DATA_NOTES_FILE, HELD_OUT_FOLDER, LIMITS_FILE, PROVENANCE_FILE
 from gistnet.run_folder import CONFIG_FILE, FIGURES_FILE, METRICS_FILE
@@ -119,7 +121,9 @@ def make_release(
             more = evaluate(trained.teacher, trained.gistnet, held_out, evaluation, say).records
             records += [record for record in more if what_it_is(record) not in known]
         Evaluation(records, first.span_map).write(folder / FIGURES_FILE)
-        write_json(folder / PROVENANCE_FILE, _provenance(trained, told, also).model_dump(mode="json"))
+        say("Comparing the held-out documents with those it was trained on.")
+        overlap = measure_overlap(held_out, dataset, load_tokenizer(trained.config.teacher).decode)
+        write_json(folder / PROVENANCE_FILE, _provenance(trained, told, also, overlap).model_dump(mode="json"))
         for name, text in ((DATA_NOTES_FILE, told.data_notes), (LIMITS_FILE, told.limits)):
             if text is not None:
                 write_text(folder / name, text)
@@ -160,7 +164,9 @@ def read_notes(path: Path | None) -> str | None:
         raise DataError(f"{path} is not UTF-8 ({error.reason}), expected Markdown.") from error
 
 
-def _provenance(trained: TrainedGistNet, told: Told, also: Sequence[Sequence[str]]) -> Provenance:
+def _provenance(
+    trained: TrainedGistNet, told: Told, also: Sequence[Sequence[str]], overlap: dict[str, DomainOverlap]
+) -> Provenance:
     checkpoint = load_checkpoint(trained.folder.parent)
     return Provenance(
         gistnet_version=__version__,
@@ -169,6 +175,7 @@ def _provenance(trained: TrainedGistNet, told: Told, also: Sequence[Sequence[str
         spans_seen=checkpoint.progress["spans_seen"],
         steps=checkpoint.step,
         also_evaluated=tuple(map(shlex.join, also)),
+        overlap=overlap,
         # The gists of a GistNet that reads its context differ in their last digits between numbers of threads.
         evaluated_on=describe_machine() | {"threads": torch.get_num_threads()},
     )

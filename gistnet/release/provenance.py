@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from gistnet.errors import DataError
+from gistnet.release.overlap import DomainOverlap
 from gistnet.release_folder import PROVENANCE_FILE
 from gistnet.settings import Section
 
@@ -26,6 +27,8 @@ class Provenance(Section):
     """Optimiser steps of that run up to the released weights."""
     also_evaluated: tuple[str, ...] = ()
     """The changes to the evaluation with which further figures were measured, as words of a command line."""
+    overlap: dict[str, DomainOverlap]
+    """By domain, how much of the held-out documents its training documents have."""
     evaluated_on: dict[str, Any]
     """The machine that its figures come from, as `machine.describe_machine` puts it, and the number of threads."""
 
