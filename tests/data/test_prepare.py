@@ -19,6 +19,7 @@ from gistnet.data.prepare import DataConfig, dataset_fingerprint, prepare, split
 from gistnet.data.sampling import SpanLayout, validation_windows
 from gistnet.errors import ConfigError, DataError, StorageError
 from tests.data.byte_tokenizer import ByteTokenizer
+from tests.tokenizers import END, TURN, merging
 
 
 def text_of(name: str, length: int) -> str:
@@ -272,6 +273,25 @@ def test_empty_document_is_too_short_whatever_the_minimum(tmp_path: Path) -> Non
     write_jsonl(tmp_path / "tales.jsonl", {"empty": 0, "one": 1})
     statistics = prepare(config_for(tmp_path, min_tokens=1, held_out_fraction=0), ByteTokenizer()).statistics
     assert (statistics.splits[0].too_short, statistics.splits[0].kept, statistics.splits[0].windows) == (1, 1, 1)
+
+
+def test_control_tokens_are_text_unless_a_source_says_that_it_has_them(tmp_path: Path) -> None:
+    """And a corpus made by one rule is not taken for one made by the other."""
+    tokenizer = merging()
+    text = f"{TURN}user\na bee{END}\n" * 20
+    (tmp_path / "tales.jsonl").write_text(json.dumps({"id": "a", "text": text}) + "\n")
+    control = {tokenizer.inner.convert_tokens_to_ids(name) for name in (TURN, END)}
+    tokens, fingerprints = {}, set()
+    for rule in ("text", "control"):
+        source = {"kind": "jsonl", "name": "tales", "domain": "narrative", "paths": [str(tmp_path / "tales.jsonl")]}
+        dataset = prepare(config_for(tmp_path, sources=[source | {"special_tokens": rule}]), tokenizer)
+        ((_, tokens[rule]),) = [*dataset.whole_documents("train"), *dataset.whole_documents("held_out")]
+        assert tokenizer.decode(tokens[rule].tolist()) == text
+        fingerprints.add(dataset.fingerprint)
+    assert not control & set(tokens["text"].tolist())
+    assert sum(token in control for token in tokens["control"].tolist()) == 40
+    assert len(fingerprints) == 2
+    assert dataset_fingerprint(config_for(tmp_path), tokenizer) in fingerprints
 
 
 def test_source_names_must_differ() -> None:

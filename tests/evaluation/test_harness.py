@@ -15,6 +15,7 @@ from gistnet.model.teacher import Teacher, TeacherConfig
 from gistnet.model.tokenizer import TeacherTokenizer
 from gistnet.tree.gist_encoder import GistEncoder
 from tests.gistnets import woken_gistnet
+from tests.tokenizers import BOS, END, EOS, TURN, merging
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +68,19 @@ def test_longer_contexts_are_compressed(teacher, encoder):
         vectors = assemble(history, plan, teacher, positions="compact", after=tokens[:-1].tolist()).inputs_embeds
         log_p = teacher.model(inputs_embeds=vectors).logits[0, -len(tokens) :].log_softmax(-1)
         assert found[row][0] == pytest.approx(float(log_p.gather(1, torch.from_numpy(tokens)[:, None]).sum()))
+
+
+def test_control_tokens_of_a_task_are_text_and_those_of_its_template_are_not(teacher, encoder):
+    pytest.importorskip("lm_eval", reason="lm-eval is not installed")
+    other = Teacher(teacher.model, name="chatting")
+    other.tokenizer = merging(f"{BOS} $A {EOS}")
+    lm = compressed_lm(other, encoder, budget=40)
+    inner = other.tokenizer.inner
+    control = {inner.convert_tokens_to_ids(name) for name in (BOS, EOS, TURN, END)}
+    assert not control & set(lm.tok_encode(f"Who?{END}{EOS}"))
+    chat = lm.apply_chat_template([{"role": "user", "content": "Who?"}])
+    assert lm.tok_encode(chat) == inner(chat, add_special_tokens=False)["input_ids"]
+    assert lm.tok_encode(chat, left_truncate_len=3) == lm.tok_encode(chat)[-3:]
 
 
 def test_tasks_that_generate_are_refused(teacher, encoder):

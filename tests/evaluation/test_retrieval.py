@@ -14,6 +14,7 @@ from gistnet.evaluation.retrieval_cases import RetrievalCase, retrieval_cases
 from gistnet.model.teacher import Teacher, TeacherConfig
 from gistnet.tree.gist_encoder import GistEncoder
 from tests.gistnets import woken_gistnet
+from tests.tokenizers import merging, sentencepiece_like
 
 LENGTH = 1100
 
@@ -55,6 +56,21 @@ def test_the_right_answer_follows_its_question_in_the_first_half_and_no_other_do
         for wrong in answers[1:]:
             assert question + wrong not in whole
             assert wrong in whole  # it was said, of something else
+
+
+@pytest.mark.parametrize("make", [merging, sentencepiece_like])
+def test_questions_and_answers_are_tokenised_as_one_text(make):
+    """Also by a tokenizer that puts a space before every text, and merges across the space before an answer."""
+    tokenizer = make()
+    texts = [" ".join(random.Random(n).choices(WORDS["weather"], k=2000)) for n in range(2)]
+    filler = [LongDocument("", np.array(tokens)) for tokens in tokenizer.encode_batch(texts)]
+    for case in retrieval_cases(tokenizer, filler, count=12, context_tokens=LENGTH, seed=0):
+        if case.kind == "passage":
+            continue
+        for answer in case.answers:
+            following = tokenizer.decode([*tokenizer.encode_batch(["x"])[0], *case.question, *answer]).removeprefix("x")
+            assert following.startswith("\n\n") and not following.startswith("\n\n ")
+            assert tokenizer.encode_batch([following], continued=True)[0] == [*case.question, *answer]
 
 
 def test_a_truncated_context_has_lost_what_decides(teacher, filler):
