@@ -19,7 +19,7 @@ import json
 import re
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
@@ -96,7 +96,7 @@ def train(
         return
     if resume and restart:
         raise ConfigError("Got both --resume and --restart, expected one of them.")
-    start: Literal["new", "resume", "restart"] = "resume" if resume else "restart" if restart else "new"
+    start: session.Start = "resume" if resume else "restart" if restart else "new"
     if not session.train(run_config, start=start, report=report, say=_say):
         raise typer.Exit(130)
 
@@ -133,8 +133,9 @@ def evaluate(
     from gistnet.evaluation.evaluator import evaluate as measure
     from gistnet.evaluation.run_record import read_figures
     from gistnet.evaluation.tables import results_tables
+    from gistnet.files import require_writable
     from gistnet.release.comparison import compare_figures
-    from gistnet.run_folder import FIGURES_FILE, SPAN_MAP_FILE
+    from gistnet.run_folder import FIGURES_FILE
     from gistnet.session import open_trained
 
     terminal.quieten()
@@ -144,18 +145,20 @@ def evaluate(
     probes += [f"{contexts}.long_context={{}}", f"{contexts}.retrieval={{}}"] if long_context else []
     probes += [f"{contexts}.questions={json.dumps(str(mcq))}"] if mcq is not None else []
     trained = open_trained(path, (*probes, *(settings or ())))
-    dataset = trained.dataset(_say)
-    evaluation = measure(trained.teacher, trained.gistnet, dataset, trained.config.evaluation, _say)
     target = out if out is not None or trained.is_released else trained.run_folder / FIGURES_FILE
     if target is not None:
-        evaluation.write(target)
-    for table in results_tables(evaluation.records):
+        require_writable(target)
+    dataset = trained.dataset(_say)
+    evaluation = measure(trained.teacher, trained.gistnet, dataset, trained.config.evaluation, _say)
+    for table in results_tables(evaluation.records):  # before anything is written, which may fail
         terminal.out.print(table)
     if trained.is_released:
         released = read_figures(trained.run_folder / FIGURES_FILE)
         terminal.out.print(compare_figures(evaluation.records, released).sentence())
-    spans = target and target.with_name(SPAN_MAP_FILE)
-    kept = f"every figure is in {target}, the spans in {spans}" if target else "nothing was written; --out keeps it"
+    kept = "nothing was written; --out keeps it"
+    if target is not None:
+        figures, *spans = evaluation.write(target)
+        kept = f"every figure is in {figures}" + "".join(f", the spans in {path}" for path in spans)
     terminal.out.print(f"Evaluated {trained.folder}; {kept}.")
 
 

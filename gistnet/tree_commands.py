@@ -48,9 +48,10 @@ def compress(
         done = compress_into(
             tree, checkpoint, texts, workers=workers, gpus_per_worker=gpus_per_worker, progress=display.update
         )
+    empty = f"; {done.empty} without text are not" if done.empty else ""
     terminal.out.print(
-        f"{done.total.documents} documents are in {tree}: {done.appended_tokens:,} tokens appended, "
-        f"{done.found_tokens:,} found there."
+        f"{done.documents - done.empty} of {done.total.documents} documents are in {tree}{empty}: "
+        f"{done.appended_tokens:,} tokens appended, {done.found_tokens:,} found there."
     )
     if quality:
         with terminal.err.status("measuring") as status:

@@ -197,6 +197,38 @@ def test_evaluate_of_a_checkpoint_measures_that_one(gistnet, trained, tmp_path):
     assert not any((trained / name).exists() for name in ("metrics.json", SPAN_MAP_FILE))
 
 
+def test_evaluate_finds_before_measuring_that_its_file_cannot_be_written(gistnet, trained, tmp_path, monkeypatch):
+    monkeypatch.setattr("gistnet.evaluation.evaluator.evaluate", lambda *_: pytest.fail("measured"))
+    (tmp_path / "file").touch()
+    for out in (tmp_path / "file" / "figures.json", tmp_path):
+        assert_refused(gistnet("evaluate", trained, "--out", out), "Could not write", str(out))
+    vectors = f"evaluation.bound={{vectors: {tmp_path}/file/vectors}}"
+    monkeypatch.undo()
+    outcome = gistnet("evaluate", trained, vectors)
+    assert (outcome.status, outcome.out) == (1, "")
+    assert "Could not write" in outcome.err
+
+
+def test_evaluate_prints_what_it_measured_where_that_cannot_be_kept(gistnet, trained, tmp_path, monkeypatch):
+    """The place is lost in between."""
+    monkeypatch.setattr("gistnet.files.require_writable", lambda path: None)
+    (tmp_path / "file").touch()
+    outcome = gistnet("evaluate", trained, "evaluation.positions=[end]", "--out", tmp_path / "file" / "figures.json")
+    assert outcome.status == 1
+    assert "delta_nll" in outcome.out
+    assert "Could not write" in outcome.err
+
+
+def test_evaluate_writes_into_a_pipe_and_nothing_beside_it(gistnet, trained, tmp_path):
+    folder = tmp_path / "out"
+    folder.mkdir()
+    os.mkfifo(folder / "pipe")
+    reader = subprocess.Popen(["cat", folder / "pipe"], stdout=subprocess.PIPE)
+    assert gistnet("evaluate", trained, "evaluation.positions=[end]", "--out", folder / "pipe").status == 0
+    assert {record["positions"] for record in json.loads(reader.communicate()[0])} == {"end"}
+    assert names(folder) == ["pipe"]
+
+
 def test_evaluate_reads_long_contexts_and_questions_where_asked_to(gistnet, trained, tmp_path):
     """Documents of 230 bytes and more fit the teacher's 256 positions; every record names the run's policy."""
     questions = tmp_path / "questions.jsonl"

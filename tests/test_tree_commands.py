@@ -99,7 +99,7 @@ def refused(*arguments: object) -> GistNetError:
 def test_compress_makes_a_tree_and_a_second_call_finds_it(checkpoint: Path, book: Path, tmp_path: Path) -> None:
     first = run("compress", checkpoint, book, "--tree", tmp_path / "tree")
     assert first.exit_code == 0, first.output
-    assert first.stdout == f"1 documents are in {tmp_path / 'tree'}: 804 tokens appended, 0 found there.\n"
+    assert first.stdout == f"1 of 1 documents are in {tmp_path / 'tree'}: 804 tokens appended, 0 found there.\n"
     assert "100%  library/book.txt  documents 1/1  804 tokens" in first.stderr
     second = run("compress", checkpoint, book, "--tree", tmp_path / "tree")
     assert "0 tokens appended, 804 found there." in second.stdout
@@ -110,6 +110,17 @@ def test_compress_makes_a_tree_and_a_second_call_finds_it(checkpoint: Path, book
     assert np.array_equal(gists, LoadEncoder(checkpoint)().encode(0, spans, 0))
     expected = trained.gistnet(trained.teacher.embed(torch.from_numpy(spans)))
     assert np.allclose(gists, expected.detach().numpy(), atol=2e-2, rtol=1e-3)
+
+
+def test_documents_without_text_are_counted_apart(checkpoint: Path, book: Path, tmp_path: Path) -> None:
+    lines = [{"id": "a", "text": "the river"}, {"id": "b", "text": ""}, {"id": "c", "text": "a stone"}]
+    (tmp_path / "docs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for _ in range(2):  # the second finds what the first made
+        result = run("compress", checkpoint, tmp_path / "docs.jsonl", "--tree", tmp_path / "tree")
+        assert "2 of 3 documents are in" in result.stdout
+        assert "1 without text" in result.stdout
+    with GistTree.open(tmp_path / "tree") as tree:
+        assert tree.documents() == ["a", "c"]
 
 
 def test_quality_is_measured_with_the_positions_of_the_checkpoint(

@@ -26,7 +26,7 @@ from gistnet.evaluation.records import MetricRecord
 from gistnet.evaluation.span_map import SpanMap
 from gistnet.evaluation.stand_ins import all_stand_ins, of_policy
 from gistnet.evaluation.substitution import Substitution, target_kinds
-from gistnet.files import write_json
+from gistnet.files import is_special, require_writable, write_json
 from gistnet.model.gistnet import GistNet
 from gistnet.model.teacher import Teacher
 from gistnet.model.tokenizer import TeacherTokenizer
@@ -89,14 +89,20 @@ class Evaluation(NamedTuple):
     records: list[MetricRecord]
     span_map: SpanMap
 
-    def write(self, path: Path) -> None:
-        """Write the records to `path`, and the span map beside them.
+    def write(self, path: Path) -> list[Path]:
+        """Write the records to `path`, and the span map beside them; a pipe or a device has nothing beside it.
+
+        Returns:
+            What was written.
 
         Raises:
             StorageError: they cannot be written.
         """
-        self.span_map.write(path.with_name(SPAN_MAP_FILE))
+        beside = [] if is_special(path) else [path.with_name(SPAN_MAP_FILE)]
+        for span_map in beside:
+            self.span_map.write(span_map)
         write_json(path, [record.model_dump(mode="json") for record in self.records])
+        return [path, *beside]
 
 
 def evaluate(
@@ -123,9 +129,12 @@ def evaluate(
         DataError: a domain has no held-out document that is long enough, only one document is left, or a domain that
             has a weight has none.
         TeacherError: the teacher has no tokenizer.
+        StorageError: optimised vectors are to be kept in a file that cannot be written.
     """
     tokenizer = _tokenizer(teacher)
     _require_weighted(dataset, config.weights)
+    if config.bound is not None and config.bound.vectors is not None:
+        require_writable(config.bound.vectors)
     passages = choose_passages(dataset, config.domains or dataset.domains("held_out"), config.contexts)
     level_0 = _measure(teacher, gistnet.levels[0], dataset, config, say)
     levels = [level_0, *_measure_above(teacher, gistnet, dataset, config, say)]

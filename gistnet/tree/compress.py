@@ -28,13 +28,15 @@ class Progress(NamedTuple):
     document: str
     """The document at hand."""
     documents: int
-    """Documents that are in the tree entirely."""
+    """Documents that are done: in the tree entirely, or empty."""
     characters: int
     """Characters whose tokens are in the tree."""
     appended_characters: int
     """Those of them whose portions this run appended."""
     appended_tokens: int
     found_tokens: int
+    empty: int = 0
+    """Documents without tokens, of which a tree keeps nothing."""
 
 
 def compress_files(
@@ -166,4 +168,5 @@ class Account:
             appended_characters=before.appended_characters + (portion.characters if appended_tokens else 0),
             appended_tokens=before.appended_tokens + appended_tokens,
             found_tokens=before.found_tokens + len(portion.tokens) - appended_tokens,
+            empty=before.empty + (portion.start == 0 and portion.is_last and not len(portion.tokens)),
         )

@@ -376,6 +376,17 @@ def test_on_an_object_store_the_last_day_is_kept(
         assert holds(tree, 40)
 
 
+def test_a_network_that_is_not_there_is_no_damage() -> None:
+    """Nobody listens at this address."""
+    options = {
+        "aws_endpoint": "http://127.0.0.1:1", "allow_http": "true", "client_max_retries": "0",
+        "aws_region": "us-east-1", "aws_access_key_id": "a", "aws_secret_access_key": "b",
+    }  # fmt: skip
+    for look in (GistTree.open, GistTree.exists):
+        with pytest.raises(StorageError, match="error sending request"):
+            look("s3://bucket/tree", storage_options=options)
+
+
 def test_file_uris_are_local_folders(tmp_path: Path, stub: StubEncoder) -> None:
     with GistTree.create(f"file://{tmp_path}/a%20tree", stub) as tree:
         tree.append(TOKENS[:50])

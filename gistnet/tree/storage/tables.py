@@ -47,6 +47,8 @@ def _translate(error: BaseException, action: str, name: str) -> StorageError | D
     message = _PLACE_IN_SOURCE.sub("", str(error).splitlines()[0] if str(error) else type(error).__name__)
     if system := _SYSTEM_ERROR.search(message):
         return StorageError(f"Could not {action} {name}: {system[1].strip()}.")
+    if "Generic " in message:  # of an object store: a network, a bucket or a permission that is not there
+        return StorageError(f"Could not {action} {name}: {message.strip().rstrip('.')}.")
     if isinstance(error, OSError) and error.strerror:
         return StorageError(f"Could not {action} {name}: {error.strerror}.")
     return DataError(f"Could not {action} {name}, its files are missing or damaged: {message.strip().rstrip('.')}.")
