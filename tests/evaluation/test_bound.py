@@ -21,6 +21,7 @@ from gistnet.evaluation.optimised_vector import (
     span_generator,
 )
 from gistnet.objective.branches import Stretches, gist_stand_ins
+from gistnet.objective.losses import token_losses
 from gistnet.objective.reference import reference_original_hidden, reference_replaced_hidden
 from gistnet.session import open_run
 from tests.teachers import FAMILIES, tiny_teacher
@@ -104,6 +105,29 @@ def test_continuations_that_no_step_saw_choose_the_vector(monkeypatch):
     monkeypatch.setattr("gistnet.evaluation.optimised_vector.sample_continuations", made_up)
     vector = optimised_vector(teacher, context(), LAYOUT, CONFIG, positions="end", generator=seeded(2))
     assert torch.equal(vector, state)
+
+
+def test_steps_read_the_continuations_in_turn_and_become_smaller(monkeypatch):
+    """Two steps for all of sixteen, and a third that begins again; cos of 0, π/3 and 2π/3."""
+    read, rates = [], []
+
+    def reading(teacher, original, hidden, targets):
+        if torch.is_grad_enabled():
+            read.append(targets)
+        return token_losses(teacher, original, hidden, targets)
+
+    class Adam(torch.optim.Adam):
+        def step(self):
+            rates.append(self.param_groups[0]["lr"])
+            super().step()
+
+    monkeypatch.setattr("gistnet.evaluation.optimised_vector.token_losses", reading)
+    monkeypatch.setattr("torch.optim.Adam", Adam)
+    teacher, config = tiny_teacher("llama"), CONFIG.model_copy(update={"steps": 3})
+    optimised_vector(teacher, context(), LAYOUT, config, positions="end", generator=seeded(2))
+    tokens, _ = sample_continuations(teacher, context(), 24, 6, seeded(2))
+    assert torch.equal(torch.cat(read), tokens[[*range(16), *range(8)]])
+    assert [rate / rates[0] for rate in rates] == pytest.approx([1, 0.75, 0.25])
 
 
 @pytest.fixture

@@ -241,6 +241,20 @@ def test_one_held_out_document_is_too_few(run):
         evaluate(run.teacher, run.gistnet, run.dataset, config)
 
 
+@torch.no_grad()
+def neighbours(run, gists: int) -> torch.Tensor:
+    """The gist of each stretch's last span and that of the span after it, encoded one by one, `[stretches, 2, dim]`."""
+    rows = []
+    for sample in validation_windows(
+        run.dataset, run.stages[0].layout, documents=5, spans_per_document=2, seed=0, gists=gists
+    ):
+        tokens = torch.from_numpy(run.dataset.read(sample.window))
+        for start in sample.starts:
+            spans = tokens[start + (gists - 1) * 8 :][:16].view(2, 8)
+            rows.append(encode(run.gistnet, run.teacher, spans)[:, 0])
+    return torch.stack(rows)
+
+
 @pytest.mark.parametrize("k", [1, 2])
 def test_validation_agrees_with_the_evaluation_of_the_same_spans(run, k):
     config = ValidationConfig(documents=5, spans_per_document=2, gists_in_a_row=k, cache_gigabytes=1.0)
@@ -258,6 +272,12 @@ def test_validation_agrees_with_the_evaluation_of_the_same_spans(run, k):
     assert kl.baselines["drop"] == pytest.approx(result["kl_drop"])
     assert kl.baselines["last_token"] == pytest.approx(result["kl_last_token"])
     assert result["recovered_kl"] == pytest.approx(1 - result["kl"] / result["kl_drop"])
+    last, following = neighbours(run, k).double().unbind(1)
+    adjacent = 1 - torch.cosine_similarity(last, following).mean()
+    cosines = torch.cosine_similarity(last[:, None], last[None], dim=-1)
+    diversity = 1 - cosines[~torch.eye(len(last), dtype=torch.bool)].mean()
+    assert result["adjacent_distance"] == pytest.approx(adjacent.item(), rel=1e-5)
+    assert result["gist_diversity"] == pytest.approx(diversity.item(), rel=1e-5)
 
 
 def test_a_validation_weighs_domains_by_their_share_in_training_and_counts_spans_below_one_nat(two_domains):

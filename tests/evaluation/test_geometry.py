@@ -48,9 +48,9 @@ def spans_of(documents: list[int], pairs: list[tuple[int, int]]) -> DrawnSpans:
 
 
 def encoded(gists: np.ndarray) -> EncodedSpans:
-    """With a last token and a mean that are all the same vector, and two heads that read 2 and 4 keys of 4."""
+    """Last token and mean are all one vector; heads are of 1 and 2 bits in the first slot, ½ and 2½ in the other."""
     same = np.ones_like(gists)
-    return EncodedSpans(gists, same, same, np.broadcast_to([[[1.0, 2.0], [1.0, 2.0]]], (len(gists), 2, 2)))
+    return EncodedSpans(gists, same, same, np.broadcast_to([[[1.0, 2.0], [0.5, 2.5]]], (len(gists), 2, 2)))
 
 
 def test_all_spans_are_drawn_where_there_are_fewer(run):
@@ -158,7 +158,7 @@ def test_figures_by_hand():
     assert figures["gist_diversity", ""].baselines == pytest.approx({"last_token": 0, "mean": 0})
     assert figures["gist_norm", ""].baselines == pytest.approx({"last_token": math.sqrt(2), "mean": math.sqrt(2)})
     heads = {part: figure.value for (name, part), figure in figures.items() if part}
-    assert heads == {"slot 1, head 1": 1, "slot 1, head 2": 2, "slot 2, head 1": 1, "slot 2, head 2": 2}
+    assert heads == {"slot 1, head 1": 1, "slot 1, head 2": 2, "slot 2, head 1": 0.5, "slot 2, head 2": 2.5}
 
 
 def test_intervals_are_those_of_the_plain_loop_over_drawn_documents():

@@ -7,7 +7,15 @@ import torch
 
 from gistnet.data.adversarial import adversarial_pairs
 from gistnet.errors import DataError, TeacherError
-from gistnet.evaluation.pair_test import PairTestConfig, TokenPair, gists_in_a_row, pair_test, token_pairs
+from gistnet.evaluation import baselines
+from gistnet.evaluation.pair_test import (
+    PairTestConfig,
+    TokenPair,
+    _mean_nll,
+    gists_in_a_row,
+    pair_test,
+    token_pairs,
+)
 from gistnet.model.gistnet import GistNet, GistNetConfig
 from gistnet.model.span_context import SpanContext
 from gistnet.model.teacher import Teacher
@@ -106,6 +114,18 @@ def test_accuracies_are_those_of_plain_forwards(teacher, either):
     for record in records:
         assert record.baselines.keys() == {"full", "drop", "last_token", "mean", "shuffled"}
         assert record.interval[0] <= record.value <= record.interval[1]
+
+
+@torch.no_grad()
+def test_a_continuation_costs_the_mean_of_its_own_tokens(teacher):
+    """Of two tokens and of five after one context: the shorter is padded beside the longer."""
+    context, following = [*range(20, 32)], [[5, 6], [7, 8, 9, 10, 11]]
+    tokens, windows, ends = torch.tensor([[*context, 0]]), torch.tensor([0, 0]), torch.tensor([12, 12])
+    nothing = Stretches(tokens, windows, ends, span_tokens=16, gists=0, horizon=1)
+    costs = _mean_nll(teacher, teacher.read_windows(tokens), nothing, baselines.drop(teacher, nothing), following)
+    for cost, row in zip(costs.tolist(), following, strict=True):
+        hidden = teacher.model.base_model(torch.tensor([context + row])).last_hidden_state[0, 11:-1]
+        assert cost == pytest.approx(mean_nll(teacher, hidden, torch.tensor(row)))
 
 
 def test_where_the_span_is_dropped_both_trials_are_one_and_one_of_them_is_wrong(teacher, gistnet):

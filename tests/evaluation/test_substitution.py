@@ -67,6 +67,17 @@ def test_a_kind_that_not_every_draw_has_is_left_without_an_interval():
     }
 
 
+def test_each_loss_recovers_a_share_of_what_dropping_costs_of_it():
+    """KL comes down from 4 nats to 1, ΔNLL from 3 to 1½; the last token wins back half a nat of either."""
+    costs = {"gist": (1.0, 1.5), "drop": (4.0, 3.0), "last_token": (3.5, 2.5)}
+    measured = {name: Measured(*(np.full((2, 1), loss) for loss in losses)) for name, losses in costs.items()}
+    population = Population("code", {"code": 1.0}, np.array(["code"] * 2), np.array([0, 1]), resamples=200, seed=0)
+    records = {record.name: record for record in Substitution(population, measured, "end", 0, 1).records(1)}
+    kl, delta_nll = records["recovered_kl"], records["recovered_delta_nll"]
+    assert (kl.value, kl.baselines) == (0.75, {"drop": 0, "last_token": 0.125})
+    assert (delta_nll.value, delta_nll.baselines) == (0.5, {"drop": 0, "last_token": pytest.approx(1 / 6)})
+
+
 def test_the_mix_weighs_domains_whatever_their_number_of_spans():
     gist = np.array([[1.0], [3.0], [8.0]])
     mixed = substitution(gist, [0, 1, 2], domains=["a", "a", "b"], shares={"a": 0.25, "b": 0.75})

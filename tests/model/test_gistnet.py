@@ -126,6 +126,8 @@ def test_weights_follow_from_the_seed_and_not_from_the_global_random_state(archi
     assert torch.equal(torch.random.get_rng_state(), state)
     assert all(torch.equal(first[name], second[name]) for name in first)
     other = make_gistnet(architecture, teacher, seed=4).trainable_state()
+    above = make_gistnet(architecture, teacher, seed=3, below=make_gistnet(architecture, teacher, seed=3))
+    assert not torch.equal(above.first_read.query, first["first_read.query"])  # every level has weights of its own
     assert not torch.equal(first["first_read.query"], other["first_read.query"])
 
 
