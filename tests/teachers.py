@@ -18,7 +18,7 @@ from transformers import (
 
 from gistnet.model.teacher import Teacher
 
-_SHARED = {
+SHARED = {
     "vocab_size": 97,
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -31,17 +31,18 @@ _SHARED = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
+"""Settings that all tiny teachers have."""
 
 
 def tiny_teacher(family: str, dtype: torch.dtype = torch.float64) -> Teacher:
     """A random teacher of `family` (llama, qwen3, smollm3, gemma3), the same at every call."""
     torch.manual_seed(5)
     if family == "llama":
-        model = LlamaForCausalLM(LlamaConfig(num_hidden_layers=3, **_SHARED))
+        model = LlamaForCausalLM(LlamaConfig(num_hidden_layers=3, **SHARED))
     elif family == "qwen3":
-        model = Qwen3ForCausalLM(Qwen3Config(num_hidden_layers=3, **_SHARED))
+        model = Qwen3ForCausalLM(Qwen3Config(num_hidden_layers=3, **SHARED))
     elif family == "smollm3":  # every second layer without rotary positions
-        model = SmolLM3ForCausalLM(SmolLM3Config(num_hidden_layers=4, no_rope_layer_interval=2, **_SHARED))
+        model = SmolLM3ForCausalLM(SmolLM3Config(num_hidden_layers=4, no_rope_layer_interval=2, **SHARED))
     elif family == "gemma3":  # two sliding layers with a window of 20 positions, one full; capped logits
         config = Gemma3TextConfig(
             num_hidden_layers=3,
@@ -49,7 +50,7 @@ def tiny_teacher(family: str, dtype: torch.dtype = torch.float64) -> Teacher:
             layer_types=["sliding_attention", "sliding_attention", "full_attention"],
             final_logit_softcapping=5.0,
             query_pre_attn_scalar=8,
-            **_SHARED,
+            **SHARED,
         )
         model = Gemma3ForCausalLM(config)
     else:

@@ -11,22 +11,9 @@ from gistnet.objective.branches import Stretches, gist_stand_ins, replaced_hidde
 from gistnet.objective.losses import token_losses
 from gistnet.objective.reference import require_exact
 from gistnet.training.counting import count
-from tests.teachers import FAMILIES, tiny_teacher
+from tests.teachers import FAMILIES, SHARED, tiny_teacher
 
-_SHARED = {
-    "vocab_size": 97,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 256,
-    "initializer_range": 0.3,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
+_FOUR_LAYERS = SHARED | {"num_hidden_layers": 4}
 _EXPERTS = {"n_routed_experts": 4, "moe_intermediate_size": 16, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1}
 _LATENT = {  # keys of 16 dimensions a head, values of 8
     "num_key_value_heads": 4,
@@ -61,7 +48,7 @@ def teacher_of(family: str) -> Teacher:
     if family in FAMILIES:
         return tiny_teacher(family, torch.float32)
     torch.manual_seed(5)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **(_SHARED | OTHERS[family])))
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **(_FOUR_LAYERS | OTHERS[family])))
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):
             torch.nn.init.normal_(parameter, std=0.3)
@@ -118,7 +105,7 @@ def test_what_keys_and_values_cost_is_counted_of_what_the_layer_computes():
 
 
 def test_a_plan_without_weights_knows_the_cost_of_any_family(tmp_path):
-    config = AutoConfig.for_model("phi3", **_SHARED, architectures=["Phi3ForCausalLM"])
+    config = AutoConfig.for_model("phi3", **_FOUR_LAYERS, architectures=["Phi3ForCausalLM"])
     config.save_pretrained(tmp_path)
     planned = GistNet.build(CONFIG, Teacher.without_weights(TeacherConfig(name=str(tmp_path))))
     assert planned.parameter_budget() == GistNet.build(CONFIG, teacher_of("phi3")).parameter_budget()
@@ -136,7 +123,7 @@ def test_a_layer_with_an_attention_of_its_own_is_refused():
 def test_a_family_whose_own_forward_fails_is_refused_in_one_sentence():
     """DeepSeek's attention has as many key heads as heads, whatever its configuration says."""
     model = AutoModelForCausalLM.from_config(
-        AutoConfig.for_model("deepseek_v3", **(_SHARED | _EXPERTS | _LATENT | {"num_key_value_heads": 2}))
+        AutoConfig.for_model("deepseek_v3", **(_FOUR_LAYERS | _EXPERTS | _LATENT | {"num_key_value_heads": 2}))
     )
     with pytest.raises(TeacherError, match=r"'x' cannot be a teacher.*deepseek_v3"):
         require_exact(Teacher(model, name="x"))
