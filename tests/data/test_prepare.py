@@ -352,7 +352,7 @@ def test_killed_preparation_leaves_nothing_and_the_next_one_equals_an_undisturbe
     folder = config.folder / dataset_fingerprint(config, ByteTokenizer())
     assert not folder.exists()
     (leftover,) = config.folder.iterdir()
-    assert (leftover / "tokens.bin").stat().st_size > 0, "it was killed in the midst of writing"
+    assert (leftover / folder.name / "tokens.bin").stat().st_size > 0, "it was killed in the midst of writing"
 
     dataset = prepare(config, ByteTokenizer())
     assert [entry.name for entry in config.folder.iterdir()] == [folder.name]

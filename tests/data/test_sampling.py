@@ -180,7 +180,7 @@ def test_the_whole_prefix_is_everything_between_the_sink_and_the_horizon(dataset
         ({"lengths": {1: 0.5, 2: 0.4}}, "sum to 1"),
         ({"lengths": {1: 1.5, 2: -0.5}}, "at least 0"),
         ({"lengths": {}}, "sum to 1"),
-        ({"lengths": {1: float("nan")}}, "sum to 1"),
+        ({"lengths": {1: float("nan")}}, "finite"),
         ({"lengths": {0: 0.5, 1: 0.5}}, "at least 1, got 0"),
         ({"whole_prefix": 1.5}, "less than or equal to 1"),
         ({"longest": 0}, "greater than or equal to 1"),
