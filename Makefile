@@ -31,8 +31,9 @@ demo: install
 	$(BIN)/gistnet tree info runs/demo/readme.tree
 	$(BIN)/gistnet generate "What is a gist?" --tree runs/demo/readme.tree --budget 512 --max-new-tokens 40
 
+# A worker a core, each with one thread: threads of several workers would wait for each other.
 test: install
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --dist worksteal
 
 lint: install
 	$(BIN)/ruff check .
