@@ -82,12 +82,6 @@ class RunConfig(Section):
             self._require_room(stage)
         return self
 
-    @model_validator(mode="after")
-    def _reads_what_is_whole(self) -> Self:
-        if self.gistnet.reads == "context" and self.teacher.sharded:
-            raise ValueError("gistnet.reads is context with teacher.sharded=true, expected span or sharded=false")
-        return self
-
     def _require_room(self, stage: Stage) -> None:
         train, horizon = stage.train, stage.objective.horizon_tokens
         if train.level >= self.levels:

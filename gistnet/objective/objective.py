@@ -11,7 +11,7 @@ from gistnet.model.gistnet import GistNet
 from gistnet.model.layers import Dropout
 from gistnet.model.span_context import SpanContext
 from gistnet.model.teacher import ReadWindows, Teacher
-from gistnet.objective.branches import Positions, StandIns, Stretches, gist_stand_ins, no_stand_ins, replaced_hidden
+from gistnet.objective.branches import Positions, StandIns, Stretches, gist_stand_ins, replaced_hidden
 from gistnet.objective.losses import contrastive_loss, token_losses, token_nll
 from gistnet.settings import Section
 
@@ -26,10 +26,6 @@ class ObjectiveConfig(Section):
     """kl: match the original distribution; delta_nll: predict the true token; mixed: a weighted sum of both."""
     mixed_kl_share: float = Field(default=0.5, ge=0, le=1)
     """`mixed`: the weight of kl; delta_nll has the rest."""
-    drop_weight: float = Field(default=0.0, ge=0, le=1)
-    """This share of the horizon's weight goes to its tokens in proportion to the KL of `drop` there, the rest to all
-    alike: a token whose prediction does not change when the stretch is left out cannot say what a gist must hold.
-    It did not pay (docs/ablations.md)."""
     horizon_tokens: int = Field(default=32, ge=1)
     """H, the number of tokens predicted after a stretch."""
     positions: Positions = "end"
@@ -40,41 +36,8 @@ class ObjectiveConfig(Section):
     """The cosine distance at which that hinge is content."""
     reconstruction_weight: float = Field(default=0.0, ge=0)
     """Weight of the teacher's cross-entropy, in nats per token, when it repeats the span from its gist."""
-    state_weight: float = Field(default=0.0, ge=0)
-    """Weight of the cosine distance between a gist and the state of its span's last token in the original context. It
-    did not pay in twelve minutes of a CPU (docs/ablations.md); the released weights began with it."""
-    state_layers: int | None = Field(default=None, ge=1)
-    """Behind how many of the teacher's layers that state is taken; None: behind two thirds of them."""
     chunk_tokens: int | None = Field(default=None, ge=1)
     """Predicted tokens whose logits exist at a time; None: 128 on a CPU, 1024 on a GPU."""
-
-    def states_after(self, teacher: Teacher) -> int | None:
-        """Behind how many layers the objective wants the states of the original context; None where it wants none.
-
-        Raises:
-            ConfigError: the teacher has fewer layers.
-        """
-        if self.state_weight == 0:
-            return None
-        layers = self.state_layers or teacher.late_layers
-        if layers > teacher.n_layers:
-            raise ConfigError(f"state_layers is {layers}; expected at most the {teacher.n_layers} of {teacher.name}.")
-        return layers
-
-
-def states_wanted(config: ObjectiveConfig, gistnet: GistNet, teacher: Teacher) -> int | None:
-    """Behind how many layers windows must be read with their states, for the objective or for what GistNet reads.
-
-    Raises:
-        ConfigError: the two want different ones, or the teacher has fewer layers.
-    """
-    of_objective, of_gistnet = config.states_after(teacher), gistnet.states_after
-    if None not in (of_objective, of_gistnet) and of_objective != of_gistnet:
-        raise ConfigError(
-            f"state_weight wants the states behind {of_objective} layers, and GistNet reads those behind {of_gistnet}; "
-            f"expected state_layers={of_gistnet}."
-        )
-    return of_gistnet if of_objective is None else of_objective
 
 
 class BranchLosses(NamedTuple):
@@ -90,8 +53,6 @@ class BranchLosses(NamedTuple):
     """The unweighted hinge, cosine distance; zero where its weight is."""
     reconstruction: Tensor
     """The unweighted cross-entropy of the repeated span, nats per token; zero where its weight is."""
-    state_distance: Tensor
-    """Mean cosine distance of its gists from the states they are to resemble; zero where its weight is."""
     gist_norm: Tensor
     """Mean length of the branch's gists."""
 
@@ -251,7 +212,6 @@ def branch_losses(
     gists = encoded[:, : stretches.longest]
     stand_ins = gist_stand_ins(stretches, gists, config.positions)
 
-    weights = _token_weights(teacher, read, stretches, config) if config.drop_weight > 0 else 1.0
     hidden = replaced_hidden(teacher, read, stretches, stand_ins)
     losses = token_losses(
         teacher,
@@ -263,10 +223,9 @@ def branch_losses(
     )
     kl, delta_nll = losses.kl.mean(dim=1), losses.delta_nll.mean(dim=1)
     kl_share = {"kl": 1.0, "delta_nll": 0.0, "mixed": config.mixed_kl_share}[config.loss]
-    per_token = kl_share * losses.kl + (1 - kl_share) * losses.delta_nll
-    total = (weights * per_token).mean(dim=1)
+    total = (kl_share * losses.kl + (1 - kl_share) * losses.delta_nll).mean(dim=1)
 
-    contrastive = reconstruction = state_distance = torch.zeros_like(kl)
+    contrastive = reconstruction = torch.zeros_like(kl)
     if with_neighbour:
         hinges = contrastive_loss(encoded[:, :-1][is_gist], encoded[:, 1:][is_gist], config.contrastive_margin)
         contrastive = _branch_means(hinges, is_gist)
@@ -274,43 +233,8 @@ def branch_losses(
     if config.reconstruction_weight > 0:
         reconstruction = _reconstruction(teacher, read, stretches, stand_ins, config.chunk_tokens)
         total = total + config.reconstruction_weight * reconstruction
-    if config.state_weight > 0:
-        state_distance = _branch_means(_state_distances(read, stretches, gists, is_gist), is_gist)
-        total = total + config.state_weight * state_distance
     norms = _branch_means(gists.detach()[is_gist].norm(dim=-1), is_gist)
-    return BranchLosses(
-        total,
-        kl.detach(),
-        delta_nll.detach(),
-        contrastive.detach(),
-        reconstruction.detach(),
-        state_distance.detach(),
-        norms,
-    )
-
-
-@torch.no_grad()
-def _token_weights(teacher: Teacher, read: ReadWindows, stretches: Stretches, config: ObjectiveConfig) -> Tensor:
-    """How much each token of the horizon counts, `[branches, H]`, 1 on average over a branch (`drop_weight`)."""
-    hidden = replaced_hidden(teacher, read, stretches, no_stand_ins(teacher, stretches))
-    original, chunk_tokens = stretches.original_hidden(read), config.chunk_tokens
-    kl = token_losses(teacher, original, hidden, stretches.targets, differentiate=(), chunk_tokens=chunk_tokens).kl
-    share = kl / kl.mean(dim=1, keepdim=True).clamp(min=torch.finfo(kl.dtype).tiny)
-    return 1 - config.drop_weight + config.drop_weight * share
-
-
-def _state_distances(read: ReadWindows, stretches: Stretches, gists: Tensor, is_gist: Tensor) -> Tensor:
-    """1 - cos of gists and the original states of their spans' last tokens, `[gists]`.
-
-    A vector that resembles the state behind a late layer stands in well without any training (docs/ablations.md), and
-    says in every dimension what the gist should be, where the KL says it in a few tokens only.
-    """
-    if read.states is None:
-        raise ConfigError("state_weight is above 0, but the windows were read without keeping states; expected them.")
-    order = torch.arange(1, stretches.longest + 1, device=gists.device)
-    last = stretches.starts[:, None] + order * stretches.span_tokens - 1
-    states = read.states[stretches.windows[:, None].expand_as(last)[is_gist], last[is_gist]]
-    return 1 - torch.nn.functional.cosine_similarity(gists[is_gist], states.to(gists.dtype), dim=-1)
+    return BranchLosses(total, kl.detach(), delta_nll.detach(), contrastive.detach(), reconstruction.detach(), norms)
 
 
 def _reconstruction(

@@ -23,7 +23,7 @@ def neutral_config(config: RunConfig, name: str) -> RunConfig:
         update={
             "run_folder": Path("released") / name,
             "device": "auto",
-            "teacher": config.teacher.model_copy(update={"compile": False, "sharded": False}),
+            "teacher": config.teacher.model_copy(update={"compile": False}),
             "data": config.data.model_copy(update={"folder": default_folder, "sources": sources}),
             "start_from": None if config.start_from is None else Path(_after_runs(config.start_from)),
             "evaluation": config.evaluation.model_copy(update=without),

@@ -12,10 +12,9 @@ notices at once that the connection is closed, which NCCL would not.
 import atexit
 import gc
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from itertools import zip_longest
 from typing import TypeVar
 
 import torch
@@ -110,10 +109,6 @@ class Processes:
         """What each process holds as `value`, by rank, in every process."""
         return _gathered(value, self.count, self._control)
 
-    def most(self, numbers: Sequence[int]) -> list[int]:
-        """The largest of each number over all processes; missing ones count as 0."""
-        return [max(of_each) for of_each in zip_longest(*self.gather(list(numbers)), fillvalue=0)]
-
     def from_main(self, value: T) -> T:
         """What the main process holds as `value`, in every process."""
         if self.count == 1:
@@ -171,8 +166,7 @@ class Processes:
                 distributed.destroy_process_group(control)
             if distributed.get_backend() == distributed.Backend.GLOO:
                 distributed.destroy_process_group()  # and all others
-        # The threads end with the last reference to their group. PyTorch keeps some of its own where a teacher was
-        # sharded, so that over gloo, on CPUs, such a process keeps the threads of its first group to the end.
+        # The threads end with the last reference to their group.
         del control
         gc.collect()
 

@@ -6,7 +6,6 @@ from contextlib import ExitStack
 from typing import Any, Self
 
 from gistnet.evaluation.validation import Validator
-from gistnet.model.sharded_teacher import is_sharded
 from gistnet.run_folder import METRICS_FILE
 from gistnet.training.run import Progress, Run
 from gistnet.training.schedule import is_due
@@ -54,7 +53,6 @@ class Recorder:
                 run.seed,
                 rank=run.processes.rank,
                 processes=run.processes.count,
-                equally_often=is_sharded(run.teacher),
                 states_after=run.gistnet.states_after,
             )
 

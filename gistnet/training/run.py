@@ -16,8 +16,14 @@ from gistnet.model.gistnet import GistNet
 from gistnet.model.teacher import Teacher
 from gistnet.objective.objective import ObjectiveConfig
 from gistnet.training.curriculum import Check, Reason
-from gistnet.training.fitting import USABLE, Batch, Fit, PassSizes, require_fit
-from gistnet.training.memory import held_by_teacher, step_memory
+from gistnet.training.micro_batch import (
+    USABLE,
+    MicroBatch,
+    estimated_bytes,
+    fitting_micro_batch,
+    largest_micro_batch,
+    longest_branch,
+)
 from gistnet.training.optimiser import build_optimiser
 from gistnet.training.parallel import Processes
 from gistnet.training.stage import Stage, TargetName, TrainConfig
@@ -44,17 +50,17 @@ class Progress:
     """λ, where it was raised in this stage; None while it is the configured one."""
     ended: Reason | None = None
     """Why the stage ended, once it has."""
-    sizes: PassSizes | None = None
-    """How the stage's batches are cut into passes, once one was: a resumed run does the same, to the same rounding."""
+    micro_batch: MicroBatch | None = None
+    """Micro-batch sizes of the stage, once a step was made: a resumed run takes the same, for the same rounding."""
     processes: int = 0
     """The processes among which the batches were shared then."""
 
     @classmethod
     def read(cls, saved: dict[str, Any]) -> "Progress":
         """From what a checkpoint holds."""
-        sizes = saved.get("sizes")
+        sizes = saved["micro_batch"]
         checks = [Check(*check) for check in saved["checks"]]
-        return cls(**saved | {"checks": checks, "sizes": sizes and PassSizes(*sizes)})
+        return cls(**saved | {"checks": checks, "micro_batch": sizes and MicroBatch(*sizes)})
 
 
 @dataclass(frozen=True)
@@ -66,8 +72,8 @@ class StageRun:
     objective: ObjectiveConfig
     targets: Mapping[TargetName, Target]
     layout: SpanLayout
-    fit: Fit
-    """How much of a step fits into this process's memory at once."""
+    micro_batch: MicroBatch
+    """What this process runs at once, by the memory that it has left."""
 
 
 @dataclass(frozen=True)
@@ -98,19 +104,19 @@ class Run:
         """The GistNet of the level that the stage trains."""
         return self.gistnet.levels[self.stage(progress).train.level]
 
-    def resumed_sizes(self, progress: Progress) -> PassSizes | None:
-        """How a resumed run cuts its batches into passes: as it did before, for the same rounding.
+    def resumed_micro_batch(self, progress: Progress) -> MicroBatch | None:
+        """Micro-batch sizes of a resumed run: as before, for the same rounding, as far as they fit now.
 
-        None, so that it is decided anew, where it had not begun to, or where the batches are shared among other
-        processes now. What the configuration asks for goes before, and so does what fits.
+        None, so that they are chosen anew, where no step was made yet or the number of processes has changed. Sizes
+        that the configuration states go first.
         """
-        stage, before = self.stage(progress), progress.sizes
-        windows, branches = stage.fit.sizes
+        stage, before = self.stage(progress), progress.micro_batch
+        windows, branches = stage.micro_batch
         if before is None or progress.processes != self.processes.count:
             return None
-        return PassSizes(
-            windows if stage.train.windows_per_pass else min(windows, before.windows),
-            branches if stage.train.branches_per_pass else min(branches, before.branches),
+        return MicroBatch(
+            windows if stage.train.micro_batch_windows else min(windows, before.windows),
+            branches if stage.train.micro_batch_branches else min(branches, before.branches),
         )
 
     def optimiser(self, progress: Progress) -> Optimizer:
@@ -149,7 +155,7 @@ def build_run(
     seed: int,
     processes: Processes,
     source_weights: dict[str, float] | None = None,
-    gradient_checkpointing: bool | None = None,
+    gradient_checkpointing: bool = False,
     say: Callable[[str], None] = lambda message: None,
 ) -> Run:
     """Put a run together, and refuse one that could not finish.
@@ -159,8 +165,7 @@ def build_run(
         say: is called with a sentence about what happens.
 
     Raises:
-        ConfigError: probabilities do not sum to 1, a batch has fewer windows than there are processes, or the device
-            has too little memory for any part of it.
+        ConfigError: probabilities do not sum to 1, or a batch has fewer windows than there are processes.
         DataError: a domain of a stage has no training or no held-out windows, or they are too short for a stretch and
             its horizon.
     """
@@ -170,10 +175,8 @@ def build_run(
         try:
             layout = _layout(stage, gistnet, dataset, pool, seed)
             longest = layout.used(int(dataset.lengths.max()))
-            with processes.failing_together():
-                fit = _fit(stage, teacher, gistnet, longest, processes, gradient_checkpointing)
-            fit = Fit.in_all(processes.gather(fit))
-            prepared.append(StageRun(stage.name, stage.train, stage.objective, stage.targets, layout, fit))
+            sizes = _micro_batch(stage, teacher, gistnet, longest, processes, recompute=gradient_checkpointing)
+            prepared.append(StageRun(stage.name, stage.train, stage.objective, stage.targets, layout, sizes))
         except (ConfigError, DataError) as error:
             where = f"Stage '{stage.name}': " if len(stages) > 1 else ""
             raise type(error)(f"{where}{error}") from error
@@ -198,22 +201,21 @@ def _layout(stage: Stage, gistnet: GistNet, dataset: PreparedDataset, pool: Trai
     return layout
 
 
-def _fit(
-    stage: Stage,
-    teacher: Teacher,
-    gistnet: GistNet,
-    window_tokens: int,
-    processes: Processes,
-    gradient_checkpointing: bool | None,
-) -> Fit:
-    """How much of a stage's step, with windows of so many tokens, fits into the memory this process has left."""
-    train, device = stage.train, teacher.device
-    processes.require_work(train.windows_per_batch)
-    held = held_by_teacher(teacher) + sum(parameter.nbytes for parameter in gistnet.parameters())
-    return require_fit(
-        lambda tokens: step_memory(teacher, gistnet, stage, window_tokens=tokens, device_type=device.type),
-        Batch.of(train, processes.count, gradient_checkpointing),
-        window_tokens=window_tokens,
-        room_bytes=USABLE * (free_bytes(device) + held),
-        device=device,
-    )
+def _micro_batch(
+    stage: Stage, teacher: Teacher, gistnet: GistNet, window_tokens: int, processes: Processes, *, recompute: bool
+) -> MicroBatch:
+    """What this process runs at once in a stage whose longest window has so many tokens."""
+    processes.require_work(stage.train.windows_per_batch)
+    device = teacher.device
+    vectors = longest_branch(stage, window_tokens, gistnet.levels[stage.train.level].tokens_per_gist)
+    largest = largest_micro_batch(stage.train, processes=processes.count, vectors=vectors, device_type=device.type)
+    weights = sum(parameter.nbytes for module in (teacher.model, gistnet) for parameter in module.parameters())
+    room = USABLE * (free_bytes(device) + weights)
+
+    def needed(sizes: MicroBatch) -> int:
+        parts = estimated_bytes(
+            teacher, gistnet, stage, sizes, window_tokens=window_tokens, device_type=device.type, recompute=recompute
+        )
+        return sum(parts.values())
+
+    return fitting_micro_batch(largest, needed, room)

@@ -36,13 +36,10 @@ class TrainConfig(Section):
     windows, an earlier one sees more documents for the same cost."""
     sink_tokens: int = Field(default=4, ge=1)
     """First tokens of a window that are never replaced, since attention rests on them."""
-    windows_per_pass: int | None = Field(default=None, ge=1)
-    """Windows whose keys and values a process holds at once; None is as many as fit into memory."""
-    branches_per_pass: int | None = Field(default=None, ge=1)
+    micro_batch_windows: int | None = Field(default=None, ge=1)
+    """Windows whose KV cache a process holds at once; None is as many as fit into memory."""
+    micro_batch_branches: int | None = Field(default=None, ge=1)
     """Branches that run through the teacher at once; None is as many as fit and make it faster."""
-    read_ahead: bool = False
-    """Whether a GPU reads the next windows beside the branches of the present ones, on a stream of its own. Twice as
-    many windows are in memory then; whether it is faster has not been measured."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Share of activations dropped inside GistNet."""
     optimiser: OptimiserConfig = OptimiserConfig()

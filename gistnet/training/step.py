@@ -1,11 +1,11 @@
 """One optimiser step: the windows it is made of, their losses, and the gradient."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from gistnet.data.dataset import PreparedDataset
 from gistnet.data.sampling import SpanLayout, WindowSample
@@ -13,9 +13,8 @@ from gistnet.errors import TrainingError
 from gistnet.model.gistnet import GistNet
 from gistnet.model.teacher import Teacher
 from gistnet.objective.branches import LONGEST_TO_SHORTEST, Stretches
-from gistnet.objective.objective import BranchLosses, ObjectiveConfig, branch_losses, states_wanted
-from gistnet.training.fitting import PassSizes
-from gistnet.training.reading import read_groups
+from gistnet.objective.objective import BranchLosses, ObjectiveConfig, branch_losses
+from gistnet.training.micro_batch import MicroBatch
 
 
 def accumulate_gradient(
@@ -28,11 +27,9 @@ def accumulate_gradient(
     *,
     train_below: bool,
     branches_in_batch: int,
-    sizes: PassSizes,
-    read_ahead: bool = False,
+    sizes: MicroBatch,
     dropout_rate: float,
     dropout_seed: tuple[int, int],
-    passes_to_make: Callable[[list[int]], list[int]] = list,
 ) -> Tensor:
     """Add the gradient of windows that are read together to GistNet's parameters.
 
@@ -41,12 +38,8 @@ def accumulate_gradient(
         samples: the windows and their stretches.
         train_below: whether the levels below are trained, too.
         branches_in_batch: the branches of the whole step, over all windows and processes; each counts alike.
-        sizes: how many windows and branches run through the teacher at a time; bounds memory.
-        read_ahead: whether the next windows are read beside the branches of the present ones, see `read_groups`.
+        sizes: how many windows and branches run through the teacher at once; bounds memory.
         dropout_seed: (seed, step).
-        passes_to_make: from the number of passes of branches of each group of windows to that which must be made. All
-            processes call a sharded teacher equally often, or some would wait for layers that no other process reads:
-            what one lacks, it repeats with weight zero.
 
     Returns:
         The sum over these branches of each of `BranchLosses`' fields, in their order, float64.
@@ -55,31 +48,18 @@ def accumulate_gradient(
         TrainingError: a loss is not finite; names the windows.
     """
     sums = torch.zeros(len(BranchLosses._fields), dtype=torch.float64, device=teacher.device)
-    groups = [samples[first : first + sizes.windows] for first in range(0, len(samples), sizes.windows)]
-    passes = [list(_passes(group, sizes.branches, layout.horizon_tokens)) for group in groups]
-    read = partial(
-        read_groups,
-        teacher,
-        dataset,
-        window_tokens=layout.window_tokens,
-        states_after=states_wanted(objective, gistnet, teacher),
-    )
-    reading = read(samples, sizes.windows, ahead=read_ahead)
-    broken: set[int] = set()
-    for place, count in enumerate(passes_to_make([len(of_group) for of_group in passes])):
-        if place >= len(groups):
-            reading = read(groups[-1], sizes.windows, ahead=False)
-        group, tokens, windows_read = next(reading)
-        of_group = passes[min(place, len(groups) - 1)]
+    for first in range(0, len(samples), sizes.windows):
+        group = samples[first : first + sizes.windows]
+        tokens = prefill_tokens(teacher, dataset, group, layout.window_tokens)
+        read = teacher.read_windows(tokens, states_after=gistnet.states_after)
         keys = torch.tensor([_dropout_key(*dropout_seed, sample.item) for sample in group], device=teacher.device)
-        for number in range(count):
-            is_repeated = place >= len(groups) or number >= len(of_group)
-            windows, starts, gists = torch.tensor(of_group[min(number, len(of_group) - 1)], device=teacher.device).T
+        for branches in branch_micro_batches(group, sizes.branches, layout.horizon_tokens):
+            windows, starts, gists = torch.tensor(branches, device=teacher.device).T
             stretches = Stretches(tokens, windows, starts, layout.tokens_per_gist, gists, layout.horizon_tokens)
             losses = branch_losses(
                 teacher,
                 gistnet,
-                windows_read,
+                read,
                 stretches,
                 objective,
                 train_below=train_below,
@@ -87,22 +67,40 @@ def accumulate_gradient(
                 dropout_keys=keys,
             )
             if not bool(torch.isfinite(losses.total).all()):
-                broken |= {group[window].window for window in windows.unique().tolist()}
-            ((0 if is_repeated else 1) * losses.total.sum() / branches_in_batch).backward()
-            if not is_repeated:
-                sums += torch.stack([field.detach().double().sum() for field in losses])
-        del windows_read, losses  # the next windows are read first, and these would be held meanwhile
-    # Told only now, where all processes have made all their passes.
-    if broken:
-        places = (f"{info.document_id} at token {info.offset}" for info in map(dataset.describe, sorted(broken)))
-        raise TrainingError(f"The loss is not finite (documents: {', '.join(places)})")
+                infos = [dataset.describe(group[row].window) for row in windows.unique().tolist()]
+                where = (f"{info.document_id} at token {info.offset}" for info in infos)
+                raise TrainingError(f"The loss is not finite (documents: {', '.join(where)})")
+            (losses.total.sum() / branches_in_batch).backward()
+            sums += torch.stack([field.detach().double().sum() for field in losses])
+        del read, losses  # or they would be held while the next windows are read
     return sums
 
 
-def _passes(
-    samples: Sequence[WindowSample], branches_per_pass: int, horizon: int
+def prefill_tokens(
+    teacher: Teacher, dataset: PreparedDataset, samples: Sequence[WindowSample], window_tokens: int | None
+) -> Tensor:
+    """Token ids of windows on the teacher's device, `[windows, tokens]`.
+
+    Shorter windows end in zeros, which no branch sees.
+
+    Args:
+        window_tokens: tokens taken of each window, from its first on; None takes all.
+
+    Raises:
+        TeacherError: a token id is outside the vocabulary.
+    """
+    windows = [torch.from_numpy(dataset.read(sample.window)[:window_tokens]) for sample in samples]
+    tokens = pad_sequence(windows, batch_first=True)
+    teacher.require_in_vocabulary(tokens)
+    if teacher.device.type == "cuda":
+        tokens = tokens.pin_memory()
+    return tokens.to(teacher.device, non_blocking=True)
+
+
+def branch_micro_batches(
+    samples: Sequence[WindowSample], branches_at_once: int, horizon: int
 ) -> Iterator[list[tuple[int, int, int]]]:
-    """The branches of each pass, those of similar length together: window (row of the batch), start and gists."""
+    """Branches of windows in micro-batches of similar length: (row of the window, start, gists) of each branch."""
     branches = [
         (row, int(start), int(gists))
         for row, sample in enumerate(samples)
@@ -112,7 +110,7 @@ def _passes(
     for branch in sorted(branches, key=lambda branch: branch[2]):
         if together:
             longest, shortest = (gists + horizon - 1 for _, _, gists in (branch, together[0]))
-            if len(together) == branches_per_pass or longest > LONGEST_TO_SHORTEST * shortest:
+            if len(together) == branches_at_once or longest > LONGEST_TO_SHORTEST * shortest:
                 yield together
                 together = []
         together.append(branch)

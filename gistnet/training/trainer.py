@@ -17,7 +17,6 @@ from torch.optim import Optimizer
 
 from gistnet.data.sampling import sample_batch
 from gistnet.errors import CheckpointError, TrainingError
-from gistnet.model.sharded_teacher import is_sharded
 from gistnet.objective.objective import BranchLosses
 from gistnet.training.checkpoint import (
     Checkpoint,
@@ -31,8 +30,7 @@ from gistnet.training.checkpoint import (
     save_checkpoint,
 )
 from gistnet.training.curriculum import COLLAPSED_BELOW, checked, is_best, raised_weight, reason_to_end
-from gistnet.training.fitting import PassSizes
-from gistnet.training.out_of_memory import in_passes_that_fit
+from gistnet.training.micro_batch import MicroBatch, run_halving
 from gistnet.training.recorder import Recorder
 from gistnet.training.run import Progress, Run
 from gistnet.training.schedule import is_due, learning_rate
@@ -178,7 +176,7 @@ def enter_next_stage(run: Run, progress: Progress) -> Optimizer:
     progress.stage += 1
     progress.stage_step = 0
     progress.checks, progress.best, progress.contrastive_weight, progress.ended = [], {}, None, None
-    progress.sizes = None
+    progress.micro_batch = None
     return run.optimiser(progress)
 
 
@@ -208,10 +206,9 @@ def add_up_gradient(run: Run, progress: Progress, optimiser: Optimizer) -> Batch
         for items in batches
     ]
     branches = sum(len(sample.starts) for samples in everything for sample in samples)
-    run.teacher.enable_gradient_checkpointing(stage.fit.gradient_checkpointing)
-    sharded = is_sharded(run.teacher)
 
-    def accumulate(sizes: PassSizes) -> Tensor:
+    def accumulate(sizes: MicroBatch) -> Tensor:
+        optimiser.zero_grad(set_to_none=False)
         sums = torch.zeros(len(BranchLosses._fields), dtype=torch.float64, device=run.teacher.device)
         for items, samples in zip(batches, everything, strict=True):
             sums += accumulate_gradient(
@@ -224,14 +221,14 @@ def add_up_gradient(run: Run, progress: Progress, optimiser: Optimizer) -> Batch
                 train_below=config.train_below,
                 branches_in_batch=branches,
                 sizes=sizes,
-                read_ahead=config.read_ahead and not sharded,  # which would change the order of calls
                 dropout_rate=config.dropout,
                 dropout_seed=(run.seed, step),
-                passes_to_make=run.processes.most if sharded else list,
             )
         return sums
 
-    sums = in_passes_that_fit(run, progress, optimiser, accumulate)
+    # The sizes that fit are kept for later steps, and for a resumed run, which then rounds alike.
+    sums, progress.micro_batch = run_halving(accumulate, progress.micro_batch or stage.micro_batch, run.say)
+    progress.processes = run.processes.count
     return BatchSums(sums, branches, spans=sum(int(sample.gists.sum()) for samples in everything for sample in samples))
 
 
@@ -281,7 +278,7 @@ def restore(run: Run) -> tuple[Progress, Optimizer]:
     restore_optimiser(optimiser, checkpoint)
     if progress.ended == "step limit" and progress.stage_step < run.stage(progress).train.steps:
         progress.ended = None  # the limit was raised since
-    progress.sizes = run.resumed_sizes(progress)
+    progress.micro_batch = run.resumed_micro_batch(progress)
     return progress, optimiser
 
 

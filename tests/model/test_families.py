@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from gistnet.training.counting import count
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from gistnet.errors import TeacherError
@@ -10,7 +11,6 @@ from gistnet.model.teacher import Teacher, TeacherConfig
 from gistnet.objective.branches import Stretches, gist_stand_ins, replaced_hidden
 from gistnet.objective.losses import token_losses
 from gistnet.objective.reference import require_exact
-from gistnet.training.counting import count
 from tests.teachers import FAMILIES, SHARED, tiny_teacher
 
 _FOUR_LAYERS = SHARED | {"num_hidden_layers": 4}

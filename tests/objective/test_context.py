@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from gistnet.config import load_config
-from gistnet.errors import ConfigError, DataError
+from gistnet.errors import DataError
 from gistnet.evaluation.evaluator import EvaluationConfig, evaluate
 from gistnet.evaluation.pair_test import PairTestConfig
 from gistnet.evaluation.reconstruction import ReconstructionConfig
@@ -14,7 +14,7 @@ from gistnet.evaluation.token_decoder import DecoderConfig
 from gistnet.model.gistnet import GistNet, GistNetConfig
 from gistnet.model.span_context import SpanContext
 from gistnet.objective.branches import Stretches
-from gistnet.objective.objective import ObjectiveConfig, branch_losses, encode, encode_stretches, states_wanted
+from gistnet.objective.objective import ObjectiveConfig, branch_losses, encode, encode_stretches
 from gistnet.session import open_run
 from gistnet.training.trainer import fit
 from tests.gistnets import SPAN, context_gistnet
@@ -116,10 +116,6 @@ def test_what_is_missing_is_named():
         encode_stretches(gistnet, teacher, stretches, teacher.read_windows(stretches.tokens))
     with pytest.raises(ValueError, match="reads is context, expected the architecture teacher_lora"):
         GistNetConfig(reads="context", architecture="full")
-    wanted = ObjectiveConfig(state_weight=1.0, state_layers=1)
-    with pytest.raises(ConfigError, match="expected state_layers=2"):
-        states_wanted(wanted, gistnet, teacher)
-    assert states_wanted(ObjectiveConfig(), gistnet, teacher) == 2
 
 
 def test_the_copied_layers_are_two_thirds_and_cost_a_token_of_each():

@@ -33,13 +33,13 @@ def test_the_rest_is_as_it_was_trained(
     tiny_config: dict[str, Any], start_from: str | None, expected: str | None
 ) -> None:
     values = tiny_config | {"start_from": start_from, "device": "cpu", "seed": 7}
-    values["teacher"] |= {"compile": True, "sharded": True}
+    values["teacher"] |= {"compile": True}
     values["evaluation"] |= {"reconstruction": {}, "contexts": {"long_context": {}, "questions": "/home/me/q.jsonl"}}
     config = RunConfig.model_validate(values)
     neutral = neutral_config(config, "name")
     assert neutral.start_from == (None if expected is None else Path(expected))
     assert neutral.device == "auto"
-    assert (neutral.teacher.compile, neutral.teacher.sharded) == (False, False)
+    assert neutral.teacher.compile is False
     assert neutral.teacher.name == config.teacher.name
     assert neutral.evaluation.reconstruction is None
     assert neutral.evaluation.contexts.long_context is None

@@ -6,7 +6,6 @@ python -m torch.distributed.run … -m tests.training.one_of_many FAULT train --
 """
 
 import atexit
-import json
 import os
 import sys
 import time
@@ -17,11 +16,8 @@ from typing import Any
 import torch
 
 from gistnet import cli
-from gistnet.config import load_config
 from gistnet.errors import TrainingError
-from gistnet.session import open_run
 from gistnet.training import stopping, trainer
-from gistnet.training.memory import held_by_teacher
 
 RANK = int(os.environ["RANK"])
 accumulate_gradient = trainer.accumulate_gradient
@@ -79,11 +75,6 @@ def main(fault: str, *arguments: str) -> None:
         cli._say = saying_late(cli._say)
     elif fault == "device" and RANK == 1:
         arguments = (*arguments, "device=meta")
-    elif fault == "held":
-        run = open_run(load_config(Path(arguments[2]), arguments[3:]))
-        (run.folder / f"held-{RANK}.json").write_text(json.dumps(held_by_teacher(run.teacher)), encoding="utf-8")
-        trainer.fit(run)
-        return
     sys.argv = ["gistnet", *arguments]
     cli.main()
 

@@ -1,6 +1,5 @@
 """Runs of several real processes on the CPU, over gloo, by the command line: as one process, and when one dies."""
 
-import json
 import os
 import shutil
 import signal
@@ -18,8 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from gistnet.config import load_config
-from gistnet.errors import ConfigError
-from gistnet.session import open_run, train
+from gistnet.session import train
 from gistnet.training.checkpoint import latest_checkpoint
 from gistnet.training.tracking import read_metrics
 
@@ -175,29 +173,6 @@ def test_what_goes_wrong_in_one_process_stops_all_and_the_state_before_it_is_kep
     last = latest_checkpoint(tmp_path / "run")
     assert last is not None
     assert last.name == "step-00000002"
-
-
-def test_a_sharded_teacher_trains_the_same_weights_in_half_the_memory(config_file, tmp_path):
-    """Uneven shares, read window by window in passes of two branches; GistNet copies layers before they are spread."""
-    lora = ("gistnet.architecture=teacher_lora", "gistnet.teacher_layers=2", "objective.reconstruction_weight=0.1")
-    settings = (*UNEVEN, *lora, "train.windows_per_pass=1", "train.branches_per_pass=2")
-    alone = load_config(config_file, (f"run_folder={tmp_path / 'alone'}", *settings))
-    train(alone)
-    sharded = ("teacher.sharded=true", "teacher.gradient_checkpointing=true")
-    command = ("train", "--config", config_file, *settings, *sharded)
-    (tmp_path / "run").mkdir()
-    ended = run_processes(2, "held", *command[:3], *command[3:], module="tests.training.one_of_many")
-    assert ended.returncode == 0, ended.stderr
-    assert_as_one(tmp_path / "run", tmp_path / "alone")
-    held = [json.loads((tmp_path / "run" / f"held-{rank}.json").read_text(encoding="utf-8")) for rank in (0, 1)]
-    model = open_run(alone).teacher.model
-    layers = sum(parameter.nbytes for parameter in model.base_model.layers.parameters())
-    assert held == [sum(parameter.nbytes for parameter in model.parameters()) - layers / 2] * 2
-
-
-def test_a_single_process_has_nothing_to_share_a_teacher_with(config_file):
-    with pytest.raises(ConfigError, match=r"teacher\.sharded is true with a single process; expected two or more"):
-        open_run(load_config(config_file, ("teacher.sharded=true",)))
 
 
 def test_processes_on_different_kinds_of_devices_are_refused(config_file):

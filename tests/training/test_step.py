@@ -1,31 +1,47 @@
-"""How the branches of a step are cut into passes, and from what their dropout derives."""
+"""A step's micro-batches of branches, the prefill of its windows, and its dropout keys."""
 
 import itertools
+import weakref
 
 import numpy as np
+import pytest
 
-from gistnet.data.sampling import WindowSample
-from gistnet.training.step import _dropout_key, _passes
+from gistnet.config import load_config
+from gistnet.data.sampling import WindowSample, sample_batch
+from gistnet.errors import TeacherError
+from gistnet.session import open_run
+from gistnet.training.micro_batch import MicroBatch
+from gistnet.training.run import Run
+from gistnet.training.step import _dropout_key, accumulate_gradient, prefill_tokens
+from gistnet.training.step import branch_micro_batches as cut
 
 
 def sample(starts: list[int], gists: list[int]) -> WindowSample:
     return WindowSample(item=0, window=0, phase=0, starts=np.array(starts), gists=np.array(gists))
 
 
-def test_single_gists_keep_their_order_and_fill_passes():
+def test_single_gists_keep_their_order_and_fill_micro_batches():
     samples = [sample([10, 20, 30], [1, 1, 1]), sample([5, 15], [1, 1])]
-    assert list(_passes(samples, 2, 32)) == [[(0, 10, 1), (0, 20, 1)], [(0, 30, 1), (1, 5, 1)], [(1, 15, 1)]]
+    assert list(cut(samples, 2, 32)) == [
+        [(0, 10, 1), (0, 20, 1)],
+        [(0, 30, 1), (1, 5, 1)],
+        [(1, 15, 1)],
+    ]
 
 
-def test_a_pass_ends_before_a_branch_more_than_a_quarter_longer_than_its_shortest():
+def test_a_micro_batch_ends_before_a_branch_more_than_a_quarter_longer_than_its_shortest():
     """With H = 9 branches are k + 8 long: 9 and 11 go together (11.25 at most), 12 and 15 (15 at most), then 16."""
     samples = [sample([10, 20], [8, 3]), sample([30, 40], [1, 7]), sample([50], [4])]
-    assert list(_passes(samples, 64, 9)) == [[(1, 30, 1), (0, 20, 3)], [(2, 50, 4), (1, 40, 7)], [(0, 10, 8)]]
+    assert list(cut(samples, 64, 9)) == [
+        [(1, 30, 1), (0, 20, 3)],
+        [(2, 50, 4), (1, 40, 7)],
+        [(0, 10, 8)],
+    ]
 
 
 def test_one_token_of_horizon_leaves_only_the_gists():
     """Branches are k long: 4 and 5 fit together, 3 fits neither."""
-    assert list(_passes([sample([1, 2, 3], [5, 4, 3])], 64, 1)) == [[(0, 3, 3)], [(0, 2, 4), (0, 1, 5)]]
+    assert list(cut([sample([1, 2, 3], [5, 4, 3])], 64, 1)) == [[(0, 3, 3)], [(0, 2, 4), (0, 1, 5)]]
 
 
 def test_every_window_of_every_step_and_seed_has_a_dropout_key_of_its_own():
@@ -34,3 +50,58 @@ def test_every_window_of_every_step_and_seed_has_a_dropout_key_of_its_own():
     keys = {_dropout_key(*parts) for parts in itertools.product(numbers, repeat=3)}
     assert len(keys) == len(numbers) ** 3
     assert all(-(2**63) <= key < 2**63 for key in keys)
+
+
+# Prefill --------------------------------------------------------------------------------------------------------------
+
+
+def samples_of(run: Run, windows: int) -> list[WindowSample]:
+    stage = run.stages[0]
+    config = stage.train
+    return sample_batch(run.pool, stage.layout, config.runs, config.probabilities, seed=0, step=0, items=range(windows))
+
+
+def test_prefill_tokens_are_those_of_the_windows_up_to_what_the_stage_uses(config_file):
+    run = open_run(load_config(config_file))
+    samples = samples_of(run, 5)
+    for limit in (None, 20):
+        tokens = prefill_tokens(run.teacher, run.dataset, samples, limit)
+        for row, sample in zip(tokens, samples, strict=True):
+            window = run.dataset.read(sample.window)[:limit]
+            assert row[: len(window)].tolist() == window.tolist()
+            assert row[len(window) :].sum() == 0
+
+
+def test_token_ids_outside_the_vocabulary_are_refused_before_they_reach_the_device(config_file, monkeypatch):
+    run = open_run(load_config(config_file))
+    exact = type(run.dataset).read
+    monkeypatch.setattr(type(run.dataset), "read", lambda self, window: exact(self, window).astype("int64") + 1000)
+    with pytest.raises(TeacherError, match="Token ids run from"):
+        prefill_tokens(run.teacher, run.dataset, samples_of(run, 1), None)
+
+
+def test_windows_are_out_of_memory_before_the_next_are_read(config_file, monkeypatch):
+    run = open_run(load_config(config_file))
+    stage, read_windows, before = run.stages[0], run.teacher.read_windows, []
+
+    def recorded(tokens, **options):
+        assert all(keys() is None for keys in before)
+        read = read_windows(tokens, **options)
+        before.append(weakref.ref(read.document.keys[0]))
+        return read
+
+    monkeypatch.setattr(run.teacher, "read_windows", recorded)
+    accumulate_gradient(
+        run.teacher,
+        run.gistnet,
+        run.dataset,
+        samples_of(run, 4),
+        stage.layout,
+        stage.objective,
+        train_below=False,
+        branches_in_batch=1,
+        sizes=MicroBatch(1, 2),
+        dropout_rate=0.0,
+        dropout_seed=(0, 0),
+    )
+    assert len(before) == 4

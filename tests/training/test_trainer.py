@@ -117,8 +117,8 @@ def test_the_teacher_and_its_copy_are_bit_identical_after_training(config_file, 
     [
         ("train.windows_per_batch=4", "train.accumulation_steps=1"),
         ("train.windows_per_batch=1", "train.accumulation_steps=4"),
-        ("train.branches_per_pass=1",),
-        ("train.windows_per_pass=1",),
+        ("train.micro_batch_branches=1",),
+        ("train.micro_batch_windows=1",),
         ("teacher.gradient_checkpointing=true",),
     ],
 )

@@ -1,0 +1,152 @@
+"""How much of a step runs at once: micro-batch sizes, a closed-form memory estimate, and halving on out-of-memory.
+
+A step gives the same gradient, up to rounding, however it is cut into micro-batches. The largest sizes that the
+estimate lets fit are tried; where the device runs out of memory all the same, the step is done again with half of both.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from gistnet.errors import TrainingError
+from gistnet.model.gistnet import GistNet
+from gistnet.model.teacher import Teacher
+from gistnet.objective.losses import default_chunk_tokens
+from gistnet.training.stage import Stage, TrainConfig
+
+CPU_BRANCHES = 64
+"""Most branches of a micro-batch on a CPU: more of them do not make it faster."""
+GPU_VECTORS = 32_768
+"""Most vectors of a micro-batch of branches on a GPU. Not measured."""
+USABLE = 0.9
+"""Share of a device's memory that is planned with; the rest is for libraries and fragmentation."""
+
+
+class MicroBatch(NamedTuple):
+    """Sizes of what one process runs at once."""
+
+    windows: int
+    """Windows whose KV cache is held at once."""
+    branches: int
+    """Branches that run through the teacher at once."""
+
+    def halved(self) -> "MicroBatch | None":
+        """Half of both sizes, at least 1 each; None where both are 1."""
+        smaller = MicroBatch(max(1, self.windows // 2), max(1, self.branches // 2))
+        return None if smaller == self else smaller
+
+    def __str__(self) -> str:
+        return f"{self.windows} window{'s' * (self.windows > 1)} and {self.branches} branch{'es' * (self.branches > 1)}"
+
+
+def largest_micro_batch(train: TrainConfig, *, processes: int, vectors: int, device_type: str) -> MicroBatch:
+    """The configured sizes, or else a process's whole share of the windows and as many branches as help speed.
+
+    Args:
+        vectors: length of the longest branch.
+        device_type: "cpu" or "cuda".
+    """
+    windows = min(-(-train.windows_per_batch // processes), train.micro_batch_windows or train.windows_per_batch)
+    most = CPU_BRANCHES if device_type == "cpu" else max(1, GPU_VECTORS // vectors)
+    return MicroBatch(windows, min(windows * train.spans_per_window, train.micro_batch_branches or most))
+
+
+def fitting_micro_batch(
+    largest: MicroBatch, needed_bytes: Callable[[MicroBatch], int], room_bytes: float
+) -> MicroBatch:
+    """The largest sizes, halved until the estimate is within `room_bytes`, or until both are 1."""
+    sizes = largest
+    while needed_bytes(sizes) > room_bytes and (smaller := sizes.halved()) is not None:
+        sizes = smaller
+    return sizes
+
+
+def run_halving(
+    compute: Callable[[MicroBatch], Tensor], sizes: MicroBatch, say: Callable[[str], None]
+) -> tuple[Tensor, MicroBatch]:
+    """`compute(sizes)`, done again with half the sizes while the device runs out of memory; with the sizes that fit.
+
+    Raises:
+        TrainingError: memory runs out with one window and one branch.
+    """
+    while True:
+        try:
+            return compute(sizes), sizes
+        except torch.OutOfMemoryError:
+            pass  # handled below, where the exception is gone, whose frames hold the tensors
+        torch.cuda.empty_cache()
+        smaller = sizes.halved()
+        if smaller is None:
+            raise TrainingError(
+                f"Memory ran out with a micro-batch of {sizes}, expected room for it: "
+                "teacher.gradient_checkpointing=true, shorter windows or a shorter horizon need less"
+            )
+        say(f"Memory ran out with a micro-batch of {sizes}; the step is done again with {smaller}.")
+        sizes = smaller
+
+
+def longest_branch(stage: Stage, window_tokens: int, tokens_per_gist: int) -> int:
+    """Vectors of a stage's longest branch: its gists and the horizon, less the last token, which predicts nothing."""
+    train, horizon = stage.train, stage.objective.horizon_tokens
+    gists = max(1, min(train.runs.most, (window_tokens - train.sink_tokens - horizon) // tokens_per_gist))
+    repeated = gists * tokens_per_gist if stage.objective.reconstruction_weight > 0 else 0
+    return gists + horizon - 1 + repeated
+
+
+def estimated_bytes(
+    teacher: Teacher,
+    gistnet: GistNet,
+    stage: Stage,
+    sizes: MicroBatch,
+    *,
+    window_tokens: int,
+    device_type: str,
+    recompute: bool,
+) -> dict[str, int]:
+    """Closed-form estimate of a step's peak memory, in bytes by what takes it.
+
+    Backpropagation through a frozen layer is taken to save, for each vector, twice the layer's input and the output of
+    each of its linear maps.
+
+    Args:
+        gistnet: of the highest level.
+        window_tokens: length of the longest window.
+        device_type: "cpu" or "cuda"; decides how many logits exist at once.
+        recompute: whether gradient checkpointing is on.
+    """
+    layer_bytes = _saved_bytes_per_layer(teacher)
+    state_bytes = teacher.hidden_size * teacher.dtype.itemsize
+    trained = gistnet.levels[stage.train.level]
+    vectors = longest_branch(stage, window_tokens, trained.tokens_per_gist)
+    of_branch = vectors * (layer_bytes + teacher.n_layers * (state_bytes if recompute else layer_bytes))
+    # A layer with adapters saves each map's input besides, in float32.
+    of_encoding = 3 * stage.train.runs.most * trained.tokens_per_gist * max(1, trained.depth) * layer_bytes
+    of_window = window_tokens * (teacher.n_layers * _cache_bytes_per_layer(teacher) + 2 * state_bytes)
+    trainable = sum(parameter.nbytes for parameter in gistnet.parameters() if parameter.requires_grad)
+    chunk = stage.objective.chunk_tokens or default_chunk_tokens(device_type)
+    return {
+        "teacher weights": sum(parameter.nbytes for parameter in teacher.model.parameters()),
+        # A gradient and two moments for each trained weight.
+        "GistNet and optimiser": sum(parameter.nbytes for parameter in gistnet.parameters()) + 3 * trainable,
+        "KV cache of the windows": sizes.windows * of_window,
+        "branches, or prefill": max(
+            sizes.branches * (of_branch + of_encoding), sizes.windows * window_tokens * layer_bytes
+        ),
+        "logits": 3 * 4 * chunk * teacher.vocabulary_size,
+    }
+
+
+def _saved_bytes_per_layer(teacher: Teacher) -> int:
+    """Bytes that a decoder layer saves of one vector for its backward pass."""
+    linear = [m for m in teacher.model.base_model.layers[0].modules() if isinstance(m, nn.Linear)]
+    return (2 * teacher.hidden_size + sum(module.out_features for module in linear)) * teacher.dtype.itemsize
+
+
+def _cache_bytes_per_layer(teacher: Teacher) -> int:
+    """Bytes of a layer's key and value of one token."""
+    config = teacher.config
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or teacher.hidden_size // config.num_attention_heads
+    return 2 * heads * width * teacher.dtype.itemsize

@@ -1,0 +1,243 @@
+"""Micro-batch sizes: what is chosen, the memory estimate beside what a step allocates, and halving."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.profiler import profile
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from gistnet.config import load_config
+from gistnet.data.sampling import SpanLayout, WindowSample
+from gistnet.errors import TrainingError
+from gistnet.model.gistnet import GistNet, GistNetConfig
+from gistnet.model.teacher import Teacher
+from gistnet.objective.objective import ObjectiveConfig
+from gistnet.session import open_run
+from gistnet.training import trainer
+from gistnet.training.micro_batch import (
+    MicroBatch,
+    estimated_bytes,
+    fitting_micro_batch,
+    largest_micro_batch,
+    longest_branch,
+)
+from gistnet.training.recorder import Recorder
+from gistnet.training.run import Progress, Run
+from gistnet.training.stage import Stage, TrainConfig
+from gistnet.training.step import accumulate_gradient
+from gistnet.training.trainer import fit, restore, train_step
+from tests.training.test_trainer import stop_after
+
+VOCABULARY = 4000
+
+
+def stage_of(spans_per_window: int, horizon: int = 32, **train: object) -> Stage:
+    return Stage(
+        name="only",
+        train=TrainConfig(spans_per_window=spans_per_window, **train),
+        objective=ObjectiveConfig(horizon_tokens=horizon, chunk_tokens=128),
+    )
+
+
+# Choice ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("train", "processes", "device", "expected"),
+    [
+        ({}, 1, "cpu", (7, 64)),  # 7 windows of 30 branches: a CPU takes 64 branches at most
+        ({}, 2, "cpu", (4, 64)),  # the larger share of 7 windows
+        ({}, 1, "cuda", (7, 210)),  # 32,768 vectors would be 1,024 branches of 32
+        ({"micro_batch_windows": 2, "micro_batch_branches": 5}, 1, "cuda", (2, 5)),
+        ({"micro_batch_branches": 500}, 1, "cpu", (7, 210)),
+    ],
+)
+def test_the_largest_micro_batch_is_what_was_asked_for_or_what_helps(train, processes, device, expected):
+    config = TrainConfig(windows_per_batch=7, spans_per_window=30, **train)
+    assert largest_micro_batch(config, processes=processes, vectors=32, device_type=device) == expected
+
+
+def test_sizes_are_halved_until_the_estimate_fits_or_nothing_is_left_to_halve():
+    """Ten bytes always, four a window, two a branch: 8 and 64 take 170, 4 and 32 take 90, 2 and 16 take 50."""
+
+    def needed(sizes: MicroBatch) -> int:
+        return 10 + 4 * sizes.windows + 2 * sizes.branches
+
+    largest = MicroBatch(8, 64)
+    rooms = {170: (8, 64), 169: (4, 32), 50: (2, 16), 16: (1, 1), 3: (1, 1)}
+    assert {room: fitting_micro_batch(largest, needed, room) for room in rooms} == rooms
+
+
+def test_the_longest_branch_holds_its_gists_and_all_but_the_last_token_of_the_horizon():
+    stage = stage_of(4, horizon=16, runs={"lengths": {1: 0.5, 8: 0.5}})
+    assert longest_branch(stage, 1024, 32) == 8 + 15
+    assert longest_branch(stage, 4 + 3 * 32 + 16, 32) == 3 + 15  # the window has room for three spans
+    repeating = stage.model_copy(update={"objective": stage.objective.model_copy(update={"reconstruction_weight": 1})})
+    assert longest_branch(repeating, 1024, 32) == 8 + 15 + 8 * 32
+
+
+# The estimate beside what a step allocates ----------------------------------------------------------------------------
+
+
+def small_llama(dtype: torch.dtype) -> Teacher:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=256,
+        intermediate_size=688,
+        num_hidden_layers=6,
+        num_attention_heads=8,
+        num_key_value_heads=2,
+        head_dim=32,
+        max_position_embeddings=2048,
+    )
+    return Teacher(LlamaForCausalLM(config).to(dtype), name="small-llama")
+
+
+class RandomWindows:
+    """Windows of random tokens, all of one length."""
+
+    def __init__(self, tokens: int) -> None:
+        self.tokens = tokens
+
+    def read(self, window: int) -> np.ndarray:
+        return np.random.default_rng(window).integers(0, VOCABULARY, self.tokens)
+
+
+def most_allocated(compute: Callable[[], object]) -> int:
+    """Bytes that PyTorch's allocator held at most while `compute` ran, over those before, by the profiler's record."""
+    with profile(profile_memory=True) as recorded:
+        compute()
+    held = most = 0
+    events = [event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]"]
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        most = max(most, held)
+    return most
+
+
+@pytest.mark.parametrize(
+    ("windows", "tokens", "spans", "horizon", "architecture", "dtype", "recompute"),
+    [
+        (4, 1024, 2, 16, "bottleneck", torch.float32, False),  # windows are most of it
+        (1, 512, 16, 64, "bottleneck", torch.float32, False),  # branches are most of it
+        (1, 512, 16, 64, "bottleneck", torch.bfloat16, True),
+        (2, 512, 8, 32, "teacher_lora", torch.float32, False),
+        (2, 512, 8, 32, "teacher_lora", torch.bfloat16, True),
+    ],
+)
+def test_the_estimate_is_near_what_a_step_allocates(windows, tokens, spans, horizon, architecture, dtype, recompute):
+    """Never below three quarters of it, never above two and a half times."""
+    teacher = small_llama(dtype)
+    teacher.enable_gradient_checkpointing(recompute)
+    gistnet = GistNet.build(GistNetConfig(architecture=architecture, width=64), teacher)
+    for parameter in gistnet.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    stage, sizes = stage_of(spans, horizon), MicroBatch(windows, windows * spans)
+    layout = SpanLayout(span_tokens=32, level=0, horizon_tokens=horizon, spans_per_window=spans)
+    starts = np.linspace(4, tokens - 32 - horizon, spans).astype(np.int64)
+    samples = [WindowSample(item, item, 0, starts, np.ones_like(starts)) for item in range(windows)]
+    seen = most_allocated(
+        lambda: accumulate_gradient(
+            teacher,
+            gistnet,
+            RandomWindows(tokens),
+            samples,
+            layout,
+            stage.objective,
+            train_below=False,
+            branches_in_batch=sizes.branches,
+            sizes=sizes,
+            dropout_rate=0.1,
+            dropout_seed=(0, 0),
+        )
+    )
+    parts = estimated_bytes(
+        teacher, gistnet, stage, sizes, window_tokens=tokens, device_type="cpu", recompute=recompute
+    )
+    there_before = parts["teacher weights"] + parts["GistNet and optimiser"]
+    assert 0.75 < (sum(parts.values()) - there_before) / seen < 2.5
+
+
+# Memory that runs out -------------------------------------------------------------------------------------------------
+
+
+def run_of(config_file: Path, *settings: str, said: list[str] | None = None) -> Run:
+    run = open_run(load_config(config_file, settings), [].append if said is None else said.append)
+    torch.nn.init.normal_(run.gistnet.w_out.weight, generator=torch.Generator().manual_seed(0))
+    return run
+
+
+def room_for(branches: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device that has room for so many branches at a time, and finds that out when most of the work is done."""
+
+    def accumulate(*arguments: object, sizes: MicroBatch, **others: object) -> torch.Tensor:
+        sums = accumulate_gradient(*arguments, sizes=sizes, **others)
+        if sizes.branches > branches:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return sums
+
+    monkeypatch.setattr(trainer, "accumulate_gradient", accumulate)
+
+
+def gradients(run: Run, progress: Progress) -> dict[str, torch.Tensor]:
+    train_step(run, progress, run.optimiser(progress))
+    return {name: p.grad.clone() for name, p in run.gistnet.named_parameters() if p.grad is not None}
+
+
+def test_where_memory_runs_out_the_step_is_done_again_with_half_the_sizes(config_file, monkeypatch):
+    """Two batches of six branches: six at once, then three, then one; the gradient is that of one branch at a time."""
+    alone = ("train.micro_batch_branches=1", "train.micro_batch_windows=1")
+    expected = gradients(run_of(config_file, *alone), Progress())
+    said: list[str] = []
+    run, progress = run_of(config_file, said=said), Progress()
+    room_for(2, monkeypatch)
+    found = gradients(run, progress)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in found)
+    assert (progress.micro_batch, progress.step) == (MicroBatch(1, 1), 1)
+    assert len([message for message in said if "ran out" in message]) == 2
+    gradients(run, progress)
+    assert len([message for message in said if "ran out" in message]) == 2
+
+
+def test_where_nothing_is_left_to_halve_the_run_stops_and_keeps_what_it_had(config_file, monkeypatch):
+    run = run_of(config_file)
+    record = Recorder.record
+
+    def fill(self: Recorder, run: Run, progress: Progress, metrics: dict, interrupted: bool) -> None:
+        record(self, run, progress, metrics, interrupted)
+        if progress.step == 3:
+            room_for(0, monkeypatch)
+
+    monkeypatch.setattr(Recorder, "record", fill)
+    with pytest.raises(TrainingError, match=r"ran out.*step-00000003"):
+        fit(run)
+
+
+def test_a_resumed_run_takes_the_sizes_that_it_had(config_file):
+    """The rounding of a sum depends on them. Others are chosen for another number of processes, or where asked for."""
+    fit(run_of(config_file, "train.micro_batch_branches=2", "train.steps=2"))
+    run = run_of(config_file)
+    assert run.stages[0].micro_batch == (2, 6)
+    assert restore(run)[0].micro_batch == (2, 2)
+    assert restore(run_of(config_file, "train.micro_batch_branches=5"))[0].micro_batch == (2, 5)
+    run.processes.count = 2
+    assert restore(run)[0].micro_batch is None
+
+
+def test_a_run_that_found_less_room_ends_with_the_same_bits_when_resumed_with_more(config_file, tmp_path, monkeypatch):
+    """Memory ran out in the first step; resumed after the fourth, when there is plenty, the run goes on as it did."""
+    with monkeypatch.context() as patched:
+        room_for(2, patched)
+        whole = run_of(config_file, f"run_folder={tmp_path / 'whole'}")
+        fit(whole)
+        stop_after(4, patched)
+        assert fit(run_of(config_file)).step == 4
+    resumed = run_of(config_file)
+    assert fit(resumed, resume=True).micro_batch == (1, 1)
+    for name, tensor in whole.gistnet.trainable_state().items():
+        assert torch.equal(tensor, resumed.gistnet.trainable_state()[name]), name
