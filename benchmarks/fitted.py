@@ -1,13 +1,14 @@
 """How the benchmarks cut the engine's work into passes: as training does (`gistnet.training.fitting`)."""
 
+from gistnet.training.fitting import USABLE, Batch, find_fit
+from gistnet.training.memory import StepMemory, held_by_teacher, step_memory
+
 from benchmarks.workload import SINK, Branches
 from gistnet.devices import free_bytes
 from gistnet.evaluation.validation import ValidationConfig
 from gistnet.model.gistnet import GistNet
 from gistnet.model.teacher import Teacher
 from gistnet.objective.objective import ObjectiveConfig
-from gistnet.training.fitting import USABLE, Batch, find_fit
-from gistnet.training.memory import StepMemory, held_by_teacher, step_memory
 from gistnet.training.stage import Stage, TrainConfig
 
 

@@ -27,6 +27,8 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # so that `python benchmarks/…` works, and `-m benchmarks.…`
 
+from gistnet.training.reading import read_groups
+
 from benchmarks.engine_parts import take_gradient
 from benchmarks.fitted import branches_per_pass
 from benchmarks.machine import describe_machine, timed
@@ -49,7 +51,6 @@ from gistnet.data.sampling import WindowSample
 from gistnet.files import write_json
 from gistnet.model.prefix_attention import largest_difference_of_kernels
 from gistnet.objective.losses import largest_difference_of_kernel
-from gistnet.training.reading import read_groups
 
 HORIZON = 32
 

@@ -116,7 +116,7 @@ def evaluate(
         ),
     ] = None,
     reconstruction: Annotated[
-        bool, typer.Option("--reconstruction", help="Also train decoders that tell the tokens from gists.")
+        bool, typer.Option("--reconstruction", help="Also train probes that read the tokens from gists.")
     ] = False,
     bound: Annotated[
         int, typer.Option(min=0, help="Also optimise a vector for each of so many spans, to see what one can hold.")

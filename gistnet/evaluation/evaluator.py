@@ -64,7 +64,7 @@ class EvaluationConfig(Section):
     """Documents per domain that are on the span map."""
     pair_test: PairTestConfig = PairTestConfig()
     reconstruction: ReconstructionConfig | None = None
-    """How to train a decoder that tells the tokens from gists; None leaves reconstruction out."""
+    """How to train a probe that reads the tokens from gists; None leaves reconstruction out."""
     bound: BoundConfig | None = None
     """For how many spans, and how long, to optimise vectors one by one; None leaves the bound out."""
     contexts: ContextsConfig = ContextsConfig()
@@ -244,14 +244,14 @@ def _probes(
     teacher: Teacher, level_0: _MeasuredLevel, dataset: PreparedDataset, config: EvaluationConfig, say: Say
 ) -> Iterator[MetricRecord]:
     """The records of what asks more of a gist than that the teacher goes on as before."""
-    gistnet, held_out = level_0.gistnet, level_0.held_out
+    gistnet = level_0.gistnet
     chance = {"seed": config.seed, "resamples": config.resamples}
     if config.pair_test.pairs:
         say(f"Telling {config.pair_test.pairs} adversarial pairs apart.")
         yield from pair_test(teacher, gistnet, config.pair_test, positions=config.positions, **chance)
     if config.reconstruction is not None:
-        say("Training decoders to tell the tokens from gists, and from baselines.")
-        yield from reconstruction(teacher, gistnet, dataset, held_out, config.reconstruction, **chance)
+        say("Training probes to read the tokens from gists, and from baselines.")
+        yield from reconstruction(teacher, gistnet, dataset, config.reconstruction, **chance)
 
 
 def _bound(

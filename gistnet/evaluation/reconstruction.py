@@ -1,11 +1,16 @@
-"""Token reconstruction: what gists say of the very tokens they stand for (spec, Diagnostic Metrics, 7)."""
+"""Token reconstruction: how much of a span a small probe reads from its gist (spec, Diagnostic Metrics, 7).
 
-from typing import cast
+The probe is a multilayer perceptron from a vector to one vector for each of the K token offsets, whose logits are the
+products with the teacher's own embedding table. Held-out documents are split in two halves; a probe trained on each
+half is judged on the other, so that a release, which brings held-out documents only, can be measured too.
+"""
+
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from gistnet.data.dataset import PreparedDataset
 from gistnet.data.sampling import SpanLayout, validation_windows
@@ -14,98 +19,154 @@ from gistnet.evaluation import baselines
 from gistnet.evaluation.held_out import HeldOut
 from gistnet.evaluation.metrics import bootstrap_over_documents
 from gistnet.evaluation.records import Baseline, MetricRecord
-from gistnet.evaluation.token_decoder import Decoded, DecoderConfig, decode, train_decoder
 from gistnet.model.gistnet import GistNet
 from gistnet.model.teacher import Teacher
 from gistnet.settings import Section
 
 
 class ReconstructionConfig(Section):
-    """On what the decoder is trained."""
+    """Spans and training of the probe; the same for gists and baselines."""
 
-    documents: int = Field(default=192, ge=2)
-    """Training documents per domain, one window of each; every tenth decides how long to train."""
-    spans_per_document: int = Field(default=12, ge=1)
+    documents: int = Field(default=64, ge=4)
+    """Held-out documents per domain, one window of each."""
+    spans_per_document: int = Field(default=24, ge=1)
     """Spans of each window."""
-    decoder: DecoderConfig = DecoderConfig()
-    """The decoder and its training; the same for gists and baselines."""
+    width: int = Field(default=256, gt=0)
+    """Hidden units of the probe."""
+    steps: int = Field(default=300, ge=1)
+    """Steps of AdamW."""
+    tokens_per_step: int = Field(default=256, ge=1)
+    """Tokens predicted in a step."""
+    learning_rate: float = Field(default=3e-3, gt=0)
+    """The first; it falls to zero with a cosine."""
+
+
+class Reconstructed(NamedTuple):
+    """How well tokens were read from vectors, each `[spans, K]`."""
+
+    cross_entropy: Tensor
+    """Nats per token, over the whole vocabulary."""
+    correct: Tensor
+    """1 where the likeliest token is the true one, else 0."""
+    squared_error: Tensor
+    """Mean over dimensions of (expected embedding - true embedding)²."""
+
+
+class Probe(nn.Module):
+    """Vectors `[n, dim]` and token offsets `[n]` → logits `[n, vocab]`.
+
+    Args:
+        vectors: `[spans, dim]`, of which mean and spread of each dimension are taken.
+        tokens: `[spans, K]`, of which the frequency of each token is taken: the first prediction of all.
+        table: `[vocab, dim]`, the embedding of each token.
+        width: hidden units.
+    """
+
+    def __init__(self, vectors: Tensor, tokens: Tensor, table: Tensor, width: int) -> None:
+        super().__init__()
+        dim = vectors.shape[1]
+        self.table, self.mean, self.spread = table, vectors.mean(dim=0), vectors.std(dim=0).clamp(min=1e-6)
+        counts = torch.bincount(tokens.flatten(), minlength=len(table)) + 1e-2
+        self.log_frequencies = (counts / counts.sum()).log()
+        self.read = nn.Linear(dim, width)
+        self.offsets = nn.Embedding(tokens.shape[1], width)
+        self.gains = nn.Embedding(tokens.shape[1], width)
+        self.out = nn.Linear(width, dim)
+        self.copied = nn.Embedding(tokens.shape[1], 1)  # the last token's embedding may be passed on as it is
+        for start_at_zero in (self.out.weight, self.out.bias, self.copied.weight):
+            nn.init.zeros_(start_at_zero)
+        self.scale = 1 / (dim**0.5 * float(table.square().mean().sqrt()))
+
+    def forward(self, vectors: Tensor, offsets: Tensor) -> Tensor:
+        vectors = (vectors - self.mean) / self.spread
+        hidden = nn.functional.silu(self.gains(offsets) * self.read(vectors) + self.offsets(offsets))
+        return (self.out(hidden) + self.copied(offsets) * vectors) @ self.table.T * self.scale + self.log_frequencies
+
+
+def train_probe(vectors: Tensor, tokens: Tensor, table: Tensor, config: ReconstructionConfig, seed: int) -> Probe:
+    """Train a probe to read `tokens` `[spans, K]` from `vectors` `[spans, dim]`; the same for the same arguments."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        probe = Probe(vectors, tokens, table, config.width).to(vectors.device)
+    generator = torch.Generator().manual_seed(seed)
+    optimiser = torch.optim.AdamW(probe.parameters(), lr=config.learning_rate, weight_decay=0.1)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, config.steps)
+    for _ in range(config.steps):
+        chosen = torch.randint(tokens.numel(), (config.tokens_per_step,), generator=generator).to(vectors.device)
+        spans, offsets = chosen // tokens.shape[1], chosen % tokens.shape[1]
+        optimiser.zero_grad()
+        nn.functional.cross_entropy(probe(vectors[spans], offsets), tokens[spans, offsets]).backward()
+        optimiser.step()
+        schedule.step()
+    return probe
+
+
+@torch.no_grad()
+def read_tokens(probe: Probe, vectors: Tensor, tokens: Tensor) -> Reconstructed:
+    """Judge a probe on `tokens` `[spans, K]` and the vectors `[spans, dim]` that stand for them."""
+    offsets = torch.arange(tokens.shape[1], device=tokens.device)
+    rows = []
+    for vector, truth in zip(vectors, tokens, strict=True):  # a span at a time: K rows of the whole vocabulary
+        log_p = probe(vector.expand(len(truth), -1), offsets).log_softmax(dim=-1)
+        error = (log_p.exp() @ probe.table - probe.table[truth]).square().mean(dim=-1)
+        rows.append(torch.stack([-log_p.gather(1, truth[:, None])[:, 0], log_p.argmax(dim=1) == truth, error]))
+    return Reconstructed(*torch.stack(rows, dim=1))
 
 
 def reconstruction(
     teacher: Teacher,
     gistnet: GistNet,
     dataset: PreparedDataset,
-    held_out: HeldOut,
     config: ReconstructionConfig,
     *,
     seed: int = 0,
     resamples: int = 1000,
 ) -> list[MetricRecord]:
-    """How well a small decoder, trained on the gists of training documents, tells the tokens of held-out spans.
+    """Cross-entropy, accuracy and squared error with which a probe reads held-out spans from their gists.
 
     Returns:
-        for each domain of the held-out spans `reconstruction_ce`, `reconstruction_accuracy` (of all tokens, and of each
-        place as a part, `token 1` to `token K`), and `reconstruction_mse` (see `decode`); with `last_token` and
-        `shuffled` (the gist of another document), each told by a decoder of its own that was trained alike.
+        for each domain `reconstruction_ce` (nats per token), `reconstruction_accuracy` (0 to 1, of all tokens and of
+        each as a part, `token 1` to `token K`) and `reconstruction_mse`, with the baselines `last_token` and `shuffled`
+        (the gist of another document), for which probes are trained alike.
 
     Raises:
-        DataError: the training or the held-out spans are from fewer than two documents.
+        DataError: the spans are from fewer than four documents.
     """
-    judged, documents, domains = _spans_of(held_out)
-    training = training_spans(teacher, gistnet, dataset, config, seed)
-    trained, trained_documents, _ = _spans_of(training)
-    _, ranks = np.unique(trained_documents, return_inverse=True)
-    vectors = _vectors(teacher, gistnet, training, seed)
-    vectors_judged = _vectors(teacher, gistnet, held_out, seed)
+    held_out = _held_out(teacher, gistnet, dataset, config, seed)
+    tokens = torch.cat([window.stretches.replaced for window in held_out.windows])
+    _, ranks = np.unique(held_out.documents, return_inverse=True)
+    if ranks.max() < 3:
+        raise DataError(f"Reconstruction got spans of {ranks.max() + 1} documents, expected four at least.")
+    gists = held_out.encode(gistnet)[0].flatten(0, 1).float()
+    others = baselines.other_documents(torch.from_numpy(ranks), seed)
+    vectors = {"gist": gists, "last_token": teacher.embed(tokens[:, -1]).float(), "shuffled": gists[others]}
     table = teacher.embed(torch.arange(teacher.vocabulary_size, device=teacher.device)).float()
-    set_aside = torch.from_numpy(ranks % 10 == 0).to(teacher.device)
-    decoded = {}
+    halves = [torch.from_numpy(ranks % 2 == half).to(teacher.device) for half in (0, 1)]
+    read: dict[str, Reconstructed] = {}
     for name, known in vectors.items():
-        decoder = train_decoder(known, trained, set_aside, table, config.decoder, seed)
-        decoded[name] = decode(decoder, vectors_judged[name], judged)
-    return [
-        record
-        for domain in sorted(set(domains))
-        for record in _records(decoded, str(domain), domains == domain, documents, gistnet, seed, resamples)
-    ]
+        fields = torch.zeros(len(Reconstructed._fields), *tokens.shape, device=teacher.device)
+        for judged, trained in (halves, reversed(halves)):
+            probe = train_probe(known[trained], tokens[trained], table, config, seed)
+            fields[:, judged] = torch.stack(read_tokens(probe, known[judged], tokens[judged]))
+        read[name] = Reconstructed(*fields)
+    records = []
+    for domain in sorted(set(held_out.domains.tolist())):
+        records += _records(read, domain, held_out.domains == domain, held_out.documents, gistnet, seed, resamples)
+    return records
 
 
-def training_spans(
+def _held_out(
     teacher: Teacher, gistnet: GistNet, dataset: PreparedDataset, config: ReconstructionConfig, seed: int
 ) -> HeldOut:
-    """Spans of training documents of all domains."""
     layout = SpanLayout(span_tokens=gistnet.config.span_tokens, horizon_tokens=1)
     samples = validation_windows(
-        dataset,
-        layout,
-        documents=config.documents,
-        spans_per_document=config.spans_per_document,
-        seed=seed,
-        split="train",
+        dataset, layout, documents=config.documents, spans_per_document=config.spans_per_document, seed=seed
     )
     return HeldOut(teacher, dataset, samples, layout, cache_gigabytes=0, states_after=gistnet.states_after)
 
 
-def _spans_of(held_out: HeldOut) -> tuple[Tensor, np.ndarray, np.ndarray]:
-    """Token ids `[spans, K]` of spans, of which a stretch may be several, and the document and the domain of each."""
-    stretches = [window.stretches for window in held_out.windows]
-    tokens = torch.cat([each.replaced.view(-1, each.span_tokens) for each in stretches])
-    times = len(tokens) // len(held_out)
-    return tokens, np.repeat(held_out.documents, times), np.repeat(held_out.domains, times)
-
-
-def _vectors(teacher: Teacher, gistnet: GistNet, held_out: HeldOut, seed: int) -> dict[str, Tensor]:
-    """What decoders read, `[spans, dim]` by name, float32."""
-    tokens, documents, _ = _spans_of(held_out)
-    if len(np.unique(documents)) < 2:
-        raise DataError("Reconstruction got spans of a single document, expected two at least, for shuffled gists.")
-    gists = held_out.encode(gistnet)[0].flatten(0, 1).float()
-    others = baselines.other_documents(torch.from_numpy(documents), seed)
-    return {"gist": gists, "last_token": teacher.embed(tokens[:, -1]).float(), "shuffled": gists[others]}
-
-
 def _records(
-    decoded: dict[str, Decoded],
+    read: dict[str, Reconstructed],
     domain: str,
     rows: np.ndarray,
     documents: np.ndarray,
@@ -116,7 +177,7 @@ def _records(
     """The records of one domain, of the spans `rows` `[spans]`."""
 
     def record(name: str, part: str, columns: dict[str, np.ndarray]) -> MetricRecord:
-        means = {stand_in: float(column.mean()) for stand_in, column in columns.items()}
+        means = {vector: float(column.mean()) for vector, column in columns.items()}
         return MetricRecord(
             name=name,
             part=part,
@@ -131,8 +192,8 @@ def _records(
         )
 
     tables = {
-        field: {name: getattr(values, field)[rows].double().cpu().numpy() for name, values in decoded.items()}
-        for field in Decoded._fields
+        field: {name: getattr(values, field)[rows].double().cpu().numpy() for name, values in read.items()}
+        for field in Reconstructed._fields
     }
     named = (
         ("reconstruction_ce", "cross_entropy"),
@@ -140,10 +201,10 @@ def _records(
         ("reconstruction_mse", "squared_error"),
     )
     records = [
-        record(name, "", {stand_in: values.mean(axis=1) for stand_in, values in tables[field].items()})
+        record(name, "", {vector: values.mean(axis=1) for vector, values in tables[field].items()})
         for name, field in named
     ]
-    for place in range(gistnet.config.span_tokens):
-        at = {stand_in: values[:, place] for stand_in, values in tables["correct"].items()}
-        records.append(record("reconstruction_accuracy", f"token {place + 1}", at))
+    for offset in range(gistnet.config.span_tokens):
+        at = {vector: values[:, offset] for vector, values in tables["correct"].items()}
+        records.append(record("reconstruction_accuracy", f"token {offset + 1}", at))
     return records

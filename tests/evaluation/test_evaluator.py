@@ -351,11 +351,11 @@ def test_shuffled_gists_come_from_other_documents():
 
 
 def test_the_probes_are_part_of_an_evaluation_where_asked_for(run):
-    """Pairs always, a decoder and a bound on demand; each under its own names, and nothing else changes."""
+    """Pairs always, a probe and a bound on demand; each under its own names, and nothing else changes."""
     config = CONFIG.model_copy(
         update={
             "pair_test": PairTestConfig(pairs=6),
-            "reconstruction": ReconstructionConfig(documents=8, spans_per_document=2, decoder={"steps": 4}),
+            "reconstruction": ReconstructionConfig(documents=8, spans_per_document=2, steps=4),
             "bound": BoundConfig(spans=2, samples=4, samples_to_judge=2, samples_per_step=2, steps=2),
         }
     )

@@ -10,7 +10,6 @@ from gistnet.errors import DataError
 from gistnet.evaluation.evaluator import EvaluationConfig, evaluate
 from gistnet.evaluation.pair_test import PairTestConfig
 from gistnet.evaluation.reconstruction import ReconstructionConfig
-from gistnet.evaluation.token_decoder import DecoderConfig
 from gistnet.model.gistnet import GistNet, GistNetConfig
 from gistnet.model.span_context import SpanContext
 from gistnet.objective.branches import Stretches
@@ -137,7 +136,6 @@ def test_it_is_trained_saved_and_judged_like_any_other(config_file: Path, tmp_pa
     again = GistNet.from_pretrained(tmp_path / "saved", run.teacher).eval()
     assert again.fingerprint == gistnet.fingerprint
 
-    decoder = DecoderConfig(width=16, heads=2, steps=2, spans_per_step=8, drawn_tokens=64, judge_every_steps=1)
     config = EvaluationConfig(
         documents=5,
         spans_per_document=2,
@@ -145,7 +143,7 @@ def test_it_is_trained_saved_and_judged_like_any_other(config_file: Path, tmp_pa
         resamples=100,
         positions=("end",),
         pair_test=PairTestConfig(pairs=0),
-        reconstruction=ReconstructionConfig(documents=8, decoder=decoder),
+        reconstruction=ReconstructionConfig(documents=8, width=16, steps=2),
     )
     records = evaluate(run.teacher, again, run.dataset, config).records
     wanted = {"kl", "recovered_kl", "delta_nll", "gist_diversity", "attention_entropy", "reconstruction_ce"}
