@@ -18,42 +18,16 @@ Floats = NDArray[np.float64]
 # Substitutability -----------------------------------------------------------------------------------------------------
 
 
-def weighted_mean(values: ArrayLike, weights: ArrayLike) -> float:
-    """The mean of `values` [spans] under `weights` [spans], which are not negative and not all zero."""
-    numbers, shares = _finite("values", values, 1), _finite("weights", weights, 1)
-    _require_equal_length(values=numbers, weights=shares)
-    if shares.min() < 0 or shares.sum() == 0:
-        raise DataError(f"Weights are from {shares.min()} to {shares.max()}, expected none negative and one positive.")
-    return float(numbers @ shares / shares.sum())
-
-
-def substitutability_rate(delta_nll: ArrayLike, threshold: float = 1.0) -> float:
-    """The share of spans whose ΔNLL@H [spans] is below `threshold`, in nats per token (spec, Primary Metrics, 2)."""
-    return float(np.mean(_finite("delta_nll", delta_nll, 1) < threshold))
-
-
-def perplexity_ratio(delta_nll: ArrayLike) -> float:
-    """How many times larger the perplexity becomes: exp of the mean ΔNLL [spans] (spec, Primary Metrics, 3)."""
-    return float(np.exp(_finite("delta_nll", delta_nll, 1).mean()))
-
-
-def recovered(loss: ArrayLike, loss_of_drop: ArrayLike) -> float:
-    """The share of what dropping the spans costs that the gists win back: 1 - mean(loss) / mean(loss_of_drop).
-
-    Both [spans], KL or both ΔNLL. 1 is a perfect stand-in, 0 is no better than dropping, and worse is negative.
-
-    Raises:
-        DataError: dropping the spans costs nothing on average, so that there is nothing to win back.
-    """
-    losses, losses_of_drop = _finite("loss", loss, 1), _finite("loss_of_drop", loss_of_drop, 1)
-    _require_equal_length(loss=losses, loss_of_drop=losses_of_drop)
-    if losses_of_drop.mean() <= 0:
-        raise DataError(f"Dropping the spans costs {losses_of_drop.mean():.4g} nats on average, expected more than 0.")
-    return float(recovered_share(losses.mean(), losses_of_drop.mean()))
+def substituted(delta_nll: ArrayLike) -> Floats:
+    """1 for each span whose ΔNLL@H `[spans]` is below one nat per token, else 0 (spec, Primary Metrics, 2)."""
+    return (_finite("delta_nll", delta_nll, 1) < 1.0).astype(float)
 
 
 def recovered_share(mean_loss: Any, mean_loss_of_drop: Any) -> Any:
-    """`recovered` as a function of the two means, numbers or arrays: the form that a bootstrap needs."""
+    """The share of what dropping the spans costs that the gists win back, of two means, numbers or arrays.
+
+    1 is a perfect replacement, 0 is no better than dropping, and worse is negative.
+    """
     return 1 - mean_loss / mean_loss_of_drop
 
 

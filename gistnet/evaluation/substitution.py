@@ -47,7 +47,7 @@ class Substitution:
         for offsets in metrics.offset_slices(horizon):
             kl = {name: metrics.mean_over_offsets(m.kl, offsets) for name, m in self.measured.items()}
             delta_nll = {name: metrics.mean_over_offsets(m.delta_nll, offsets) for name, m in self.measured.items()}
-            below_one = {name: (values < 1.0).astype(float) for name, values in delta_nll.items()}
+            below_one = {name: metrics.substituted(values) for name, values in delta_nll.items()}
             last_token = kl["last_token"]
             figures: dict[str, tuple[Columns, tuple[Floats, ...], Callable[..., Any]]] = {
                 "kl": (kl, (), _itself),

@@ -141,8 +141,8 @@ class Validator:
             result[f"recovered_kl{part}"] = float(metrics.recovered_share(kl[""], kl["_drop"]))
         for name, values in measured.items():
             result[f"delta_nll{name}"] = self._mean(values.delta_nll, whole)
-            below_one = (metrics.mean_over_offsets(values.delta_nll, whole) < 1.0).astype(float)
-            result[f"substitutability_rate{name}"] = self._weighted(below_one)
+            substituted = metrics.substituted(metrics.mean_over_offsets(values.delta_nll, whole))
+            result[f"substitutability_rate{name}"] = self._weighted(substituted)
         if len(self._weights) > 1:
             for name, values in measured.items():
                 result |= self._by_domain(values, name)

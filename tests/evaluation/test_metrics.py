@@ -20,48 +20,19 @@ from gistnet.evaluation.metrics import (
     gist_variance,
     mean_over_offsets,
     offset_slices,
-    perplexity_ratio,
-    recovered,
     recovered_share,
-    substitutability_rate,
-    weighted_mean,
+    substituted,
 )
 from gistnet.evaluation.records import TARGETS, UNITS, MetricRecord, Target, target_for
 
 
-def test_weighted_mean_by_hand() -> None:
-    assert weighted_mean([1.0, 2.0, 6.0], [3.0, 1.0, 0.0]) == 1.25
-
-
-@pytest.mark.parametrize("weights", [[1.0, -1.0], [0.0, 0.0]])
-def test_weights_that_cannot_weigh_are_refused(weights: list[float]) -> None:
-    with pytest.raises(DataError, match="Weights are"):
-        weighted_mean([1.0, 2.0], weights)
-
-
-def test_substitutability_rate_counts_spans_strictly_below_the_threshold() -> None:
+def test_spans_are_substituted_strictly_below_one_nat() -> None:
     """A tie at exactly 1 nat does not count; a negative ΔNLL does."""
-    assert substitutability_rate([-0.5, 0.0, 0.999, 1.0, 3.0]) == 0.6
-    assert substitutability_rate([-0.5, 0.0, 0.999, 1.0, 3.0], threshold=0.0) == 0.2
-
-
-def test_perplexity_ratio_is_the_exponential_of_the_mean_not_the_mean_of_exponentials() -> None:
-    assert perplexity_ratio([0.0, math.log(4.0)]) == pytest.approx(2.0)
-    assert perplexity_ratio([0.0, 0.0]) == 1.0
+    assert substituted([-0.5, 0.0, 0.999, 1.0, 3.0]).tolist() == [1, 1, 1, 0, 0]
 
 
 def test_recovered_is_relative_to_the_cost_of_dropping() -> None:
-    """Means 0.25 and 1.0: three quarters are won back, which the mean of per-span shares (0.5) is not."""
-    assert recovered([0.5, 0.0], [0.5, 1.5]) == 0.75
-    assert recovered([0.0, 0.0], [0.5, 1.5]) == 1.0
-    assert recovered([0.5, 1.5], [0.5, 1.5]) == 0.0
-    assert recovered([2.0, 2.0], [0.5, 1.5]) == -1.0
-
-
-@pytest.mark.parametrize("cost", [[0.0, 0.0], [1.0, -2.0]])
-def test_recovering_from_a_drop_that_costs_nothing_is_refused(cost: list[float]) -> None:
-    with pytest.raises(DataError, match="expected more than 0"):
-        recovered([0.1, 0.1], cost)
+    assert [recovered_share(mean, 1.0) for mean in (0.25, 0.0, 1.0, 2.0)] == [0.75, 1.0, 0.0, -1.0]
 
 
 @pytest.mark.parametrize(
@@ -257,13 +228,8 @@ def test_attention_that_is_no_distribution_is_refused(row: list[float]) -> None:
 
 
 MEASURES = {
-    "rate": lambda values: substitutability_rate(values),
-    "ratio": lambda values: perplexity_ratio(values),
-    "recovered": lambda values: recovered(values, np.ones(len(values))),
-    "recovered drop": lambda values: recovered(np.ones(len(values)), values),
+    "rate": lambda values: substituted(values),
     "bootstrap": lambda values: bootstrap_over_documents(values, np.arange(len(values))),
-    "weighted": lambda values: weighted_mean(values, np.ones(len(values))),
-    "weights": lambda values: weighted_mean(np.ones(len(values)), values),
     "diversity": lambda values: gist_diversity(np.array(values).reshape(-1, 1)),
     "offsets": lambda values: mean_over_offsets(np.array(values).reshape(-1, 1), (1, 1)),
     "entropy": lambda values: attention_entropy(np.array(values).reshape(1, 1, -1)),
@@ -284,7 +250,7 @@ def test_nothing_to_measure_is_refused(measure: str) -> None:
 
 def test_an_array_of_the_wrong_rank_is_refused() -> None:
     with pytest.raises(DataError, match="delta_nll has 2 dimensions, expected 1"):
-        substitutability_rate(np.zeros((2, 3)))
+        substituted(np.zeros((2, 3)))
 
 
 def record(**changes: object) -> MetricRecord:

@@ -95,11 +95,6 @@ def exists(location: Location) -> bool:
     return Table.exists(location, NAME)
 
 
-def newest_generation(location: Location) -> int:
-    """The number of the newest generation."""
-    return Table.open(location, NAME).version
-
-
 def read(location: Location, generation: int | None = None) -> Catalog:
     """A generation of the tree, by default the newest.
 

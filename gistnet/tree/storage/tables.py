@@ -130,11 +130,6 @@ class Table:
             return int(self._dataset.count_rows())
 
     @property
-    def n_fragments(self) -> int:
-        """Pieces of this version: one for each append since the last compaction."""
-        return len(self._fragments())
-
-    @property
     def n_bytes(self) -> int:
         """Bytes of the data files of this version."""
         files = [file for fragment in self._fragments() for file in fragment.data_files()]
