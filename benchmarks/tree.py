@@ -32,7 +32,6 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent.parent))  # so that `python benchmarks/…` works, and `-m benchmarks.…`
 
 from benchmarks.machine import describe_machine
-from benchmarks.stub_encoder import StubEncoder
 from gistnet.data.installation import read_installation
 from gistnet.data.tokenise import Tokenize, pieces_of
 from gistnet.model.gistnet import GistNet, GistNetConfig
@@ -42,6 +41,7 @@ from gistnet.tree.encoder import Encoder
 from gistnet.tree.gist_encoder import GistEncoder
 from gistnet.tree.history import count_gists
 from gistnet.tree.progress import CompressionDisplay
+from gistnet.tree.stub_encoder import StubEncoder
 from gistnet.tree.texts import TextFiles, read_texts
 from gistnet.tree.tree import GistTree
 from gistnet.tree_session import LoadEncoder

@@ -38,8 +38,8 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # so that `python benchmarks/…` works, and `-m benchmarks.…`
 
-from benchmarks.stub_encoder import StubEncoder
 from gistnet.tree.storage.snapshot import Document
+from gistnet.tree.stub_encoder import StubEncoder
 from gistnet.tree.tree import GistTree
 
 RESULTS = Path(__file__).parent / "results"

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from typer.testing import CliRunner
 
-from benchmarks.stub_encoder import StubEncoder
 from gistnet import tree_commands as commands
 from gistnet import tree_session as session
 from gistnet.config import load_config
@@ -31,6 +30,7 @@ from gistnet.tree.compress import Progress, compress_files
 from gistnet.tree.gist_encoder import GistEncoder
 from gistnet.tree.quality import QualityOptions, add_quality
 from gistnet.tree.ready_gists import ReadyGists
+from gistnet.tree.stub_encoder import StubEncoder
 from gistnet.tree.texts import TextFiles
 from gistnet.tree.tree import GistTree
 from gistnet.tree_session import LoadEncoder

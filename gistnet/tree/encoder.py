@@ -12,7 +12,7 @@ from gistnet.model.fingerprint import TeacherFingerprint
 
 
 class Encoder(Protocol):
-    """Makes the gists of a tree. A GistNet of several levels is one; tests have a stub."""
+    """Makes the gists of a tree. A GistNet of several levels is one, `StubEncoder` another."""
 
     @property
     def fingerprint(self) -> str:

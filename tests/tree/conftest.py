@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.stub_encoder import StubEncoder
+from gistnet.tree.stub_encoder import StubEncoder
 from gistnet.tree.tree import GistTree
 from tests.small_disk import mounted
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.stub_encoder import StubEncoder
 from gistnet.errors import DataError, StorageError
 from gistnet.tree.compress import Progress, compress_files
 from gistnet.tree.history import count_gists
+from gistnet.tree.stub_encoder import StubEncoder
 from gistnet.tree.texts import Survey, TextFiles
 from gistnet.tree.tree import GistTree
 

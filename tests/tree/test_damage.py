@@ -11,9 +11,9 @@ import pyarrow as pa
 import pytest
 from numpy.typing import NDArray
 
-from benchmarks.stub_encoder import StubEncoder
 from gistnet.errors import DataError, GistNetError
 from gistnet.tree.storage.snapshot import Document
+from gistnet.tree.stub_encoder import StubEncoder
 from gistnet.tree.tree import GistTree
 
 TOKENS = np.random.default_rng(0).integers(0, 1000, 400)

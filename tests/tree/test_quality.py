@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from benchmarks.stub_encoder import StubEncoder
 from gistnet.errors import ConfigError, TeacherError
 from gistnet.model.teacher import Teacher
 from gistnet.objective.branches import Positions, Stretches, gist_stand_ins
 from gistnet.objective.reference import reference_original_hidden, reference_replaced_hidden
 from gistnet.tree.quality import QualityOptions, _windows, add_quality, measure_quality
+from gistnet.tree.stub_encoder import StubEncoder
 from gistnet.tree.tree import GistTree
 from tests.teachers import tiny_teacher
 

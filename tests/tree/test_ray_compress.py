@@ -14,7 +14,6 @@ import psutil
 import pytest
 from numpy.typing import NDArray
 
-from benchmarks.stub_encoder import StubEncoder
 from gistnet.errors import CheckpointError, ConfigError, DataError
 from gistnet.tree.compress import Progress, compress_files
 from gistnet.tree.ray_compress import (
@@ -29,6 +28,7 @@ from gistnet.tree.ray_compress import (
     with_what_precedes,
 )
 from gistnet.tree.ready_gists import ReadyGists
+from gistnet.tree.stub_encoder import StubEncoder
 from gistnet.tree.texts import Portion, TextFiles, match_texts
 from gistnet.tree.tree import GistTree
 from tests.tree.test_compress import ENCODER, contents

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from benchmarks.stub_encoder import StubEncoder
 from gistnet.errors import CheckpointError
 from gistnet.tree.storage import regist
+from gistnet.tree.stub_encoder import StubEncoder
 from gistnet.tree.tree import GistTree
 
 TOKENS = np.random.default_rng(0).integers(0, 1000, 403)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from benchmarks.stub_encoder import StubEncoder
 from gistnet.errors import ConfigError, DataError
+from gistnet.tree.stub_encoder import StubEncoder
 from gistnet.tree.tree import GistTree
 
 

@@ -11,12 +11,12 @@ import lance
 import numpy as np
 import pytest
 
-from benchmarks.stub_encoder import StubEncoder
 from gistnet.errors import CheckpointError, ConfigError, DataError, StorageError
 from gistnet.tree import tree as tree_module
 from gistnet.tree.storage import catalog, compact, location, transaction
 from gistnet.tree.storage.catalog import FORMAT_VERSION
 from gistnet.tree.storage.lock import FileLock
+from gistnet.tree.stub_encoder import StubEncoder
 from gistnet.tree.tree import GistTree
 
 TOKENS = np.random.default_rng(0).integers(0, 1000, 400)

@@ -13,11 +13,11 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.stub_encoder import StubEncoder
 from gistnet.context.in_memory import compress
 from gistnet.errors import CheckpointError, ConfigError, DataError, StorageError, TeacherError
 from gistnet.tree.encoder import Encoder
 from gistnet.tree.gist_encoder import GistEncoder
+from gistnet.tree.stub_encoder import StubEncoder
 from gistnet.tree.tree import GistTree, only_document
 from tests.gistnets import context_gistnet, woken_gistnet
 from tests.teachers import tiny_teacher

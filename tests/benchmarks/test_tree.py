@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks import tree as benchmark
-from benchmarks.stub_encoder import StubEncoder
+from gistnet.tree.stub_encoder import StubEncoder
 from gistnet.tree.tree import GistTree
 
 

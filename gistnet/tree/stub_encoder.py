@@ -1,4 +1,4 @@
-"""An encoder without a network: cheap, exact, and of any size. Tests and programs that measure the tree use it."""
+"""Encoder without a network, for tests and benchmarks of trees: cheap, exact, and of any size."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,11 +11,11 @@ TEACHER = TeacherFingerprint(
 
 
 class StubEncoder:
-    """Gists that tell which weights, span and index made them.
+    """`Encoder` whose gists tell which weights, span and index made them.
 
-    Entry 0 of a gist is the seed, entry 1 the index modulo 2048, and the others a mix of the span with the seed, so
-    that a gist of another version, place or span has other bits. With `context_spans` a gist of level 0 is a mix of all
-    spans from so many before its batch of six on.
+    Entry 0 of a gist is the seed, entry 1 its index modulo 2048; the others are a hash of the span and the seed, so
+    that a gist of another version, index or span has other bits. With `context_spans`, a gist of level 0 also depends
+    on the spans before it: from so many before its batch of six on.
     """
 
     positions = "center"
@@ -36,11 +36,11 @@ class StubEncoder:
 
     @property
     def fingerprint(self) -> str:
-        """Other seeds, other weights."""
+        """One per seed."""
         return f"stub{self.seed:04d}"
 
     def tokenize(self, text: str, *, continued: bool = False) -> NDArray[np.int64]:
-        """The bytes of the text."""
+        """Bytes of the text as token ids."""
         return np.frombuffer(text.encode(), dtype=np.uint8).astype(np.int64)
 
     def reads_from(self, level: int, first: int) -> int:
@@ -48,7 +48,7 @@ class StubEncoder:
         return max(0, first - first % 6 - self.context_spans) if self.context_spans and level == 0 else first
 
     def encode(self, level: int, spans: NDArray[np.generic], first: int) -> NDArray[np.float16]:
-        """Integers below 2048, which float16 holds exactly."""
+        """Gists `[n, dim]` of integers below 2048, which float16 holds exactly."""
         numbers = spans if level == 0 else spans.view(np.uint16)
         mixed = numbers.reshape(len(spans), -1).astype(np.int64)
         weights = np.arange(1, mixed.shape[1] + 1) * 7919 + self.seed
