@@ -1,31 +1,81 @@
-"""What the ablations have found so far: one file for each kind of device, benchmarks/results/ablations-<device>.json.
+"""Kept results of the ablations, and the figures and intervals that follow from them.
 
-comparisons   key → what all arms of it have in common (budget, default, data), and the arms:
-  arms          name → seed → record, or {"failed": why}
-  same_as       name → the arm that is the same under another name
-long_curves   name → the validations of a longer run, for the extrapolation
+A file for each kind of device, benchmarks/results/ablations-<device>.json:
+
+    comparisons   key → what all arms of it have in common (budget, default, data), and the arms:
+      arms          name → seed → record, or {"failed": why}
+      same_as       name → the arm that is the same under another name
+    long_curves   name → the validations of a longer run; only kept
+
+A record has KL by document on held-out spans, after gists, nothing (`drop`) and last tokens. Documents are drawn anew
+for all intervals (`gistnet.evaluation.resampling`); a document's spans count alike, so that its mean and the number of
+its spans are all that has to be kept.
 """
 
 import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.ablation_arms import DEFAULT
-from gistnet.config import RunConfig
-from gistnet.files import write_text
-from gistnet.run_folder import METRICS_FILE
-from gistnet.training.tracking import read_metrics
+import numpy as np
+import yaml
+from numpy.typing import NDArray
 
+from gistnet.evaluation import metrics
+from gistnet.evaluation.resampling import DocumentDraws
+from gistnet.files import write_text
+
+DEFAULT = "default"
+"""The arm without any change, which all others are compared with."""
+ARMS_FILE = Path(__file__).parent / "arms.yaml"
+HORIZON = 32
+"""Tokens after a span on which all arms are judged."""
+PARTS = {"1–32": {"kl_1_8": 8 / 32, "kl_9_32": 24 / 32}, "1–8": {"kl_1_8": 1.0}, "9–32": {"kl_9_32": 1.0}}
+"""Offsets after the span, and the share that each kept column has in their mean."""
+RESAMPLES = 2000
+
+Floats = NDArray[np.float64]
 Comparison = dict[str, Any]
-CURVE = ("kl", "delta_nll", "recovered_kl", "recovered_kl_1_8", "recovered_kl_9_32", "gist_norm")
+Record = dict[str, Any]
+"""One arm with one seed."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Arms that answer one question.
+
+    Attributes:
+        question: of the group.
+        arms: name → settings that differ from the default; None: retired, results only.
+    """
+
+    question: str
+    arms: Mapping[str, list[str] | None]
+
+    @property
+    def runnable(self) -> dict[str, list[str]]:
+        """Arms that can be trained."""
+        return {name: settings for name, settings in self.arms.items() if settings is not None}
+
+
+def read_groups(path: Path = ARMS_FILE) -> dict[str, Group]:
+    """Groups of arms by name, in the order of the file."""
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return {
+        name: Group(group["question"], {arm: None if s == "retired" else s for arm, s in group["arms"].items()})
+        for name, group in content.items()
+    }
+
+
+# The file -------------------------------------------------------------------------------------------------------------
 
 
 def load(path: Path) -> dict[str, Any]:
-    """What is in a results file; nothing yet where there is none."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"comparisons": {}, "long_curves": {}}
+    """Contents of a results file; nothing yet where there is none."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"comparisons": {}}
 
 
 def save(path: Path, results: Mapping[str, Any]) -> None:
@@ -35,84 +85,88 @@ def save(path: Path, results: Mapping[str, Any]) -> None:
     write_text(path, re.sub(r"\{[^\[\]{}]*\}", lambda found: " ".join(found[0].split()), one_line) + "\n")
 
 
-def described(config: RunConfig, *, stated: bool = False) -> dict[str, Any]:
-    """All of a configuration that decides what is trained, without the places of things.
-
-    Args:
-        stated: only what the file and the settings say. A later version may have new options, and the results of arms
-            that do not use them stay comparable; so the file must say all that a comparison rests on.
-    """
-    elsewhere = {"run_folder", "device", "seed", "trackers", "format_version"}
-    values = config.model_dump(mode="json", exclude=elsewhere, exclude_unset=stated)
-    if "name" in values.get("teacher", {}):
-        values["teacher"]["name"] = Path(values["teacher"]["name"]).name
-    for name in ("sources", "folder"):  # the prepared data's fingerprint stands for them
-        values["data"].pop(name, None)
-    return values
-
-
 def digest(value: Any) -> str:
     """12 hexadecimal digits that name a value."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def comparison(results: dict[str, Any], common: dict[str, Any]) -> tuple[str, Comparison]:
-    """The comparison whose arms have `common` in common, and its key; a new one where there is none."""
-    key = digest(common)
-    return key, results["comparisons"].setdefault(key, common | {"same_as": {}, "arms": {}})
-
-
-def same_arms(arms: Mapping[str, RunConfig]) -> dict[str, str]:
-    """Arms that are another arm under another name: name → the first arm of the same configuration."""
-    first: dict[str, str] = {}
-    found = {name: first.setdefault(digest(described(config)), name) for name, config in arms.items()}
-    return {name: other for name, other in found.items() if name != other}
-
-
-def records(comparison: Comparison, arm: str) -> list[dict[str, Any]]:
-    """The finished records of an arm, by seed; none where it has not been run or failed."""
+def records(comparison: Comparison, arm: str) -> list[Record]:
+    """Finished records of an arm, by seed; none where it has not been run or failed."""
     by_seed = comparison["arms"].get(comparison["same_as"].get(arm, arm), {})
     return [record for _, record in sorted(by_seed.items()) if "failed" not in record]
 
 
-def read_curve(*run_folders: Path) -> list[dict[str, float]]:
-    """The validations of a run's first stage, in the order of spans seen; and of runs that each began where one ended.
-
-    Later stages are validated on other text.
-    """
-    curve, before = [], 0
-    for folder in run_folders:
-        of_first_stage = [record for record in read_metrics(folder / METRICS_FILE) if record.get("stage", 1) == 1]
-        curve += [
-            {"spans_seen": before + record["spans_seen"]}
-            | {name: round(record["validation"][name], 5) for name in CURVE if name in record["validation"]}
-            for record in of_first_stage
-            if "validation" in record
-        ]
-        before += max(record.get("spans_seen", 0) for record in of_first_stage)
-    return curve
-
-
-def longest_curve(results: Mapping[str, Any]) -> tuple[str, list[dict[str, float]]] | None:
-    """The longest curve there is, a long run's or the default's, with the name of the run."""
-    curves = dict(results["long_curves"])
-    for content in results["comparisons"].values():
-        for record in records(content, DEFAULT):
-            curves[f"the default, {budget_text(content)}, seed {record['seed']}"] = record["curve"]
-    return max(curves.items(), key=lambda item: item[1][-1]["spans_seen"], default=None)
-
-
-def ends_of_schedules(results: Mapping[str, Any]) -> Sequence[tuple[int, float]]:
-    """(spans seen, share recovered) at the end of each run of the default with a schedule of its own, by spans."""
-    ends = {
-        (record["curve"][-1]["spans_seen"], record["curve"][-1]["recovered_kl"])
-        for content in results["comparisons"].values()
-        for record in records(content, DEFAULT)
-    }
-    return sorted(ends)
-
-
 def budget_text(comparison: Comparison) -> str:
-    """What each arm was given, in words."""
+    """Budget of each arm, in words."""
     ((unit, amount),) = comparison["budget"].items()
     return f"{amount:g} minutes each" if unit == "minutes" else f"{amount:,} spans each"
+
+
+# Figures --------------------------------------------------------------------------------------------------------------
+
+
+def kl_sums(records: Sequence[Record], name: str, part: str) -> Floats:
+    """Sum of KL over each document's spans, [documents], averaged over records of the same spans.
+
+    Args:
+        name: "gist", "drop" or "last_token".
+        part: of `PARTS`.
+    """
+    sums = [
+        sum(share * np.asarray(record["kl_by_document"][name][column]) for column, share in PARTS[part].items())
+        * np.asarray(record["spans_by_document"])
+        for record in records
+    ]
+    return np.asarray(np.mean(sums, axis=0), dtype=np.float64)
+
+
+def mean_kl(records: Sequence[Record], name: str, part: str) -> float:
+    """Mean KL over spans, nats per token."""
+    return float(kl_sums(records, name, part).sum() / sum(records[0]["spans_by_document"]))
+
+
+def recovered(records: Sequence[Record], part: str, name: str = "gist") -> float:
+    """Share of the cost of dropping that is won back."""
+    return float(metrics.recovered_share(mean_kl(records, name, part), mean_kl(records, "drop", part)))
+
+
+def recovered_interval(records: Sequence[Record], part: str) -> tuple[float, float]:
+    """95 % interval over documents of the share recovered; of the mean where there are several seeds."""
+    draws = _draws(records[0])
+    gist, drop = (draws.sums(kl_sums(records, name, part)) for name in ("gist", "drop"))
+    return metrics.percentile_interval(metrics.recovered_share(gist, drop))
+
+
+def paired_difference(
+    arm: Sequence[Record], default: Sequence[Record], part: str
+) -> tuple[float, tuple[float, float]] | None:
+    """How much more an arm recovers than the default on the same spans and with the same seeds, and its 95 % interval.
+
+    Documents are drawn for both at once: what makes a document hard for both does not count as noise. None where they
+    have no seed in common, or other spans.
+    """
+    seeds = {record["seed"] for record in arm} & {record["seed"] for record in default}
+    ours, theirs = ([r for r in records if r["seed"] in seeds] for records in (arm, default))
+    if not seeds or any(ours[0][key] != theirs[0][key] for key in ("span_tokens", "spans_by_document")):
+        return None
+    gains = kl_sums(theirs, "gist", part) - kl_sums(ours, "gist", part)
+    drop = kl_sums(theirs, "drop", part)
+    draws = _draws(ours[0])
+    interval = metrics.percentile_interval(draws.sums(gains) / draws.sums(drop))
+    return float(gains.sum() / drop.sum()), interval
+
+
+def _draws(record: Record) -> DocumentDraws:
+    return DocumentDraws(range(len(record["spans_by_document"])), RESAMPLES, seed=0)
+
+
+def at_spans(curve: Sequence[Mapping[str, float]], spans: float) -> float:
+    """Share recovered on validation spans after so many spans; between two validations on a line over log2."""
+    x, y = curve_points(curve)
+    return float(np.interp(np.log2(spans), np.log2(x), y))
+
+
+def curve_points(curve: Sequence[Mapping[str, float]]) -> tuple[list[float], list[float]]:
+    """Spans seen, and the shares recovered, of all validations but that before the first step."""
+    seen = [point for point in curve if point["spans_seen"] > 0]
+    return [point["spans_seen"] for point in seen], [point["recovered_kl"] for point in seen]

@@ -3,10 +3,9 @@
     python benchmarks/ablations.py --corpus FILE… --group architecture --minutes 20    equal time
     python benchmarks/ablations.py --corpus FILE… --group architecture --spans 4096    equal spans
     python benchmarks/ablations.py --corpus FILE… --arm lr-1e-3 k-16 --minutes 1 --device cuda --seeds 0 1
-    python benchmarks/ablations.py --curve NAME=RUN_FOLDER    add a longer run's curve, for the extrapolation
-    python benchmarks/ablations.py --plots && python benchmarks/page.py     the page docs/ablations.md; takes seconds
+    python benchmarks/plots.py && python benchmarks/tables.py     the page docs/ablations.md; takes seconds
 
-Each arm (benchmarks/ablation_arms.py) is a real `gistnet train` in a process of its own. All arms end with a complete
+Each arm (benchmarks/arms.yaml) is a real `gistnet train` in a process of its own. All arms end with a complete
 learning-rate schedule, since one that was cut off compares nothing: with --spans each has the steps that see so many
 spans; with --minutes each has the steps that fit into the time, at the speed of its own first steps (processor time on
 a CPU; start-up and validation are not counted). The two answer different questions, and are kept apart.
@@ -18,31 +17,77 @@ Results: benchmarks/results/ablations-<device>.json.
 """
 
 import argparse
+import json
+import os
+import resource
+import shutil
 import signal
+import subprocess
 import sys
-import threading
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # so that `python benchmarks/…` works, and `-m benchmarks.…`
 
+import numpy as np
 import torch
 import yaml
 
-from benchmarks.ablation_arms import DEFAULT, GROUPS, all_arms, chosen_arms
-from benchmarks.ablation_comparison import Ablations, Arm
-from benchmarks.ablation_figures import Judge
-from benchmarks.ablation_results import comparison, described, load, read_curve, same_arms, save
-from benchmarks.ablation_runs import Interrupted, Trainer
-from gistnet.config import load_config
-from gistnet.errors import ConfigError, GistNetError
+from benchmarks.ablation_results import DEFAULT, HORIZON, Group, Record, digest, load, read_groups, save
+from benchmarks.machine import RESULTS, ROOT, seconds_of_steps
+from gistnet.config import RunConfig, load_config
+from gistnet.data.dataset import PreparedDataset
+from gistnet.data.sampling import SpanLayout, validation_windows
+from gistnet.errors import CheckpointError, ConfigError, GistNetError, TrainingError
+from gistnet.evaluation import baselines, metrics
+from gistnet.evaluation.held_out import HeldOut, HeldOutWindow, MakeStandIns
+from gistnet.files import write_json, write_text
+from gistnet.machine import describe_machine
+from gistnet.model.gistnet import GistNet
+from gistnet.model.saved_gistnet import read_saved
+from gistnet.model.teacher import ReadWindows, Teacher
+from gistnet.objective.branches import Positions, StandIns, gist_stand_ins
+from gistnet.objective.objective import encode_stretches
+from gistnet.run_folder import METRICS_FILE
 from gistnet.session import load_teacher, prepare_data
+from gistnet.training.checkpoint import latest_checkpoint
+from gistnet.training.tracking import read_metrics
 
-ROOT = Path(__file__).parent.parent
-PROBE_SECONDS = {"cpu": 45.0, "cuda": 4.0}
+CURVE = ("kl", "delta_nll", "recovered_kl", "recovered_kl_1_8", "recovered_kl_9_32", "gist_norm")
 TO_THE_END = ("train.stop.min_improvement=null", "train.stop.rises=null")
 """Every arm makes all its steps: one that ended early would be judged in the middle of its schedule."""
+PROBE = {
+    on_gpu: (
+        f"train.steps={steps}",
+        "train.log_every_steps=1",
+        f"train.checkpoint_every_steps={steps}",
+        "train.validation={every_steps: 1000000, documents: 2, spans_per_document: 2, cache_gigabytes: 0}",
+    )
+    for on_gpu, steps in ((False, 4), (True, 40))
+}
+"""Settings of the run that tells an arm's speed, on a CPU and on a GPU."""
+
+# What is compared -----------------------------------------------------------------------------------------------------
+
+
+def chosen_arms(groups: Mapping[str, Group], asked: Sequence[str], names: Sequence[str]) -> dict[str, list[str]]:
+    """Settings by arm: the default, the arms of the groups asked for, and some arms by name; all if none is asked for.
+
+    Raises:
+        ConfigError: there is no such group or arm, or it is retired.
+    """
+    known: dict[str, list[str]] = {DEFAULT: []}
+    for group in groups.values():
+        known |= group.runnable
+    for kind, named, there in (("group", asked, groups), ("arm", names, known)):
+        if unknown := [name for name in named if name not in there]:
+            raise ConfigError(f"Got the {kind} '{unknown[0]}', expected one of {', '.join(there)}.")
+    wanted = {DEFAULT, *names, *(name for group in asked for name in groups[group].runnable)}
+    return {name: settings for name, settings in known.items() if name in wanted or not (asked or names)}
 
 
 def corpus_sources(corpus: Sequence[str], max_documents: int) -> list[str]:
@@ -55,134 +100,316 @@ def corpus_sources(corpus: Sequence[str], max_documents: int) -> list[str]:
     return [f"data.sources={yaml.safe_dump(sources, default_flow_style=True, width=10**6).strip()}"] if corpus else []
 
 
-def prepare(arguments: argparse.Namespace, stop: threading.Event) -> tuple[Ablations, dict[str, Arm]]:
-    """A comparison with its data, teacher and default, and the arms that are asked for, by their names.
+def described(config: RunConfig, *, stated: bool = False) -> dict[str, Any]:
+    """Values of a configuration that decide what is trained, without folders and devices.
+
+    Args:
+        stated: only what the file and the settings say. A later version may have new options, and the results of arms
+            that do not use them stay comparable; so the file must say all that a comparison rests on.
+    """
+    elsewhere = {"run_folder", "device", "seed", "trackers", "format_version"}
+    values = config.model_dump(mode="json", exclude=elsewhere, exclude_unset=stated)
+    if "name" in values.get("teacher", {}):
+        values["teacher"]["name"] = Path(values["teacher"]["name"]).name
+    for name in ("sources", "folder"):  # the prepared data's fingerprint stands for them
+        values["data"].pop(name, None)
+    return values
+
+
+def same_arms(arms: Mapping[str, RunConfig]) -> dict[str, str]:
+    """Arms that are another arm under another name: name → the first arm of the same configuration."""
+    first: dict[str, str] = {}
+    found = {name: first.setdefault(digest(described(config)), name) for name, config in arms.items()}
+    return {name: other for name, other in found.items() if name != other}
+
+
+# Training -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """Runs `gistnet train` in a process of its own.
+
+    Attributes:
+        config: the default's file.
+        common: settings of every run.
+        threads: of the process.
+        on_gpu: whether time is the clock's; on a CPU it is the processor's, since machines are shared.
+    """
+
+    config: Path
+    common: list[str]
+    threads: int
+    on_gpu: bool
+
+    def train(self, run_folder: Path, settings: Sequence[str]) -> float:
+        """Train to the last step, from the newest checkpoint if there is one.
+
+        Returns:
+            The seconds taken, those of earlier attempts that were interrupted too.
+
+        Raises:
+            TrainingError: training failed; has the last line that it printed.
+        """
+        log, note = (run_folder.with_name(f"{run_folder.name}.{ending}") for ending in ("log", "seconds"))
+        log.parent.mkdir(parents=True, exist_ok=True)
+        # --resume also begins a run that has no checkpoint yet.
+        command = [sys.executable, "-m", "gistnet.cli", "train", "--config", str(self.config), "--resume"]
+        command += [*self.common, *settings, f"run_folder={run_folder}"]
+        environment = os.environ | {"OMP_NUM_THREADS": str(self.threads), "TOKENIZERS_PARALLELISM": "false"}
+        seconds = (float(note.read_text()) if note.exists() else 0.0) - self._time()
+        with log.open("a", encoding="utf-8") as output:
+            process = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
+            try:
+                process.wait()
+            finally:
+                if process.poll() is None:
+                    process.terminate()
+                    process.wait()
+                seconds += self._time()
+                write_text(note, f"{seconds:.1f}\n")
+        if process.returncode != 0:
+            lines = [line.strip() for line in log.read_text(encoding="utf-8").splitlines() if line.strip()]
+            last = lines[-1] if lines else f"status {process.returncode}"
+            raise TrainingError(f"{run_folder.name} failed: {last.removeprefix('gistnet: ')}")
+        return seconds
+
+    def _time(self) -> float:
+        if self.on_gpu:
+            return time.monotonic()
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return (used.ru_utime + used.ru_stime) / self.threads
+
+    def seconds_per_step(self, folder: Path, settings: Sequence[str]) -> float:
+        """Seconds a step by the first steps, without start-up and validation; the first one does not count.
+
+        Args:
+            folder: of the run that tells it; deleted afterwards.
+
+        Raises:
+            TrainingError: training failed.
+        """
+        folder.with_name(f"{folder.name}.seconds").unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        began = time.monotonic()
+        share = self.train(folder, [*settings, *PROBE[self.on_gpu]]) / (time.monotonic() - began)
+        seconds = [seconds for _, _, seconds in seconds_of_steps(folder)]
+        shutil.rmtree(folder, ignore_errors=True)
+        return share * (seconds[-1] - seconds[0]) / (len(seconds) - 1)
+
+
+def read_curve(run_folder: Path) -> list[dict[str, float]]:
+    """Validations of a run by spans seen."""
+    return [
+        {"spans_seen": record["spans_seen"]}
+        | {name: round(record["validation"][name], 5) for name in CURVE if name in record["validation"]}
+        for record in read_metrics(run_folder / METRICS_FILE)
+        if "validation" in record
+    ]
+
+
+# Judging --------------------------------------------------------------------------------------------------------------
+
+
+def held_out_spans(
+    teacher: Teacher, dataset: PreparedDataset, default: RunConfig, span_tokens: int, states_after: int | None = None
+) -> HeldOut:
+    """Held-out spans with H = 32, which depend on the default's `evaluation` section and on their length alone."""
+    (stage,), evaluation = default.stages, default.evaluation
+    layout = SpanLayout(
+        span_tokens=span_tokens,
+        horizon_tokens=HORIZON,
+        spans_per_window=evaluation.spans_per_document,
+        sink_tokens=evaluation.sink_tokens,
+    )
+    samples = validation_windows(
+        dataset,
+        layout,
+        documents=evaluation.documents,
+        spans_per_document=evaluation.spans_per_document,
+        seed=evaluation.seed,
+        domains=[domain for domain, share in sorted(stage.train.probabilities.items()) if share > 0],
+    )
+    return HeldOut(teacher, dataset, samples, layout, cache_gigabytes=0, states_after=states_after)
+
+
+def judge(teacher: Teacher, dataset: PreparedDataset, default: RunConfig, folder: Path, policy: Positions) -> Record:
+    """KL by document of a saved GistNet, nats per token, beside `drop` and `last_token`: one gist, H = 32."""
+    gistnet = GistNet.from_pretrained(folder, teacher).eval()
+    held_out = held_out_spans(teacher, dataset, default, gistnet.config.span_tokens, gistnet.states_after)
+
+    def gists(window: HeldOutWindow, read: ReadWindows) -> StandIns:
+        return gist_stand_ins(window.stretches, encode_stretches(gistnet, teacher, window.stretches, read), policy)
+
+    replacements: dict[str, MakeStandIns] = {
+        "gist": gists,
+        "drop": lambda window, read: baselines.drop(teacher, window.stretches),
+        "last_token": lambda window, read: baselines.last_token(teacher, window.stretches, policy),
+    }
+    _, rows, spans = np.unique(held_out.documents, return_inverse=True, return_counts=True)
+
+    def by_document(kl: Any, offsets: tuple[int, int]) -> list[float]:
+        sums = np.bincount(rows, weights=metrics.mean_over_offsets(kl, offsets))
+        return [round(float(value), 5) for value in sums / spans]
+
+    per_document = {
+        name: {f"kl_{first}_{last}": by_document(losses.kl, (first, last)) for first, last in ((1, 8), (9, HORIZON))}
+        for name, losses in held_out.measure(replacements).items()
+    }
+    return {"spans_by_document": spans.tolist(), "kl_by_document": per_document}
+
+
+# A comparison under way -----------------------------------------------------------------------------------------------
+
+
+class Ablations:
+    """A comparison: what its arms have in common, and where their results go.
+
+    Args:
+        asked: of the command line.
+        arms: all that can be trained, with their settings.
 
     Raises:
         GistNetError: of any kind; nothing has been trained.
     """
-    wanted = chosen_arms(arguments.group, arguments.arm)
-    common = [*corpus_sources(arguments.corpus, arguments.max_documents), f"device={arguments.device}", *TO_THE_END]
-    if arguments.compile:
-        common.append("teacher.compile=true")
-    arms = {
-        name: Arm(name, settings, load_config(arguments.config, [*common, *settings, "run_folder=unused"]))
-        for name, settings in all_arms().items()
-    }
-    default = arms[DEFAULT].config
-    if len(default.stages) != 1:
-        raise ConfigError(f"{arguments.config} has {len(default.stages)} stages, expected one.")
-    dataset = prepare_data(default, lambda message: print(message, flush=True))
-    torch.set_num_threads(arguments.threads)
-    judge = Judge(default, load_teacher(default, torch.device(arguments.device)), dataset)
-    budget = {"minutes": arguments.minutes} if arguments.spans is None else {"spans": arguments.spans}
-    results = load(arguments.results)
-    key, found = comparison(
-        results, {"budget": budget, "default": described(default, stated=True), "data": dataset.content_fingerprint}
-    )
-    found["same_as"] = same_arms({name: arm.config for name, arm in arms.items()})
-    probe_seconds = PROBE_SECONDS[arguments.device] if arguments.probe_seconds is None else arguments.probe_seconds
-    ablations = Ablations(
-        trainer=Trainer(arguments.config, common, arguments.threads, arguments.device == "cuda", stop),
-        judge=judge,
-        default=default,
-        folder=arguments.folder / key,
-        budget=budget,
-        probe_seconds=probe_seconds,
-        results_file=arguments.results,
-        results=results,
-        arms=found["arms"],
-    )
-    firsts = dict.fromkeys(found["same_as"].get(name, name) for name in wanted)
-    return ablations, {name: arms[name] for name in firsts}
+
+    def __init__(self, asked: argparse.Namespace, arms: Mapping[str, list[str]]) -> None:
+        common = [*corpus_sources(asked.corpus, asked.max_documents), f"device={asked.device}", *TO_THE_END]
+        self.configs = {
+            name: load_config(asked.config, [*common, *settings, "run_folder=unused"])
+            for name, settings in arms.items()
+        }
+        self.default = self.configs[DEFAULT]
+        if len(self.default.stages) != 1:
+            raise ConfigError(f"{asked.config} has {len(self.default.stages)} stages, expected one.")
+        self.trainer = Trainer(asked.config, common, asked.threads, asked.device == "cuda")
+        self.budget = {"minutes": asked.minutes} if asked.spans is None else {"spans": asked.spans}
+        self.dataset = prepare_data(self.default, partial(print, flush=True))
+        torch.set_num_threads(asked.threads)
+        self.teacher = load_teacher(self.default, torch.device(asked.device))
+        default, data = described(self.default, stated=True), self.dataset.content_fingerprint
+        shared = {"budget": self.budget, "default": default, "data": data}
+        key = digest(shared)
+        self.folder = asked.folder / key
+        self.results_file, self.results = asked.results, load(asked.results)
+        found = self.results["comparisons"].setdefault(key, shared | {"same_as": {}, "arms": {}})
+        retired = {name: other for name, other in found["same_as"].items() if name not in arms}
+        self.same_as = found["same_as"] = retired | same_arms(self.configs)
+        self.arms: dict[str, Any] = found["arms"]
+
+    def run(self, name: str, settings: list[str], seed: int) -> bool:
+        """Train and judge an arm unless it has its result, and keep its record; False where it failed."""
+        known = self.arms.get(name, {}).get(str(seed), {"failed": ""})
+        if "failed" not in known and known["settings"] == settings:
+            print(f"{name}, seed {seed}: has its result", flush=True)
+            return True
+        try:
+            record = self._record(name, settings, seed)
+        except TrainingError as error:
+            record = {"failed": str(error)}
+        self.arms.setdefault(name, {})[str(seed)] = record
+        save(self.results_file, self.results)
+        last = record["curve"][-1] if "curve" in record else None
+        print(f"{name}, seed {seed}: {record['failed'] if last is None else last}", flush=True)
+        return last is not None
+
+    def _record(self, name: str, settings: list[str], seed: int) -> Record:
+        config = self.configs[name]
+        (stage,) = config.stages
+        own = [*settings, f"seed={seed}"]
+        named = f"{name}-{digest(described(config))[:6]}"
+        seconds_per_step, steps = self._plan(named, own, config)
+        # The default's number of spans between validations, so that all curves have points in common.
+        every = self.default.stages[0].train.validation.every_steps * _spans_per_step(self.default)
+        every = max(1, round(every / _spans_per_step(config)))
+        run_folder = self.folder / f"{named}-seed{seed}"
+        planned = [f"train.steps={steps}", f"train.validation.every_steps={every}"]
+        seconds = self.trainer.train(run_folder, [*own, *planned])
+        checkpoint = latest_checkpoint(run_folder)
+        if checkpoint is None:
+            raise CheckpointError(f"The run {run_folder} has no checkpoint, expected that of its last step.")
+        saved, _ = read_saved(checkpoint / "gistnet")
+        curve = read_curve(run_folder)
+        return {
+            "settings": settings,
+            "seed": seed,
+            "span_tokens": config.gistnet.span_tokens,
+            "horizon_tokens": stage.objective.horizon_tokens,
+            "steps": steps,
+            "spans_seen": curve[-1]["spans_seen"],
+            "minutes": round(seconds / 60, 2),
+            "spans_per_second": round(_spans_per_step(config) / seconds_per_step, 3),
+            "trained_parameters": saved.trained_parameters,
+            "share_of_teacher": round(saved.share_of_teacher, 5),
+            "curve": curve,
+            **judge(self.teacher, self.dataset, self.default, checkpoint / "gistnet", stage.objective.positions),
+            "threads": self.trainer.threads,
+            "machine": describe_machine(),
+        }
+
+    def _plan(self, named: str, settings: list[str], config: RunConfig) -> tuple[float, int]:
+        """Seconds a step, and the steps that the budget is good for: the same with every seed, so it is kept."""
+        path = self.folder / f"{named}.plan.json"
+        if not path.exists():
+            seconds = self.trainer.seconds_per_step(self.folder / f"{named}-probe", settings)
+            minutes = self.budget.get("minutes")
+            steps = self.budget["spans"] / _spans_per_step(config) if minutes is None else 60 * minutes / seconds
+            write_json(path, {"seconds_per_step": seconds, "steps": max(1, round(steps))})
+        plan = json.loads(path.read_text(encoding="utf-8"))
+        return plan["seconds_per_step"], plan["steps"]
 
 
-def run_all(arguments: argparse.Namespace) -> int:
-    """Run what has no result yet; the exit status is 1 where an arm failed, 130 where the program was asked to stop."""
-    stop = threading.Event()
-    ablations, arms = prepare(arguments, stop)
-    before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        with ThreadPoolExecutor(arguments.jobs) as pool:
-            runs = []
-            for seed in arguments.seeds:
-                for name, arm in arms.items():
-                    if ablations.has_result(arm, seed):
-                        print(f"{name}, seed {seed}: has its result", flush=True)
-                    else:
-                        runs.append(pool.submit(ablations.run, arm, seed))
-            try:
-                for run in runs:
-                    run.result()
-            except BaseException:
-                stop.set()  # before the pool waits for the others
-                raise
-    except Interrupted:
-        print("Asked to stop; the same command goes on from here.", file=sys.stderr)
-        return 130
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    failed = [name for name in arms for record in ablations.arms[name].values() if "failed" in record]
-    return int(bool(failed))
+def _spans_per_step(config: RunConfig) -> int:
+    """Branches of a step; a run of several gists counts once."""
+    (stage,) = config.stages
+    return stage.train.windows_per_batch * stage.train.accumulation_steps * stage.train.spans_per_window
 
 
-def add_curve(named: str, results_file: Path) -> None:
-    """Keep the curve of a run that is not an arm.
-
-    Raises:
-        ConfigError: it is not NAME=RUN_FOLDER, or NAME=RUN_FOLDER,NEXT where NEXT began where that ended.
-        DataError: the run has no metrics.
-    """
-    name, equals, folder = named.partition("=")
-    if not (name and equals and folder):
-        raise ConfigError(f"Got the curve '{named}', expected NAME=RUN_FOLDER.")
-    results = load(results_file)
-    results["long_curves"][name] = read_curve(*map(Path, folder.split(",")))
-    save(results_file, results)
+# Command line ---------------------------------------------------------------------------------------------------------
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """What the command line asks for."""
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--corpus", nargs="+", default=[], help="JSON lines files; else the configuration's sources")
     parser.add_argument("--max-documents", type=int, default=60, help="of each file")
     parser.add_argument("--config", type=Path, default=ROOT / "configs" / "ablations.yaml", help="the default arm")
-    parser.add_argument("--group", nargs="+", default=[], help=f"of {', '.join(GROUPS)}; else all")
+    parser.add_argument(
+        "--arms", type=Path, default=ROOT / "benchmarks" / "arms.yaml", help="the file of groups of arms"
+    )
+    parser.add_argument("--group", nargs="+", default=[], help="groups by name; else all")
     parser.add_argument("--arm", nargs="+", default=[], help="arms by name; the default is always among them")
     parser.add_argument("--minutes", type=float, default=20, help="of training for each arm")
     parser.add_argument("--spans", type=int, help="to be seen by each arm, in place of --minutes")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--threads", type=int, default=1, help="of each process")
-    parser.add_argument("--jobs", type=int, default=1, help="arms at once")
-    parser.add_argument("--device", choices=list(PROBE_SECONDS), default="cpu")
-    parser.add_argument("--compile", action="store_true", help="with teacher.compile")
-    parser.add_argument("--probe-seconds", type=float, help="of steps that tell the speed of an arm")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "ablations")
     parser.add_argument("--results", type=Path, help="the results file")
-    parser.add_argument("--curve", help="NAME=RUN_FOLDER[,NEXT…]: keep that run's curve, and run nothing")
-    parser.add_argument("--plots", action="store_true", help="draw the plots of docs/ablations.md, and run nothing")
-    parsed = parser.parse_args(arguments)
-    parsed.results = parsed.results or ROOT / "benchmarks" / "results" / f"ablations-{parsed.device}.json"
-    return parsed
+    asked = parser.parse_args(arguments)
+    asked.results = asked.results or RESULTS / f"ablations-{asked.device}.json"
+    return asked
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Do what is asked for; bad input ends in one sentence."""
-    parsed = parse(arguments)
+    """Run what has no result yet; the status is 1 where an arm failed or input is bad, 130 where asked to stop."""
+    asked = parse(arguments)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        if parsed.plots:
-            from benchmarks.ablation_plots import draw_all  # needs matplotlib
-
-            draw_all(parsed.results.parent, ROOT / "docs" / "plots" / "ablations")
-            return 0
-        if parsed.curve:
-            add_curve(parsed.curve, parsed.results)
-            return 0
-        return run_all(parsed)
+        groups = read_groups(asked.arms)
+        wanted, arms = chosen_arms(groups, asked.group, asked.arm), chosen_arms(groups, [], [])
+        ablations = Ablations(asked, arms)
+        firsts = dict.fromkeys(ablations.same_as.get(name, name) for name in wanted)
+        done = [ablations.run(name, arms[name], seed) for seed in asked.seeds for name in firsts]
+        return int(not all(done))
     except GistNetError as error:
         print(f"ablations: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("Asked to stop; the same command goes on from here.", file=sys.stderr)
+        return 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 if __name__ == "__main__":

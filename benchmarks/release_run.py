@@ -19,11 +19,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # so that `python benchmarks/…` works, and `-m benchmarks.…`
 
-from benchmarks.machine import describe_machine
+from benchmarks.machine import ROOT, describe_device
 from gistnet.config import load_config
-from gistnet.run_folder import METRICS_FILE
+from gistnet.evaluation.run_record import read_figures
+from gistnet.files import write_json
+from gistnet.machine import describe_machine
+from gistnet.run_folder import FIGURES_FILE, METRICS_FILE
 
-ROOT = Path(__file__).parent.parent
 CONFIG = Path("configs/release.yaml")
 RELEASE = Path("released/smollm2-135m")
 NOTES = Path("benchmarks/release_notes")
@@ -37,8 +39,18 @@ ALSO = (
     "evaluation.map_documents=0",
 )
 """What is evaluated besides narrative text at 32 tokens, for the targets of the later stages."""
-LONG_CONTEXT = "smollm2-135m"
-"""The name of the long-context result, benchmarks/results/long-context-smollm2-135m.json."""
+LONG_CONTEXT = (
+    "evaluation.domains=[narrative]",
+    "evaluation.weights={}",
+    "evaluation.positions=[end]",
+    "evaluation.documents=2",
+    "evaluation.geometry_spans=100",
+    "evaluation.highest_level=0",
+    "evaluation.pair_test.pairs=0",
+    "evaluation.map_documents=0",
+)
+"""Settings of the evaluation of long contexts, which leave out nearly everything else."""
+KEPT = Path("benchmarks/results/long-context-smollm2-135m.json")
 
 
 def commands(processes: int, settings: Sequence[str], *, hardware: str, made: Path = ROOT) -> Iterator[list[str]]:
@@ -47,7 +59,7 @@ def commands(processes: int, settings: Sequence[str], *, hardware: str, made: Pa
     Args:
         processes: that train together; 1 trains without a launcher.
         settings: changes to the configuration.
-        hardware: what the model card says of the machine.
+        hardware: of the model card.
         made: the folder that relative paths are under.
     """
     run_folder = load_config(ROOT / CONFIG, settings).run_folder
@@ -67,16 +79,21 @@ def commands(processes: int, settings: Sequence[str], *, hardware: str, made: Pa
             *("--also", shlex.join(ALSO)),
             *("--data-notes", str(NOTES / "data.md"), "--limits", str(NOTES / "limits.md")),
         ]
-    if not (made / "benchmarks" / "results" / f"long-context-{LONG_CONTEXT}.json").exists():
-        program = [sys.executable, "benchmarks/long_context.py", str(run_folder)]
-        yield [*program, "--positions", "end", "--name", LONG_CONTEXT]
-    yield [sys.executable, "benchmarks/page.py"]
+    figures = long_context_figures(run_folder)
+    if not (made / figures).exists():
+        evaluate = [*python, "gistnet.cli", "evaluate", str(run_folder), "--long-context"]
+        yield [*evaluate, *LONG_CONTEXT, "--out", str(figures)]
 
 
-def describe_hardware(machine: dict[str, str | int | float]) -> str:
-    """A machine in words: its GPU where there is one, its processor otherwise."""
-    processor = f"{machine['cores']} cores of {machine['processor']}, {machine['memory_gigabytes']} GB"
-    return f"{processor if machine['gpu'] == 'none' else machine['gpu']}, torch {machine['torch']}"
+def long_context_figures(run_folder: Path) -> Path:
+    """File of the evaluation of long contexts of a run."""
+    return run_folder / "long-context" / FIGURES_FILE
+
+
+def keep_long_context(figures: Path, kept: Path) -> None:
+    """Keep the records of long contexts for README.md, with the machine that they were measured on."""
+    records = [r for r in read_figures(figures) if r.name.startswith(("long_context", "retrieval"))]
+    write_json(kept, {"machine": describe_machine(), "records": [record.model_dump(mode="json") for record in records]})
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -85,12 +102,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--processes", type=int, default=1, help="processes, or GPUs, that train together")
     parser.add_argument("settings", nargs="*", help="changes to the configuration, as train.windows_per_batch=4")
     asked = parser.parse_args(arguments)
-    hardware = describe_hardware(describe_machine())
+    machine = describe_machine()
+    hardware = f"{describe_device({'machine': machine})}, torch {machine['torch']}"
     for command in commands(asked.processes, asked.settings, hardware=hardware):
         print(f"$ {shlex.join(command)}", flush=True)
         if status := subprocess.run(command, cwd=ROOT).returncode:
             return status
-    return 0
+    keep_long_context(ROOT / long_context_figures(load_config(ROOT / CONFIG, asked.settings).run_folder), ROOT / KEPT)
+    return subprocess.run([sys.executable, "benchmarks/tables.py"], cwd=ROOT).returncode
 
 
 if __name__ == "__main__":

@@ -1,9 +1,14 @@
-"""A book compressed into a tree, and a tree of a million tokens opened, read and searched.
+"""Trees on disk: how fast they are written, read and searched, and that no kill loses or tears anything.
 
-    python benchmarks/tree.py --quick             20,000 tokens, and a tree of 50,000 (two minutes on two cores)
-    python benchmarks/tree.py                     200,000 tokens, and a tree of a million (five to ten minutes)
-    python benchmarks/tree.py --text BOOK         another text than what comes with Python: a file, or lines of JSONL
-    python benchmarks/tree.py --checkpoint RUN    a trained GistNet instead of an untrained `bottleneck` of two levels
+    python benchmarks/tree.py speed --quick           20,000 tokens, and a tree of 50,000 (two minutes on two cores)
+    python benchmarks/tree.py speed                   200,000 tokens, and a tree of a million (five to ten minutes)
+    python benchmarks/tree.py speed --text BOOK       another text than what comes with Python: a file, or JSON lines
+    python benchmarks/tree.py speed --checkpoint RUN  a trained GistNet, not an untrained `bottleneck` of two levels
+    python benchmarks/tree.py kills                   200 kills (two minutes)
+    python benchmarks/tree.py kills --kills 20        what the tests run
+
+`speed` has three parts, each in a process of its own, so that its peak memory is its own. Results:
+benchmarks/results/tree-cpu.json.
 
     compress    `compress_files` with the real teacher: tokens a second, bytes on disk by level, peak memory; and how
                 long a second run takes to find that all is there
@@ -11,29 +16,47 @@
     large       a tree whose gists a stub makes, of the size of the teacher's: milliseconds (50th and 99th percentile)
                 to open it, to read 64 random nodes with their metadata, and to search it
 
-Each part runs in a process of its own, so that its peak memory is its own. Results: benchmarks/results/tree-cpu.json.
+`kills`: a writer appends to a few documents, compacts, and now and then re-encodes everything with other weights, until
+it is killed (SIGKILL); then the next one goes on. The encoder is a stub, so that nearly all time is spent in writing.
+The writer notes in a file what `append` returned for. Tokens are a function of document and index, and gists of
+weights, span and index, so that a reader can tell what it must see, to the bit. Each of two readers, again and again:
+
+    before it refreshes, notes what is acknowledged; after, finds at least that
+    reads tokens and the gists of all levels: all by the weights that the tree names, none torn, none missing
+    goes back to a generation that it has held for a while: unchanged, though the writer compacts and cleans
+
+At the end the tree is opened for writing once more, and verified with every gist made again. Exits with 1 if anything
+was wrong. Results: benchmarks/results/tree-kills.json with --write.
 """
 
 import argparse
 import json
 import os
-import resource
-import subprocess
+import random
+import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+import warnings
+import zlib
+from collections import Counter
+from collections.abc import Callable
 from functools import partial
+from multiprocessing import get_context
+from multiprocessing.context import ForkProcess
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # so that `python benchmarks/…` works, and `-m benchmarks.…`
 
-from benchmarks.machine import describe_machine
+from benchmarks.machine import RESULTS, in_own_process, peak_megabytes, timed
 from gistnet.data.installation import read_installation
-from gistnet.data.tokenise import Tokenize, pieces_of
+from gistnet.data.tokenise import pieces_of
+from gistnet.files import write_json
+from gistnet.machine import describe_machine
 from gistnet.model.gistnet import GistNet, GistNetConfig
 from gistnet.model.teacher import Teacher, TeacherConfig, load_tokenizer
 from gistnet.tree.compress import compress_files
@@ -41,42 +64,83 @@ from gistnet.tree.encoder import Encoder
 from gistnet.tree.gist_encoder import GistEncoder
 from gistnet.tree.history import count_gists
 from gistnet.tree.progress import CompressionDisplay
+from gistnet.tree.storage.snapshot import Document
 from gistnet.tree.stub_encoder import StubEncoder
 from gistnet.tree.texts import TextFiles, read_texts
 from gistnet.tree.tree import GistTree
 from gistnet.tree_session import LoadEncoder
 
-RESULTS = Path(__file__).parent / "results"
+# Speed ----------------------------------------------------------------------------------------------------------------
+
 PIECES, NODES = 100, 64
 BOOK, TREE = "book.txt", "tree"
 
 
-def book(texts: Iterable[str], tokenize: Tokenize, n_tokens: int) -> str:
-    """The beginning, of about so many tokens, of the first text that is long enough, or of all of them together."""
-    joined = ""
-    for text in texts:
-        joined = text if len(text) >= 6 * n_tokens else f"{joined}{text}\n\n"
-        if len(joined) >= 6 * n_tokens:
-            break
-    found, kept = 0, []
-    for piece in pieces_of(joined, tokenize, 2000):
+def run_speed(asked: argparse.Namespace) -> None:
+    """Run each part in a process of its own, print the figures, write the results."""
+    results: dict[str, Any] = {"machine": describe_machine(), "text": (asked.text or Path("installation")).name}
+    results["load_average_at_start"] = os.getloadavg()[0]  # what else the machine was doing
+    results["gistnet"] = "untrained bottleneck" if asked.checkpoint is None else asked.checkpoint.name
+    book_tokens, tree_tokens, repeats = (20_000, 50_000, 20) if asked.quick else (200_000, 1_000_000, 200)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        in_own_process(write_book, folder / BOOK, asked.text, book_tokens)
+        parts: dict[str, tuple[Any, ...]] = {
+            "compress": (with_encoder, compress, folder, asked.checkpoint),
+            "pieces": (with_encoder, append_pieces, folder, asked.checkpoint),
+            "large": (large, folder, tree_tokens, repeats),
+        }
+        for part, call in parts.items():
+            results[part] = in_own_process(*call)
+            print(part, json.dumps(results[part], indent=1), flush=True)
+    write_json(asked.out or RESULTS / f"tree-{'quick-' if asked.quick else ''}cpu.json", results)
+    if not results["pieces"]["identical"]:
+        raise SystemExit("The tree that was appended in pieces differs from the one that was appended at once.")
+
+
+def write_book(path: Path, text: Path | None, n_tokens: int) -> None:
+    """Write the text to compress into a file of its own: the first texts there are, about so many tokens of them."""
+    tokenizer = load_tokenizer(TeacherConfig())
+    if text is None:
+        texts = (text for _, text in read_installation("narrative"))
+    else:
+        texts = ("".join(blocks) for _, blocks in read_texts(TextFiles(paths=(str(text),))))
+    kept: list[str] = []
+    found = 0
+    for piece in (piece for text in texts for piece in pieces_of(f"{text}\n\n", tokenizer.encode, 2000)):
         kept.append(piece)
-        found += len(tokenize(piece, continued=found > 0))
+        found += len(tokenizer.encode(piece))
         if found >= n_tokens:
             break
-    return "".join(kept)
+    path.write_text("".join(kept), encoding="utf-8")
+
+
+def load_encoder(checkpoint: Path | None) -> GistEncoder:
+    """GistNet of a checkpoint, or an untrained one of two levels, which costs the same."""
+    if checkpoint is not None:
+        return LoadEncoder(checkpoint)()
+    teacher = Teacher.from_pretrained(TeacherConfig())
+    config = GistNetConfig(architecture="bottleneck")
+    return GistEncoder(teacher, GistNet.build(config, teacher, below=GistNet.build(config, teacher)))
+
+
+def with_encoder(
+    part: Callable[[Path, Encoder], dict[str, Any]], folder: Path, checkpoint: Path | None
+) -> dict[str, Any]:
+    """Load the encoder in this process, and measure a part with it."""
+    return part(folder, load_encoder(checkpoint))
 
 
 def compress(folder: Path, encoder: Encoder) -> dict[str, Any]:
     """Compress `folder / BOOK` into a new tree, `folder / TREE`, and do so once more."""
     warm_up(encoder)
-    before = _peak_megabytes()
+    before = peak_megabytes("cpu")
     files = TextFiles(paths=(str(folder / BOOK),))
     with GistTree.create(folder / TREE, encoder) as tree:
         with CompressionDisplay() as display:
-            done, seconds = _timed(lambda: compress_files(files, tree, encoder, progress=display.update))
-        peak = _peak_megabytes()
-        _, seconds_again = _timed(lambda: compress_files(files, tree, encoder))
+            done, seconds = timed(lambda: compress_files(files, tree, encoder, progress=display.update), "cpu")
+        peak = peak_megabytes("cpu")
+        _, seconds_again = timed(lambda: compress_files(files, tree, encoder), "cpu")
     with GistTree.open(folder / TREE, encoder, writable=True) as tree:
         tree.compact()  # the generation that was opened stays on disk beside the compacted one until the next time
         info = tree.info()
@@ -94,7 +158,7 @@ def compress(folder: Path, encoder: Encoder) -> dict[str, Any]:
     }
 
 
-def pieces(folder: Path, encoder: Encoder) -> dict[str, Any]:
+def append_pieces(folder: Path, encoder: Encoder) -> dict[str, Any]:
     """Append the tokens of `folder / TREE` to another tree in pieces, and compare every bit."""
     warm_up(encoder)
     with GistTree.open(folder / TREE) as whole, GistTree.create(folder / "pieces", encoder) as tree:
@@ -102,7 +166,7 @@ def pieces(folder: Path, encoder: Encoder) -> dict[str, Any]:
         n_tokens = whole.document(name).n_tokens
         tokens = whole.tokens(0, n_tokens, name)
         cuts = np.sort(np.random.default_rng(0).choice(np.arange(1, n_tokens), PIECES - 1, replace=False))
-        _, seconds = _timed(lambda: [tree.append(piece, name) for piece in np.split(tokens, cuts)])
+        _, seconds = timed(lambda: [tree.append(piece, name) for piece in np.split(tokens, cuts)], "cpu")
         identical = np.array_equal(tree.tokens(0, n_tokens, name), tokens)
         for level in range(encoder.levels):
             count = count_gists(n_tokens, encoder.span_tokens, level)
@@ -111,13 +175,19 @@ def pieces(folder: Path, encoder: Encoder) -> dict[str, Any]:
     return {"pieces": PIECES, "tokens_per_second": n_tokens / seconds, "identical": identical}
 
 
+def warm_up(encoder: Encoder) -> None:
+    """Make one gist, so that nothing is loaded or allocated for the first time while the clock runs."""
+    encoder.encode(0, np.zeros((1, encoder.span_tokens), dtype=np.int64), 0)
+
+
 def large(folder: Path, n_tokens: int, repeats: int) -> dict[str, Any]:
-    """Build a tree with gists of a stub, and time what readers do."""
+    """Build a tree with gists of a stub, and time readers."""
     encoder = StubEncoder(dim=576, span_tokens=32, vocabulary_size=49152)
     draw = np.random.default_rng(0)
     with GistTree.create(folder / "large", encoder) as tree:
-        _, seconds = _timed(
-            lambda: [tree.append(draw.integers(0, 49152, min(16384, n_tokens - n))) for n in range(0, n_tokens, 16384)]
+        _, seconds = timed(
+            lambda: [tree.append(draw.integers(0, 49152, min(16384, n_tokens - n))) for n in range(0, n_tokens, 16384)],
+            "cpu",
         )
         tree.compact()
     gists = n_tokens // encoder.span_tokens
@@ -140,86 +210,240 @@ def large(folder: Path, n_tokens: int, repeats: int) -> dict[str, Any]:
     return result
 
 
-def load_encoder(checkpoint: Path | None) -> GistEncoder:
-    """The GistNets of a checkpoint, or of two levels as they are before training, which costs the same."""
-    if checkpoint is not None:
-        return LoadEncoder(checkpoint)()
-    teacher = Teacher.from_pretrained(TeacherConfig())
-    config = GistNetConfig(architecture="bottleneck")
-    return GistEncoder(teacher, GistNet.build(config, teacher, below=GistNet.build(config, teacher)))
-
-
-def warm_up(encoder: Encoder) -> None:
-    """Make one gist, so that nothing is loaded or allocated for the first time while the clock runs."""
-    encoder.encode(0, np.zeros((1, encoder.span_tokens), dtype=np.int64), 0)
-
-
-def write_book(path: Path, text: Path | None, n_tokens: int) -> None:
-    """Put the text that is to be compressed into a file of its own."""
-    tokenizer = load_tokenizer(TeacherConfig())
-    if text is None:
-        texts = (text for _, text in read_installation("narrative"))
-    else:
-        texts = ("".join(blocks) for _, blocks in read_texts(TextFiles(paths=(str(text),))))
-    content = book(texts, tokenizer.encode, n_tokens)
-    path.write_text(content, encoding="utf-8")
-
-
-def _timed(action: Callable[[], Any]) -> tuple[Any, float]:
-    began = time.perf_counter()
-    return action(), time.perf_counter() - began
-
-
 def _percentiles(action: Callable[[], Any], repeats: int) -> dict[str, float]:
     action()
-    times = [1000 * _timed(action)[1] for _ in range(repeats)]
+    times = [1000 * timed(action, "cpu")[1] for _ in range(repeats)]
     return {"p50": float(np.percentile(times, 50)), "p99": float(np.percentile(times, 99))}
 
 
-def _peak_megabytes() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+# Kills ----------------------------------------------------------------------------------------------------------------
+
+DOCUMENTS = ("main", "a chapter", "Ωμέγα")
+VOCABULARY = 1000
+OPERATIONS = {"append": 0.8, "regist": 0.12, "compact": 0.08}
+
+
+def content(document: str, start: int, stop: int) -> NDArray[np.int64]:
+    """Tokens that a document must have from `start` to `stop`."""
+    mixed = (np.arange(start, stop) * 2_654_435_761 + zlib.crc32(document.encode())) % (1 << 32)
+    return (mixed >> 9) % VOCABULARY
+
+
+def encoder(seed: int) -> StubEncoder:
+    """Encoder with the weights of a seed."""
+    return StubEncoder(seed, dim=16, span_tokens=8, levels=3, vocabulary_size=VOCABULARY)
+
+
+class Notes:
+    """Lines that a process adds and others read; a line is there whole or not at all."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+
+    def add(self, *words: object) -> None:
+        """One line, in one write."""
+        os.write(self._descriptor, (json.dumps(words) + "\n").encode())
+
+    def lines(self) -> list[list[Any]]:
+        """All lines so far."""
+        return [json.loads(line) for line in self._path.read_text().splitlines()]
+
+
+def run_kills(asked: argparse.Namespace) -> None:
+    """Kill writers of a temporary tree, print the counts, and keep them if asked."""
+    with tempfile.TemporaryDirectory() as folder:
+        results = kill_writers(asked.kills, Path(folder), asked.seed)
+    print(json.dumps(results))
+    if asked.write:
+        write_json(RESULTS / "tree-kills.json", {"machine": describe_machine(), **results})
+
+
+def kill_writers(kills: int, folder: Path, seed: int = 0) -> dict[str, Any]:
+    """Kill writers in `folder` while two readers look, then verify the tree.
+
+    Returns:
+        Counts of what happened.
+
+    Raises:
+        RuntimeError: something was lost or torn; the process that saw it has printed what.
+    """
+    warnings.filterwarnings("ignore", message="lance is not fork-safe")
+    tree, stop, report = folder / "tree", folder / "stop", folder / "report"
+    notes, seen = Notes(folder / "notes"), [folder / f"reader-{number}" for number in range(2)]
+    draw, began = random.Random(seed), time.monotonic()
+    check(succeeded(start(lambda: GistTree.create(tree, encoder(1)).close())), "the tree was not created")
+    readers = [start(read_until_stopped, tree, notes, stop, path, number) for number, path in enumerate(seen)]
+    try:
+        killed = Counter(kill_once(tree, notes, draw) for _ in range(kills))
+    finally:
+        stop.touch()
+        fine = [succeeded(reader) for reader in readers]
+    check(all(fine), "a reader saw what it must not see (above)")
+    check(succeeded(start(finish, tree, notes, report)), "the tree is not whole (above)")
+    lines = notes.lines()
+    return {
+        "kills": killed.total(),
+        "killed_during": dict(killed.most_common()),
+        "appends_acknowledged": sum(words[0] == "acknowledged" for words in lines),
+        "regists_finished": sum(words == ["end", "regist"] for words in lines),
+        "readers": [json.loads(path.read_text()) for path in seen],
+        "tree": json.loads(report.read_text()),
+        "seconds": round(time.monotonic() - began, 1),
+    }
+
+
+def start(work: Callable[..., None], *arguments: Any) -> ForkProcess:
+    """Begin `work` in a forked process: quick, where a start of Python is not.
+
+    Lance must not have been used before, since its threads would be missing there; this process never uses it.
+    """
+    process = get_context("fork").Process(target=work, args=arguments)
+    process.start()
+    return process
+
+
+def succeeded(process: ForkProcess) -> bool:
+    """Wait for a process to end; whether its status is 0."""
+    process.join()
+    return process.exitcode == 0
+
+
+def kill_once(folder: Path, notes: Notes, draw: random.Random) -> str:
+    """Start a writer, kill it at a random moment, and return the name of the operation that this interrupted."""
+    before = len(notes.lines())
+    writer = start(write_until_killed, folder, notes, draw.randrange(1 << 30))
+    if draw.random() < 0.8:  # else it may be killed while it opens the tree
+        while ["end", "open"] not in notes.lines()[before:] and writer.is_alive():
+            time.sleep(0.002)
+    time.sleep(draw.uniform(0, 0.5))
+    writer.kill()
+    writer.join()
+    check(writer.exitcode == -signal.SIGKILL, "the writer ended before it was killed")
+    marks = [words for words in notes.lines()[before:] if words[0] in ("begin", "end")]
+    if not marks:
+        return "start"
+    return str(marks[-1][1]) if marks[-1][0] == "begin" else "between"
+
+
+def finish(folder: Path, notes: Notes, report: Path) -> None:
+    """Open the tree once more for writing, and verify it."""
+    with GistTree.open(folder) as reader:
+        weights = int(reader.info().gist_version.removeprefix("stub"))
+    with GistTree.open(folder, encoder(weights), writable=True) as tree:
+        for name, count in {w[1]: w[2] for w in notes.lines() if w[0] == "acknowledged"}.items():
+            check(tree.document(name).n_tokens >= count, f"{name}: {count} acknowledged, fewer there")
+        verified = tree.verify()
+        check(verified.ok, "; ".join(verified.problems))
+        check(verified.missing == 0, f"{verified.missing} gists are missing")
+        summary = {"generation": verified.generation, "tokens": verified.tokens, "gists": verified.gists}
+        report.write_text(json.dumps({**summary, "recomputed": verified.recomputed}))
+
+
+def write_until_killed(folder: Path, notes: Notes, seed: int) -> None:
+    """Work of a writer: append, compact and re-encode without end."""
+    draw = random.Random(seed)
+    notes.add("begin", "open")
+    with GistTree.open(folder) as reader:
+        weights = int(reader.info().gist_version.removeprefix("stub"))
+    tree = GistTree.open(folder, encoder(weights), writable=True)
+    notes.add("end", "open")
+    while True:
+        (operation,) = draw.choices(list(OPERATIONS), list(OPERATIONS.values()))
+        notes.add("begin", operation)
+        if operation == "regist":
+            weights += 1
+            tree.regist(encoder(weights))
+        elif operation == "compact":
+            tree.compact()
+        else:
+            document = draw.choice(DOCUMENTS)
+            done = tree.document(document).n_tokens if document in tree.documents() else 0
+            count = tree.append(content(document, done, done + draw.randint(1, 400)), document)
+            notes.add("acknowledged", document, count)
+        notes.add("end", operation)
+
+
+def read_until_stopped(folder: Path, notes: Notes, stop: Path, report: Path, seed: int) -> None:
+    """Look at the tree as fast as possible, and fail at the first thing that is not as it must be.
+
+    Args:
+        stop: a file that ends it once it is there.
+        report: where it counts what it has looked at.
+    """
+    draw = random.Random(seed)
+    seen: Counter[str] = Counter()
+    held: tuple[Document, int, int] | None = None
+    with GistTree.open(folder) as tree:
+        while not stop.exists():
+            acknowledged = {words[1]: words[2] for words in notes.lines() if words[0] == "acknowledged"}
+            tree.refresh()
+            info = tree.info()
+            weights = int(info.gist_version.removeprefix("stub"))
+            for name, count in acknowledged.items():
+                check(name in tree.documents(), f"{name} was acknowledged and is not there")
+                document = tree.document(name)
+                check(document.n_tokens >= count, f"{name}: {count} acknowledged, {document.n_tokens} there")
+                look(document, weights, draw)
+                seen["looks"] += 1
+            if acknowledged and (held is None or draw.random() < 0.1):
+                name = draw.choice(list(acknowledged))
+                held = tree.document(name), weights, tree.document(name).n_tokens
+            if held is not None:
+                check(held[0].n_tokens == held[2], "a document that was held has grown")
+                look(held[0], held[1], draw)
+                seen["looks at a held generation"] += 1
+            seen["generations"] = info.version
+    report.write_text(json.dumps(seen))
+
+
+def look(document: Document, weights: int, draw: random.Random) -> None:
+    """Check a random part of a document, or all of it: its tokens, and gists of each level by these weights alone."""
+    check(document.levels == 3, f"{document.name}: only {document.levels} levels are complete")
+    stub, n = encoder(weights), document.n_tokens
+    start = 0 if draw.random() < 0.2 else draw.randrange(max(1, n - 2000))
+    stop = n if draw.random() < 0.2 else min(n, start + 2000)
+    check(np.array_equal(document.tokens(start, stop), content(document.name, start, stop)), "tokens are wrong")
+    for level in range(3):
+        per_gist = 8 ** (level + 1)
+        first, last = start // per_gist, stop // per_gist
+        if first == last:
+            break
+        below: NDArray[np.generic] = content(document.name, first * per_gist, last * per_gist).reshape(-1, 8)
+        for each in range(level + 1):
+            at = first * per_gist // 8 ** (each + 1)
+            gists = stub.encode(each, below, at)
+            below = gists.reshape(-1, 8, 16) if each < level else gists
+        found = document.gists(level, first, last)
+        check(np.array_equal(found.view(np.uint16), gists.view(np.uint16)), f"gists of level {level} are wrong")
+
+
+def check(true: bool, sentence: str) -> None:
+    """Raise a `RuntimeError` unless `true`; unlike `assert`, it cannot be switched off."""
+    if not true:
+        raise RuntimeError(sentence)
+
+
+# Command line ---------------------------------------------------------------------------------------------------------
 
 
 def main() -> None:
-    """Run each part in a process of its own, print the figures, write the result."""
+    """Run what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--text", type=Path)
-    parser.add_argument("--checkpoint", type=Path)
-    parser.add_argument("--only", nargs=2, metavar=("PART", "FOLDER"), help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.only:
-        part, folder = arguments.only
-        _run_part(part, Path(folder), arguments)
-        return
-    results: dict[str, Any] = {"machine": describe_machine(), "text": (arguments.text or Path("installation")).name}
-    results["load_average_at_start"] = os.getloadavg()[0]  # what else the machine was doing
-    results["gistnet"] = "untrained bottleneck" if arguments.checkpoint is None else arguments.checkpoint.name
-    with tempfile.TemporaryDirectory() as folder:
-        for part in ("book", "compress", "pieces", "large"):
-            command = [sys.executable, "-m", "benchmarks.tree", *sys.argv[1:], "--only", part, folder]
-            output = subprocess.run(
-                command, check=True, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parent.parent
-            )
-            if part != "book":
-                results[part] = json.loads(output.stdout.splitlines()[-1])
-                print(part, json.dumps(results[part], indent=1), flush=True)
-    RESULTS.mkdir(exist_ok=True)
-    name = f"tree-{'quick-' if arguments.quick else ''}cpu.json"
-    (RESULTS / name).write_text(json.dumps(results, indent=1) + "\n")
-    if not results["pieces"]["identical"]:
-        sys.exit("The tree that was appended in pieces differs from the one that was appended at once.")
-
-
-def _run_part(part: str, folder: Path, arguments: argparse.Namespace) -> None:
-    if part == "book":
-        write_book(folder / BOOK, arguments.text, 20_000 if arguments.quick else 200_000)
-        return
-    if part == "large":
-        result = large(folder, *((50_000, 20) if arguments.quick else (1_000_000, 200)))
-    else:
-        result = {"compress": compress, "pieces": pieces}[part](folder, load_encoder(arguments.checkpoint))
-    print(json.dumps(result))
+    commands = parser.add_subparsers(required=True)
+    speed = commands.add_parser("speed")
+    speed.add_argument("--quick", action="store_true")
+    speed.add_argument("--text", type=Path)
+    speed.add_argument("--checkpoint", type=Path)
+    speed.add_argument("--out", type=Path, help="the file of results")
+    speed.set_defaults(run=run_speed)
+    kills = commands.add_parser("kills")
+    kills.add_argument("--kills", type=int, default=200)
+    kills.add_argument("--seed", type=int, default=0)
+    kills.add_argument("--write", action="store_true", help="write the results to benchmarks/results/tree-kills.json")
+    kills.set_defaults(run=run_kills)
+    asked = parser.parse_args()
+    asked.run(asked)
 
 
 if __name__ == "__main__":

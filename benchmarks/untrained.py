@@ -1,15 +1,14 @@
-"""What can stand in for a span without any training: states of the teacher given to it as input embeddings.
+"""Replacements of a span that need no training: hidden states of the teacher, given to it as input embeddings.
 
     python benchmarks/untrained.py --corpus corpora/narrative/*.jsonl.zst
 
-A state behind a layer of the teacher is put where the gist would stand, at the end of the span. Three tables: states of
-the original context behind each layer; GistNets without training, whose copied layers see the span alone, with more or
+A hidden state of the teacher is put where the gist would stand, at the end of the span. Three tables: states of the
+original context behind each layer; GistNets without training, whose copied layers see the span alone, with more or
 fewer layers for all tokens and for the last one; and the same at several lengths. Beside each, drop and last token, on
 the same spans of 32 held-out documents. Costs ten minutes of two cores. Results: benchmarks/results/untrained.json.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -20,22 +19,21 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # so that `python benchmarks/…` works, and `-m benchmarks.…`
 
-from benchmarks.ablations import corpus_sources
-from benchmarks.machine import describe_machine
+from benchmarks.ablations import corpus_sources, held_out_spans
+from benchmarks.machine import RESULTS, ROOT, in_short
 from gistnet.config import load_config
-from gistnet.data.sampling import SpanLayout, validation_windows
 from gistnet.evaluation import baselines, metrics
 from gistnet.evaluation.held_out import HeldOut, HeldOutWindow, MakeStandIns, Measured
 from gistnet.evaluation.resampling import DocumentDraws
+from gistnet.files import write_json
+from gistnet.machine import describe_machine
 from gistnet.model.gistnet import GistNet, GistNetConfig
 from gistnet.model.teacher import ReadWindows, Teacher
 from gistnet.objective.branches import StandIns, gist_stand_ins
 from gistnet.objective.objective import encode
 from gistnet.session import load_teacher, prepare_data
 
-ROOT = Path(__file__).parent.parent
-RESULT = ROOT / "benchmarks" / "results" / "untrained.json"
-HORIZON, SPAN, RESAMPLES = 32, 32, 2000
+SPAN, RESAMPLES = 32, 2000
 STATES = (1, 2, 4, 8, 12, 16, 18, 20, 22, 25, 29)
 LAYERS = ((2, 2), (4, 4), (5, 5), (8, 8), (12, 12), (20, 20), (2, 12), (2, 16), (4, 8), (4, 12), (4, 16), (4, 20))
 """Layers that all tokens pass, and layers that the last token passes."""
@@ -44,7 +42,7 @@ SCALES = (1, 10, 30, 100, 300)
 
 
 def state_stand_ins(teacher: Teacher, layers: int, window: HeldOutWindow, read: ReadWindows) -> StandIns:
-    """The original context's states of the spans' last tokens behind so many layers, at their own length."""
+    """Hidden states, behind so many layers, of the spans' last tokens in the original context, at their own length."""
     states = teacher.read_windows(window.stretches.tokens, states_after=layers).states
     assert states is not None
     vectors = states[window.stretches.windows, window.stretches.starts + SPAN - 1].float()
@@ -52,16 +50,14 @@ def state_stand_ins(teacher: Teacher, layers: int, window: HeldOutWindow, read: 
 
 
 def gist_stand_ins_of(gistnet: GistNet, teacher: Teacher, window: HeldOutWindow, read: ReadWindows) -> StandIns:
-    """The gists that a GistNet gives."""
+    """Gists of a GistNet."""
     return gist_stand_ins(window.stretches, encode(gistnet, teacher, window.stretches.replaced), "end")
 
 
-def untrained(
-    teacher: Teacher, token_layers: int = 4, layers: int = 16, scale: float = 100, *, span_tokens: int = SPAN
-) -> GistNet:
-    """A GistNet as it is before training, its expansion closed: the copied layers see nothing but the span."""
+def untrained(teacher: Teacher, token_layers: int, layers: int, scale: float) -> GistNet:
+    """GistNet as it is before training, its expansion closed: the copied layers see nothing but the span."""
     config = GistNetConfig(
-        span_tokens=span_tokens,
+        span_tokens=SPAN,
         architecture="teacher_lora",
         teacher_layers=layers,
         token_layers=token_layers,
@@ -74,7 +70,7 @@ def untrained(
 
 
 def figures(measured: Measured, drop: Measured, last_token: Measured, draws: DocumentDraws) -> dict[str, Any]:
-    """KL, shares recovered, and how much more than the last token, with its 95 % interval over documents."""
+    """KL, shares recovered, and their difference from the last token's with its 95 % interval over documents."""
     found: dict[str, Any] = {"kl": float(measured.kl.mean())}
     for name, offsets in (("1_32", (1, 32)), ("1_8", (1, 8)), ("9_32", (9, 32))):
         ours, all_of_it, token = (metrics.mean_over_offsets(m.kl, offsets) for m in (measured, drop, last_token))
@@ -85,7 +81,7 @@ def figures(measured: Measured, drop: Measured, last_token: Measured, draws: Doc
 
 
 def measure(teacher: Teacher, held_out: HeldOut) -> list[dict[str, Any]]:
-    """A row for each stand-in."""
+    """A row for each replacement."""
     plain: dict[str, MakeStandIns] = {
         "drop": lambda window, read: baselines.drop(teacher, window.stretches),
         "last token": lambda window, read: baselines.last_token(teacher, window.stretches, "end"),
@@ -112,19 +108,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--corpus", nargs="+", default=[], help="JSON lines files; else the configuration's sources")
     parser.add_argument("--documents", type=int, default=32)
-    parser.add_argument("--out", type=Path, default=RESULT)
+    parser.add_argument("--out", type=Path, default=RESULTS / "untrained.json")
     asked = parser.parse_args(arguments)
-    config = load_config(ROOT / "configs" / "ablations.yaml", [*corpus_sources(asked.corpus, 60), "run_folder=unused"])
+    settings = [*corpus_sources(asked.corpus, 60), f"evaluation.documents={asked.documents}", "run_folder=unused"]
+    config = load_config(ROOT / "configs" / "ablations.yaml", settings)
     dataset, teacher = prepare_data(config, print), load_teacher(config, torch.device("cpu"))
-    layout = SpanLayout(SPAN, HORIZON)
-    samples = validation_windows(dataset, layout, documents=asked.documents, spans_per_document=4, seed=0)
-    held_out = HeldOut(teacher, dataset, samples, layout, cache_gigabytes=4)
+    held_out = held_out_spans(teacher, dataset, config, SPAN)
     rows = measure(teacher, held_out)
     content = {"machine": describe_machine(), "documents": asked.documents, "spans": len(held_out), "rows": rows}
-    asked.out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_json(asked.out, content)
     for row in rows:
-        shares = f"recovered {row['recovered_1_32']:.3f}, at offsets 9–32 {row['recovered_9_32']:.3f}"
-        print(f"{row['name']:14s} KL {row['kl']:.4f}  {shares}")
+        print(in_short(row))
 
 
 if __name__ == "__main__":

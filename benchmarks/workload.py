@@ -1,11 +1,12 @@
-"""What the speed benchmarks run: teachers, windows, the spans cut from them, the spec's loop and the packed engine.
+"""Teachers, windows, the spans cut from them, the spec's loop and the packed engine: what the benchmarks run.
 
 The embedded teacher, SmolLM2-135M, reads real prose. Where it is not installed, or is too small, its shape or that of
-SmolLM3-3B stands in, with random weights that read random tokens: what a pass costs depends on neither.
+SmolLM3-3B takes its place, with random weights that read random tokens: the cost of a pass depends on neither.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -60,7 +61,7 @@ GPU_TOKENS_READ_AT_ONCE = 32768
 
 
 def build_teacher(name: str, precision: str, device: str) -> Teacher:
-    """A teacher of `TEACHERS`; the weights of a shape are the same at every call on a kind of device."""
+    """One of `TEACHERS`; the random weights of a shape are the same at every call on a kind of device."""
     keep_freed_memory()
     if name == EMBEDDED_TEACHER:
         return Teacher.from_pretrained(TeacherConfig(precision=precision), device)
@@ -72,41 +73,22 @@ def build_teacher(name: str, precision: str, device: str) -> Teacher:
 
 
 def build_gistnet(teacher: Teacher, architecture: str = "full") -> GistNet:
-    """A GistNet whose output is not its anchor, so that all of it has a gradient."""
+    """GistNet with a `W_out` that is not zero, so that all of its parameters have a gradient."""
     gistnet = GistNet.build(GistNetConfig.model_validate({"architecture": architecture}), teacher)
     generator = torch.Generator(teacher.device).manual_seed(0)
     torch.nn.init.normal_(gistnet.w_out.weight, std=0.02, generator=generator)
     return gistnet
 
 
-class Models:
-    """The teacher and the GistNet last asked for, so that parts measured in one process share them."""
-
-    def __init__(self) -> None:
-        self._wanted: tuple[str, str, str] | None = None
-        self._models: tuple[Teacher, GistNet] | None = None
-
-    def get(self, name: str, precision: str, device: str) -> tuple[Teacher, GistNet]:
-        """As `build_teacher` and `build_gistnet`, with no gradient left from before."""
-        if self._models is None or self._wanted != (name, precision, device):
-            self.clear()
-            teacher = build_teacher(name, precision, device)
-            self._wanted, self._models = (name, precision, device), (teacher, build_gistnet(teacher))
-        self._models[1].zero_grad()
-        return self._models
-
-    def clear(self) -> None:
-        """Give their memory back."""
-        self._wanted = self._models = None
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+@lru_cache(maxsize=1)
+def load_models(name: str, precision: str, device: str) -> tuple[Teacher, GistNet]:
+    """`build_teacher` and `build_gistnet`; the last models asked for are kept, for benchmarks in one process."""
+    teacher = build_teacher(name, precision, device)
+    return teacher, build_gistnet(teacher)
 
 
 def read_text(teacher: Teacher, windows: int, tokens: int) -> Tensor:
-    """Windows of real prose that every Python has, repeated where it is too short, or of random tokens.
-
-    Returns `[windows, tokens]`, int64.
-    """
+    """Token ids `[windows, tokens]` of prose that every Python has, repeated as needed; random without a tokenizer."""
     if teacher.tokenizer is None:
         generator = torch.Generator().manual_seed(0)
         return torch.randint(teacher.vocabulary_size, (windows, tokens), generator=generator).to(teacher.device)
@@ -118,12 +100,12 @@ def read_text(teacher: Teacher, windows: int, tokens: int) -> Tensor:
 
 
 def all_starts(window: int, horizon: int) -> list[int]:
-    """Every aligned start with room for the horizon."""
+    """First token of every aligned span that has room for the horizon behind it."""
     return list(range(SINK, window - SPAN - horizon + 1, SPAN))
 
 
 def spread(values: Sequence[int], count: int) -> list[int]:
-    """So many of the values, evenly over all of them, or all where there are no more; one alone is the middle one."""
+    """Evenly spaced `count` of the values, or all where there are no more; one alone is the middle one."""
     count = min(count, len(values))
     return [values[(2 * i + 1) * len(values) // (2 * count)] for i in range(count)]
 
@@ -146,7 +128,7 @@ class Branches:
         return len(self.tokens) * len(self.starts)
 
     def stretches(self, first: int = 0, count: int | None = None) -> Stretches:
-        """The branches from `first` on, in the order of windows and in each of starts."""
+        """`count` branches from `first` on, ordered by window, then by start."""
         last = len(self) if count is None else min(first + count, len(self))
         index = torch.arange(first, last, device=self.tokens.device)
         windows, order = index // len(self.starts), index % len(self.starts)
@@ -155,7 +137,7 @@ class Branches:
 
 
 def cut_windows(teacher: Teacher, window: int, horizon: int, windows: int | None = None) -> Branches:
-    """All spans of windows that are read at once; None is one window on a CPU, and as many as saturate a GPU."""
+    """All spans of windows that are read at once; None is one window on a CPU, 32k tokens of them on a GPU."""
     at_once = {"cpu": 1, "cuda": max(1, GPU_TOKENS_READ_AT_ONCE // window)}[teacher.device.type]
     return Branches(read_text(teacher, windows or at_once, window), all_starts(window, horizon), horizon)
 
@@ -179,15 +161,15 @@ def loop(teacher: Teacher, gistnet: GistNet, branches: Branches, *, cached: bool
         yield float(kl.detach())
 
 
-def engine(teacher: Teacher, gistnet: GistNet, branches: Branches, branches_per_pass: int) -> list[float]:
-    """The packed engine, from reading the windows to the last backward pass; returns the KL of each span."""
-    return engine_on(teacher, gistnet, teacher.read_windows(branches.tokens), branches, branches_per_pass)
-
-
-def engine_on(
-    teacher: Teacher, gistnet: GistNet, read: ReadWindows, branches: Branches, branches_per_pass: int
+def engine(
+    teacher: Teacher, gistnet: GistNet, branches: Branches, branches_per_pass: int, read: ReadWindows | None = None
 ) -> list[float]:
-    """As `engine`, for windows that have been read."""
+    """Run the packed engine to the last backward pass, and return the KL of each span.
+
+    Args:
+        read: the windows' prefill; None makes it here.
+    """
+    read = teacher.read_windows(branches.tokens) if read is None else read
     objective = ObjectiveConfig(horizon_tokens=branches.horizon)
     kls = []
     for first in range(0, len(branches), branches_per_pass):

@@ -5,42 +5,60 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import numpy as np
 import pytest
 import yaml
 
-from benchmarks import ablation_comparison, ablations
-from benchmarks.ablation_arms import GROUPS, Group, all_arms, chosen_arms
-from benchmarks.ablation_figures import PARTS, mean_kl, paired_difference, recovered, recovered_interval
-from benchmarks.ablation_line import fit_line, second_half
-from benchmarks.ablation_plots import draw_all
-from benchmarks.ablation_results import load, longest_curve, save
-from benchmarks.ablation_runs import Trainer, seconds_per_step, steps_done
-from benchmarks.ablation_tables import BLOCKS, at_spans
+from benchmarks import ablations
+from benchmarks.ablation_results import (
+    PARTS,
+    at_spans,
+    load,
+    mean_kl,
+    paired_difference,
+    read_groups,
+    recovered,
+    recovered_interval,
+    save,
+)
+from benchmarks.ablations import Trainer, chosen_arms
+from benchmarks.plots import draw_all
+from benchmarks.tables import BLOCKS
 from gistnet.config import load_config
 from gistnet.errors import ConfigError, DataError
 from gistnet.training.tracking import read_metrics
 
 CONFIGS = Path(__file__).parent.parent.parent / "configs"
+RATE = "train.optimiser.learning_rate"
+GROUPS = {
+    "rate": {"question": "How fast?", "arms": {"slow": [f"{RATE}=0.01"], "fast": [f"{RATE}=0.1"], "old": "retired"}},
+    "input": {
+        "question": "Where?",
+        "arms": {"context": ["gistnet.architecture=teacher_lora", "gistnet.reads=context"]},
+    },
+}
 
 
 @pytest.fixture
-def tiny_default(tmp_path: Path, tiny_config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A default arm with the tiny teacher, and a group of its own; one of its arms is the default once more."""
+def common(tmp_path: Path, tiny_config: dict[str, Any]) -> list[str]:
+    """Options of a comparison with the tiny teacher and `GROUPS`, an arm of which is the default once more."""
     tiny_config["objective"]["horizon_tokens"] = 32
     tiny_config["train"] |= {"accumulation_steps": 1, "checkpoint_every_steps": 1000}
     tiny_config["train"]["validation"] |= {"every_steps": 20, "documents": 2}
-    path = tmp_path / "ablations.yaml"
-    path.write_text(yaml.safe_dump(tiny_config), encoding="utf-8")
-    rate = "train.optimiser.learning_rate"
-    for name in list(GROUPS):
-        monkeypatch.delitem(GROUPS, name)
-    monkeypatch.setitem(GROUPS, "rate", Group("How fast?", {"slow": [f"{rate}=0.01"], "fast": [f"{rate}=0.1"]}))
-    return path
+    (tmp_path / "ablations.yaml").write_text(yaml.safe_dump(tiny_config), encoding="utf-8")
+    (tmp_path / "arms.yaml").write_text(yaml.safe_dump(GROUPS, sort_keys=False), encoding="utf-8")
+    paths = {"config": "ablations.yaml", "arms": "arms.yaml", "folder": "runs", "results": "results.json"}
+    return [word for name, file in paths.items() for word in (f"--{name}", str(tmp_path / file))]
+
+
+def steps_of(run_folder: Path) -> list[int]:
+    try:
+        return [record["step"] for record in read_metrics(run_folder / "metrics.jsonl") if "loss" in record]
+    except DataError:
+        return []
 
 
 def stop_after_steps(folder: Path, steps: int) -> threading.Thread:
@@ -49,7 +67,7 @@ def stop_after_steps(folder: Path, steps: int) -> threading.Thread:
     def wait() -> None:
         until = time.monotonic() + 300
         while time.monotonic() < until:
-            if any(steps_done(path.parent) >= steps for path in folder.glob("*/default-*-seed0/metrics.jsonl")):
+            if any(len(steps_of(path.parent)) >= steps for path in folder.glob("*/default-*-seed0/metrics.jsonl")):
                 os.kill(os.getpid(), signal.SIGTERM)
                 return
             time.sleep(0.01)
@@ -60,25 +78,21 @@ def stop_after_steps(folder: Path, steps: int) -> threading.Thread:
 
 
 def test_arms_are_trained_judged_resumed_and_skipped(
-    tiny_default: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    common: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Killed in the middle of the default, the program goes on from its checkpoint; the second arm is `fast`."""
-    monkeypatch.setattr(ablation_comparison, "seconds_per_step", lambda *_: 0.05)
-    results, folder = tmp_path / "results.json", tmp_path / "runs"
-    common = ["--config", str(tiny_default), "--folder", str(folder), "--results", str(results)]
-    command = [*common, "--group", "rate", "--spans", "720"]
+    monkeypatch.setattr(Trainer, "seconds_per_step", lambda *_: 0.05)
+    results, command = tmp_path / "results.json", [*common, "--group", "rate", "--spans", "720"]
 
-    stopper = stop_after_steps(folder, steps=5)
+    stopper = stop_after_steps(tmp_path / "runs", steps=5)
     assert ablations.main(command) == 130
     stopper.join()
     assert not results.exists()
-    (run,) = folder.glob("*/default-*-seed0")
-    stopped_at = steps_done(run)
-    assert 5 <= stopped_at < 120
+    (run,) = (tmp_path / "runs").glob("*/default-*-seed0")
+    assert 5 <= len(steps_of(run)) < 120
 
     assert ablations.main(command) == 0
-    steps = [record["step"] for record in read_metrics(run / "metrics.jsonl") if "loss" in record]
-    assert steps == list(range(1, 121))  # 720 spans, 6 a step: no step twice, and none left out
+    assert steps_of(run) == list(range(1, 121))  # 720 spans, 6 a step: no step twice, and none left out
 
     (found,) = load(results)["comparisons"].values()
     assert found["same_as"] == {"slow": "default"}
@@ -98,40 +112,30 @@ def test_arms_are_trained_judged_resumed_and_skipped(
     assert results.read_bytes() == before
 
 
-def test_an_arm_that_reads_its_context_is_judged_on_the_same_spans(
-    tiny_default: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    reads = ["gistnet.architecture=teacher_lora", "gistnet.reads=context"]
-    monkeypatch.setitem(GROUPS, "input", Group("Where?", {"context": reads}))
-    results = tmp_path / "results.json"
-    places = ["--folder", str(tmp_path / "runs"), "--results", str(results)]
-    assert ablations.main(["--config", str(tiny_default), *places, "--group", "input", "--spans", "12"]) == 0
-    (found,) = load(results)["comparisons"].values()
+def test_an_arm_that_reads_its_context_is_judged_on_the_same_spans(common: list[str], tmp_path: Path) -> None:
+    """The speed of the arms is measured, too."""
+    assert ablations.main([*common, "--group", "input", "--spans", "12"]) == 0
+    (found,) = load(tmp_path / "results.json")["comparisons"].values()
     default, context = (found["arms"][name]["0"] for name in ("default", "context"))
     assert context["kl_by_document"]["drop"] == default["kl_by_document"]["drop"]
     assert context["kl_by_document"]["gist"] != default["kl_by_document"]["gist"]
+    assert context["spans_per_second"] > 0 and context["minutes"] > 0
 
 
-class FakeTrainer:
-    """In place of a process: a step every half a second, after ten of start-up, asked every quarter."""
+def test_the_speed_is_that_of_the_steps_after_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half a second of the clock a step, whatever the start took, of which the processor worked a quarter."""
 
-    def train(self, run_folder: Path, settings: list[str], until: Callable[[float], bool]) -> float:
+    def train(trainer: Trainer, run_folder: Path, settings: list[str]) -> float:
         run_folder.mkdir()
-        lines = ""
-        for quarter in range(1000):
-            if quarter % 2 == 0 and quarter > 0:
-                lines += json.dumps({"step": quarter // 2, "loss": 1.0}) + "\n"
-                (run_folder / "metrics.jsonl").write_text(lines)
-            if until(10 + quarter / 4):
-                return 10 + quarter / 4
-        raise AssertionError("it was never enough")
+        steps = [{"step": n, "loss": 1.0, "spans_seen": n, "spans_per_second": n / (10 + n / 2)} for n in range(1, 6)]
+        (run_folder / "metrics.jsonl").write_text("".join(json.dumps(step) + "\n" for step in steps))
+        return 5.0
 
-
-def test_the_speed_is_that_of_the_steps_after_the_first(tmp_path: Path) -> None:
-    """Half a second a step, whatever the start took; nothing of the run is left."""
-    trainer = cast(Trainer, FakeTrainer())
-    assert seconds_per_step(trainer, tmp_path / "probe", [], at_least_seconds=0) == pytest.approx(0.5)
-    assert seconds_per_step(trainer, tmp_path / "probe", [], at_least_seconds=4) == pytest.approx(0.5)
+    clock: Iterator[float] = iter([100.0, 120.0])
+    monkeypatch.setattr(Trainer, "train", train)
+    monkeypatch.setattr(ablations.time, "monotonic", lambda: next(clock))
+    trainer = Trainer(Path("unused"), [], threads=1, on_gpu=False)
+    assert trainer.seconds_per_step(tmp_path / "probe", []) == pytest.approx(0.125)
     assert not (tmp_path / "probe").exists()
 
 
@@ -176,51 +180,31 @@ def test_pairs_have_a_seed_in_common_and_the_same_spans() -> None:
     assert paired_difference([record([0.4, 0.4], span_tokens=16)], default, "1–32") is None
 
 
-def test_a_line_through_known_points() -> None:
-    """Two points a doubling, at 0.3 after 1,024 spans; and one that a residual pulls away."""
-    spans = [1024, 2048, 4096, 8192]
-    line = fit_line(spans, [0.30, 0.32, 0.34, 0.36])
-    assert line.per_doubling == pytest.approx(0.02)
-    assert line.at(2**20) == pytest.approx(0.5)
-    assert line.interval(2**20) == (pytest.approx(0.5), pytest.approx(0.5))  # no residuals, no doubt
-    bent = fit_line(spans, [0.30, 0.33, 0.33, 0.36])
-    assert bent.per_doubling == pytest.approx(np.polyfit(np.log2(spans), [0.30, 0.33, 0.33, 0.36], 1)[0])
-    low, high = bent.interval(2**20)
-    assert low < bent.at(2**20) < high
-    near_low, near_high = bent.interval(4096)
-    assert near_high - near_low < high - low  # farther away is less certain
-    with pytest.raises(DataError, match="Got 2 points at 2 places"):
-        fit_line([1, 2], [0.1, 0.2])
-
-
-def test_the_second_half_of_a_curve() -> None:
-    curve = [(0, 0.1), (10, 0.2), (20, 0.3), (30, 0.4), (40, 0.5)]
-    assert second_half(curve) == ([30, 40], [0.4, 0.5])
+def test_between_validations_a_curve_is_a_line_over_the_logarithm() -> None:
     points = [{"spans_seen": spans, "recovered_kl": share} for spans, share in ((0, 0.0), (16, 0.2), (64, 0.4))]
     assert at_spans(points, 32) == pytest.approx(0.3)
 
 
-def test_what_there_is_not_is_a_sentence(
-    tiny_default: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(ConfigError, match=r"Got the arm 'x', expected one of default, slow, fast\."):
-        chosen_arms([], ["x"])
-    assert list(chosen_arms(["rate"], [])) == ["default", "slow", "fast"]
-    assert list(chosen_arms([], ["fast"])) == ["default", "fast"]
-    assert ablations.main(["--config", str(tiny_default), "--group", "colour"]) == 1
-    assert capsys.readouterr().err == "ablations: Got the group 'colour', expected one of rate.\n"
-    assert ablations.main(["--curve", "long", "--results", str(tmp_path / "r.json")]) == 1
-    assert capsys.readouterr().err == "ablations: Got the curve 'long', expected NAME=RUN_FOLDER.\n"
+def test_what_there_is_not_is_a_sentence(common: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    groups = read_groups(tmp_path / "arms.yaml")
+    for name in ("x", "old"):  # `old` has results only
+        with pytest.raises(ConfigError, match=f"'{name}'"):
+            chosen_arms(groups, [], [name])
+    assert list(chosen_arms(groups, ["rate"], [])) == ["default", "slow", "fast"]
+    assert list(chosen_arms(groups, [], ["fast"])) == ["default", "fast"]
+    assert ablations.main([*common, "--group", "colour"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "colour" in line and "rate" in line
 
 
 def test_every_real_arm_is_a_configuration() -> None:
-    for name, settings in all_arms().items():
+    for name, settings in chosen_arms(read_groups(), [], []).items():
         load_config(CONFIGS / "ablations.yaml", [*settings, *ablations.TO_THE_END])
         assert name == name.lower() and " " not in name
 
 
 def test_no_two_arms_have_one_name() -> None:
-    names = [name for group in GROUPS.values() for name in group.arms]
+    names = [name for group in read_groups().values() for name in group.arms]
     assert len(set(names)) == len(names)
 
 
@@ -233,35 +217,14 @@ def test_the_same_results_give_the_same_plots(tmp_path: Path) -> None:
         for name, k in (("default", 32), ("k-8", 8), ("k-64", 64))
     }
     content = {"budget": {"minutes": 1.0}, "default": {}, "data": "", "same_as": {"k-32": "default"}, "arms": arms}
-    save(tmp_path / "ablations-cuda.json", {"comparisons": {"a": content}, "long_curves": {}})
+    save(tmp_path / "ablations-cuda.json", {"comparisons": {"a": content}})
     first, again = (draw_all(tmp_path, tmp_path / name) for name in ("first", "again"))
-    kinds = ["span", "rate-quality", "extrapolation"]
-    assert len(first) == 3 and all(path.name.startswith(kind) for path, kind in zip(first, kinds, strict=True))
+    assert [path.name.partition("-1-minutes")[0] for path in first] == ["span", "rate-quality"]
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in again]
-    shown = BLOCKS["ablation-plots-cuda"](tmp_path, tmp_path / "first")
-    assert f"![{first[2].stem.replace('-', ' ')}](plots/first/extrapolation-cuda.svg)" in shown
-
-
-def test_a_longer_run_lends_its_curve(tmp_path: Path) -> None:
-    lines = [{"step": step, "spans_seen": 8 * step, "validation": {"kl": 0.5, "recovered_kl": 0.3}} for step in (0, 5)]
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    results = tmp_path / "results.json"
-    assert ablations.main(["--curve", f"long={tmp_path}", "--results", str(results)]) == 0
-    assert longest_curve(load(results)) == (
-        "long",
-        [{"spans_seen": spans, "kl": 0.5, "recovered_kl": 0.3} for spans in (0, 40)],
-    )
-    # A run that began where it ended, whose second stage is validated on something else.
-    (tmp_path / "next").mkdir()
-    (tmp_path / "next" / "metrics.jsonl").write_text(
-        "".join(json.dumps(lines[1] | {"stage": s}) + "\n" for s in (1, 2))
-    )
-    assert ablations.main(["--curve", f"long={tmp_path},{tmp_path / 'next'}", "--results", str(results)]) == 0
-    assert [point["spans_seen"] for point in longest_curve(load(results))[1]] == [0, 40, 80]
 
 
 def test_results_become_tables(tmp_path: Path) -> None:
-    filled = BLOCKS["depth-cuda"](tmp_path, tmp_path)
+    filled = BLOCKS["depth-cuda"](tmp_path)
     assert "TO MEASURE: `python benchmarks/ablations.py --group depth --device cuda`" in filled
     common = {"spans_seen": 64, "minutes": 1.5, "spans_per_second": 2.0, "trained_parameters": 820_000}
     common |= {"share_of_teacher": 0.125, "horizon_tokens": 32, "settings": []}
@@ -273,8 +236,8 @@ def test_results_become_tables(tmp_path: Path) -> None:
         "3-blocks": {"0": {"failed": "It did not fit."}},
     }
     content = {"budget": {"spans": 64}, "default": {}, "data": "", "same_as": {"1-block": "default"}, "arms": arms}
-    save(tmp_path / "ablations-cpu.json", {"comparisons": {"a": content}, "long_curves": {}})
-    filled = "\n".join(BLOCKS[name](tmp_path, tmp_path) for name in ("depth-cpu", "extrapolation-cpu"))
+    save(tmp_path / "benchmarks" / "results" / "ablations-cpu.json", {"comparisons": {"a": content}})
+    filled = BLOCKS["depth-cpu"](tmp_path)
     assert "**64 spans each**, 2 cores of a processor; judged on 4 spans of 2 held-out documents." in filled
     assert "| default | 1.0250 | **41.4%** [40.0, 50.0] | 41.4% | 41.4% |  |  |" in filled
     assert "| 1-block (= default) | 1.0250 |" in filled
@@ -284,11 +247,10 @@ def test_results_become_tables(tmp_path: Path) -> None:
     assert "| `last_token` | 0.8750 | 50.0% | 50.0% | 50.0% |  |  |" in filled
     assert "| default | 0.82M | 12.5% | 2.00 | 64 | 1.5 | 40.0% |" in filled
     assert "Failed: 3-blocks, seed 0. It did not fit." in filled
-    assert "TO MEASURE" in filled  # two points are no line
 
 
 def test_the_default_under_another_name_is_no_comparison(tmp_path: Path) -> None:
     arms = {"default": {"0": record([0.5, 1.2])}}
     content = {"budget": {"spans": 64}, "default": {}, "data": "", "same_as": {"1-block": "default"}, "arms": arms}
-    save(tmp_path / "ablations-cpu.json", {"comparisons": {"a": content}, "long_curves": {}})
-    assert BLOCKS["depth-cpu"](tmp_path, tmp_path) == "TO MEASURE: `python benchmarks/ablations.py --group depth`"
+    save(tmp_path / "benchmarks" / "results" / "ablations-cpu.json", {"comparisons": {"a": content}})
+    assert BLOCKS["depth-cpu"](tmp_path) == "TO MEASURE: `python benchmarks/ablations.py --group depth`"

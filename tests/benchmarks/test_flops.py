@@ -1,4 +1,4 @@
-"""What the benchmarks call the engine's floating-point operations, against other ways to count them."""
+"""Floating-point operations of the engine, against other ways to count them."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,16 +1,16 @@
-"""Writers killed at random moments, readers attached: the program of benchmarks/tree_kills.py, in small."""
+"""`python benchmarks/tree.py kills`, in small: writers killed at random moments, readers attached."""
 
 import json
 import subprocess
 import sys
 from pathlib import Path
 
-PROGRAM = Path(__file__).parents[2] / "benchmarks" / "tree_kills.py"
+PROGRAM = Path(__file__).parents[2] / "benchmarks" / "tree.py"
 
 
-def test_twenty_kills_lose_nothing_and_no_reader_sees_a_mixture(tmp_path: Path) -> None:
+def test_twenty_kills_lose_nothing_and_no_reader_sees_a_mixture() -> None:
     """In a process of its own, since it forks, and this one may have used Lance."""
-    command = [sys.executable, str(PROGRAM), "--kills", "20", "--folder", str(tmp_path)]
+    command = [sys.executable, str(PROGRAM), "kills", "--kills", "20"]
     ended = subprocess.run(command, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
     results = json.loads(ended.stdout)

@@ -1,12 +1,15 @@
 """What a release still needs, from nothing and after being stopped anywhere."""
 
+import json
 import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks import release_run
-from benchmarks.release_run import RELEASE, commands, describe_hardware
+from benchmarks.release_run import RELEASE, commands, keep_long_context
+from gistnet.config import load_config
 from gistnet.errors import ConfigError
 
 SETTINGS = ("run_folder=runs/some", "stages.narrative.train.steps=3")
@@ -27,8 +30,7 @@ def test_what_is_done_is_not_done_again(tmp_path: Path) -> None:
     everything = [
         "gistnet.cli train",
         "gistnet.cli release runs/some",
-        "benchmarks/long_context.py runs/some end",
-        "benchmarks/page.py",
+        "gistnet.cli evaluate runs/some",
     ]
     assert parts(tmp_path) == everything
     (train, *_) = commands(1, SETTINGS, hardware="two cores", made=tmp_path)
@@ -37,9 +39,9 @@ def test_what_is_done_is_not_done_again(tmp_path: Path) -> None:
     (train, *_) = commands(1, SETTINGS, hardware="two cores", made=tmp_path)
     assert train[6:] == ["--resume", *SETTINGS]
     (tmp_path / RELEASE).mkdir(parents=True)
-    assert parts(tmp_path) == [everything[0], *everything[2:]]
-    touch(tmp_path / "benchmarks/results/long-context-smollm2-135m.json")
-    assert parts(tmp_path) == [everything[0], everything[3]]
+    assert parts(tmp_path) == [everything[0], everything[2]]
+    touch(tmp_path / "runs/some/long-context/metrics.json")
+    assert parts(tmp_path) == everything[:1]
 
 
 def test_several_processes_are_launched_and_the_card_says_so(tmp_path: Path) -> None:
@@ -65,7 +67,17 @@ def test_a_command_that_fails_ends_the_program_with_its_status(monkeypatch: pyte
         release_run.main(["nothing.at.all=1"])
 
 
-def test_the_hardware_is_the_gpu_where_there_is_one() -> None:
-    machine = {"processor": "a processor", "cores": 2, "memory_gigabytes": 8.0, "gpu": "none", "torch": "9.9"}
-    assert describe_hardware(machine) == "2 cores of a processor, 8.0 GB, torch 9.9"
-    assert describe_hardware(machine | {"gpu": "a GPU"}) == "a GPU, torch 9.9"
+def test_records_of_long_contexts_are_kept_with_the_machine(tmp_path: Path) -> None:
+    shared = {"domain": "narrative", "positions": "end", "value": 0.5, "n_spans": 16, "n_documents": 8}
+    names = ("kl", "long_context_nll", "retrieval_accuracy")
+    figures, kept = tmp_path / "metrics.json", tmp_path / "kept.json"
+    figures.write_text(json.dumps([{"name": name, **shared} for name in names]))
+    keep_long_context(figures, kept)
+    content = json.loads(kept.read_text())
+    assert [record["name"] for record in content["records"]] == ["long_context_nll", "retrieval_accuracy"]
+    assert content["machine"]["torch"] == torch.__version__
+
+
+def test_the_settings_of_the_evaluations_are_a_configuration() -> None:
+    for settings in (release_run.ALSO, release_run.LONG_CONTEXT):
+        load_config(release_run.ROOT / release_run.CONFIG, settings)

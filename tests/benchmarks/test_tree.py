@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from benchmarks import tree as benchmark
@@ -25,13 +24,13 @@ def test_figures_add_up_and_pieces_give_the_same_bits(tmp_path: Path) -> None:
     assert figures["tokens_per_second"] == pytest.approx(3000 / figures["seconds"])
     parts = figures["token_bytes"] + sum(level["bytes"] for level in figures["levels"])
     assert 3000 * 4 < parts < figures["disk_bytes"]
-    assert benchmark.pieces(tmp_path, encoder)["identical"]
+    assert benchmark.append_pieces(tmp_path, encoder)["identical"]
 
 
 def test_bits_that_differ_are_noticed(tmp_path: Path) -> None:
     (tmp_path / benchmark.BOOK).write_text("a book, " * 375)
     benchmark.compress(tmp_path, StubEncoder(1))
-    assert not benchmark.pieces(tmp_path, StubEncoder(2))["identical"]
+    assert not benchmark.append_pieces(tmp_path, StubEncoder(2))["identical"]
 
 
 def test_a_large_tree_is_timed(tmp_path: Path) -> None:
@@ -44,15 +43,16 @@ def test_a_large_tree_is_timed(tmp_path: Path) -> None:
     assert all(0 < value["p50"] <= value["p99"] for value in timed)
 
 
-def test_a_book_is_one_long_text_or_many_together() -> None:
-    def count(text: str, *, continued: bool = False) -> np.ndarray:
-        return np.zeros(len(text), dtype=np.int64)
+def test_a_book_is_the_first_texts_there_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cut behind so many tokens, of which a letter is one here."""
 
-    long = "x " * 60_000
-    alone = benchmark.book(["short", long, "never read"], count, 10_000)
-    assert long.startswith(alone)
-    assert 10_000 <= len(alone) <= 12_000
-    together = benchmark.book(["one " * 1000, "two " * 2000], count, 9000)
-    assert together.startswith("one one")
-    assert together.count("one") == 1000
-    assert 9000 <= len(together) <= 11_000
+    class Letters:
+        def encode(self, text: str, *, continued: bool = False) -> list[int]:
+            return [0] * len(text)
+
+    monkeypatch.setattr(benchmark, "load_tokenizer", lambda config: Letters())
+    (tmp_path / "text").write_text("one " * 1000 + "two " * 2000)
+    benchmark.write_book(tmp_path / "book", tmp_path / "text", 9000)
+    book = (tmp_path / "book").read_text()
+    assert book.startswith("one " * 1000 + "two")
+    assert 9000 <= len(book) <= 11_000

@@ -9,8 +9,6 @@ import pytest
 import torch
 import yaml
 
-from benchmarks.page import fill
-from benchmarks.page_tables import Sources
 from gistnet.evaluation.records import MetricRecord, Target
 from gistnet.model.fingerprint import TeacherFingerprint
 from gistnet.model.saved_gistnet import GistNetConfig, SavedGistNet
@@ -134,16 +132,3 @@ def test_the_card_is_made_of_the_folder(finished_run: Path, release: Path, tmp_p
     changed = shutil.copytree(release, tmp_path / "other")
     (changed / "limits.md").write_text("It is **tiny**.\n", encoding="utf-8")
     assert "## Limits\n\nIt is **tiny**.\n" in card(changed)
-
-
-def test_the_readme_has_the_table_of_the_card(release: Path, tmp_path: Path) -> None:
-    page = "# Title\n<!-- table: release -->\nold\n<!-- /table -->\nend\n"
-    sources = Sources.of(tmp_path)
-    assert "gistnet release RUN --out released/smollm2-135m" in fill(page, sources)
-    shutil.copytree(release, tmp_path / "released" / "smollm2-135m")
-    filled = fill(page, sources)
-    assert "old" not in filled
-    rows = [line for line in filled.splitlines() if line.startswith(("| kl |", "| recovered_kl |"))]
-    assert len(rows) >= 4  # 1–12, 1–8 and 9–12 of one level, and again of the other
-    text = (release / "README.md").read_text(encoding="utf-8")
-    assert [row for row in rows if row not in text] == []

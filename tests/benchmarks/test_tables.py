@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.flops import TeacherSize
-from benchmarks.page import ROOT, fill, pages
-from benchmarks.page_tables import Sources, counted_ratio
+from benchmarks.machine import ROOT
+from benchmarks.tables import RELEASE, counted_ratio, fill, pages
 from benchmarks.workload import SMOLLM2_SHAPE, build_teacher
 from gistnet.model.gistnet import GistNet, GistNetConfig
 
@@ -19,17 +19,24 @@ def block(name: str) -> str:
 
 
 def test_the_pages_are_what_the_results_make() -> None:
-    """After measuring, `python benchmarks/page.py` writes them anew."""
+    """After measuring, `python benchmarks/tables.py` writes them anew."""
     made = pages(ROOT)
     assert {path.name for path in made} >= {"README.md", "performance.md"}
     assert [path for path, text in made.items() if path.read_text(encoding="utf-8") != text] == []
 
 
 def test_what_is_missing_says_what_measures_it(tmp_path: Path) -> None:
-    filled = fill(block("compression-cpu"), Sources.of(tmp_path))
-    assert filled == block("compression-cpu").replace("old", "TO MEASURE: `python benchmarks/compression.py`")
+    filled = fill(block("compression-cpu"), tmp_path)
+    assert filled == block("compression-cpu").replace("old", "TO MEASURE: `python benchmarks/speed.py compression`")
+    assert f"gistnet release RUN --out released/{RELEASE}" in fill(block("release"), tmp_path)
     with pytest.raises(KeyError):
-        fill(block("no-such-table"), Sources.of(tmp_path))
+        fill(block("no-such-table"), tmp_path)
+
+
+def test_the_table_of_a_release_is_that_of_its_card() -> None:
+    rows = [line for line in fill(block("release"), ROOT).splitlines() if line.startswith(("| kl |", "| recovered_kl"))]
+    card = (ROOT / "released" / RELEASE / "README.md").read_text(encoding="utf-8")
+    assert rows and [row for row in rows if row not in card] == []
 
 
 def test_results_become_tables(tmp_path: Path) -> None:
@@ -39,10 +46,9 @@ def test_results_become_tables(tmp_path: Path) -> None:
     case["breakdown"] = {"document pass": {"seconds_per_span": 0.05, "flops_per_second": 2.5e11}}
     teachers = {SMOLLM2_SHAPE: {"cases": [case, {"window": 16384, "horizon": 32}]}}
     content = {"machine": MACHINE, "matmul_flops_per_second": 4.2e11, "teachers": teachers}
-    sources = Sources.of(tmp_path)
-    sources.results.mkdir(parents=True)
-    (sources.results / "engine-cpu.json").write_text(json.dumps(content))
-    filled = fill(block("engine-cpu") + block("parts-cpu"), sources)
+    (tmp_path / "benchmarks" / "results").mkdir(parents=True)
+    (tmp_path / "benchmarks" / "results" / "engine-cpu.json").write_text(json.dumps(content))
+    filled = fill(block("engine-cpu") + block("parts-cpu"), tmp_path)
     assert "2 cores of a processor, torch 9.9; large matrix products in bfloat16 reach 420 GFLOP/s" in filled
     assert f"| {SMOLLM2_SHAPE}, 4,096, 32 | 30 | – | 0.25 | **120×** | – | 118× | 42% | 2.5 GB |" in filled
     assert f"| {SMOLLM2_SHAPE}, 16,384, 32 | – | – | – | – | – | 577× | – | – |" in filled
@@ -56,3 +62,25 @@ def test_token_passes_are_the_ratio_where_nothing_else_counts() -> None:
     only_layers = TeacherSize(30, 10**15, 0, 1, 1)  # so many weights that GistNet is nothing beside them
     expected = (3 * 4096 - 2 * 31) / (4096 / 126 + 2 * 32)
     assert counted_ratio(only_layers, gistnet, 4096, 32) == pytest.approx(expected, rel=1e-4)
+
+
+def test_plots_are_made_of_what_is_there(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    from benchmarks.plots import draw_all
+
+    costs = {"seconds_per_span_with_all_spans": 0.1, "branch_seconds": 0.05, "peak_memory_megabytes": 100.0}
+    rows = [{"window": window, **costs} for window in (512, 1024)]
+    sweep = {"machine": MACHINE, "teacher": "some teacher", "series": {"windows": rows}}
+    (tmp_path / "sweep-cpu.json").write_text(json.dumps(sweep))
+    case = {"window": 4096, "horizon": 32, "speedup_over_loop": 123.0}
+    case["breakdown"] = {"document pass": {"seconds_per_span": 0.5}, "GistNet forward": {"seconds_per_span": 0.25}}
+    engine = {"machine": MACHINE, "teachers": {"some teacher": {"cases": [case]}}}
+    (tmp_path / "engine-cpu.json").write_text(json.dumps(engine))
+    made = draw_all(tmp_path, tmp_path / "plots")
+    assert [path.name for path in made] == ["engine-speedup-cpu.svg", "engine-parts-cpu.svg", "cost-by-windows-cpu.svg"]
+    assert "123×" in made[0].read_text()
+    assert "GistNet forward" in made[1].read_text()
+    drawn = made[2].read_text()
+    assert "some teacher, 2 cores of a processor" in drawn and "1,024" in drawn
+    draw_all(tmp_path, tmp_path / "plots")
+    assert made[2].read_text() == drawn  # the same results give the same file

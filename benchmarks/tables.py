@@ -1,0 +1,433 @@
+"""Fills the tables of README.md and of docs, and the cards of releases, so that no figure is copied by hand.
+
+    python benchmarks/tables.py             after measuring, plotting or `gistnet release`; takes seconds
+    python benchmarks/tables.py --check     exits with 1, and names the pages that are not what the results make
+
+A block of a page begins with `<!-- table: NAME -->` and ends with `<!-- /table -->`; `BLOCKS` makes what is between of
+benchmarks/results, docs/plots and released. Where a result is missing, it names the command that measures it.
+"""
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent.parent))  # so that `python benchmarks/…` works, and `-m benchmarks.…`
+
+import numpy as np
+
+from benchmarks import ablation_results as kept
+from benchmarks.ablation_results import DEFAULT, PARTS, Comparison, Record, mean_kl, recovered
+from benchmarks.flops import TeacherSize, engine_flops, loop_flops
+from benchmarks.machine import ROOT, describe_device
+from benchmarks.workload import EMBEDDED_TEACHER, SMOLLM2_SHAPE, all_starts, build_teacher
+from gistnet.evaluation.records import MetricRecord
+from gistnet.evaluation.tables import markdown
+from gistnet.model.gistnet import GistNet, GistNetConfig
+from gistnet.release.card import card
+from gistnet.release.results import read_released, results_tables, summary
+from gistnet.release_folder import CARD_FILE, is_release, releases_in
+
+FILLED = ("README.md", "docs/performance.md", "docs/ablations.md")
+"""The pages that have blocks."""
+DEVICES = ("cpu", "cuda")
+ON_GPU = "on_gpu.py --out FOLDER"
+RELEASE, CONTEXT_RELEASE = "smollm2-135m", "smollm2-135m-context"
+"""The releases that README.md tells of: one that reads spans alone, and one that reads them where they stand."""
+_BLOCK = re.compile(r"(<!-- table: (?P<name>\S+) -->\n).*?(<!-- /table -->)", re.DOTALL)
+
+
+def _load(root: Path, name: str) -> Any:
+    """Contents of a results file, or None where there is none."""
+    path = root / "benchmarks" / "results" / f"{name}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def _to_measure(command: str) -> str:
+    return f"TO MEASURE: `python benchmarks/{command}`"
+
+
+# docs/performance.md --------------------------------------------------------------------------------------------------
+
+
+def engine_table(device: str, root: Path) -> str:
+    """Loop, cached loop and engine, by teacher, window and horizon."""
+    content = _load(root, f"engine-{device}")
+    if content is None:
+        return _to_measure("speed.py engine" if device == "cpu" else ON_GPU)
+    rows = []
+    for teacher, result in content["teachers"].items():
+        size, gistnet = _size(teacher)
+        for case in result["cases"]:
+            seconds = (case.get(name, {}).get("seconds_per_span") for name in ("loop", "cached", "engine"))
+            cells = [f"{value:.4g}" if value else "–" for value in seconds]
+            for name in ("speedup_over_loop", "speedup_over_cached"):
+                cells.append(f"**{case[name]:.0f}×**" if name in case else "–")
+            cells.append(f"{counted_ratio(size, gistnet, case['window'], case['horizon']):.0f}×")
+            cells.append(f"{case['model_flop_utilisation']:.0%}" if "model_flop_utilisation" in case else "–")
+            cells.append(f"{case['engine']['peak_memory_megabytes'] / 1000:.1f} GB" if "engine" in case else "–")
+            rows.append([f"{teacher}, {case['window']:,}, {case['horizon']}", *cells])
+    header = ["teacher, window, H", "loop, s a span", "cached", "engine", "over loop", "over cached"]
+    table = markdown([*header, "by operations", "utilisation", "peak"], rows)
+    ceiling = content.get("matmul_flops_per_second")
+    described = f"{describe_device(content)}, torch {content['machine']['torch']}"
+    reached = f"; large matrix products in bfloat16 reach {ceiling / 1e9:,.0f} GFLOP/s" if ceiling else ""
+    return f"{described}{reached}.\n\n{table}\n\n{_equality(content)}".rstrip()
+
+
+def _size(teacher: str) -> tuple[TeacherSize, GistNet]:
+    model = build_teacher(SMOLLM2_SHAPE if teacher == EMBEDDED_TEACHER else teacher, "bfloat16", "meta")
+    return TeacherSize.of(model), GistNet.build(GistNetConfig(architecture="full"), model)
+
+
+def counted_ratio(size: TeacherSize, gistnet: GistNet, window: int, horizon: int) -> float:
+    """Operations of the loop over those of the engine, for a span of a window where all spans are replaced."""
+    starts = all_starts(window, horizon)
+    engine = sum(engine_flops(size, gistnet, window, starts, horizon).values()) / len(starts)
+    return loop_flops(size, gistnet, window=window, horizon=horizon) / engine
+
+
+def _equality(content: dict[str, Any]) -> str:
+    found = {
+        name: result["float32_equality"] for name, result in content["teachers"].items() if "float32_equality" in result
+    }
+    lines = (
+        f"{name}: losses {row['kl_difference_nats']:.1e} nats apart at most, gradient of GistNet "
+        f"{row['gradient_relative_difference']:.1e} of its norm"
+        for name, row in found.items()
+    )
+    return f"Loop against engine in float32: {'; '.join(lines)}." if found else ""
+
+
+def parts_table(device: str, root: Path) -> str:
+    """Where the engine's time goes, by case."""
+    content = _load(root, f"engine-{device}") or {"teachers": {}}
+    cases = [(name, case) for name, result in content["teachers"].items() for case in result["cases"]]
+    cases = [(teacher, case) for teacher, case in cases if "breakdown" in case]
+    if not cases:
+        return _to_measure("speed.py engine --parts engine breakdown" if device == "cpu" else ON_GPU)
+    names = list(cases[0][1]["breakdown"])
+    rows = []
+    for teacher, case in cases:
+        parts = [case["breakdown"][name] for name in names]
+        cells = [f"{1000 * part['seconds_per_span']:.3g} ({part['flops_per_second'] / 1e9:,.0f})" for part in parts]
+        rows.append([f"{teacher}, {case['window']:,}, {case['horizon']}", *cells])
+    return f"Milliseconds a span (GFLOP/s):\n\n{markdown(['teacher, window, H', *names], rows)}"
+
+
+def compression_table(device: str, root: Path) -> str:
+    """Tokens a second of GistNet alone, by architecture and batch."""
+    content = _load(root, f"compression-{device}")
+    if content is None:
+        return _to_measure("speed.py compression" if device == "cpu" else ON_GPU)
+    rows = [
+        [
+            f"{row['architecture']}, {row['spans']:,} spans a batch{', compiled' if row['compiled'] else ''}",
+            f"{row['tokens_per_second']:,.0f}",
+            f"{row['times_prefill']:.1f}×",
+            f"{row['flops_per_token'] / 1e6:.2f}",
+        ]
+        for row in content["gistnet"]
+    ]
+    flops = content["prefill_flops_per_token"] / 1e6
+    prefill = ["the teacher's prefill", f"{content['prefill_tokens_per_second']:,.0f}", "1×", f"{flops:.2f}"]
+    table = markdown([content["teacher"], "tokens/s", "of the prefill", "MFLOP a token"], [prefill, *rows])
+    return f"{describe_device(content)}.\n\n{table}"
+
+
+def sweep_table(device: str, root: Path) -> str:
+    """All points of the sweep."""
+    content = _load(root, f"sweep-{device}")
+    if content is None:
+        return _to_measure("speed.py sweep" if device == "cpu" else ON_GPU)
+    rows = [
+        [
+            f"{series}: {row['window']:,}, {row['horizon']}, {row['spans']}, {row['branches_per_pass']}",
+            f"{1000 * row['seconds_per_span_with_all_spans' if series == 'windows' else 'seconds_per_span']:.3g}",
+            f"{1000 * row['branch_seconds']:.3g}",
+            f"{row['peak_memory_megabytes']:,.0f}",
+        ]
+        for series, points in content["series"].items()
+        for row in points
+    ]
+    header = ["series: window, H, spans, branches a pass", "ms a span", "without the document pass", "peak, MB"]
+    return f"{content['teacher']}, {describe_device(content)}.\n\n{markdown(header, rows)}"
+
+
+def processes_table(root: Path) -> str:
+    """One process with all cores against several, and with a compiled teacher."""
+    content = _load(root, "processes-cpu")
+    if content is None:
+        return _to_measure("speed.py processes")
+    alone = content["cases"][0]["spans_per_second"]
+    rows = [
+        [
+            f"{case['processes']} × {case['threads_per_process']} threads{', compiled' if case['compiled'] else ''}",
+            f"{case['spans_per_second']:.2f}",
+            f"{case['spans_per_second'] / alone:.2f}×",
+            f"{case['first_steps_seconds']:.0f}",
+            f"{case['last_loss']:.4f}",
+        ]
+        for case in content["cases"]
+    ]
+    header = ["processes", "spans/s", "of the first", "seconds of the first steps", f"loss of step {content['steps']}"]
+    return f"{describe_device(content)}.\n\n{markdown(header, rows)}"
+
+
+def plot_list(device: str, root: Path) -> str:
+    """The plots of the speed of a kind of device that have been drawn."""
+    found = sorted((root / "docs" / "plots").glob(f"*-{device}.svg"))
+    images = (f"![{path.stem.removesuffix(f'-{device}').replace('-', ' ')}](plots/{path.name})" for path in found)
+    return "\n".join(images) or _to_measure("speed.py sweep`, then `python benchmarks/plots.py")
+
+
+# docs/ablations.md ----------------------------------------------------------------------------------------------------
+
+
+def group_tables(group: str, device: str, root: Path) -> str:
+    """Quality and cost of a group's arms, for each comparison that has one of them."""
+    content = _load(root, f"ablations-{device}") or {"comparisons": {}}
+    arms = [DEFAULT, *kept.read_groups()[group].arms]
+    parts = [
+        _comparison(comparison, arms)
+        for comparison in content["comparisons"].values()
+        if kept.records(comparison, DEFAULT)
+        and any(kept.records(comparison, arm) and not _is_default(comparison, arm) for arm in arms)
+    ]
+    on_gpu = " --device cuda" if device == "cuda" else ""
+    return "\n\n".join(parts) or _to_measure(f"ablations.py --group {group}{on_gpu}")
+
+
+def _comparison(content: Comparison, asked: Sequence[str]) -> str:
+    default = kept.records(content, DEFAULT)
+    arms = {arm: found for arm in asked if (found := kept.records(content, arm))}
+    intro = f"**{kept.budget_text(content)}**, {describe_device(default[0])}; judged on {_spans_of(default[0])}."
+    quality = [_quality_row(content, arm, records, default) for arm, records in arms.items()]
+    for name in ("drop", "last_token"):
+        shares = [f"{recovered(default, part, name):.1%}" if name != "drop" else "0" for part in PARTS]
+        quality.append([f"`{name}`", f"{mean_kl(default, name, '1–32'):.4f}", *shares, "", ""])
+    header = ["arm", "KL@32", "recovered", "at 1–8", "at 9–32", "more than the default", "of it at 9–32"]
+    reached = min(record["spans_seen"] for records in arms.values() for record in records)
+    costs = [_cost_row(content, arm, records, default[0], reached) for arm, records in arms.items()]
+    at = f"recovered at {reached:,} spans" if reached else "recovered at equal spans"
+    cost_header = ["arm", "trained", "compute", "spans/s", "spans seen", "minutes", at]
+    failed = [
+        f"Failed: {arm}, seed {seed}. {record['failed']}"
+        for arm in asked
+        for seed, record in content["arms"].get(arm, {}).items()
+        if "failed" in record
+    ]
+    missing = [arm for arm in asked if arm not in arms and "failed" not in str(content["arms"].get(arm))]
+    not_run = [f"Not run here: {', '.join(missing)}."] if missing else []
+    return "\n\n".join([intro, markdown(header, quality), markdown(cost_header, costs), *failed, *not_run])
+
+
+def _is_default(content: Comparison, arm: str) -> bool:
+    """Whether an arm is the default, perhaps under another name."""
+    return bool(content["same_as"].get(arm, arm) == DEFAULT)
+
+
+def _spans_of(record: Record) -> str:
+    counts = record["spans_by_document"]
+    return f"{sum(counts)} spans of {len(counts)} held-out documents"
+
+
+def _quality_row(content: Comparison, arm: str, records: Sequence[Record], default: Sequence[Record]) -> list[str]:
+    whole = _whole(records)
+    if len(records) > 1:
+        each = [recovered([record], "1–32") for record in records]
+        whole += f", {len(records)} seeds {100 * min(each):.1f}–{100 * max(each):.1f}"
+    shares = [f"{recovered(records, part):.1%}" for part in ("1–8", "9–32")]
+    more = ["", ""] if _is_default(content, arm) else [_difference(records, default, part) for part in ("1–32", "9–32")]
+    return [_name(content, arm), f"{mean_kl(records, 'gist', '1–32'):.4f}", whole, *shares, *more]
+
+
+def _whole(records: Sequence[Record]) -> str:
+    low, high = kept.recovered_interval(records, "1–32")
+    return f"**{recovered(records, '1–32'):.1%}** [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def _difference(records: Sequence[Record], default: Sequence[Record], part: str) -> str:
+    found = kept.paired_difference(records, default, part)
+    return "other spans" if found is None else _points((found[0], *found[1]))
+
+
+def _points(share: Sequence[float]) -> str:
+    value, low, high = (100 * part for part in share)
+    return f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
+
+
+def _cost_row(content: Comparison, arm: str, records: Sequence[Record], default: Record, reached: int) -> list[str]:
+    record = records[0]
+    comparable = all(record[key] == default[key] for key in ("span_tokens", "horizon_tokens"))
+    at_equal = np.mean([kept.at_spans(r["curve"], reached) for r in records]) if comparable and reached else None
+    return [
+        _name(content, arm),
+        f"{record['trained_parameters'] / 1e6:.2f}M",
+        f"{record['share_of_teacher']:.1%}",
+        f"{np.mean([r['spans_per_second'] for r in records]):.2f}",
+        f"{record['spans_seen']:,}",
+        f"{np.mean([r['minutes'] for r in records]):.1f}",
+        "–" if at_equal is None else f"{at_equal:.1%}",
+    ]
+
+
+def _name(content: Comparison, arm: str) -> str:
+    same = content["same_as"].get(arm)
+    return f"{arm} (= {same})" if same else arm
+
+
+def ablation_plot_list(device: str, root: Path) -> str:
+    """The plots of the ablations of a kind of device that have been drawn."""
+    found = sorted((root / "docs" / "plots" / "ablations").glob(f"*-{device}.svg"))
+    images = [f"![{path.stem.replace('-', ' ')}](plots/ablations/{path.name})" for path in found]
+    return "\n".join(images) or _to_measure("ablations.py`, then `python benchmarks/plots.py")
+
+
+def untrained_table(kind: str, root: Path) -> str:
+    """Replacements without training: hidden states of the original context ("state"), or of a GistNet ("gistnet")."""
+    content = _load(root, "untrained")
+    if content is None:
+        return _to_measure("untrained.py")
+    rows = [
+        [
+            _untrained_name(row),
+            f"{row['compute']:.1%}" if "compute" in row else "",
+            f"{row['kl']:.4f}",
+            *(f"{row[f'recovered_{part}']:.1%}" for part in ("1_32", "1_8", "9_32")),
+            *("" if row["kind"] == "baseline" else _points(row[f"more_than_last_token_{p}"]) for p in ("1_32", "9_32")),
+        ]
+        for row in content["rows"]
+        if row["kind"] in ("baseline", kind)
+    ]
+    header = ["stand-in", "compute", "KL@32", "recovered", "at 1–8", "at 9–32", "more than the last token"]
+    spans = f"{content['spans']} spans of {content['documents']} held-out documents"
+    return f"{spans}, {describe_device(content)}.\n\n{markdown([*header, 'of it at 9–32'], rows)}"
+
+
+def _untrained_name(row: dict[str, Any]) -> str:
+    if row["kind"] == "baseline":
+        return f"`{row['name'].replace(' ', '_')}`"
+    if row["kind"] == "state":
+        return f"state behind layer {row['layers']}"
+    return f"{row['token_layers']} layers for all tokens, {row['layers']} for the last, × {row['scale']}"
+
+
+# README.md ------------------------------------------------------------------------------------------------------------
+
+
+def release_tables(name: str, root: Path) -> str:
+    """Figures of a released GistNet."""
+    folder = root / "released" / name
+    if not is_release(folder):
+        return f"There is none yet: `gistnet release RUN --out released/{name}` makes it of a finished run."
+    return summary(read_released(folder))
+
+
+def demo_table(root: Path) -> str:
+    """Figures of the demo's own GistNet, on the machine it ran on."""
+    content = _load(root, "demo")
+    if content is None:
+        return "TO MEASURE: `make demo`"
+    records = [MetricRecord.model_validate(record) for record in content["metrics"]]
+    took = content["minutes"]
+    minutes = f"{took['demo']:.1f} minutes, after an installation of {took['installation']:.1f}"
+    return f"{describe_device(content)}, {minutes}; {results_tables(records)}"
+
+
+def long_context_table(name: str, root: Path) -> str:
+    """NLL of the ends of long documents after contexts of equally many vectors, and questions about far back."""
+    content = _load(root, f"long-context-{name}")
+    if content is None:
+        return "TO MEASURE: `gistnet evaluate RUN --long-context`"
+    records = [MetricRecord.model_validate(record) for record in content["records"]]
+    whole = [record for record in records if record.name == "long_context_nll" and "," not in record.part]
+    asked = next((r.n_spans for r in records if r.name == "retrieval_accuracy" and "," not in r.part), 0)
+    header = ["vectors", "full text", "**gists**", "truncated", "gists of another document", "mean embeddings"]
+    header += ["truncated − gists", "others' gists − gists", "questions: gists", "truncated", "full text"]
+    table = markdown(header, [_budget_row(record, records) for record in whole])
+    return f"{whole[0].n_documents} documents, {asked} questions, {describe_device(content)}:\n\n{table}"
+
+
+def _budget_row(nll: MetricRecord, records: list[MetricRecord]) -> list[str]:
+    found = {record.name: record for record in records if record.part == nll.part}
+    asked = found.get("retrieval_accuracy")
+    contexts = [nll.baselines["full"], nll.value, *(nll.baselines[n] for n in ("truncated", "shuffled", "mean"))]
+    right = [asked.value, asked.baselines["truncated"], asked.baselines["full"]] if asked else []
+    return [
+        nll.part.removeprefix("budget "),
+        *(f"{value:.3f}" for value in contexts),
+        *(_paired(found[f"long_context_below_{name}"]) for name in ("truncated", "shuffled")),
+        *([f"{share:.0%}" for share in right] or [""] * 3),
+    ]
+
+
+def _paired(record: MetricRecord) -> str:
+    interval = f" ({record.interval[0]:+.3f} … {record.interval[1]:+.3f})" if record.interval else ""
+    return f"{record.value:+.3f}{interval}"
+
+
+# Pages ----------------------------------------------------------------------------------------------------------------
+
+_BY_DEVICE: dict[str, Callable[[str, Path], str]] = {
+    "engine": engine_table,
+    "parts": parts_table,
+    "compression": compression_table,
+    "sweep": sweep_table,
+    "plots": plot_list,
+    "ablation-plots": ablation_plot_list,
+    **{group: partial(group_tables, group) for group in kept.read_groups()},
+}
+BLOCKS: dict[str, Callable[[Path], str]] = {
+    **{f"{name}-{device}": partial(make, device) for name, make in _BY_DEVICE.items() for device in DEVICES},
+    **{f"untrained-{kind}": partial(untrained_table, kind) for kind in ("state", "gistnet")},
+    "processes-cpu": processes_table,
+    "release": partial(release_tables, RELEASE),
+    "release-context": partial(release_tables, CONTEXT_RELEASE),
+    "demo": demo_table,
+    "long-context": partial(long_context_table, RELEASE),
+    "long-context-context": partial(long_context_table, CONTEXT_RELEASE),
+}
+"""What makes the content of a block from a checkout, by its name."""
+
+
+def pages(root: Path) -> dict[Path, str]:
+    """Every page of a checkout that is made, or has blocks that are, as it should be.
+
+    Raises:
+        KeyError: there is no block of such a name.
+        GistNetError: a release is damaged.
+    """
+    filled = {root / name: fill((root / name).read_text(encoding="utf-8"), root) for name in FILLED}
+    return filled | {folder / CARD_FILE: card(folder) for folder in releases_in(root / "released").values()}
+
+
+def fill(text: str, root: Path) -> str:
+    """A page with every block made anew.
+
+    Raises:
+        KeyError: there is no block of such a name.
+    """
+    return _BLOCK.sub(lambda block: f"{block[1]}{BLOCKS[block['name']](root)}\n{block[3]}", text)
+
+
+def main() -> int:
+    """Fill the pages, or name those that are not filled."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true")
+    arguments = parser.parse_args()
+    changed = {path: text for path, text in pages(ROOT).items() if path.read_text(encoding="utf-8") != text}
+    for path, text in changed.items():
+        if arguments.check:
+            print(f"{path.relative_to(ROOT)} is not what the results make: run `python benchmarks/tables.py`.")
+        else:
+            path.write_text(text, encoding="utf-8")
+    return int(arguments.check and bool(changed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
