@@ -85,7 +85,7 @@ def run_engine(asked: Arguments) -> None:
     for part, window, horizon in wanted:
         if part not in asked.parts:
             continue
-        measured = in_place(asked, engine_part, part, window, horizon, asked)
+        measured = isolated(asked, engine_part, part, window, horizon, asked)
         where = f"window {window} H {horizon} {part}" if window else part
         if measured is None:
             print(f"{where}: does not fit", flush=True)
@@ -97,7 +97,7 @@ def run_engine(asked: Arguments) -> None:
         print(results.describe(*case), flush=True)
 
 
-def in_place(asked: Arguments, action: Callable[..., Any], *arguments: Any) -> Any:
+def isolated(asked: Arguments, action: Callable[..., Any], *arguments: Any) -> Any:
     """Call in a process of its own on a CPU, in this one on a GPU; None where the memory of a GPU does not suffice."""
     if asked.device == "cpu" and not asked.smoke:
         return machine.in_own_process(action, *arguments)
@@ -266,7 +266,7 @@ def run_sweep(asked: Arguments) -> None:
     content: dict[str, Any] = {"machine": describe_machine(), "teacher": asked.teacher, "series": {}}
     for series in asked.series:
         for point in points(series, "smoke" if asked.smoke else asked.device):
-            figures = in_place(asked, measure_point, asked.teacher, asked.device, point)
+            figures = isolated(asked, measure_point, asked.teacher, asked.device, point)
             print(f"{series}: {machine.in_short(figures) if figures else f'{point} does not fit'}", flush=True)
             if figures:
                 content["series"].setdefault(series, []).append(figures)

@@ -304,7 +304,7 @@ def untrained_table(kind: str, root: Path) -> str:
         for row in content["rows"]
         if row["kind"] in ("baseline", kind)
     ]
-    header = ["stand-in", "compute", "KL@32", "recovered", "at 1–8", "at 9–32", "more than the last token"]
+    header = ["replacement", "compute", "KL@32", "recovered", "at 1–8", "at 9–32", "more than the last token"]
     spans = f"{content['spans']} spans of {content['documents']} held-out documents"
     return f"{spans}, {describe_device(content)}.\n\n{markdown([*header, 'of it at 9–32'], rows)}"
 

@@ -1,7 +1,7 @@
 """The training loop of the spec, corrected and taken literally: the definition that the engine must equal.
 
 Per stretch, one forward over the original window and one over the whole replaced context, through transformers' own
-attention with a mask written out. Slow on purpose; tests and `benchmarks/engine.py` hold the engine against it, and a
+attention with a mask written out. Slow on purpose; tests and `benchmarks/speed.py` hold the engine against it, and a
 teacher of a family that has not been verified is checked with it when it is loaded.
 """
 
