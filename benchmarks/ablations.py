@@ -90,7 +90,7 @@ def chosen_arms(groups: Mapping[str, Group], asked: Sequence[str], names: Sequen
     return {name: settings for name, settings in known.items() if name in wanted or not (asked or names)}
 
 
-def corpus_sources(corpus: Sequence[str], max_documents: int) -> list[str]:
+def corpus_sources(corpus: Sequence[str], max_documents: int = 60) -> list[str]:
     """The setting that makes each file a source; none where the configuration's own sources are used."""
     sources = [
         {"kind": "jsonl", "name": Path(file).name, "domain": "narrative", "paths": [str(Path(file).resolve())]}
@@ -274,7 +274,7 @@ class Ablations:
     """
 
     def __init__(self, asked: argparse.Namespace, arms: Mapping[str, list[str]]) -> None:
-        common = [*corpus_sources(asked.corpus, asked.max_documents), f"device={asked.device}", *TO_THE_END]
+        common = [*corpus_sources(asked.corpus), f"device={asked.device}", *TO_THE_END]
         self.configs = {
             name: load_config(asked.config, [*common, *settings, "run_folder=unused"])
             for name, settings in arms.items()
@@ -372,7 +372,6 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--corpus", nargs="+", default=[], help="JSON lines files; else the configuration's sources")
-    parser.add_argument("--max-documents", type=int, default=60, help="of each file")
     parser.add_argument("--config", type=Path, default=ROOT / "configs" / "ablations.yaml", help="the default arm")
     parser.add_argument(
         "--arms", type=Path, default=ROOT / "benchmarks" / "arms.yaml", help="the file of groups of arms"

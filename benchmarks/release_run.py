@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # so that `python benchma
 
 from benchmarks.machine import ROOT, describe_device
 from gistnet.config import load_config
+from gistnet.errors import GistNetError
 from gistnet.evaluation.run_record import read_figures
 from gistnet.files import write_json
 from gistnet.machine import describe_machine
@@ -113,4 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except GistNetError as error:
+        sys.exit(f"release_run: {error}")

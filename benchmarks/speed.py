@@ -2,8 +2,7 @@
 
     python benchmarks/speed.py engine --quick                       window 4096, H = 32 (four minutes on two cores)
     python benchmarks/speed.py engine                               window 4096, H = 32, 64 and 128 (15 minutes)
-    python benchmarks/speed.py engine --windows 16384 --spans 1     beyond the teacher's trained positions (an hour)
-    python benchmarks/speed.py engine --teacher smollm3-3b-shape    random weights; on a CPU a window of 512 (minutes)
+    python benchmarks/speed.py engine --windows 16384 --spans 1     an hour
     python benchmarks/speed.py sweep                                12 minutes on two cores
     python benchmarks/speed.py compression                          three minutes
     python benchmarks/speed.py processes                            ten minutes
@@ -143,9 +142,7 @@ class EngineResults:
         if path.exists() and not restart:
             self.content = json.loads(path.read_text())
             if self.content.get("machine") != describe_machine():
-                raise SystemExit(
-                    f"{path} holds results of another machine: name another file with --out, or --restart."
-                )
+                raise SystemExit(f"{path} is of another machine: name another file with --out, or --restart.")
         self.of_teacher: dict[str, Any] = self.content["teachers"].setdefault(teacher, {"cases": []})
 
     def add(self, part: str, window: int, horizon: int, measured: Any) -> None:
@@ -362,13 +359,13 @@ def run_processes(asked: Arguments) -> None:
     ways = ((1, cores, False), (cores, 1, False), (1, cores, True), (cores, 1, True))
     content: dict[str, Any] = {"machine": describe_machine(), "steps": asked.steps, "cases": []}
     for processes, threads, compiled in ways[:1] if asked.smoke else ways:
-        case = measure_processes(processes, threads, asked.steps, compiled=compiled)
+        case = measure_processes(processes, threads, asked.steps, compiled=compiled, spans=1 if asked.smoke else 14)
         print(machine.in_short(case), flush=True)
         content["cases"].append(case)
         write_json(asked.out, content)
 
 
-def measure_processes(processes: int, threads: int, steps: int, *, compiled: bool) -> dict[str, Any]:
+def measure_processes(processes: int, threads: int, steps: int, *, compiled: bool, spans: int) -> dict[str, Any]:
     """Spans a second of the later steps of the demo's GistNet, trained by `processes` of `threads` each.
 
     Validation, the start of the processes and compilation, whose time comes with the first steps, do not count.
@@ -379,7 +376,7 @@ def measure_processes(processes: int, threads: int, steps: int, *, compiled: boo
             f"train.steps={steps}",
             "train.log_every_steps=1",
             "train.windows_per_batch=4",
-            "train.spans_per_window=14",
+            f"train.spans_per_window={spans}",
             "train.validation.documents=4",
             "device=cpu",
             f"teacher.compile={str(compiled).lower()}",
@@ -390,12 +387,12 @@ def measure_processes(processes: int, threads: int, steps: int, *, compiled: boo
         environment = os.environ | {"OMP_NUM_THREADS": str(threads), "TORCHINDUCTOR_CACHE_DIR": f"{folder}/compiled"}
         subprocess.run(command, check=True, cwd=machine.ROOT, env=environment, stdout=subprocess.DEVNULL)
         steps_seen = machine.seconds_of_steps(Path(folder) / "run")
-    (_, spans_before, began), (loss, spans, ended) = steps_seen[NOT_TIMED - 1], steps_seen[-1]
+    (_, seen_before, began), (loss, seen, ended) = steps_seen[NOT_TIMED - 1], steps_seen[-1]
     return {
         "processes": processes,
         "threads_per_process": threads,
         "compiled": compiled,
-        "spans_per_second": (spans - spans_before) / (ended - began),
+        "spans_per_second": (seen - seen_before) / (ended - began),
         "first_steps_seconds": began,
         "last_loss": loss,
     }
@@ -403,21 +400,18 @@ def measure_processes(processes: int, threads: int, steps: int, *, compiled: boo
 
 # Contexts -------------------------------------------------------------------------------------------------------------
 
-TOKENS_PER_VECTOR = (2, 4, 8, 16, 32)
-CONTEXT_TOKENS = {"smoke": 512, "cpu": 7850, "cuda": 7850}
-
 
 def run_context(asked: Arguments) -> None:
     """Compress a document with an untrained `bottleneck`, which costs what a trained one does, and write after it."""
     teacher = workload.build_teacher(asked.teacher, "bfloat16", asked.device)
     encoder = GistEncoder(teacher, workload.build_gistnet(teacher, "bottleneck"))
-    tokens = workload.read_text(teacher, 1, CONTEXT_TOKENS["smoke" if asked.smoke else asked.device])[0].cpu().numpy()
+    tokens = workload.read_text(teacher, 1, 512 if asked.smoke else 7850)[0].cpu().numpy()
     began = time.perf_counter()
     document = compress(tokens, encoder)
     content: dict[str, Any] = {"machine": describe_machine(), "teacher": asked.teacher, "tokens": len(tokens)}
     content |= {"compression_seconds": time.perf_counter() - began, "budgets": []}
     plans = {"full": Plan([Raw(0, len(tokens))], encoder.span_tokens)}
-    for ratio in TOKENS_PER_VECTOR:
+    for ratio in (2, 4, 8, 16, 32):
         plans[f"1/{ratio}"] = gist_plan(len(tokens), encoder.span_tokens, encoder.levels, ratio, 4)
     for name, plan in plans.items():
         cost = measure_cost(teacher, assemble(document, plan, teacher, positions="end"))
@@ -462,11 +456,10 @@ def parse(arguments: Sequence[str] | None = None) -> Arguments:
     engine_command.add_argument("--restart", action="store_true", help="forget what the file holds")
     sweep_command = commands.add_parser("sweep", parents=[shared])
     sweep_command.add_argument("--series", nargs="+", choices=list(SERIES), default=list(SERIES))
-    commands.add_parser("compression", parents=[shared])
     processes_command = commands.add_parser("processes", parents=[shared])
     processes_command.add_argument("--steps", type=int, default=12)
-    commands.add_parser("context", parents=[shared])
-    commands.add_parser("equality", parents=[shared])
+    for name in ("compression", "context", "equality"):
+        commands.add_parser(name, parents=[shared])
     asked = parser.parse_args(arguments)
     asked.teacher = asked.teacher or (workload.TINY_SHAPE if asked.smoke else workload.EMBEDDED_TEACHER)
     kind = "smoke-" if asked.smoke else ""

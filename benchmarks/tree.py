@@ -124,9 +124,7 @@ def load_encoder(checkpoint: Path | None) -> GistEncoder:
     return GistEncoder(teacher, GistNet.build(config, teacher, below=GistNet.build(config, teacher)))
 
 
-def with_encoder(
-    part: Callable[[Path, Encoder], dict[str, Any]], folder: Path, checkpoint: Path | None
-) -> dict[str, Any]:
+def with_encoder(part: Callable[..., dict[str, Any]], folder: Path, checkpoint: Path | None) -> dict[str, Any]:
     """Load the encoder in this process, and measure a part with it."""
     return part(folder, load_encoder(checkpoint))
 
@@ -337,7 +335,7 @@ def finish(folder: Path, notes: Notes, report: Path) -> None:
         check(verified.ok, "; ".join(verified.problems))
         check(verified.missing == 0, f"{verified.missing} gists are missing")
         summary = {"generation": verified.generation, "tokens": verified.tokens, "gists": verified.gists}
-        report.write_text(json.dumps({**summary, "recomputed": verified.recomputed}))
+        report.write_text(json.dumps(summary | {"recomputed": verified.recomputed}))
 
 
 def write_until_killed(folder: Path, notes: Notes, seed: int) -> None:

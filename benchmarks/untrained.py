@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # so that `python benchma
 from benchmarks.ablations import corpus_sources, held_out_spans
 from benchmarks.machine import RESULTS, ROOT, in_short
 from gistnet.config import load_config
+from gistnet.errors import GistNetError
 from gistnet.evaluation import baselines, metrics
 from gistnet.evaluation.held_out import HeldOut, HeldOutWindow, MakeStandIns, Measured
 from gistnet.evaluation.resampling import DocumentDraws
@@ -110,7 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--documents", type=int, default=32)
     parser.add_argument("--out", type=Path, default=RESULTS / "untrained.json")
     asked = parser.parse_args(arguments)
-    settings = [*corpus_sources(asked.corpus, 60), f"evaluation.documents={asked.documents}", "run_folder=unused"]
+    settings = [*corpus_sources(asked.corpus), f"evaluation.documents={asked.documents}", "run_folder=unused"]
     config = load_config(ROOT / "configs" / "ablations.yaml", settings)
     dataset, teacher = prepare_data(config, print), load_teacher(config, torch.device("cpu"))
     held_out = held_out_spans(teacher, dataset, config, SPAN)
@@ -122,4 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except GistNetError as error:
+        sys.exit(f"untrained: {error}")
