@@ -62,6 +62,13 @@ class TrainedGistNet(NamedTuple):
         """
         if self.is_released:
             return PreparedDataset.open(self.run_folder / HELD_OUT_FOLDER)
+        dataset = self._trained_on(progress)
+        if told := trained_elsewhere(self.gistnet, dataset):
+            progress(told)
+        return dataset
+
+    def _trained_on(self, progress: Callable[[str], None]) -> PreparedDataset:
+        """The prepared corpus of the run, by its record of the content."""
         expected = load_checkpoint(self.folder.parent).identity["dataset"]
         own = find_prepared(self.config.data, expected["content"])
         if own is not None:
@@ -85,6 +92,16 @@ class TrainedGistNet(NamedTuple):
                 "here may have been trained on."
             )
         return dataset
+
+
+def trained_elsewhere(gistnet: GistNet, dataset: PreparedDataset) -> str | None:
+    """A sentence where a GistNet, or the weights it began with, was trained on another corpus as well; else None."""
+    if not set(gistnet.trained_on) - {dataset.content_fingerprint}:
+        return None
+    return (
+        "The GistNet began with weights that were trained on another corpus: documents that are held out here may be "
+        "among those, and figures on them may flatter."
+    )
 
 
 def prepare_data(config: RunConfig, progress: Callable[[str], None] = lambda message: None) -> PreparedDataset:
@@ -148,6 +165,10 @@ def open_run(config: RunConfig, progress: Callable[[str], None] = lambda message
         lambda: prepare_data(config, progress if processes.is_main else lambda message: None)
     )
     gistnet = build_gistnet(config, teacher)
+    if told := trained_elsewhere(gistnet, dataset):
+        progress(told)
+    for level in gistnet.levels:
+        level.trained_on = tuple(dict.fromkeys((*gistnet.trained_on, dataset.content_fingerprint)))
     return build_run(
         config.run_folder,
         teacher,

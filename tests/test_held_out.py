@@ -140,3 +140,41 @@ def test_a_corpus_that_is_gone_is_asked_for(project: Path, tmp_path: Path) -> No
     assert (
         open_trained(moved / "run", (f"data.folder={moved}/prepared", gone[1])).dataset().folder.parent.parent == moved
     )
+
+
+def test_weights_that_were_trained_on_another_corpus_are_never_taken_for_new(project: Path, tmp_path: Path) -> None:
+    """What is held out of the second corpus may have been trained on in the first: all who measure say so."""
+    (tmp_path / "books").mkdir()
+    for path in sorted((project / "books").iterdir())[5:]:
+        shutil.copy(path, tmp_path / "books")
+    values = yaml.safe_load((project / "run.yaml").read_text())
+    (first,) = {path.parent for path in (project / "run" / "checkpoints").glob("step-00000002/gistnet/config.json")}
+    values |= {"run_folder": str(tmp_path / "run"), "start_from": str(first)}
+    values["data"] |= {"folder": str(tmp_path / "prepared")}
+    values["data"]["sources"][0]["paths"] = [str(tmp_path / "books" / "*.txt")]
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(values))
+    said: list[str] = []
+    assert train(load_config(tmp_path / "run.yaml"), say=said.append)
+    assert any("another corpus" in sentence for sentence in said)
+    trained = open_trained(tmp_path / "run")
+    assert len(trained.gistnet.trained_on) == 2
+    said.clear()
+    trained.dataset(said.append)
+    assert any("another corpus" in sentence for sentence in said)
+    make_release(tmp_path / "run", tmp_path / "out", TOLD)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "another corpus" in card
+    assert "Held-out documents that it was not trained on" not in card
+
+
+def test_going_on_with_the_same_corpus_needs_no_warning(project: Path, tmp_path: Path) -> None:
+    values = yaml.safe_load((project / "run.yaml").read_text())
+    values |= {"run_folder": str(tmp_path / "run")}
+    values["start_from"] = str(project / "run" / "checkpoints" / "step-00000002" / "gistnet")
+    values["data"] |= {"folder": str(tmp_path / "prepared")}
+    values["data"]["sources"][0]["paths"] = [str(project / "books" / "*.txt")]
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(values))
+    said: list[str] = []
+    assert train(load_config(tmp_path / "run.yaml"), say=said.append)
+    assert not any("another corpus" in sentence for sentence in said)
+    assert len(open_trained(tmp_path / "run").gistnet.trained_on) == 1

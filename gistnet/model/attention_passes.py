@@ -17,11 +17,6 @@ class DocumentPass:
     values: dict[int, Tensor] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class BidirectionalPass:
-    """Whole spans whose tokens all see each other, those before and those after."""
-
-
 class KeysAndValues(Exception):
     """Ends a layer's forward pass at its attention, with what that was to attend to.
 

@@ -75,6 +75,7 @@ class GistNet(nn.Module):
         below: the GistNet of the level below; None at level 0.
         tokens_per_gist: how many tokens a gist stands for, K^(level + 1).
         reads_context: whether this level needs a `SpanContext`; those above level 0 never do.
+        trained_on: content fingerprints of the prepared corpora that it, or the weights it began with, was trained on.
     """
 
     embedding_norm: Tensor
@@ -88,6 +89,7 @@ class GistNet(nn.Module):
         self.positions = positions
         self.reads_context = config.reads == "context" and below is None
         self.teacher_fingerprint = teacher.fingerprint
+        self.trained_on: tuple[str, ...] = () if below is None else below.trained_on
         self.tokens_per_gist = config.span_tokens ** (self.level + 1)
         self.teacher_flops_per_span = teacher.flops_per_token * self.tokens_per_gist
 
@@ -219,10 +221,7 @@ class GistNet(nn.Module):
     def _self_attention(self, tokens: Tensor, first: int, last: int, dropout: Dropout | None) -> Tensor:
         """Blocks, or copied layers, `first` to `last - 1`: [spans, K, tokens_width] → the same."""
         if self.teacher_layers is not None and first < last:
-            bidirectional = self.config.attention == "bidirectional"
-            return self.teacher_layers(self._as_teacher(tokens), first, last, bidirectional=bidirectional).to(
-                tokens.dtype
-            )
+            return self.teacher_layers(self._as_teacher(tokens), first, last).to(tokens.dtype)
         for block in self.blocks[first:last]:
             tokens = block(tokens, dropout)
         return tokens
@@ -260,11 +259,7 @@ class GistNet(nn.Module):
     def fingerprint(self) -> str:
         """Names the weights and shape of all levels: 16 hexadecimal digits, other ones for any other weights."""
         below = "" if self.below is None else self.below.fingerprint
-        # What is newer than the first releases counts only where it is not as it was for them.
-        newer = {"reads": "span", "attention": "causal"}
-        as_before = {name for name, value in newer.items() if getattr(self.config, name) == value}
-        config = self.config.model_dump_json(exclude=as_before)
-        shape = f"{config} {self.level} {below}"
+        shape = f"{self.config.model_dump_json()} {self.level} {below}"
         return hashlib.sha256(shape.encode() + self._weights()).hexdigest()[:16]
 
     def parameter_budget(self) -> Budget:
@@ -360,6 +355,7 @@ class GistNet(nn.Module):
             level=self.level,
             positions=self.positions,
             teacher=self.teacher_fingerprint,
+            trained_on=self.trained_on,
             trained_parameters=budget.trained,
             frozen_parameters=budget.frozen,
             flops_per_span=budget.flops_per_span,
@@ -397,4 +393,5 @@ class GistNet(nn.Module):
             raise CheckpointError(f"{folder / BELOW} is not the GistNet that the one in {folder} was trained on.")
         model = cls.build(saved.config, teacher, below=below, positions=saved.positions)
         take_over(model.trained_parameters(with_below=False), state)
+        model.trained_on = saved.trained_on
         return model

@@ -21,7 +21,6 @@ from transformers.masking_utils import sdpa_mask
 
 from gistnet.kernels.gate import shown_exact
 from gistnet.model.attention_passes import (
-    BidirectionalPass,
     BranchPass,
     DocumentPass,
     KeysAndValues,
@@ -43,7 +42,7 @@ def attention(
     *,
     scaling: float | None = None,
     sliding_window: int | None = None,
-    running_pass: DocumentPass | BranchPass | KeysPass | LastTokenPass | BidirectionalPass | None = None,
+    running_pass: DocumentPass | BranchPass | KeysPass | LastTokenPass | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """The function that every attention layer of a teacher calls.
@@ -68,9 +67,8 @@ def attention(
     if isinstance(running_pass, DocumentPass):
         running_pass.keys[layer], running_pass.values[layer] = key, value
         out = _causal_attention(query, key, value, scale, sliding_window)
-    elif isinstance(running_pass, LastTokenPass | BidirectionalPass):
-        if isinstance(running_pass, LastTokenPass):
-            key, value = torch.cat([running_pass.keys, key], dim=2), torch.cat([running_pass.values, value], dim=2)
+    elif isinstance(running_pass, LastTokenPass):
+        key, value = torch.cat([running_pass.keys, key], dim=2), torch.cat([running_pass.values, value], dim=2)
         many = query.shape[1] != key.shape[1]
         out = nn.functional.scaled_dot_product_attention(query, key, value, scale=scale, enable_gqa=many)
     else:

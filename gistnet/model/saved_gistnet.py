@@ -54,10 +54,6 @@ class GistNetConfig(Section):
     token_layers: int | None = Field(default=None, ge=2)
     """`teacher_lora`: how many of these layers all tokens pass through; the others only the last token does, for a
     tenth of the compute. None: just over an eighth of the teacher's with the anchor `state`, all with `token`."""
-    attention: Literal["causal", "bidirectional"] = "causal"
-    """`teacher_lora`: how tokens see each other in the layers that all of them pass through: causal as in the teacher,
-    or both ways, which the teacher never learned and its adapters must; 2,048 branches were too few for that
-    (docs/ablations.md). The other architectures look both ways."""
     lora_rank: int = Field(default=8, gt=0)
     """`teacher_lora`: rank of the adapter of each linear layer copied."""
     lora_alpha: float = Field(default=16.0, gt=0)
@@ -73,8 +69,6 @@ class GistNetConfig(Section):
     def _has_states(self) -> Self:
         if self.reads == "context" and (self.architecture != "teacher_lora" or self.anchor == "token"):
             raise ValueError("reads is context, expected the architecture teacher_lora and the anchor state with it")
-        if self.attention == "bidirectional" and (self.architecture != "teacher_lora" or self.reads == "context"):
-            raise ValueError("attention is bidirectional, expected the architecture teacher_lora that reads a span")
         if self.anchor == "state" and self.architecture != "teacher_lora":
             raise ValueError(f"anchor is state in the architecture {self.architecture}, expected teacher_lora")
         if self.token_layers is None or self.teacher_layers is None:
@@ -148,6 +142,8 @@ class SavedGistNet(Section):
     positions: str
     """The position policy, or mixture of policies, it was trained with."""
     teacher: TeacherFingerprint
+    trained_on: tuple[str, ...]
+    """Content fingerprints of the prepared corpora that it was trained on, those of the weights it began with first."""
     trained_parameters: int
     """Of this level and those below it, as the next two."""
     frozen_parameters: int

@@ -10,7 +10,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from gistnet.errors import TeacherError
 from gistnet.model.attention_passes import (
-    BidirectionalPass,
     BranchPass,
     DocumentPass,
     KeysAndValues,
@@ -46,14 +45,10 @@ class TeacherLayers(nn.Module):
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
 
-    def forward(self, hidden: Tensor, first: int, last: int, *, bidirectional: bool = False) -> Tensor:
-        """Run layers `first` to `last - 1` at positions 0, 1, …: `[spans, K, dim]` → `[spans, K, dim]`.
-
-        Args:
-            bidirectional: whether tokens see those after them, too; else a span is read as the teacher reads a window.
-        """
+    def forward(self, hidden: Tensor, first: int, last: int) -> Tensor:
+        """Run layers `first` to `last - 1` at positions 0, 1, …: `[spans, K, dim]` → `[spans, K, dim]`."""
         position_ids = torch.arange(hidden.shape[1], device=hidden.device)[None]
-        own_pass = BidirectionalPass() if bidirectional else DocumentPass()
+        own_pass = DocumentPass()
         for index in range(first, last):
             hidden = self.layers[index](
                 hidden,

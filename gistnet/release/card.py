@@ -139,13 +139,22 @@ def _results_said(shown: Path, figures: ReleasedFigures, provenance: Provenance)
     device = machine["processor"] if machine.get("gpu", "none") == "none" else machine["gpu"]
     threads = f" with OMP_NUM_THREADS={machine['threads']}" if "threads" in machine else ""
     return (
-        "Held-out documents that it was not trained on, all in `held-out/`; intervals are bootstrapped over documents. "
+        f"{_held_out_said(figures.network)}, all in `held-out/`; intervals are bootstrapped over documents. "
         f"{_overlap_said(provenance)} "
         "*kl* is KL(prediction after the tokens ‖ prediction after the stand-in) over the H tokens that follow, in "
         f"nats per token; *recovered* is 1 − KL / KL of dropping the span. `gistnet evaluate {shown.name}` gives these "
         f"figures again, to the digit on a machine like this one ({device}, {machine['cores']} cores, torch "
         f"{machine['torch']}, transformers {machine['transformers']}){threads}{_also(shown, provenance)}; "
         "`metrics.json` has all of them, and `report.html` shows them."
+    )
+
+
+def _held_out_said(network: SavedGistNet) -> str:
+    if len(network.trained_on) == 1:
+        return "Held-out documents that it was not trained on"
+    return (
+        "Documents that its own run held out (it began with weights that were trained on another corpus, with which "
+        "they were not compared)"
     )
 
 

@@ -35,6 +35,7 @@ def network(positions: str = "end", teacher: str = "smollm2-135m") -> SavedGistN
         teacher=TeacherFingerprint(
             name=teacher, revision=None, precision="bfloat16", config_hash="1", weights_hash="2"
         ),
+        trained_on=("corpus",),
         trained_parameters=1,
         frozen_parameters=0,
         flops_per_span=1,
