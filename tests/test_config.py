@@ -227,7 +227,6 @@ DEFAULTS = {
     "train.stop.rises": 3,
     # What recovered most in docs/ablations.md, or as much with less.
     "objective.positions": "end",
-    "objective.drop_weight": 0.0,
     "gistnet.architecture": "teacher_lora",
     "gistnet.lora_rank": 8,
     "train.optimiser.learning_rate": 2e-3,

@@ -74,11 +74,6 @@ def test_a_flag_of_one_process_is_seen_by_all(monkeypatch, mine, others, expecte
     assert process(0, 2).any(bool(mine)) is expected
 
 
-def test_the_most_of_each_number_counts_missing_ones_as_none(monkeypatch):
-    others_hold(monkeypatch, [3, 1, 4], [2])
-    assert process(0, 3).most([1, 5]) == [3, 5, 4]
-
-
 def test_an_error_of_another_process_is_raised_here_too(monkeypatch):
     others_hold(monkeypatch, None, TrainingError("The loss is not finite (documents: a)"))
     with pytest.raises(TrainingError, match="documents: a"), process(0, 3).failing_together():

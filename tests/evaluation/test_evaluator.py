@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from gistnet.config import load_config
 from gistnet.data.prepare import split_of
 from gistnet.data.sampling import validation_windows
+from gistnet.data.sources import Document
 from gistnet.errors import DataError
 from gistnet.evaluation import baselines
 from gistnet.evaluation.evaluator import EvaluationConfig, evaluate
@@ -158,17 +159,14 @@ def test_progress_is_told_before_each_part(run):
 @pytest.fixture
 def two_domains(tiny_config: dict[str, Any], tmp_path: Path):
     """A run whose data also has code, of which one document only is held out."""
-    names = [f"module-{n}" for n in range(200)]
-    held_out = [name for name in names if split_of(name, 0.3) == "held_out"][:1]
-    trained = [name for name in names if split_of(name, 0.3) == "train"][:3]
     draw = random.Random(1)
+    texts = ["".join(f"x{draw.random()} = y{n}\n" for n in range(30)) for _ in range(200)]
+    documents = [Document(f"module-{n}", "code", "code", text) for n, text in enumerate(texts)]
+    held_out = [document for document in documents if split_of(document.key, 0.3) == "held_out"][:1]
+    trained = [document for document in documents if split_of(document.key, 0.3) == "train"][:3]
     code = tmp_path / "code.jsonl"
-    code.write_text(
-        "".join(
-            json.dumps({"id": name, "text": "".join(f"x{draw.random()} = y{n}\n" for n in range(30))}) + "\n"
-            for name in held_out + trained
-        )
-    )
+    lines = [json.dumps({"id": document.id, "text": document.text}) for document in held_out + trained]
+    code.write_text("\n".join(lines) + "\n")
     tiny_config["data"]["sources"].append({"kind": "jsonl", "name": "code", "domain": "code", "paths": [str(code)]})
     path = tmp_path / "two.yaml"
     path.write_text(yaml.safe_dump(tiny_config))

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from gistnet.data.prepare import DataConfig, prepare, split_of
+from gistnet.data.sources import Document
 from gistnet.errors import DataError
 from gistnet.evaluation.long_documents import held_out_passages, long_passages
 from tests.data.byte_tokenizer import ByteTokenizer
@@ -53,6 +54,7 @@ def test_held_out_documents_are_read_beyond_their_windows(tmp_path: Path):
     assert len(found) == 3
     for passage in found:
         assert bytes(passage.tokens.tolist()).decode() == texts[passage.name]
-        assert split_of(passage.name, 0.5) == "held_out" and len(passage.tokens) >= 300
+        key = Document(passage.name, "tales", "narrative", texts[passage.name]).key
+        assert split_of(key, 0.5) == "held_out" and len(passage.tokens) >= 300
     with pytest.raises(DataError, match="0 held-out documents of narrative with 5000 tokens or more, expected 2"):
         held_out_passages(dataset, "narrative", documents=3, min_tokens=5000, max_tokens=8000, seed=0)

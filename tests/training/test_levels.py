@@ -30,6 +30,7 @@ def config_file(tmp_path: Path, tiny_config: dict[str, Any]) -> Path:
     tiny_config["data"]["min_tokens"] = 96
     tiny_config["train"] |= {
         "keep_checkpoints": 9,
+        "optimiser": {"learning_rate": 0.003},
         "stop": {"watch": "kl"},
     }  # the KL of a stage's last step is its best
     tiny_config["stages"] = [

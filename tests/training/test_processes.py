@@ -156,7 +156,7 @@ def test_a_killed_process_stops_the_others_with_a_sentence_and_fewer_continue(co
     ("fault", "words"),
     [
         ("loss", "The loss is not finite (documents: mine); the last good checkpoint is"),
-        ("memory", "Memory of cpu ran out in step 3 with 1 window and 1 branch at a time"),
+        ("memory", "Memory ran out with a micro-batch of 1 window and 1 branch"),
     ],
 )
 def test_what_goes_wrong_in_one_process_stops_all_and_the_state_before_it_is_kept(config_file, tmp_path, fault, words):

@@ -74,7 +74,7 @@ def test_every_document_is_in_the_tree_whatever_the_portions(
     assert contents(tree) == EXPECTED
     tokens = sum(len(text.encode()) for text in TEXTS.values()) + 220
     characters = sum(map(len, TEXTS.values())) + 220
-    assert done == Progress(Survey(5, characters), done.document, 5, characters, characters, tokens, 0)
+    assert done == Progress(Survey(5, characters), done.document, 5, characters, characters, tokens, 0, empty=1)
 
 
 def test_a_second_run_finds_everything(files: TextFiles, tree: GistTree) -> None:

@@ -115,10 +115,10 @@ def first_in_the_way(monkeypatch: pytest.MonkeyPatch, write: Callable[[], None])
     """Have another writer come and go between the next opening's look at the tree and its lock."""
     lock = tree_module.lock_for_writing
 
-    def late(folder: Path) -> FileLock:
+    def late(folder: Path, what: str) -> FileLock:
         monkeypatch.setattr(tree_module, "lock_for_writing", lock)
         write()
-        return lock(folder)
+        return lock(folder, what)
 
     monkeypatch.setattr(tree_module, "lock_for_writing", late)
 
