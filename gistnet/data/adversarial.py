@@ -1,32 +1,15 @@
 """Adversarial pairs: nearly identical spans that must give different gists (spec, Stage 3: Mixed & Adversarial).
 
 The two spans of a pair differ in one number, one name or one negation; what follows depends on it. A gist that only
-says what its span is about cannot tell the two apart.
+holds the topic of its span cannot tell the two apart.
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
 
-from gistnet.data.adversarial_templates import (
-    CONNECTORS,
-    FILLERS,
-    NAME_FAMILIES,
-    NEGATION_FAMILIES,
-    NUMBER_FAMILIES,
-    OPENERS,
-    Family,
-)
-from gistnet.data.words import WORDS
+from gistnet.data.templates import PAIR_KINDS, Family, PairKind, templates
 
-PairKind = Literal["number", "name", "negation"]
-PAIR_KINDS: tuple[PairKind, ...] = get_args(PairKind)
-FAMILIES: dict[PairKind, tuple[Family, ...]] = {
-    "number": NUMBER_FAMILIES,
-    "name": NAME_FAMILIES,
-    "negation": NEGATION_FAMILIES,
-}
 # More than 32 tokens, the default span, of any tokenizer: none has fewer tokens than words and sentence ends.
 MIN_SPAN_WORDS = 32
 
@@ -59,20 +42,17 @@ def adversarial_pairs(seed: int, count: int) -> Iterator[AdversarialPair]:
         yield _pair(random.Random(f"{seed}:pair:{number}"), PAIR_KINDS[number % len(PAIR_KINDS)])
 
 
-def pairs_document(draw: random.Random, characters: int) -> str:
-    """Both texts of several pairs, in any order, with sentences between them: `characters` or somewhat more."""
-    document = ""
-    while len(document) < characters:
-        pairs = [_pair(draw, draw.choice(PAIR_KINDS)) for _ in range(draw.randint(1, 3))]
-        texts = [text for pair in pairs for text in pair.texts]
-        draw.shuffle(texts)
-        document += "".join(f"{text}\n\n{_sentence(draw, CONNECTORS)}\n\n" for text in texts)
-    return document
+def shuffled_pairs(draw: random.Random) -> list[str]:
+    """Both texts of one to three pairs in random order, each followed by a sentence that leads to the next text."""
+    pairs = [_pair(draw, draw.choice(PAIR_KINDS)) for _ in range(draw.randint(1, 3))]
+    texts = [text for pair in pairs for text in pair.texts]
+    draw.shuffle(texts)
+    return [paragraph for text in texts for paragraph in (text, _sentence(draw, templates().connectors))]
 
 
 def _pair(draw: random.Random, kind: PairKind) -> AdversarialPair:
-    family = draw.choice(FAMILIES[kind])
-    words = _words(draw) | {"opener": draw.choice(OPENERS)}
+    family = draw.choice(templates().families[kind])
+    words = templates().draw_words(draw) | {"opener": draw.choice(templates().openers)}
     value_a, value_b = _values(draw, kind, family)
     before, after = _fillers(draw, len(family.key.split()))
 
@@ -83,7 +63,7 @@ def _pair(draw: random.Random, kind: PairKind) -> AdversarialPair:
         return " " + _filled(family.continuation, words | {"y": outcome}, value)
 
     return AdversarialPair(
-        prefix=f"{_sentence(draw, FILLERS)} {family.setting.format_map(words)}",
+        prefix=f"{_sentence(draw, templates().fillers)} {family.setting.format_map(words)}",
         span_a=span(value_a),
         span_b=span(value_b),
         continuation_a=continuation(value_a, family.outcomes[0]),
@@ -93,36 +73,32 @@ def _pair(draw: random.Random, kind: PairKind) -> AdversarialPair:
 
 
 def _values(draw: random.Random, kind: PairKind, family: Family) -> tuple[str, str]:
-    """The words that the spans differ in; in a negation, the second is empty."""
-    if isinstance(family.values, range):
-        first, second = draw.sample(family.values, 2)
+    """Words that differ between the spans; in a negation, the second is empty."""
+    if not isinstance(family.values, str):
+        first, second = draw.sample(range(*family.values), 2)
         return str(first), str(second)
     if kind == "negation":
         return family.values, ""
-    name = draw.choice(WORDS[family.values])
+    names = templates().words[family.values]
+    name = draw.choice(names)
     # Of nearly the same length, so that neither continuation is more likely for being shorter.
-    others = [other for other in WORDS[family.values] if other != name and abs(len(other) - len(name)) <= 1]
-    return name, draw.choice(others)
+    return name, draw.choice([other for other in names if other != name and abs(len(other) - len(name)) <= 1])
 
 
 def _fillers(draw: random.Random, key_words: int) -> tuple[list[str], list[str]]:
-    """Sentences before and after the key sentence, so that its place in the span varies."""
+    """Sentences before and after the key sentence, so that its position in the span varies."""
     before: list[str] = []
     after: list[str] = []
     n_words = key_words - 1  # the negation is missing from one of the spans
     while n_words < MIN_SPAN_WORDS:
-        sentence = _sentence(draw, FILLERS)
+        sentence = _sentence(draw, templates().fillers)
         draw.choice((before, after)).append(sentence)
         n_words += len(sentence.split())
     return before, after
 
 
-def _sentence(draw: random.Random, sentences: tuple[str, ...]) -> str:
-    return draw.choice(sentences).format_map(_words(draw))
-
-
-def _words(draw: random.Random) -> dict[str, str]:
-    return {name: draw.choice(choices) for name, choices in WORDS.items()}
+def _sentence(draw: random.Random, sentences: Sequence[str]) -> str:
+    return draw.choice(sentences).format_map(templates().draw_words(draw))
 
 
 def _filled(sentence: str, words: dict[str, str], value: str) -> str:

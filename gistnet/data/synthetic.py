@@ -5,16 +5,19 @@ recipe and number, for one version of Python: `repeated`, `noisy` and `interleav
 installation's manual and standard library, so that nothing is downloaded.
 """
 
+import ast
+import json
 import random
+import re
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
-from gistnet.data.adversarial import pairs_document
-from gistnet.data.installation import installation_identity
-from gistnet.data.noise import add_noise
-from gistnet.data.passages import code_passages, prose_passages
-from gistnet.data.tables import table_section, tables_document
-from gistnet.data.words import WORDS
+from gistnet.data.adversarial import shuffled_pairs
+from gistnet.data.installation import installation_identity, read_installation
+from gistnet.data.templates import templates
+from gistnet.errors import DataError
 
 Recipe = Literal["pairs", "repeated", "noisy", "tables", "interleaved"]
 
@@ -24,6 +27,24 @@ RECIPE_VERSION = 1
 # English has about 4.5 characters a token, tables fewer: 1300 tokens or more, which fill a window of 1024.
 MIN_CHARACTERS = 6000
 HIGHEST_NOISE = 0.25
+
+MIN_PASSAGES = 50
+PASSAGE_WORDS = range(40, 200)
+FUNCTION_LINES = range(6, 36)
+MODULES = (
+    *("argparse", "bisect", "calendar", "configparser", "csv", "difflib", "fractions", "ftplib", "gettext", "heapq"),
+    *("inspect", "mailbox", "pprint", "shutil", "statistics", "string", "tarfile", "textwrap", "tokenize", "zipfile"),
+)
+
+OCR_CONFUSIONS = (
+    *(("rn", "m"), ("m", "rn"), ("l", "1"), ("o", "0"), ("cl", "d"), ("e", "c"), ("i", "l"), ("S", "5"), ("h", "b")),
+    *(("vv", "w"), ("w", "vv"), ("B", "8"), ("fi", "f1"), ("n", "ri"), ("t", "f")),
+)
+NEIGHBOURING_KEYS = {
+    letter: row[max(0, column - 1) : column] + row[column + 1 : column + 2]
+    for row in ("qwertyuiop", "asdfghjkl", "zxcvbnm")
+    for column, letter in enumerate(row)
+}
 
 
 def read_synthetic(seed: int, documents: int, recipes: Sequence[Recipe]) -> Iterator[tuple[str, str]]:
@@ -37,64 +58,238 @@ def read_synthetic(seed: int, documents: int, recipes: Sequence[Recipe]) -> Iter
 
 
 def synthetic_document(seed: int, recipe: Recipe, number: int) -> str:
-    """One document of at least `MIN_CHARACTERS` characters."""
-    return _MAKERS[recipe](random.Random(f"{seed}:{recipe}:{number}"), MIN_CHARACTERS)
+    """One document of at least `MIN_CHARACTERS` characters: groups of paragraphs, blank lines between paragraphs."""
+    draw = random.Random(f"{seed}:{recipe}:{number}")
+    # Pairs and tables count the blank lines and end in one; the others end in a newline.
+    blank = "\n\n" if recipe in ("pairs", "tables") else ""
+    paragraphs: list[str] = []
+    while sum(len(paragraph) + len(blank) for paragraph in paragraphs) < MIN_CHARACTERS:
+        paragraphs += _GROUPS[recipe](draw)
+    return "\n\n".join(paragraphs) + (blank or "\n")
 
 
 def synthetic_identity() -> dict[str, Any]:
-    """What decides the documents besides seed and number: the version of the recipes, and the installation's text."""
+    """Version of the recipes and identity of the installation's text, which decide the documents beside the seed."""
     return {"recipe_version": RECIPE_VERSION, "installation": installation_identity()}
 
 
-def _repeated(draw: random.Random, characters: int) -> str:
-    """Passages that come again, as they were or with a word changed, between others that do not; and lists."""
-    parts: list[str] = []
-    while sum(map(len, parts)) < characters:
-        passage, fresh = draw.sample(prose_passages(), 2)
-        group = [passage, passage, fresh, _slightly_changed(draw, passage), _recurring_list(draw)]
-        draw.shuffle(group)
-        parts += group
-    return "\n\n".join(parts) + "\n"
+def _repeated(draw: random.Random) -> list[str]:
+    """A passage twice and once with a few words changed, around a passage that is not repeated and a list."""
+    passage, fresh = draw.sample(prose_passages(), 2)
+    group = [passage, passage, fresh, _slightly_changed(draw, passage), _recurring_list(draw)]
+    draw.shuffle(group)
+    return group
 
 
 def _slightly_changed(draw: random.Random, passage: str) -> str:
     """The passage with one to three words replaced."""
     words = passage.split(" ")
-    for place in draw.sample(range(len(words)), draw.randint(1, 3)):
-        words[place] = draw.choice(WORDS[draw.choice(("object", "trade", "colour", "town"))])
+    for index in draw.sample(range(len(words)), draw.randint(1, 3)):
+        words[index] = draw.choice(templates().words[draw.choice(("object", "trade", "colour", "town"))])
     return " ".join(words)
 
 
 def _recurring_list(draw: random.Random) -> str:
-    """A list of a few entries, most of them more than once, one of them changed now and then."""
-    entries = [f"{goods}, {draw.choice(WORDS['colour'])}" for goods in draw.sample(WORDS["goods"], draw.randint(3, 5))]
-    days = draw.choices(WORDS["weekday"], k=draw.randint(8, 14))
+    """A list whose few entries recur with other weekdays and numbers."""
+    words = templates().words
+    entries = [f"{goods}, {draw.choice(words['colour'])}" for goods in draw.sample(words["goods"], draw.randint(3, 5))]
+    days = draw.choices(words["weekday"], k=draw.randint(8, 14))
     return "\n".join(f"- {day}: {draw.randint(1, 4)} {draw.choice(entries)}" for day in days)
 
 
-def _noisy(draw: random.Random, characters: int) -> str:
-    """Prose, each paragraph damaged at its own rate."""
-    paragraphs: list[str] = []
-    while sum(map(len, paragraphs)) < characters:
-        paragraphs.append(add_noise(draw.choice(prose_passages()), draw.uniform(0, HIGHEST_NOISE), draw))
-    return "\n\n".join(paragraphs) + "\n"
+def _noisy(draw: random.Random) -> list[str]:
+    """A passage of prose, damaged at its own rate."""
+    return [add_noise(draw.choice(prose_passages()), draw.uniform(0, HIGHEST_NOISE), draw)]
 
 
-def _interleaved(draw: random.Random, characters: int) -> str:
-    """Prose, code and tables by turns, in an order that changes from group to group."""
-    parts: list[str] = []
-    while sum(map(len, parts)) < characters:
-        code = f"```python\n{draw.choice(code_passages())}\n```"
-        group = [*draw.sample(prose_passages(), 2), code, table_section(draw)]
-        draw.shuffle(group)
-        parts += group
-    return "\n\n".join(parts) + "\n"
+def _tables(draw: random.Random) -> list[str]:
+    """A caption, a table in one of four formats, and a sentence that can be computed from it."""
+    table = make_table(draw)
+    words = {name: draw.choice(templates().words[name]) for name in ("trade", "place")}
+    caption = draw.choice(templates().captions).format(title=table.title, **words)
+    text = draw.choice((as_markdown, as_csv, as_aligned, as_json))(table)
+    column = draw.choice(table.total_columns)
+    label, numbers = max(table.rows, key=lambda row: row[1][column])
+    name = table.header[column + 1]
+    conclusion = draw.choice(templates().conclusions).format(
+        column=name, total=table.totals[name], largest=numbers[column], label=label.lower(), rows=len(table.rows)
+    )
+    return [caption, text, conclusion]
 
 
-_MAKERS: dict[Recipe, Callable[[random.Random, int], str]] = {
-    "pairs": pairs_document,
+def _interleaved(draw: random.Random) -> list[str]:
+    """Two passages of prose, one of code, and a table with its sentences, in random order."""
+    code = f"```python\n{draw.choice(code_passages())}\n```"
+    group = [*draw.sample(prose_passages(), 2), code, "\n\n".join(_tables(draw))]
+    draw.shuffle(group)
+    return group
+
+
+_GROUPS: dict[Recipe, Callable[[random.Random], list[str]]] = {
+    "pairs": shuffled_pairs,
     "repeated": _repeated,
     "noisy": _noisy,
-    "tables": tables_document,
+    "tables": _tables,
     "interleaved": _interleaved,
 }
+
+
+@cache
+def prose_passages() -> tuple[str, ...]:
+    """Paragraphs of Python's manual, each on one line, in the manual's order.
+
+    Raises:
+        DataError: this Python was installed without its manual.
+    """
+    passages: dict[str, None] = {}
+    for name, text in read_installation("narrative"):
+        if not name.startswith("pydoc:"):
+            break  # the manual comes first
+        for block in text.split("\n\n"):
+            paragraph = " ".join(block.split())
+            if len(paragraph.split()) in PASSAGE_WORDS and _is_prose(paragraph):
+                passages[paragraph] = None
+    return _enough(passages, "paragraphs in its manual (pydoc_data)")
+
+
+@cache
+def code_passages() -> tuple[str, ...]:
+    """Top-level functions of well-known modules of the standard library.
+
+    Raises:
+        DataError: this Python was installed without the source code of its library.
+    """
+    wanted = {f"stdlib:{module}.py" for module in MODULES}
+    passages: dict[str, None] = {}
+    for name, source in read_installation("code"):
+        if name in wanted:
+            lines = source.splitlines()
+            for node in ast.parse(source).body:
+                if isinstance(node, ast.FunctionDef) and (node.end_lineno or 0) - node.lineno + 1 in FUNCTION_LINES:
+                    passages["\n".join(lines[node.lineno - 1 : node.end_lineno])] = None
+    return _enough(passages, "functions in the source code of its standard library")
+
+
+def _is_prose(paragraph: str) -> bool:
+    """Whether a paragraph is a full sentence or more, and nearly all letters: neither grammar nor code."""
+    letters = sum(character.isalpha() or character.isspace() for character in paragraph)
+    return paragraph[0].isupper() and paragraph.endswith((".", "!", "?")) and letters > 0.9 * len(paragraph)
+
+
+def _enough(passages: dict[str, None], what: str) -> tuple[str, ...]:
+    if len(passages) < MIN_PASSAGES:
+        raise DataError(f"Synthetic documents need at least {MIN_PASSAGES} {what}; this Python has {len(passages)}.")
+    return tuple(passages)
+
+
+def add_noise(text: str, rate: float, draw: random.Random) -> str:
+    """Typos, OCR errors, hyphenation and mixed case in about `rate` (0 to 1) of the words.
+
+    A tenth of the damaged words lose the space after them instead.
+    """
+    pieces = re.split(r"(\s+)", text)  # words and the whitespace between them, by turns
+    for index in range(0, len(pieces), 2):
+        if draw.random() >= rate:
+            continue
+        if draw.random() < 0.1 and index + 1 < len(pieces):
+            pieces[index + 1] = ""
+        else:
+            pieces[index] = _damaged(pieces[index], draw)
+    return "".join(pieces)
+
+
+def _damaged(word: str, draw: random.Random) -> str:
+    """The word with one random damage; unchanged where it is too short or has no letter that the damage needs."""
+    damage = draw.choice(("swap", "drop", "double", "mistype", "misread", "misread", "hyphenate", "change case"))
+    match damage:
+        case "swap" if len(word) > 1:
+            i = draw.randrange(len(word) - 1)
+            return word[:i] + word[i + 1] + word[i] + word[i + 2 :]
+        case "drop" if len(word) > 1:
+            i = draw.randrange(len(word))
+            return word[:i] + word[i + 1 :]
+        case "double" if word:
+            i = draw.randrange(len(word))
+            return word[:i] + word[i] + word[i:]
+        case "mistype" if typed := [i for i, letter in enumerate(word) if letter in NEIGHBOURING_KEYS]:
+            i = draw.choice(typed)
+            return word[:i] + draw.choice(NEIGHBOURING_KEYS[word[i]]) + word[i + 1 :]
+        case "misread" if possible := [(seen, read) for seen, read in OCR_CONFUSIONS if seen in word]:
+            return word.replace(*draw.choice(possible), 1)
+        case "hyphenate" if len(word) > 3:
+            i = draw.randrange(len(word) - 3) + 2
+            return f"{word[:i]}-\n{word[i:]}"
+        case "change case":
+            return draw.choice((str.upper, str.lower, str.swapcase, str.title))(word)
+    return word
+
+
+@dataclass(frozen=True)
+class Table:
+    """A label and integers for each row; the last row is the total of `total_columns`, counted among the integers."""
+
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, tuple[int, ...]], ...]
+    total_columns: tuple[int, ...]
+
+    @property
+    def totals(self) -> dict[str, int]:
+        """Sum of each of `total_columns`, by its name."""
+        return {self.header[column + 1]: sum(row[column] for _, row in self.rows) for column in self.total_columns}
+
+    @property
+    def cells(self) -> list[list[str]]:
+        """Header, rows and totals as text; a column that is not summed has an empty total."""
+        body = [[label, *map(str, numbers)] for label, numbers in self.rows]
+        last = ["Total", *(str(self.totals.get(name, "")) for name in self.header[1:])]
+        return [list(self.header), *body, last]
+
+
+def make_table(draw: random.Random) -> Table:
+    """A table of amounts by month with row totals, or of quantities, prices and their products."""
+    words = templates().words
+    labels = [name.capitalize() for name in draw.sample(words["goods"], draw.randint(4, 9))]
+    place, town = draw.choice(words["place"]), draw.choice(words["town"])
+    year = draw.randint(1880, 2020)
+    if draw.random() < 0.5:
+        first, columns = draw.randrange(12), draw.randint(2, 5)
+        months = [words["month"][(first + offset) % 12] for offset in range(columns)]
+        top = draw.choice((90, 900, 9000))
+        amounts = [tuple(draw.randint(1, top) for _ in months) for _ in labels]
+        rows = tuple((label, (*row, sum(row))) for label, row in zip(labels, amounts, strict=True))
+        title = f"sales of the {place} in {town} by month, {year}"
+        return Table(title, ("Item", *months, "Total"), rows, tuple(range(columns + 1)))
+    orders = [(draw.randint(1, 60), draw.randint(2, 150)) for _ in labels]
+    rows = tuple((label, (n, price, n * price)) for label, (n, price) in zip(labels, orders, strict=True))
+    title = f"orders of the {place} in {town}, {year}"
+    return Table(title, ("Item", "Quantity", "Unit price", "Amount"), rows, (0, 2))
+
+
+def as_markdown(table: Table) -> str:
+    """A Markdown table, numbers aligned to the right."""
+    header, *rows = ["| " + " | ".join(cells) + " |" for cells in table.cells]
+    return "\n".join([header, "| --- |" + " ---: |" * (len(table.header) - 1), *rows])
+
+
+def as_csv(table: Table) -> str:
+    """Comma-separated values with a header."""
+    return "\n".join(",".join(cells) for cells in table.cells)
+
+
+def as_aligned(table: Table) -> str:
+    """Columns of equal width, two spaces apart, numbers to the right."""
+    widths = [max(map(len, column)) for column in zip(*table.cells, strict=True)]
+    lines = []
+    for label, *numbers in table.cells:
+        cells = [label.ljust(widths[0]), *(n.rjust(width) for n, width in zip(numbers, widths[1:], strict=True))]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def as_json(table: Table) -> str:
+    """An object with the title, a record for each row, and the totals."""
+    names = [name.lower().replace(" ", "_") for name in table.header]
+    records = [dict(zip(names, (label, *numbers), strict=True)) for label, numbers in table.rows]
+    totals = {name.lower().replace(" ", "_"): total for name, total in table.totals.items()}
+    return json.dumps({"title": table.title, "rows": records, "totals": totals}, indent=1)

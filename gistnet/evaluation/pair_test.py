@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
-from gistnet.data.adversarial import PAIR_KINDS, PairKind, adversarial_pairs
+from gistnet.data.adversarial import adversarial_pairs
+from gistnet.data.templates import PAIR_KINDS, PairKind
 from gistnet.errors import DataError, TeacherError
 from gistnet.evaluation import baselines
 from gistnet.evaluation.metrics import bootstrap_over_documents

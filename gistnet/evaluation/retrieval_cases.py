@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
-from gistnet.data.words import WORDS
+from gistnet.data.templates import templates
 from gistnet.errors import DataError
 from gistnet.evaluation.long_documents import LongDocument
 from gistnet.model.tokenizer import TeacherTokenizer
@@ -83,7 +83,7 @@ def _fact(draw: random.Random, tokenizer: TeacherTokenizer, text: list[int]) -> 
     """A fact is stated once and asked for; the wrong values are mentioned elsewhere, of nobody."""
     fact = draw.choice(FACTS)
     value, *others = _values(draw, fact)
-    said = fact.text.format_map({key: draw.choice(words) for key, words in WORDS.items()})
+    said = fact.text.format_map({key: draw.choice(words) for key, words in templates().words.items()})
     mention = MENTION.format(*others)
     inserted = tokenizer.encode_batch([f"\n\n{said} {value}.\n\n", f"\n\n{mention}\n\n"], continued=True)
     draw.shuffle(inserted)
@@ -96,14 +96,14 @@ def _fact(draw: random.Random, tokenizer: TeacherTokenizer, text: list[int]) -> 
 def _values(draw: random.Random, fact: _Fact) -> list[str]:
     if fact.values is None:
         return [str(number) for number in draw.sample(range(1000, 10000), ANSWERS)]
-    return draw.sample(WORDS[fact.values], ANSWERS)
+    return draw.sample(templates().words[fact.values], ANSWERS)
 
 
 def _list(draw: random.Random, tokenizer: TeacherTokenizer, text: list[int]) -> RetrievalCase:
     """A list of numbers by name; one is looked up, and the numbers of other rows are wrong."""
-    words = {key: draw.choice(WORDS[key]) for key in ("place", "town", "trade", "person", "surname")}
+    words = {key: draw.choice(templates().words[key]) for key in ("place", "town", "trade", "person", "surname")}
     head = draw.choice(LIST_HEADS).format_map(words)
-    labels = draw.sample(WORDS["goods"], LIST_ROWS)
+    labels = draw.sample(templates().words["goods"], LIST_ROWS)
     numbers = draw.sample(range(100, 1000), LIST_ROWS)
     rows = "\n".join(f"- {label}: {number}" for label, number in zip(labels, numbers, strict=True))
     asked, *others = draw.sample(range(LIST_ROWS), ANSWERS)

@@ -1,8 +1,9 @@
-import random
 import re
 from collections import Counter
 
-from gistnet.data.adversarial import FAMILIES, AdversarialPair, adversarial_pairs, pairs_document
+from gistnet.data.adversarial import AdversarialPair, adversarial_pairs
+from gistnet.data.synthetic import synthetic_document
+from gistnet.data.templates import templates
 from gistnet.model.tokenizer import TeacherTokenizer
 
 PAIRS = list(adversarial_pairs(seed=5, count=600))
@@ -68,15 +69,15 @@ def test_spans_are_long_enough_and_the_word_that_differs_has_no_fixed_place() ->
 
 
 def test_there_are_many_families_and_hardly_two_pairs_alike() -> None:
-    assert min(map(len, FAMILIES.values())) >= 10
-    keys = [family.key for families in FAMILIES.values() for family in families]
+    assert min(map(len, templates().families.values())) >= 10
+    keys = [family.key for families in templates().families.values() for family in families]
     assert len(set(keys)) == len(keys) == 33
     assert len({pair.continuation_a for pair in PAIRS}) > 550
     assert len({pair.span_a for pair in PAIRS} | {pair.span_b for pair in PAIRS}) == 2 * len(PAIRS)
 
 
 def test_a_document_of_pairs_holds_texts_that_differ_from_another_by_a_few_words() -> None:
-    paragraphs = pairs_document(random.Random(0), 6000).split("\n\n")[:-1]
+    paragraphs = synthetic_document(0, "pairs", 0).split("\n\n")[:-1]
     texts = paragraphs[::2]
     assert len(texts) >= 10
     for text in texts:

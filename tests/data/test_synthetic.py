@@ -1,4 +1,5 @@
 import csv
+import hashlib
 import io
 import json
 import random
@@ -13,14 +14,24 @@ from typing import Any, get_args
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from gistnet.data import passages, prepare, synthetic
+from gistnet.data import prepare, synthetic
 from gistnet.data.deduplicate import NearDuplicates
-from gistnet.data.noise import add_noise
-from gistnet.data.passages import code_passages, prose_passages
 from gistnet.data.prepare import DataConfig, dataset_fingerprint
 from gistnet.data.sources import SourceConfig, read_documents
-from gistnet.data.synthetic import Recipe, read_synthetic, synthetic_document
-from gistnet.data.tables import Table, as_aligned, as_csv, as_json, as_markdown, make_table
+from gistnet.data.synthetic import (
+    Recipe,
+    Table,
+    add_noise,
+    as_aligned,
+    as_csv,
+    as_json,
+    as_markdown,
+    code_passages,
+    make_table,
+    prose_passages,
+    read_synthetic,
+    synthetic_document,
+)
 from gistnet.errors import DataError
 from gistnet.model.tokenizer import TeacherTokenizer
 from tests.data.byte_tokenizer import ByteTokenizer
@@ -86,6 +97,13 @@ def test_documents_are_the_same_in_another_process_and_differ_by_seed_and_number
     assert len(set(texts)) == len(texts)
 
 
+def test_documents_without_text_of_the_installation_are_those_of_version_1() -> None:
+    """Other recipes or sentences make other documents: raise the version, then renew the hash."""
+    texts = [synthetic_document(0, recipe, number) for recipe in ("pairs", "tables") for number in range(20)]
+    digest = hashlib.sha256("".join(texts).encode()).hexdigest()
+    assert (synthetic.RECIPE_VERSION, digest[:16]) == (1, "d93eca5a7396a264")
+
+
 def test_no_document_is_dropped_as_a_near_duplicate() -> None:
     duplicates = NearDuplicates(similarity=0.5)
     assert all(duplicates.keep(text) for _, text in read_synthetic(0, 300, RECIPES))
@@ -116,7 +134,7 @@ def test_fingerprint_changes_with_seed_count_recipes_their_version_and_the_insta
 
 
 def test_a_python_without_manual_or_source_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(passages, "read_installation", lambda domain: iter([]))
+    monkeypatch.setattr(synthetic, "read_installation", lambda domain: iter([]))
     with pytest.raises(DataError, match=r"manual .*; this Python has 0\."):
         prose_passages.__wrapped__()
     with pytest.raises(DataError, match=r"source code .*; this Python has 0\."):

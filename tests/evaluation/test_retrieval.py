@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from gistnet.data.words import WORDS
+from gistnet.data.templates import templates
 from gistnet.errors import DataError, TeacherError
 from gistnet.evaluation.long_documents import LongDocument
 from gistnet.evaluation.retrieval import RetrievalConfig, retrieval
@@ -28,7 +28,8 @@ def teacher(teacher_folder) -> Teacher:
 
 @pytest.fixture(scope="module")
 def filler(teacher) -> list[LongDocument]:
-    draw, words = random.Random(0), [word for name in ("trade", "colour", "weather") for word in WORDS[name]]
+    draw = random.Random(0)
+    words = [word for name in ("trade", "colour", "weather") for word in templates().words[name]]
     texts = [" ".join(draw.choices(words, k=400)) for _ in range(2)]
     return [LongDocument("", np.array(ids)) for ids in teacher.tokenizer.encode_batch(texts)]
 
@@ -62,7 +63,7 @@ def test_the_right_answer_follows_its_question_in_the_first_half_and_no_other_do
 def test_questions_and_answers_are_tokenised_as_one_text(make):
     """Also by a tokenizer that puts a space before every text, and merges across the space before an answer."""
     tokenizer = make()
-    texts = [" ".join(random.Random(n).choices(WORDS["weather"], k=2000)) for n in range(2)]
+    texts = [" ".join(random.Random(n).choices(templates().words["weather"], k=2000)) for n in range(2)]
     filler = [LongDocument("", np.array(tokens)) for tokens in tokenizer.encode_batch(texts)]
     for case in retrieval_cases(tokenizer, filler, count=12, context_tokens=LENGTH, seed=0):
         if case.kind == "passage":
