@@ -25,6 +25,7 @@ MIN_DOCSTRINGS_CHARACTERS = 2000
 SKIPPED_FOLDERS = {
     *("site-packages", "dist-packages", "__pycache__", "ensurepip", "pydoc_data", "encodings"),
     *("test", "tests", "idlelib", "lib2to3", "turtledemo"),
+    "gistnet",  # sentences of the minimal pairs that it is evaluated on, figures of its releases
 }
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from gistnet.data import installation
-from gistnet.data.installation import installation_identity, read_installation
+from gistnet.data.installation import InstallationDomain, installation_identity, read_installation
 
 
 def test_code_is_the_standard_library_without_tests_or_site_packages() -> None:
@@ -75,6 +75,19 @@ def test_structured_files_are_json_or_yaml_and_large_ones_are_skipped(
     (tmp_path / "d.json").write_text(" " * 2_000_001)
     monkeypatch.setattr(installation.sysconfig, "get_path", lambda name: str(tmp_path))
     assert list(read_installation("structured")) == [("package:a.json", "{}"), ("package:b.yaml", "x: 1")]
+
+
+@pytest.mark.parametrize("domain", ["narrative", "structured"])
+def test_files_of_gistnet_itself_are_no_documents(
+    domain: InstallationDomain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for package in ("gistnet", "other"):
+        (tmp_path / package / "data").mkdir(parents=True)
+        (tmp_path / package / "data" / "templates.yaml").write_text("words: []")
+        (tmp_path / package / "data" / "module.py").write_text(f'"""{"m" * 3000}"""')
+    monkeypatch.setattr(installation.sysconfig, "get_path", lambda name: str(tmp_path))
+    names = {name for name, _ in read_installation(domain) if not name.startswith(("pydoc:", "description:"))}
+    assert len(names) == 1 and "other/data/" in names.pop()
 
 
 def test_identity_names_the_interpreter_and_each_package_once() -> None:
