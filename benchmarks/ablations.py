@@ -47,6 +47,7 @@ from gistnet.evaluation import baselines, metrics
 from gistnet.evaluation.held_out import HeldOut, HeldOutWindow, MakeStandIns
 from gistnet.files import write_json, write_text
 from gistnet.machine import describe_machine
+from gistnet.metrics_log import read_metrics
 from gistnet.model.gistnet import GistNet
 from gistnet.model.saved_gistnet import read_saved
 from gistnet.model.teacher import ReadWindows, Teacher
@@ -55,7 +56,6 @@ from gistnet.objective.objective import encode_stretches
 from gistnet.run_folder import METRICS_FILE
 from gistnet.session import load_teacher, prepare_data
 from gistnet.training.checkpoint import latest_checkpoint
-from gistnet.training.tracking import read_metrics
 
 CURVE = ("kl", "delta_nll", "recovered_kl", "recovered_kl_1_8", "recovered_kl_9_32", "gist_norm")
 TO_THE_END = ("train.stop.min_improvement=null", "train.stop.rises=null")

@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 
 import torch
 
+from gistnet.metrics_log import read_metrics
 from gistnet.run_folder import METRICS_FILE
-from gistnet.training.tracking import read_metrics
 
 Result = TypeVar("Result")
 ROOT = Path(__file__).parent.parent

@@ -15,8 +15,9 @@ from gistnet.model.gistnet import GistNet
 from gistnet.model.prefix_attention import largest_difference_of_kernels
 from gistnet.model.teacher import Teacher
 from gistnet.objective.branches import gist_stand_ins, replaced_hidden
+from gistnet.objective.config import ObjectiveConfig
 from gistnet.objective.losses import largest_difference_of_kernel, token_losses
-from gistnet.objective.objective import ObjectiveConfig, encode
+from gistnet.objective.objective import encode
 
 ENGINE_REPEATS = {"cpu": 1, "cuda": 3}
 MOST_LOOP_SPANS = 8

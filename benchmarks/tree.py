@@ -57,8 +57,9 @@ from gistnet.data.installation import read_installation
 from gistnet.data.tokenise import pieces_of
 from gistnet.files import write_json
 from gistnet.machine import describe_machine
-from gistnet.model.gistnet import GistNet, GistNetConfig
-from gistnet.model.teacher import Teacher, TeacherConfig, load_tokenizer
+from gistnet.model.config import GistNetConfig, TeacherConfig
+from gistnet.model.gistnet import GistNet
+from gistnet.model.teacher import Teacher, load_tokenizer
 from gistnet.tree.compress import compress_files
 from gistnet.tree.encoder import Encoder
 from gistnet.tree.gist_encoder import GistEncoder

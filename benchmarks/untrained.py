@@ -28,7 +28,8 @@ from gistnet.evaluation.held_out import HeldOut, HeldOutWindow, MakeStandIns, Me
 from gistnet.evaluation.resampling import DocumentDraws
 from gistnet.files import write_json
 from gistnet.machine import describe_machine
-from gistnet.model.gistnet import GistNet, GistNetConfig
+from gistnet.model.config import GistNetConfig
+from gistnet.model.gistnet import GistNet
 from gistnet.model.teacher import ReadWindows, Teacher
 from gistnet.objective.branches import StandIns, gist_stand_ins
 from gistnet.objective.objective import encode

@@ -14,12 +14,14 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from gistnet.memory import keep_freed_memory
+from gistnet.model.config import GistNetConfig, TeacherConfig
 from gistnet.model.embedded_teacher import EMBEDDED_TEACHER
-from gistnet.model.gistnet import GistNet, GistNetConfig
-from gistnet.model.teacher import ReadWindows, Teacher, TeacherConfig
+from gistnet.model.gistnet import GistNet
+from gistnet.model.teacher import ReadWindows, Teacher
 from gistnet.objective.branches import Stretches, gist_stand_ins
+from gistnet.objective.config import ObjectiveConfig
 from gistnet.objective.losses import token_losses
-from gistnet.objective.objective import ObjectiveConfig, branch_losses, encode
+from gistnet.objective.objective import branch_losses, encode
 from gistnet.objective.reference import reference_original_hidden, reference_replaced_hidden
 
 SPAN, SINK = 32, 4

@@ -1,4 +1,4 @@
-"""A run's configuration, composed of what each room declares.
+"""A run's configuration, composed of the sections that each package declares; without torch.
 
 Defaults give way to the YAML file, and the file to `key=value` settings of the command line. The result is immutable,
 every key is known, and it is written into the run folder.
@@ -16,15 +16,12 @@ from pydantic import Field, ValidationError, model_validator
 
 from gistnet.data.prepare import DataConfig
 from gistnet.errors import ConfigError
-from gistnet.evaluation.evaluator import EvaluationConfig
+from gistnet.evaluation.config import EvaluationConfig
 from gistnet.files import write_text
-from gistnet.model.gistnet import GistNetConfig
-from gistnet.model.teacher import TeacherConfig
+from gistnet.model.config import GistNetConfig, TeacherConfig
 from gistnet.run_folder import CONFIG_FILE, FORMAT_VERSION, read_config_values
 from gistnet.settings import LocalPath, Name, Section, Seed
-from gistnet.training.parallel import DEFAULT_TIMEOUT_MINUTES
-from gistnet.training.stage import Stage
-from gistnet.training.trackers import Tracker
+from gistnet.training.config import DEFAULT_TIMEOUT_MINUTES, Stage, Tracker
 from gistnet.yaml_format import read_yaml, write_yaml
 
 ONLY_STAGE = "training"

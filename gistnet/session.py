@@ -15,19 +15,22 @@ from gistnet.data.prepare import find_prepared, prepare
 from gistnet.devices import require_precision, share_cores, usable_devices
 from gistnet.errors import CheckpointError, ConfigError, DataError, TeacherError
 from gistnet.evaluation.report import write_report
+from gistnet.evaluation.validation import Validator
 from gistnet.files import lock_for_writing
 from gistnet.memory import keep_freed_memory
+from gistnet.model.config import TeacherConfig
 from gistnet.model.fingerprint import TeacherFingerprint
 from gistnet.model.gistnet import GistNet
 from gistnet.model.saved_gistnet import WEIGHTS_FILE, read_saved
-from gistnet.model.teacher import Teacher, TeacherConfig, load_tokenizer
+from gistnet.model.teacher import Teacher, load_tokenizer
 from gistnet.objective.reference import require_exact
 from gistnet.release_folder import HELD_OUT_FOLDER, find_folder, is_release
 from gistnet.run_folder import CHECKPOINTS_FOLDER, CONFIG_FILE, left_by_a_run, remove_run
 from gistnet.training.checkpoint import best_checkpoint, latest_checkpoint, load_checkpoint
+from gistnet.training.config import DEFAULT_TIMEOUT_MINUTES
 from gistnet.training.dry_run import describe_config, describe_sizes, describe_steps, memory_table
-from gistnet.training.parallel import DEFAULT_TIMEOUT_MINUTES, Processes
-from gistnet.training.run import Run, build_run
+from gistnet.training.parallel import Processes
+from gistnet.training.run import Run, StageRun, build_run
 from gistnet.training.trackers import require_installed
 from gistnet.training.trainer import fit, restore
 
@@ -177,9 +180,30 @@ def open_run(config: RunConfig, progress: Callable[[str], None] = lambda message
         config.stages,
         seed=config.seed,
         processes=processes,
+        make_validator=stage_validator,
         source_weights={source.name: source.weight for source in config.data.sources},
         gradient_checkpointing=config.teacher.gradient_checkpointing,
         say=progress,
+    )
+
+
+def stage_validator(run: Run, stage: StageRun) -> Validator:
+    """What a stage of a run is validated with, in this process.
+
+    Raises:
+        DataError: a domain has no held-out window long enough.
+    """
+    return Validator(
+        run.teacher,
+        run.dataset,
+        stage.layout,
+        stage.objective.positions,
+        stage.train.probabilities,
+        run.seed,
+        **stage.train.validation.model_dump(exclude={"every_steps"}),
+        rank=run.processes.rank,
+        processes=run.processes.count,
+        states_after=run.gistnet.states_after,
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, model_validator
 
 from gistnet.errors import ConfigError
 from gistnet.paths import local_path
@@ -50,6 +50,17 @@ class Section(BaseModel):
             if not takes_bool and any(isinstance(leaf, bool) for leaf in _leaves(value)):
                 raise ValueError(f"{name} is {str(value).lower()}, expected a number")
         return values
+
+
+class Target(Section):
+    """What a value should be: above a bound, below one, or between the two."""
+
+    above: FiniteFloat | None = None
+    below: FiniteFloat | None = None
+
+    def is_met_by(self, value: float) -> bool:
+        """Whether `value` is strictly within the bounds."""
+        return (self.above is None or value > self.above) and (self.below is None or value < self.below)
 
 
 def _types(annotation: Any) -> Iterator[Any]:

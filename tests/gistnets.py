@@ -2,7 +2,8 @@
 
 import torch
 
-from gistnet.model.gistnet import GistNet, GistNetConfig
+from gistnet.model.config import GistNetConfig
+from gistnet.model.gistnet import GistNet
 from gistnet.model.teacher import Teacher
 
 SPAN = 8

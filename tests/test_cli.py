@@ -22,12 +22,12 @@ from transformers import BertConfig, LlamaConfig, LlamaForCausalLM, T5Config
 from gistnet.config import load_config
 from gistnet.evaluation.records import MetricRecord
 from gistnet.evaluation.span_map import SpanMap
+from gistnet.metrics_log import read_metrics
 from gistnet.run_folder import CONFIG_FILE, SPAN_MAP_FILE
 from gistnet.session import open_run
 from gistnet.training.checkpoint import best_checkpoint, latest_checkpoint
 from gistnet.training.recorder import Recorder
 from gistnet.training.run import Progress, Run
-from gistnet.training.tracking import read_metrics
 from gistnet.training.trainer import fit
 from gistnet.version import __version__
 from tests.conftest import Command, Outcome

@@ -19,9 +19,10 @@ from gistnet.data.dataset import PreparedDataset
 from gistnet.data.sampling import SpanLayout, WindowSample
 from gistnet.errors import DataError
 from gistnet.evaluation import baselines
+from gistnet.evaluation.config import BoundConfig
 from gistnet.evaluation.held_out import HeldOut, HeldOutWindow
 from gistnet.evaluation.metrics import bootstrap_over_documents, mean_over_offsets, offset_slices, recovered_share
-from gistnet.evaluation.optimised_vector import BoundConfig, find_vectors
+from gistnet.evaluation.optimised_vector import find_vectors
 from gistnet.evaluation.records import MetricRecord
 from gistnet.model.gistnet import GistNet
 from gistnet.model.teacher import ReadWindows, Teacher

@@ -16,35 +16,19 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from pydantic import Field, PositiveInt
 
 from gistnet.context.in_memory import InMemoryHistory
 from gistnet.context.plan import Plan, Raw, default_plan
 from gistnet.errors import ConfigError
+from gistnet.evaluation.config import BudgetConfig
 from gistnet.model.teacher import Teacher
 from gistnet.objective.branches import Positions
-from gistnet.settings import Section, Seed
 from gistnet.tree.history import tokens_per_gist
 
 COARSE_FROM = 16
 """Gists above level 0 are for budgets that have less than one vector for so many tokens."""
 
 Measured = TypeVar("Measured")
-
-
-class BudgetConfig(Section):
-    """With what budgets contexts are compared, and what every comparison shares."""
-
-    tokens_per_vector: tuple[PositiveInt, ...] = Field(default=(2, 4, 8, 16, 32), min_length=1)
-    """The budgets: one vector for every so many tokens of the context."""
-    positions: tuple[Positions, ...] = Field(default=("center",), min_length=1)
-    """The position policies under which gists are read."""
-    sink_tokens: int = Field(default=4, ge=1)
-    """First tokens that every context begins with."""
-    seed: Seed = 0
-    """Decides what is drawn, and whose gists stand in as `shuffled`."""
-    resamples: int = Field(default=1000, ge=100)
-    """Bootstrap resamples of the documents."""
 
 
 def compare(

@@ -3,25 +3,24 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from gistnet.data.dataset import PreparedDataset
 from gistnet.data.sampling import SpanLayout, WindowSample, validation_windows
 from gistnet.errors import DataError, TeacherError
 from gistnet.evaluation import metrics
 from gistnet.evaluation.bound import optimised_bound
+from gistnet.evaluation.config import EvaluationConfig
 from gistnet.evaluation.geometry import Figures, draw_spans, encode_spans, figures_of, geometry_records, mixed_figures
 from gistnet.evaluation.held_out import HeldOut, Measured
-from gistnet.evaluation.in_contexts import ContextsConfig, choose_passages, context_records
+from gistnet.evaluation.in_contexts import choose_passages, context_records
 from gistnet.evaluation.mapping import map_documents, rounded
-from gistnet.evaluation.optimised_vector import BoundConfig
-from gistnet.evaluation.pair_test import PairTestConfig, pair_test
+from gistnet.evaluation.pair_test import pair_test
 from gistnet.evaluation.population import MIXED, Population
-from gistnet.evaluation.reconstruction import ReconstructionConfig, reconstruction
+from gistnet.evaluation.reconstruction import reconstruction
 from gistnet.evaluation.records import MetricRecord
 from gistnet.evaluation.span_map import SpanMap
 from gistnet.evaluation.stand_ins import all_stand_ins, of_policy
@@ -30,57 +29,9 @@ from gistnet.files import is_special, require_writable, write_json
 from gistnet.model.gistnet import GistNet
 from gistnet.model.teacher import Teacher
 from gistnet.model.tokenizer import TeacherTokenizer
-from gistnet.objective.branches import Positions
 from gistnet.run_folder import SPAN_MAP_FILE
-from gistnet.settings import Name, Section, Seed
 
 Say = Callable[[str], None]
-
-
-class EvaluationConfig(Section):
-    """On what a GistNet is evaluated, and how precisely."""
-
-    documents: int = Field(default=64, ge=2)
-    """Held-out documents per domain, one window of each; two at least, for the shuffled baseline."""
-    spans_per_document: int = Field(default=4, ge=1)
-    """Stretches of each window."""
-    horizons: tuple[PositiveInt, ...] = Field(default=(32,), min_length=1)
-    """The horizons H that are reported, in tokens; all are measured on the spans that have room for the longest."""
-    positions: tuple[Positions, ...] = Field(default=("end", "center", "compact"), min_length=1)
-    """The position policies under which gists are read."""
-    gists_in_a_row: int = Field(default=1, ge=1)
-    """k, how many consecutive spans are replaced at once."""
-    highest_level: int | None = Field(default=None, ge=0)
-    """The highest level of gists that is evaluated; None is the highest that held-out windows have room for."""
-    sink_tokens: int = Field(default=4, ge=1)
-    """First tokens of a window that are never replaced."""
-    domains: tuple[Name, ...] = ()
-    """The kinds of text; empty is every one that has held-out documents."""
-    weights: dict[str, PositiveFloat] = Field(default={})
-    """Domain → its share in the weighted means that are reported as `mixed`; they sum to 1. Empty: no such means."""
-    geometry_spans: int = Field(default=1000, ge=2)
-    """Spans per domain whose gists are compared with each other, and whose attention is looked at."""
-    map_documents: int = Field(default=2, ge=0)
-    """Documents per domain that are on the span map."""
-    pair_test: PairTestConfig = PairTestConfig()
-    reconstruction: ReconstructionConfig | None = None
-    """How to train a probe that reads the tokens from gists; None leaves reconstruction out."""
-    bound: BoundConfig | None = None
-    """For how many spans, and how long, to optimise vectors one by one; None leaves the bound out."""
-    contexts: ContextsConfig = ContextsConfig()
-    """In which long contexts gists are judged as well."""
-    seed: Seed = 0
-    """Decides which documents, which spans, and whose gists stand in as `shuffled`."""
-    resamples: int = Field(default=1000, ge=100)
-    """Bootstrap resamples of the documents."""
-
-    @model_validator(mode="after")
-    def _weights_fit(self) -> Self:
-        if self.weights and abs(sum(self.weights.values()) - 1) > 1e-6:
-            raise ValueError(f"the weights of the domains must sum to 1, got {self.weights}")
-        if self.domains and (missing := sorted(self.weights.keys() - set(self.domains))):
-            raise ValueError(f"{missing[0]!r} has a weight, expected one of the domains evaluated, {self.domains}")
-        return self
 
 
 class Evaluation(NamedTuple):

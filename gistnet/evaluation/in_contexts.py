@@ -2,34 +2,19 @@
 
 from collections.abc import Callable, Iterator, Sequence
 
-from pydantic import Field
-
 from gistnet.data.dataset import PreparedDataset
-from gistnet.evaluation.long_context import LongContextConfig, long_context
+from gistnet.evaluation.config import ContextsConfig, LongContextConfig
+from gistnet.evaluation.long_context import long_context
 from gistnet.evaluation.long_documents import LongDocument, held_out_passages
-from gistnet.evaluation.mcq import MultipleChoiceConfig, evaluate_mcq, read_questions
+from gistnet.evaluation.mcq import evaluate_mcq, read_questions
 from gistnet.evaluation.records import MetricRecord
-from gistnet.evaluation.retrieval import RetrievalConfig, retrieval
+from gistnet.evaluation.retrieval import retrieval
 from gistnet.model.gistnet import GistNet
 from gistnet.model.teacher import Teacher
 from gistnet.positions import Positions
-from gistnet.settings import LocalPath, Section
 from gistnet.tree.gist_encoder import GistEncoder
 
 Say = Callable[[str], None]
-
-
-class ContextsConfig(Section):
-    """Which contexts gists are judged in; what is None is left out. The position policies are the evaluation's."""
-
-    long_context: LongContextConfig | None = None
-    """Documents whose end is predicted after contexts of equal budgets."""
-    retrieval: RetrievalConfig | None = None
-    """Facts, rows and passages from far back; read in text of the same documents."""
-    questions: LocalPath | None = None
-    """A JSON lines file of multiple-choice questions over long articles."""
-    multiple_choice: MultipleChoiceConfig = Field(default=MultipleChoiceConfig())
-    """How those are answered."""
 
 
 Passages = dict[str, list[LongDocument]]

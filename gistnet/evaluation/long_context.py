@@ -8,12 +8,11 @@ gain (`gistnet.evaluation.long_context_records`).
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
 
 from gistnet.context.assembly import assemble
 from gistnet.context.in_memory import InMemoryHistory, compress
@@ -21,13 +20,8 @@ from gistnet.context.plan import Plan
 from gistnet.context.reading import read_context
 from gistnet.errors import ConfigError, DataError, TeacherError
 from gistnet.evaluation.baselines import other_documents
-from gistnet.evaluation.equal_budget import (
-    BudgetConfig,
-    compare,
-    gist_plan,
-    highest_level,
-    truncated_plan,
-)
+from gistnet.evaluation.config import LongContextConfig
+from gistnet.evaluation.equal_budget import compare, gist_plan, highest_level, truncated_plan
 from gistnet.evaluation.far_words import repeated_from_far, words_of_tokens
 from gistnet.evaluation.long_context_records import BudgetScores, Flags, budget_records
 from gistnet.evaluation.long_documents import LongDocument
@@ -41,34 +35,6 @@ from gistnet.tree.encoder import Encoder
 from gistnet.tree.history import History
 
 Say = Callable[[str], None]
-
-
-class LongContextConfig(BudgetConfig):
-    """On what documents contexts are compared; the budget counts what is before the scored tokens."""
-
-    documents: int = Field(default=16, ge=2)
-    """Documents, two at least: each lends another its gists."""
-    min_tokens: int = Field(default=4096, ge=2)
-    """The shortest document that counts, the scored tokens included."""
-    max_tokens: int = Field(default=8192, ge=2)
-    """Of a longer document, a passage of between `min_tokens` and this is read."""
-    scored_tokens: int = Field(default=512, ge=1)
-    """The last tokens of each document: predicted, in no context."""
-
-    @model_validator(mode="after")
-    def _is_consistent(self) -> Self:
-        if not self.scored_tokens < self.min_tokens <= self.max_tokens:
-            raise ValueError(
-                f"got scored_tokens {self.scored_tokens}, min_tokens {self.min_tokens} and max_tokens "
-                f"{self.max_tokens}, expected the first less than the second, and that no more than the third"
-            )
-        least = (self.min_tokens - self.scored_tokens) // max(self.tokens_per_vector)
-        if least <= self.sink_tokens:
-            raise ValueError(
-                f"the smallest budget is {least} vectors, expected more than the sink's {self.sink_tokens}: fewer "
-                "tokens_per_vector or longer documents"
-            )
-        return self
 
 
 def long_context(

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from gistnet.context.assembly import assemble
 from gistnet.context.in_memory import InMemoryHistory, compress
@@ -29,7 +29,8 @@ from gistnet.data.inputs import read_lines, reading
 from gistnet.errors import DataError, TeacherError
 from gistnet.evaluation.alternatives import mean_nll, share_right
 from gistnet.evaluation.baselines import other_documents
-from gistnet.evaluation.equal_budget import BudgetConfig, compare, highest_level
+from gistnet.evaluation.config import MultipleChoiceConfig
+from gistnet.evaluation.equal_budget import compare, highest_level
 from gistnet.evaluation.metrics import bootstrap_over_documents
 from gistnet.evaluation.records import Baseline, MetricRecord
 from gistnet.model.teacher import Teacher
@@ -38,13 +39,6 @@ from gistnet.tree.encoder import Encoder
 
 Say = Callable[[str], None]
 DOMAIN = "multiple choice"
-
-
-class MultipleChoiceConfig(BudgetConfig):
-    """With what budgets articles are read; the question is no part of them."""
-
-    tokens_per_vector: tuple[PositiveInt, ...] = Field(default=(4, 16), min_length=1)
-    """The budgets: one vector for every so many tokens of the article."""
 
 
 class Question(BaseModel):

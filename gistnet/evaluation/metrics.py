@@ -49,14 +49,6 @@ def mean_over_offsets(values: ArrayLike, offsets: tuple[int, int]) -> Floats:
     return numbers[:, first - 1 : last].mean(axis=1)
 
 
-def exponential_moving_average(previous: float | None, value: float, checks: int = 10) -> float:
-    """The average over about the last `checks` values: α = 2 / (checks + 1); `previous` is None at the first."""
-    if previous is None:
-        return value
-    alpha = 2 / (checks + 1)
-    return alpha * value + (1 - alpha) * previous
-
-
 # Confidence -----------------------------------------------------------------------------------------------------------
 
 

@@ -7,47 +7,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
 from gistnet.data.sampling import SpanLayout
 from gistnet.errors import DataError
+from gistnet.evaluation.config import BoundConfig
 from gistnet.evaluation.held_out import HeldOutWindow
 from gistnet.files import storage_errors, write_bytes
 from gistnet.model.teacher import Teacher
 from gistnet.objective.branches import Positions, Stretches, gist_stand_ins, replaced_hidden
 from gistnet.objective.losses import token_losses
-from gistnet.settings import LocalPath, Section
-
-
-class BoundConfig(Section):
-    """How long a vector is optimised, and on how many continuations.
-
-    A quarter of it, half of the steps on a third of the continuations, recovers two points of a hundred less.
-    """
-
-    spans: int = Field(default=8, ge=1)
-    """Held-out spans in all, taken from the domains in turn."""
-    samples: int = Field(default=96, ge=1)
-    """Continuations sampled from the teacher to optimise each vector on."""
-    samples_to_judge: int = Field(default=16, ge=1)
-    """Further continuations, which decide which of the vectors on the way is kept."""
-    samples_per_step: int = Field(default=8, ge=1)
-    """Continuations read in a step."""
-    steps: int = Field(default=120, ge=1)
-    """Steps of Adam."""
-    learning_rate: float = Field(default=0.15, gt=0)
-    """The first, as a share of the typical entry of the vector it begins as; it falls to zero with a cosine."""
-    judge_every_steps: int = Field(default=15, ge=1)
-    """Steps between looks at the continuations that decide."""
-    vectors: LocalPath | None = None
-    """A file, safetensors, that keeps each vector as soon as it is found; those it holds are not looked for again."""
-
-    def how(self) -> dict[str, object]:
-        """What decides which vector is found for a span."""
-        return self.model_dump(exclude={"spans", "vectors"})
 
 
 def find_vectors(

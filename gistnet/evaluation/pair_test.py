@@ -13,13 +13,13 @@ from typing import cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field
 from torch import Tensor
 
 from gistnet.data.adversarial import adversarial_pairs
 from gistnet.data.templates import PAIR_KINDS, PairKind
 from gistnet.errors import DataError, TeacherError
 from gistnet.evaluation import baselines
+from gistnet.evaluation.config import PairTestConfig
 from gistnet.evaluation.metrics import bootstrap_over_documents
 from gistnet.evaluation.records import Baseline, MetricRecord
 from gistnet.model.gistnet import GistNet
@@ -29,20 +29,8 @@ from gistnet.model.tokenizer import TeacherTokenizer, shared_beginning
 from gistnet.objective.branches import Positions, StandIns, Stretches, gist_stand_ins, replaced_hidden
 from gistnet.objective.losses import token_nll
 from gistnet.objective.objective import encode
-from gistnet.settings import Section
 
 DOMAIN = "adversarial"
-
-
-class PairTestConfig(Section):
-    """On how many adversarial pairs, and how they are read."""
-
-    pairs: int = Field(default=36, ge=0)
-    """Adversarial pairs, of the three kinds in turn; each gives two trials. 0 leaves the test out."""
-    sink_tokens: int = Field(default=4, ge=1)
-    """First tokens of a text that are never replaced."""
-    pairs_per_pass: int = Field(default=8, ge=1)
-    """Pairs that the teacher reads at a time; only memory and speed depend on it."""
 
 
 @dataclass(frozen=True)

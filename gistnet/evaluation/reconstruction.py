@@ -9,36 +9,18 @@ from typing import NamedTuple, cast
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from gistnet.data.dataset import PreparedDataset
 from gistnet.data.sampling import SpanLayout, validation_windows
 from gistnet.errors import DataError
 from gistnet.evaluation import baselines
+from gistnet.evaluation.config import ReconstructionConfig
 from gistnet.evaluation.held_out import HeldOut
 from gistnet.evaluation.metrics import bootstrap_over_documents
 from gistnet.evaluation.records import Baseline, MetricRecord
 from gistnet.model.gistnet import GistNet
 from gistnet.model.teacher import Teacher
-from gistnet.settings import Section
-
-
-class ReconstructionConfig(Section):
-    """Spans and training of the probe; the same for gists and baselines."""
-
-    documents: int = Field(default=64, ge=4)
-    """Held-out documents per domain, one window of each."""
-    spans_per_document: int = Field(default=24, ge=1)
-    """Spans of each window."""
-    width: int = Field(default=256, gt=0)
-    """Hidden units of the probe."""
-    steps: int = Field(default=300, ge=1)
-    """Steps of AdamW."""
-    tokens_per_step: int = Field(default=256, ge=1)
-    """Tokens predicted in a step."""
-    learning_rate: float = Field(default=3e-3, gt=0)
-    """The first; it falls to zero with a cosine."""
 
 
 class Reconstructed(NamedTuple):

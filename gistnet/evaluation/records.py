@@ -4,7 +4,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, FiniteFloat, computed_field, model_validator
 
-from gistnet.settings import Section
+from gistnet.settings import Section, Target
 
 UNITS = {
     "kl": "nats per token",
@@ -56,17 +56,6 @@ Baseline = Literal[
     "no_context",
     "chance",
 ]
-
-
-class Target(Section):
-    """What a value should be: above a bound, below one, or between the two."""
-
-    above: FiniteFloat | None = None
-    below: FiniteFloat | None = None
-
-    def is_met_by(self, value: float) -> bool:
-        """Whether `value` is strictly within the bounds."""
-        return (self.above is None or value > self.above) and (self.below is None or value < self.below)
 
 
 class MetricRecord(Section):

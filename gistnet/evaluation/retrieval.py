@@ -10,7 +10,6 @@ from typing import Any, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field, PositiveInt
 
 from gistnet.context.assembly import assemble
 from gistnet.context.in_memory import InMemoryHistory, compress
@@ -18,7 +17,8 @@ from gistnet.context.plan import Plan
 from gistnet.errors import TeacherError
 from gistnet.evaluation.alternatives import mean_nll, share_right
 from gistnet.evaluation.baselines import other_documents
-from gistnet.evaluation.equal_budget import BudgetConfig, compare, highest_level
+from gistnet.evaluation.config import RetrievalConfig
+from gistnet.evaluation.equal_budget import compare, highest_level
 from gistnet.evaluation.long_documents import LongDocument
 from gistnet.evaluation.metrics import bootstrap_over_documents
 from gistnet.evaluation.records import Baseline, MetricRecord
@@ -30,17 +30,6 @@ from gistnet.tree.encoder import Encoder
 
 Say = Callable[[str], None]
 DOMAIN = "synthetic"
-
-
-class RetrievalConfig(BudgetConfig):
-    """How many cases, in contexts of what length and budget; the question is no part of the context."""
-
-    cases: int = Field(default=24, ge=2)
-    """Cases, of the three kinds in turn; two at least: each lends another its gists."""
-    context_tokens: int = Field(default=2048, ge=1024)
-    """Length of the text before the question."""
-    tokens_per_vector: tuple[PositiveInt, ...] = Field(default=(4, 16), min_length=1)
-    """The budgets: one vector for every so many tokens of the context."""
 
 
 def retrieval(

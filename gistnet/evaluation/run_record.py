@@ -13,6 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from gistnet.errors import DataError
 from gistnet.evaluation.records import MetricRecord
 from gistnet.evaluation.span_map import SpanMap
+from gistnet.metrics_log import read_metrics
 from gistnet.run_folder import (
     BEST_FILE,
     CHECKPOINTS_FOLDER,
@@ -22,7 +23,6 @@ from gistnet.run_folder import (
     SPAN_MAP_FILE,
     read_config_values,
 )
-from gistnet.training.tracking import read_metrics
 
 NETWORK_FILE = "config.json"
 """What `GistNet.save_pretrained` writes. Importing that room would import torch."""

@@ -9,7 +9,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field
 from torch import Tensor
 
 from gistnet.data.dataset import PreparedDataset
@@ -21,23 +20,6 @@ from gistnet.model.gistnet import GistNet
 from gistnet.model.teacher import ReadWindows, Teacher
 from gistnet.objective.branches import Positions, StandIns, gist_stand_ins
 from gistnet.objective.objective import encode_stretches
-from gistnet.settings import Section
-
-
-class ValidationConfig(Section):
-    """When and on what to validate during training (spec, Validation Protocol)."""
-
-    every_steps: int = Field(default=1000, ge=1)
-    """Steps between validations; there is one before the first step and one after the last."""
-    documents: int = Field(default=100, ge=1)
-    """Held-out documents per domain, one window of each."""
-    spans_per_document: int = Field(default=4, ge=1)
-    """Stretches of each window."""
-    gists_in_a_row: int = Field(default=1, ge=1)
-    """k, how many consecutive spans a stretch replaces. The best network of a stage is chosen on such stretches: one
-    that trains on long runs of gists may get worse on single ones, and is then taken back if it is judged by them."""
-    cache_gigabytes: float = Field(default=2.0, ge=0)
-    """Memory for passes over held-out windows, which are the same at every validation."""
 
 
 class MeasuredShare(NamedTuple):
@@ -59,6 +41,10 @@ class Validator:
 
     Args:
         probabilities: the share of each domain in training, which weighs the domains' means.
+        documents: held-out documents per domain, one window of each.
+        spans_per_document: stretches of each window.
+        gists_in_a_row: k, how many consecutive spans a stretch replaces.
+        cache_gigabytes: memory for passes over held-out windows, which are the same at every validation.
         rank, processes: say which windows are this process's.
         states_after: of the GistNets that are to be measured.
 
@@ -73,9 +59,12 @@ class Validator:
         layout: SpanLayout,
         positions: Positions,
         probabilities: Mapping[str, float],
-        config: ValidationConfig,
         seed: int,
         *,
+        documents: int,
+        spans_per_document: int,
+        gists_in_a_row: int = 1,
+        cache_gigabytes: float = 0.0,
         rank: int = 0,
         processes: int = 1,
         states_after: int | None = None,
@@ -85,10 +74,10 @@ class Validator:
         samples = validation_windows(
             dataset,
             layout,
-            documents=config.documents,
-            spans_per_document=config.spans_per_document,
+            documents=documents,
+            spans_per_document=spans_per_document,
             seed=seed,
-            gists=config.gists_in_a_row,
+            gists=gists_in_a_row,
             domains=list(self._weights),
         )
         stretches, infos = [len(sample.starts) for sample in samples], [dataset.describe(s.window) for s in samples]
@@ -96,7 +85,7 @@ class Validator:
         self._documents = np.repeat([info.document_id for info in infos], stretches)
         share = [samples[place] for place in share_of(range(len(samples)), rank, processes)]
         self._held_out = (
-            HeldOut(teacher, dataset, share, layout, cache_gigabytes=config.cache_gigabytes, states_after=states_after)
+            HeldOut(teacher, dataset, share, layout, cache_gigabytes=cache_gigabytes, states_after=states_after)
             if share
             else None
         )

@@ -9,8 +9,6 @@ import importlib.util
 import os
 from pathlib import Path
 
-import torch
-
 from gistnet.errors import TeacherError
 from gistnet.files import atomic_folder
 from gistnet.paths import local_path
@@ -56,6 +54,7 @@ def embedded_teacher_folder() -> Path:
 
 
 def _convert(gguf: Path, folder: Path) -> None:
+    import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)

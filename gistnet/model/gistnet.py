@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from gistnet.errors import CheckpointError, ConfigError, DataError
+from gistnet.model.config import GistNetConfig
 from gistnet.model.layers import (
     Dropout,
     Expansion,
@@ -28,15 +29,7 @@ from gistnet.model.layers import (
     matmul_flops,
     narrowing,
 )
-from gistnet.model.saved_gistnet import (
-    BELOW,
-    FORMAT_VERSION,
-    GistNetConfig,
-    SavedGistNet,
-    read_saved,
-    take_over,
-    write_saved,
-)
+from gistnet.model.saved_gistnet import BELOW, FORMAT_VERSION, SavedGistNet, read_saved, take_over, write_saved
 from gistnet.model.span_context import SpanContext
 from gistnet.model.teacher import Teacher
 from gistnet.model.teacher_layers import TeacherLayers

@@ -25,32 +25,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from gistnet.errors import TeacherError
 from gistnet.model.attention_passes import BranchPass, DocumentPass
+from gistnet.model.config import TeacherConfig
 from gistnet.model.embedded_teacher import EMBEDDED_REVISION, EMBEDDED_TEACHER, embedded_teacher_folder
 from gistnet.model.fingerprint import Precision, TeacherFingerprint
 from gistnet.model.prefix_attention import ATTENTION_NAME
 from gistnet.model.teacher_layers import TeacherLayers
 from gistnet.model.teacher_support import refuse_unsupported, require_compiler
 from gistnet.model.tokenizer import TeacherTokenizer
-from gistnet.settings import ModelName, Name, Section
-
-
-class TeacherConfig(Section):
-    """Which language model, and how it is held in memory."""
-
-    name: ModelName = EMBEDDED_TEACHER
-    """The embedded teacher's name, a model id of the Hugging Face Hub, or a local folder."""
-    revision: Name | None = None
-    """Branch, tag or commit of the Hub repository; None is its main branch."""
-    precision: Precision = "bfloat16"
-    """Number format of weights and activations; float16 is not offered, its range is too narrow for logits."""
-    trust_remote_code: bool = False
-    """Whether code in the model's repository may run."""
-    gradient_checkpointing: bool = False
-    """Recompute the teacher's layers in the backward pass instead of keeping their activations: slower by about a third
-    pass through the layers, with less memory."""
-    compile: bool = False
-    """Fuse with torch.compile what the layers do beside their attention; the first step takes a minute longer. Needs a
-    C++ compiler on a CPU, Triton on a GPU."""
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,8 @@
 """What a training step minimises, per branch: distillation, and the two optional terms beside it."""
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from gistnet.errors import ConfigError
@@ -11,33 +10,12 @@ from gistnet.model.gistnet import GistNet
 from gistnet.model.layers import Dropout
 from gistnet.model.span_context import SpanContext
 from gistnet.model.teacher import ReadWindows, Teacher
-from gistnet.objective.branches import Positions, StandIns, Stretches, gist_stand_ins, replaced_hidden
+from gistnet.objective.branches import StandIns, Stretches, gist_stand_ins, replaced_hidden
+from gistnet.objective.config import ObjectiveConfig
 from gistnet.objective.losses import contrastive_loss, token_losses, token_nll
-from gistnet.settings import Section
 
 DIFFERENTIATED = {"kl": ("kl",), "delta_nll": ("nll_replaced",), "mixed": ("kl", "nll_replaced")}
 """What carries gradient for each kind of loss, as for `token_losses`."""
-
-
-class ObjectiveConfig(Section):
-    """The loss and its weights (spec, Training Objectives)."""
-
-    loss: Literal["kl", "delta_nll", "mixed"] = "kl"
-    """kl: match the original distribution; delta_nll: predict the true token; mixed: a weighted sum of both."""
-    mixed_kl_share: float = Field(default=0.5, ge=0, le=1)
-    """`mixed`: the weight of kl; delta_nll has the rest."""
-    horizon_tokens: int = Field(default=32, ge=1)
-    """H, the number of tokens predicted after a stretch."""
-    positions: Positions = "end"
-    """Where gists stand among the positions of the context."""
-    contrastive_weight: float = Field(default=0.0, ge=0)
-    """λ, the weight of the hinge that keeps gists of consecutive spans apart."""
-    contrastive_margin: float = Field(default=0.2, ge=0, le=2)
-    """The cosine distance at which that hinge is content."""
-    reconstruction_weight: float = Field(default=0.0, ge=0)
-    """Weight of the teacher's cross-entropy, in nats per token, when it repeats the span from its gist."""
-    chunk_tokens: int | None = Field(default=None, ge=1)
-    """Predicted tokens whose logits exist at a time; None: 128 on a CPU, 1024 on a GPU."""
 
 
 class BranchLosses(NamedTuple):

@@ -19,7 +19,7 @@ from gistnet.data.prepare import DataConfig
 from gistnet.data.sampling import SpanLayout, validation_windows
 from gistnet.data.writer import DatasetWriter
 from gistnet.errors import DataError
-from gistnet.evaluation.evaluator import EvaluationConfig
+from gistnet.evaluation.config import EvaluationConfig
 from gistnet.files import write_json
 from gistnet.model.gistnet import GistNet
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from gistnet.config import RunConfig
 from gistnet.data.sources import SourceConfig
-from gistnet.evaluation.in_contexts import ContextsConfig
+from gistnet.evaluation.config import ContextsConfig
 from gistnet.run_folder import CHECKPOINTS_FOLDER
 
 

@@ -12,7 +12,6 @@ from typing import Literal, NamedTuple
 from pydantic import Field
 
 from gistnet.errors import TrainingError
-from gistnet.evaluation.metrics import exponential_moving_average
 from gistnet.settings import Section
 
 Reason = Literal["stabilised", "early stop", "step limit"]
@@ -72,8 +71,11 @@ def checked(checks: Sequence[Check], step: int, value: float, config: StopConfig
         raise TrainingError(
             f"The validated {config.watch} after step {step} of the stage is {value}, expected a number"
         )
-    previous = checks[-1].average if checks else None
-    return [*checks, Check(step, value, exponential_moving_average(previous, value, config.average_checks))]
+    average = value
+    if checks:
+        alpha = 2 / (config.average_checks + 1)
+        average = alpha * value + (1 - alpha) * checks[-1].average
+    return [*checks, Check(step, value, average)]
 
 
 def is_best(checks: Sequence[Check]) -> bool:

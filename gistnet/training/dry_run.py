@@ -9,6 +9,7 @@ from gistnet.model.gistnet import GistNet
 from gistnet.model.teacher import Teacher
 from gistnet.settings import Section
 from gistnet.terminal import at_full_width
+from gistnet.training.config import Stage
 from gistnet.training.micro_batch import (
     USABLE,
     MicroBatch,
@@ -18,7 +19,6 @@ from gistnet.training.micro_batch import (
     longest_branch,
 )
 from gistnet.training.run import Progress, Run
-from gistnet.training.stage import Stage
 from gistnet.training.trainer import train_step
 from gistnet.yaml_format import write_yaml
 

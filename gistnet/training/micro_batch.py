@@ -14,7 +14,7 @@ from gistnet.errors import TrainingError
 from gistnet.model.gistnet import GistNet
 from gistnet.model.teacher import Teacher
 from gistnet.objective.losses import default_chunk_tokens
-from gistnet.training.stage import Stage, TrainConfig
+from gistnet.training.config import Stage, TrainConfig
 
 CPU_BRANCHES = 64
 """Most branches of a micro-batch on a CPU: more of them do not make it faster."""

@@ -23,11 +23,11 @@ from torch import Tensor, distributed
 
 from gistnet.data.sampling import share_of
 from gistnet.errors import ConfigError, GistNetError, ProcessError
+from gistnet.training.config import DEFAULT_TIMEOUT_MINUTES
 from gistnet.training.places import place_of, require_one_kind, require_room_on_gpus
 
 T = TypeVar("T")
 
-DEFAULT_TIMEOUT_MINUTES = 30.0
 _PATIENCE = timedelta(days=30)
 """For what the main process does alone, and nobody can say how long it takes."""
 

@@ -5,12 +5,13 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, Self
 
-from gistnet.evaluation.validation import Validator
+from gistnet.metrics_log import MetricsLog
 from gistnet.run_folder import METRICS_FILE
+from gistnet.training.config import Tracker
 from gistnet.training.run import Progress, Run
 from gistnet.training.schedule import is_due
-from gistnet.training.trackers import Tracker, Trackers
-from gistnet.training.tracking import MetricsLog, ProgressDisplay
+from gistnet.training.trackers import Trackers
+from gistnet.training.tracking import ProgressDisplay
 
 
 class Recorder:
@@ -43,18 +44,7 @@ class Recorder:
                 ProgressDisplay(stage.name, stage.train.steps, completed_steps=progress.stage_step)
             )
         if progress.ended is None:
-            self._validator = Validator(
-                run.teacher,
-                run.dataset,
-                stage.layout,
-                stage.objective.positions,
-                stage.train.probabilities,
-                stage.train.validation,
-                run.seed,
-                rank=run.processes.rank,
-                processes=run.processes.count,
-                states_after=run.gistnet.states_after,
-            )
+            self._validator = run.make_validator(run, stage)
 
     def record(self, run: Run, progress: Progress, metrics: dict[str, float], interrupted: bool) -> None:
         """Show a step, and log it where that is due; adds the speed in spans per second, validation time left out."""

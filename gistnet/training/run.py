@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from torch.optim import Optimizer
 
@@ -11,10 +11,11 @@ from gistnet.data.dataset import PreparedDataset
 from gistnet.data.sampling import SpanLayout, TrainingPool, check_sampling, training_pool, validation_windows
 from gistnet.devices import free_bytes
 from gistnet.errors import ConfigError, DataError
-from gistnet.evaluation.records import Target
 from gistnet.model.gistnet import GistNet
 from gistnet.model.teacher import Teacher
-from gistnet.objective.objective import ObjectiveConfig
+from gistnet.objective.config import ObjectiveConfig
+from gistnet.settings import Target
+from gistnet.training.config import Stage, TargetName, TrainConfig
 from gistnet.training.curriculum import Check, Reason
 from gistnet.training.micro_batch import (
     USABLE,
@@ -26,7 +27,6 @@ from gistnet.training.micro_batch import (
 )
 from gistnet.training.optimiser import build_optimiser
 from gistnet.training.parallel import Processes
-from gistnet.training.stage import Stage, TargetName, TrainConfig
 
 
 @dataclass
@@ -76,6 +76,20 @@ class StageRun:
     """What this process runs at once, by the memory that it has left."""
 
 
+class StageValidator(Protocol):
+    """Measures a GistNet on a stage's held-out spans, which the processes of the run share out."""
+
+    def measure(self, gistnet: GistNet) -> Any:
+        """Measure this process's share."""
+
+    def figures(self, shares: Sequence[Any]) -> dict[str, float]:
+        """What was measured in all processes, by rank, as one set of means.
+
+        Raises:
+            TrainingError: a loss is not finite.
+        """
+
+
 @dataclass(frozen=True)
 class Run:
     """What a training run works with, all of it fixed before the first step."""
@@ -89,6 +103,8 @@ class Run:
     stages: tuple[StageRun, ...]
     seed: int
     processes: Processes
+    make_validator: Callable[["Run", StageRun], StageValidator]
+    """Makes what a stage is validated with; handed in, since training imports nothing of evaluation."""
     say: Callable[[str], None] = lambda message: None
     """Told, in a sentence, what a user should know."""
 
@@ -154,6 +170,7 @@ def build_run(
     *,
     seed: int,
     processes: Processes,
+    make_validator: Callable[[Run, StageRun], StageValidator],
     source_weights: dict[str, float] | None = None,
     gradient_checkpointing: bool = False,
     say: Callable[[str], None] = lambda message: None,
@@ -161,6 +178,7 @@ def build_run(
     """Put a run together, and refuse one that could not finish.
 
     Args:
+        make_validator: makes what a stage is validated with.
         gradient_checkpointing: as in `TeacherConfig`.
         say: is called with a sentence about what happens.
 
@@ -180,7 +198,7 @@ def build_run(
         except (ConfigError, DataError) as error:
             where = f"Stage '{stage.name}': " if len(stages) > 1 else ""
             raise type(error)(f"{where}{error}") from error
-    return Run(folder, teacher, gistnet, dataset, pool, tuple(prepared), seed, processes, say)
+    return Run(folder, teacher, gistnet, dataset, pool, tuple(prepared), seed, processes, make_validator, say)
 
 
 def _layout(stage: Stage, gistnet: GistNet, dataset: PreparedDataset, pool: TrainingPool, seed: int) -> SpanLayout:

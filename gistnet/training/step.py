@@ -13,7 +13,8 @@ from gistnet.errors import TrainingError
 from gistnet.model.gistnet import GistNet
 from gistnet.model.teacher import Teacher
 from gistnet.objective.branches import LONGEST_TO_SHORTEST, Stretches
-from gistnet.objective.objective import BranchLosses, ObjectiveConfig, branch_losses
+from gistnet.objective.config import ObjectiveConfig
+from gistnet.objective.objective import BranchLosses, branch_losses
 from gistnet.training.micro_batch import MicroBatch
 
 

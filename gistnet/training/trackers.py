@@ -2,14 +2,13 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from accelerate import tracking
 
 from gistnet.errors import ConfigError
 from gistnet.run_folder import TRACKERS_FOLDER
-
-Tracker = Literal["tensorboard", "trackio", "wandb"]
+from gistnet.training.config import Tracker
 
 
 def require_installed(names: Sequence[Tracker]) -> None:

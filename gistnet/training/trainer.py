@@ -29,6 +29,7 @@ from gistnet.training.checkpoint import (
     restore_optimiser,
     save_checkpoint,
 )
+from gistnet.training.config import Tracker
 from gistnet.training.curriculum import COLLAPSED_BELOW, checked, is_best, raised_weight, reason_to_end
 from gistnet.training.micro_batch import MicroBatch, run_halving
 from gistnet.training.recorder import Recorder
@@ -36,7 +37,6 @@ from gistnet.training.run import Progress, Run
 from gistnet.training.schedule import is_due, learning_rate
 from gistnet.training.step import accumulate_gradient
 from gistnet.training.stopping import StopRequest, keeping_the_last_good_state, stop_requests
-from gistnet.training.trackers import Tracker
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from benchmarks.plots import draw_all
 from benchmarks.tables import BLOCKS
 from gistnet.config import load_config
 from gistnet.errors import ConfigError, DataError
-from gistnet.training.tracking import read_metrics
+from gistnet.metrics_log import read_metrics
 
 CONFIGS = Path(__file__).parent.parent.parent / "configs"
 RATE = "train.optimiser.learning_rate"

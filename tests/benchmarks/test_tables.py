@@ -9,7 +9,8 @@ from benchmarks.flops import TeacherSize
 from benchmarks.machine import ROOT
 from benchmarks.tables import RELEASE, counted_ratio, fill, pages
 from benchmarks.workload import SMOLLM2_SHAPE, build_teacher
-from gistnet.model.gistnet import GistNet, GistNetConfig
+from gistnet.model.config import GistNetConfig
+from gistnet.model.gistnet import GistNet
 
 MACHINE = {"gpu": "none", "cores": 2, "processor": "a processor", "torch": "9.9"}
 

@@ -15,8 +15,9 @@ from gistnet.context.in_memory import InMemoryHistory, compress
 from gistnet.context.plan import Gists, Plan, Raw
 from gistnet.context.reading import read_context
 from gistnet.errors import ConfigError, DataError, TeacherError
-from gistnet.model.gistnet import GistNet, GistNetConfig
-from gistnet.model.teacher import Teacher, TeacherConfig
+from gistnet.model.config import GistNetConfig, TeacherConfig
+from gistnet.model.gistnet import GistNet
+from gistnet.model.teacher import Teacher
 from gistnet.model.tokenizer import TeacherTokenizer
 from gistnet.tree.gist_encoder import GistEncoder
 from tests.teachers import tiny_teacher

@@ -8,8 +8,9 @@ import torch
 
 from gistnet.context.generate import generate
 from gistnet.context.in_memory import InMemoryHistory, compress
-from gistnet.model.gistnet import GistNet, GistNetConfig
-from gistnet.model.teacher import Teacher, TeacherConfig
+from gistnet.model.config import GistNetConfig, TeacherConfig
+from gistnet.model.gistnet import GistNet
+from gistnet.model.teacher import Teacher
 from gistnet.tree.gist_encoder import GistEncoder
 
 pytestmark = pytest.mark.skipif(

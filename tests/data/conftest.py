@@ -1,7 +1,8 @@
 import pytest
 
 from gistnet.errors import TeacherError
-from gistnet.model.teacher import TeacherConfig, load_tokenizer
+from gistnet.model.config import TeacherConfig
+from gistnet.model.teacher import load_tokenizer
 from gistnet.model.tokenizer import TeacherTokenizer
 
 

@@ -10,9 +10,9 @@ from gistnet.data.sampling import SpanLayout, WindowSample, validation_windows
 from gistnet.errors import DataError, StorageError
 from gistnet.evaluation import baselines
 from gistnet.evaluation.bound import choose_spans, optimised_bound
+from gistnet.evaluation.config import BoundConfig
 from gistnet.evaluation.held_out import HeldOut
 from gistnet.evaluation.optimised_vector import (
-    BoundConfig,
     context_of,
     find_vectors,
     optimised_vector,

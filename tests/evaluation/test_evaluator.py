@@ -20,12 +20,10 @@ from gistnet.data.sampling import validation_windows
 from gistnet.data.sources import Document
 from gistnet.errors import DataError
 from gistnet.evaluation import baselines
-from gistnet.evaluation.evaluator import EvaluationConfig, evaluate
+from gistnet.evaluation.config import BoundConfig, EvaluationConfig, PairTestConfig, ReconstructionConfig
+from gistnet.evaluation.evaluator import evaluate
 from gistnet.evaluation.held_out import HeldOut, Measured
-from gistnet.evaluation.optimised_vector import BoundConfig
-from gistnet.evaluation.pair_test import PairTestConfig
-from gistnet.evaluation.reconstruction import ReconstructionConfig
-from gistnet.evaluation.validation import ValidationConfig, Validator
+from gistnet.evaluation.validation import Validator
 from gistnet.objective.branches import Stretches, gist_stand_ins
 from gistnet.objective.objective import encode
 from gistnet.objective.reference import reference_original_hidden, reference_replaced_hidden
@@ -255,8 +253,8 @@ def neighbours(run, gists: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("k", [1, 2])
 def test_validation_agrees_with_the_evaluation_of_the_same_spans(run, k):
-    config = ValidationConfig(documents=5, spans_per_document=2, gists_in_a_row=k, cache_gigabytes=1.0)
-    validator = Validator(run.teacher, run.dataset, run.stages[0].layout, "center", {"narrative": 1.0}, config, seed=0)
+    size = {"documents": 5, "spans_per_document": 2, "gists_in_a_row": k, "cache_gigabytes": 1.0}
+    validator = Validator(run.teacher, run.dataset, run.stages[0].layout, "center", {"narrative": 1.0}, seed=0, **size)
     result = validator.figures([validator.measure(run.gistnet)])
     assert result["kl"] == pytest.approx(written_out_kl(run, 12, gists=k).mean(), rel=1e-6)
     assert result == validator.figures([validator.measure(run.gistnet)])  # the second time from the cache
@@ -280,12 +278,10 @@ def test_validation_agrees_with_the_evaluation_of_the_same_spans(run, k):
 
 def test_a_validation_weighs_domains_by_their_share_in_training_and_counts_spans_below_one_nat(two_domains):
     """Losses made up: KL of 2 nats in narrative, 4 in code, 3 more from offset 9 on; 7 where the span is dropped."""
-    run, config = two_domains, ValidationConfig(documents=5, spans_per_document=2)
+    run, size = two_domains, {"documents": 5, "spans_per_document": 2}
     shares, layout = {"narrative": 0.75, "code": 0.25}, run.stages[0].layout
-    validator = Validator(run.teacher, run.dataset, layout, "center", shares, config, seed=0)
-    samples = validation_windows(
-        run.dataset, layout, documents=5, spans_per_document=2, seed=0, domains=["code", "narrative"]
-    )
+    validator = Validator(run.teacher, run.dataset, layout, "center", shares, seed=0, **size)
+    samples = validation_windows(run.dataset, layout, seed=0, **size, domains=["code", "narrative"])
     is_code = np.repeat([run.dataset.describe(sample.window).domain == "code" for sample in samples], 2)
     assert is_code.tolist().count(True) == 2 and len(is_code) == 12
     kl = np.where(is_code, 4.0, 2.0)[:, None] + np.where(np.arange(12) < 8, 0.0, 3.0)

@@ -19,11 +19,11 @@ from gistnet.evaluation.geometry import (
     geometry_records,
     mixed_figures,
 )
-from gistnet.evaluation.records import Target
 from gistnet.evaluation.resampling import DocumentDraws
 from gistnet.model.span_context import SpanContext
 from gistnet.objective.objective import encode
 from gistnet.session import open_run
+from gistnet.settings import Target
 from tests.gistnets import context_gistnet
 
 K, SINK = 8, 4

@@ -11,7 +11,8 @@ from gistnet.context.in_memory import compress
 from gistnet.context.plan import default_plan
 from gistnet.errors import ConfigError, TeacherError
 from gistnet.evaluation.harness import compressed_lm
-from gistnet.model.teacher import Teacher, TeacherConfig
+from gistnet.model.config import TeacherConfig
+from gistnet.model.teacher import Teacher
 from gistnet.model.tokenizer import TeacherTokenizer
 from gistnet.tree.gist_encoder import GistEncoder
 from tests.gistnets import woken_gistnet

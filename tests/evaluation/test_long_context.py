@@ -8,9 +8,11 @@ import torch
 from pydantic import ValidationError
 
 from gistnet.errors import ConfigError, DataError, TeacherError
-from gistnet.evaluation.long_context import LongContextConfig, long_context
+from gistnet.evaluation.config import LongContextConfig
+from gistnet.evaluation.long_context import long_context
 from gistnet.evaluation.long_documents import LongDocument
-from gistnet.model.teacher import Teacher, TeacherConfig
+from gistnet.model.config import TeacherConfig
+from gistnet.model.teacher import Teacher
 from gistnet.tree.gist_encoder import GistEncoder
 from tests.gistnets import woken_gistnet
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from gistnet.config import load_config
-from gistnet.evaluation.evaluator import EvaluationConfig, evaluate
+from gistnet.evaluation.config import EvaluationConfig, PairTestConfig
+from gistnet.evaluation.evaluator import evaluate
 from gistnet.evaluation.mapping import nearest_spans
-from gistnet.evaluation.pair_test import PairTestConfig
 from gistnet.evaluation.span_map import SpanMap
 from gistnet.objective.objective import encode_with_attention
 from gistnet.session import open_run

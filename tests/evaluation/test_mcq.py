@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from gistnet.errors import ConfigError, DataError, TeacherError
-from gistnet.evaluation.mcq import MultipleChoiceConfig, evaluate_mcq, read_questions
-from gistnet.model.teacher import Teacher, TeacherConfig
+from gistnet.evaluation.config import MultipleChoiceConfig
+from gistnet.evaluation.mcq import evaluate_mcq, read_questions
+from gistnet.model.config import TeacherConfig
+from gistnet.model.teacher import Teacher
 from gistnet.tree.gist_encoder import GistEncoder
 from tests.gistnets import woken_gistnet
 

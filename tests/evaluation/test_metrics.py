@@ -15,7 +15,6 @@ from gistnet.evaluation.metrics import (
     attention_entropy,
     bootstrap_over_documents,
     contrastive_gap,
-    exponential_moving_average,
     gist_diversity,
     gist_variance,
     mean_over_offsets,
@@ -23,7 +22,8 @@ from gistnet.evaluation.metrics import (
     recovered_share,
     substituted,
 )
-from gistnet.evaluation.records import TARGETS, UNITS, MetricRecord, Target, target_for
+from gistnet.evaluation.records import TARGETS, UNITS, MetricRecord, target_for
+from gistnet.settings import Target
 
 
 def test_spans_are_substituted_strictly_below_one_nat() -> None:
@@ -61,13 +61,6 @@ def test_mean_over_offsets_counts_from_one_and_includes_both_ends() -> None:
 def test_offsets_outside_the_horizon_are_refused(offsets: tuple[int, int]) -> None:
     with pytest.raises(DataError, match="within 1 to 10"):
         mean_over_offsets(np.zeros((2, 10)), offsets)
-
-
-def test_moving_average_over_ten_checks_has_alpha_two_elevenths() -> None:
-    first = exponential_moving_average(None, 11.0)
-    assert first == 11.0
-    assert exponential_moving_average(first, 0.0) == pytest.approx(9.0)
-    assert exponential_moving_average(4.0, 8.0, checks=1) == 8.0
 
 
 def test_the_interval_of_two_documents_is_known() -> None:

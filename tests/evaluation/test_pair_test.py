@@ -8,15 +8,10 @@ import torch
 from gistnet.data.adversarial import adversarial_pairs
 from gistnet.errors import DataError, TeacherError
 from gistnet.evaluation import baselines
-from gistnet.evaluation.pair_test import (
-    PairTestConfig,
-    TokenPair,
-    _mean_nll,
-    gists_in_a_row,
-    pair_test,
-    token_pairs,
-)
-from gistnet.model.gistnet import GistNet, GistNetConfig
+from gistnet.evaluation.config import PairTestConfig
+from gistnet.evaluation.pair_test import TokenPair, _mean_nll, gists_in_a_row, pair_test, token_pairs
+from gistnet.model.config import GistNetConfig
+from gistnet.model.gistnet import GistNet
 from gistnet.model.span_context import SpanContext
 from gistnet.model.teacher import Teacher
 from gistnet.model.tokenizer import TeacherTokenizer

@@ -7,7 +7,8 @@ import torch
 from gistnet.config import load_config
 from gistnet.errors import DataError
 from gistnet.evaluation import reconstruction as module
-from gistnet.evaluation.reconstruction import ReconstructionConfig, reconstruction, train_probe
+from gistnet.evaluation.config import ReconstructionConfig
+from gistnet.evaluation.reconstruction import reconstruction, train_probe
 from gistnet.session import open_run
 
 CONFIG = ReconstructionConfig(

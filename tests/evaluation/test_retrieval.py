@@ -8,10 +8,12 @@ import torch
 
 from gistnet.data.templates import templates
 from gistnet.errors import DataError, TeacherError
+from gistnet.evaluation.config import RetrievalConfig
 from gistnet.evaluation.long_documents import LongDocument
-from gistnet.evaluation.retrieval import RetrievalConfig, retrieval
+from gistnet.evaluation.retrieval import retrieval
 from gistnet.evaluation.retrieval_cases import RetrievalCase, retrieval_cases
-from gistnet.model.teacher import Teacher, TeacherConfig
+from gistnet.model.config import TeacherConfig
+from gistnet.model.teacher import Teacher
 from gistnet.tree.gist_encoder import GistEncoder
 from tests.gistnets import woken_gistnet
 from tests.tokenizers import merging, sentencepiece_like

@@ -5,9 +5,9 @@ import pytest
 
 from gistnet.evaluation.held_out import Measured
 from gistnet.evaluation.population import Population
-from gistnet.evaluation.records import Target
 from gistnet.evaluation.substitution import Substitution
 from gistnet.evaluation.token_kinds import KINDS
+from gistnet.settings import Target
 
 NUMBERS, NAMES, PUNCTUATION, COMMON, OTHER = range(len(KINDS))
 STAND_INS = ("gist", "drop", "last_token", "surprisal_token", "mean", "shuffled")

@@ -2,8 +2,9 @@
 
 from rich.console import Console
 
-from gistnet.evaluation.records import MetricRecord, Target
+from gistnet.evaluation.records import MetricRecord
 from gistnet.evaluation.tables import results_tables
+from gistnet.settings import Target
 
 BASELINES = {"drop": 0.9, "last_token": 0.6, "surprisal_token": 0.8, "mean": 3.0, "shuffled": 0.7}
 

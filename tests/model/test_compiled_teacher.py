@@ -8,7 +8,7 @@ from torch._dynamo.utils import counters
 
 from gistnet.errors import TeacherError
 from gistnet.model import teacher as teacher_module
-from gistnet.model.teacher import TeacherConfig
+from gistnet.model.config import TeacherConfig
 from gistnet.objective.branches import gist_stand_ins, replaced_hidden
 from tests.objective.test_engine import MIXED, make_stretches, random_gists
 from tests.teachers import tiny_teacher

@@ -5,8 +5,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from gistnet.errors import TeacherError
-from gistnet.model.gistnet import GistNet, GistNetConfig
-from gistnet.model.teacher import Teacher, TeacherConfig
+from gistnet.model.config import GistNetConfig, TeacherConfig
+from gistnet.model.gistnet import GistNet
+from gistnet.model.teacher import Teacher
 from gistnet.objective.branches import Stretches, gist_stand_ins, replaced_hidden
 from gistnet.objective.losses import token_losses
 from gistnet.objective.reference import require_exact

@@ -11,7 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from gistnet.errors import CheckpointError, ConfigError, DataError, StorageError, TeacherError
-from gistnet.model.gistnet import Budget, GistNet, GistNetConfig
+from gistnet.model.config import GistNetConfig
+from gistnet.model.gistnet import Budget, GistNet
 from gistnet.model.layers import Dropout, StatelessDropout
 from gistnet.model.saved_gistnet import FORMAT_VERSION
 from gistnet.model.teacher import Teacher

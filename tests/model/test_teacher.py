@@ -15,7 +15,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralFo
 
 from gistnet.errors import TeacherError
 from gistnet.model import teacher as teacher_module
-from gistnet.model.teacher import Teacher, TeacherConfig, load_tokenizer
+from gistnet.model.config import TeacherConfig
+from gistnet.model.teacher import Teacher, load_tokenizer
 from gistnet.model.teacher_support import refuse_unsupported
 from gistnet.objective import reference
 from gistnet.objective.reference import require_exact

@@ -7,13 +7,14 @@ import torch
 
 from gistnet.config import load_config
 from gistnet.errors import DataError
-from gistnet.evaluation.evaluator import EvaluationConfig, evaluate
-from gistnet.evaluation.pair_test import PairTestConfig
-from gistnet.evaluation.reconstruction import ReconstructionConfig
-from gistnet.model.gistnet import GistNet, GistNetConfig
+from gistnet.evaluation.config import EvaluationConfig, PairTestConfig, ReconstructionConfig
+from gistnet.evaluation.evaluator import evaluate
+from gistnet.model.config import GistNetConfig
+from gistnet.model.gistnet import GistNet
 from gistnet.model.span_context import SpanContext
 from gistnet.objective.branches import Stretches
-from gistnet.objective.objective import ObjectiveConfig, branch_losses, encode, encode_stretches
+from gistnet.objective.config import ObjectiveConfig
+from gistnet.objective.objective import branch_losses, encode, encode_stretches
 from gistnet.session import open_run
 from gistnet.training.trainer import fit
 from tests.gistnets import SPAN, context_gistnet

@@ -6,8 +6,9 @@ import torch
 from gistnet.model.gistnet import GistNet
 from gistnet.model.teacher import Teacher
 from gistnet.objective.branches import Stretches, gist_stand_ins
+from gistnet.objective.config import ObjectiveConfig
 from gistnet.objective.losses import token_losses
-from gistnet.objective.objective import ObjectiveConfig, branch_losses, encode, encode_stretches
+from gistnet.objective.objective import branch_losses, encode, encode_stretches
 from gistnet.objective.reference import reference_original_hidden, reference_replaced_hidden
 from tests.gistnets import SPAN, woken_gistnet
 from tests.teachers import FAMILIES, tiny_teacher

@@ -7,12 +7,14 @@ import pytest
 import torch
 
 from gistnet.errors import ConfigError
-from gistnet.model.gistnet import GistNet, GistNetConfig
+from gistnet.model.config import GistNetConfig
+from gistnet.model.gistnet import GistNet
 from gistnet.model.layers import Dropout
 from gistnet.model.teacher import Teacher
 from gistnet.objective.branches import Stretches, gist_stand_ins
+from gistnet.objective.config import ObjectiveConfig
 from gistnet.objective.losses import contrastive_loss, token_losses
-from gistnet.objective.objective import BranchLosses, ObjectiveConfig, branch_losses, encode
+from gistnet.objective.objective import BranchLosses, branch_losses, encode
 from gistnet.objective.reference import (
     _plain_forward,
     reference_original_hidden,

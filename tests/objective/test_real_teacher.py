@@ -6,7 +6,8 @@ from pydoc_data.topics import topics
 import pytest
 import torch
 
-from gistnet.model.teacher import Teacher, TeacherConfig
+from gistnet.model.config import TeacherConfig
+from gistnet.model.teacher import Teacher
 from gistnet.objective.branches import StandIns, Stretches, gist_stand_ins, replaced_hidden
 from gistnet.objective.losses import token_losses
 from gistnet.objective.reference import reference_original_hidden, reference_replaced_hidden

@@ -9,13 +9,15 @@ import pytest
 import torch
 import yaml
 
-from gistnet.evaluation.records import MetricRecord, Target
+from gistnet.evaluation.records import MetricRecord
+from gistnet.metrics_log import read_metrics
+from gistnet.model.config import GistNetConfig
 from gistnet.model.fingerprint import TeacherFingerprint
-from gistnet.model.saved_gistnet import GistNetConfig, SavedGistNet
+from gistnet.model.saved_gistnet import SavedGistNet
 from gistnet.release.card import base_model, card
 from gistnet.release.results import ReleasedFigures, results_tables, summary, targets_table
+from gistnet.settings import Target
 from gistnet.training.checkpoint import best_checkpoint
-from gistnet.training.tracking import read_metrics
 from tests.release.conftest import NOTES
 
 

@@ -10,7 +10,7 @@ import pytest
 from gistnet.data.dataset import PreparedDataset
 from gistnet.data.prepare import DataConfig, prepare
 from gistnet.errors import DataError
-from gistnet.evaluation.evaluator import EvaluationConfig
+from gistnet.evaluation.config import EvaluationConfig
 from gistnet.release.held_out import choose_windows, write_held_out
 from tests.data.byte_tokenizer import ByteTokenizer
 from tests.gistnets import SPAN, woken_gistnet

@@ -11,8 +11,8 @@ import yaml
 from gistnet.config import load_config
 from gistnet.data.sampling import sample_batch
 from gistnet.errors import CheckpointError, ConfigError, DataError
-from gistnet.evaluation.evaluator import EvaluationConfig, evaluate
-from gistnet.evaluation.pair_test import PairTestConfig
+from gistnet.evaluation.config import EvaluationConfig, PairTestConfig
+from gistnet.evaluation.evaluator import evaluate
 from gistnet.model.gistnet import GistNet
 from gistnet.session import open_run
 from gistnet.training.checkpoint import checkpoint_folder, latest_checkpoint

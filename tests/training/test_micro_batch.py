@@ -12,11 +12,13 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from gistnet.config import load_config
 from gistnet.data.sampling import SpanLayout, WindowSample
 from gistnet.errors import TrainingError
-from gistnet.model.gistnet import GistNet, GistNetConfig
+from gistnet.model.config import GistNetConfig
+from gistnet.model.gistnet import GistNet
 from gistnet.model.teacher import Teacher
-from gistnet.objective.objective import ObjectiveConfig
+from gistnet.objective.config import ObjectiveConfig
 from gistnet.session import open_run
 from gistnet.training import trainer
+from gistnet.training.config import Stage, TrainConfig
 from gistnet.training.micro_batch import (
     MicroBatch,
     estimated_bytes,
@@ -26,7 +28,6 @@ from gistnet.training.micro_batch import (
 )
 from gistnet.training.recorder import Recorder
 from gistnet.training.run import Progress, Run
-from gistnet.training.stage import Stage, TrainConfig
 from gistnet.training.step import accumulate_gradient
 from gistnet.training.trainer import fit, restore, train_step
 from tests.training.test_trainer import stop_after

@@ -17,9 +17,9 @@ import torch
 from safetensors.torch import load_file
 
 from gistnet.config import load_config
+from gistnet.metrics_log import read_metrics
 from gistnet.session import train
 from gistnet.training.checkpoint import latest_checkpoint
-from gistnet.training.tracking import read_metrics
 
 PATIENCE = 500.0
 """Seconds until a launch counts as hanging: more than any takes on a machine with twenty other things to do, and less

@@ -12,11 +12,11 @@ from safetensors.torch import load_file
 from gistnet.config import load_config
 from gistnet.errors import CheckpointError, ConfigError, DataError, TrainingError
 from gistnet.evaluation.validation import Validator
+from gistnet.metrics_log import read_metrics
 from gistnet.session import open_run
 from gistnet.training import trainer
 from gistnet.training.checkpoint import best_checkpoint, checkpoint_folder, latest_checkpoint, load_checkpoint
 from gistnet.training.run import Progress, Run
-from gistnet.training.tracking import read_metrics
 from gistnet.training.trainer import fit
 
 

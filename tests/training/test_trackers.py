@@ -8,9 +8,9 @@ from accelerate import tracking
 
 from gistnet.config import load_config
 from gistnet.errors import ConfigError
+from gistnet.metrics_log import read_metrics
 from gistnet.session import train
 from gistnet.training.trackers import Trackers, require_installed
-from gistnet.training.tracking import read_metrics
 
 
 class Remembering(tracking.GeneralTracker):

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from gistnet.errors import DataError, StorageError
+from gistnet.metrics_log import MetricsLog, read_metrics
 from gistnet.terminal import PlainConsole
-from gistnet.training.tracking import MetricsLog, ProgressDisplay, read_metrics
+from gistnet.training.tracking import ProgressDisplay
 
 
 def write(path: Path, steps: range, resumed_after: tuple[int, int] | None = None) -> None:
@@ -95,7 +96,7 @@ def test_a_full_disk_is_a_storage_error_that_names_the_log(tmp_path: Path) -> No
 RECORD_FOREVER = """
 import itertools, sys
 from pathlib import Path
-from gistnet.training.tracking import MetricsLog
+from gistnet.metrics_log import MetricsLog
 log = MetricsLog(Path(sys.argv[1]))
 for step in itertools.count():
     log.record(step, {"text": "x" * 5000})

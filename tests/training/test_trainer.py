@@ -13,6 +13,7 @@ import torch
 from gistnet.config import load_config
 from gistnet.data.sampling import sample_batch
 from gistnet.errors import CheckpointError, ConfigError, DataError, TrainingError
+from gistnet.metrics_log import read_metrics
 from gistnet.objective.branches import Stretches
 from gistnet.objective.objective import branch_losses
 from gistnet.session import open_run
@@ -20,7 +21,6 @@ from gistnet.training import trainer
 from gistnet.training.checkpoint import best_checkpoint, latest_checkpoint
 from gistnet.training.recorder import Recorder
 from gistnet.training.run import Progress, Run
-from gistnet.training.tracking import read_metrics
 from gistnet.training.trainer import add_up_gradient, fit, judge, save, train_step
 
 

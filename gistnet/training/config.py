@@ -1,16 +1,39 @@
-"""What a stage of training is: its data mix, its objective, how long it lasts and what it should reach."""
+"""Configuration of training; without torch.
+
+A stage of the curriculum has its data mix, its objective, how long it lasts and what it should reach.
+"""
 
 from typing import Literal
 
 from pydantic import Field
 
 from gistnet.data.sampling import GistRuns
-from gistnet.evaluation.records import Target
-from gistnet.evaluation.validation import ValidationConfig
-from gistnet.objective.objective import ObjectiveConfig
-from gistnet.settings import Name, Section
+from gistnet.objective.config import ObjectiveConfig
+from gistnet.settings import Name, Section, Target
 from gistnet.training.curriculum import ContrastiveRule, StopConfig
 from gistnet.training.schedule import OptimiserConfig
+
+Tracker = Literal["tensorboard", "trackio", "wandb"]
+"""An experiment tracker, by the name that accelerate has for it."""
+
+DEFAULT_TIMEOUT_MINUTES = 30.0
+"""How long the processes of a run wait for one that does not answer."""
+
+
+class ValidationConfig(Section):
+    """When and on what to validate during training (spec, Validation Protocol)."""
+
+    every_steps: int = Field(default=1000, ge=1)
+    """Steps between validations; there is one before the first step and one after the last."""
+    documents: int = Field(default=100, ge=1)
+    """Held-out documents per domain, one window of each."""
+    spans_per_document: int = Field(default=4, ge=1)
+    """Stretches of each window."""
+    gists_in_a_row: int = Field(default=1, ge=1)
+    """k, how many consecutive spans a stretch replaces. The best network of a stage is chosen on such stretches: one
+    that trains on long runs of gists may get worse on single ones, and is then taken back if it is judged by them."""
+    cache_gigabytes: float = Field(default=2.0, ge=0)
+    """Memory for passes over held-out windows, which are the same at every validation."""
 
 
 class TrainConfig(Section):

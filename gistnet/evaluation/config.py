@@ -1,0 +1,184 @@
+"""Configuration of the evaluation and of each of its parts; without torch."""
+
+from typing import Self
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from gistnet.positions import Positions
+from gistnet.settings import LocalPath, Name, Section, Seed
+
+
+class PairTestConfig(Section):
+    """On how many adversarial pairs, and how they are read."""
+
+    pairs: int = Field(default=36, ge=0)
+    """Adversarial pairs, of the three kinds in turn; each gives two trials. 0 leaves the test out."""
+    sink_tokens: int = Field(default=4, ge=1)
+    """First tokens of a text that are never replaced."""
+    pairs_per_pass: int = Field(default=8, ge=1)
+    """Pairs that the teacher reads at a time; only memory and speed depend on it."""
+
+
+class ReconstructionConfig(Section):
+    """Spans and training of the probe; the same for gists and baselines."""
+
+    documents: int = Field(default=64, ge=4)
+    """Held-out documents per domain, one window of each."""
+    spans_per_document: int = Field(default=24, ge=1)
+    """Spans of each window."""
+    width: int = Field(default=256, gt=0)
+    """Hidden units of the probe."""
+    steps: int = Field(default=300, ge=1)
+    """Steps of AdamW."""
+    tokens_per_step: int = Field(default=256, ge=1)
+    """Tokens predicted in a step."""
+    learning_rate: float = Field(default=3e-3, gt=0)
+    """The first; it falls to zero with a cosine."""
+
+
+class BoundConfig(Section):
+    """How long a vector is optimised, and on how many continuations.
+
+    A quarter of it, half of the steps on a third of the continuations, recovers two points of a hundred less.
+    """
+
+    spans: int = Field(default=8, ge=1)
+    """Held-out spans in all, taken from the domains in turn."""
+    samples: int = Field(default=96, ge=1)
+    """Continuations sampled from the teacher to optimise each vector on."""
+    samples_to_judge: int = Field(default=16, ge=1)
+    """Further continuations, which decide which of the vectors on the way is kept."""
+    samples_per_step: int = Field(default=8, ge=1)
+    """Continuations read in a step."""
+    steps: int = Field(default=120, ge=1)
+    """Steps of Adam."""
+    learning_rate: float = Field(default=0.15, gt=0)
+    """The first, as a share of the typical entry of the vector it begins as; it falls to zero with a cosine."""
+    judge_every_steps: int = Field(default=15, ge=1)
+    """Steps between looks at the continuations that decide."""
+    vectors: LocalPath | None = None
+    """A file, safetensors, that keeps each vector as soon as it is found; those it holds are not looked for again."""
+
+    def how(self) -> dict[str, object]:
+        """What decides which vector is found for a span."""
+        return self.model_dump(exclude={"spans", "vectors"})
+
+
+class BudgetConfig(Section):
+    """With what budgets contexts are compared, and what every comparison shares."""
+
+    tokens_per_vector: tuple[PositiveInt, ...] = Field(default=(2, 4, 8, 16, 32), min_length=1)
+    """The budgets: one vector for every so many tokens of the context."""
+    positions: tuple[Positions, ...] = Field(default=("center",), min_length=1)
+    """The position policies under which gists are read."""
+    sink_tokens: int = Field(default=4, ge=1)
+    """First tokens that every context begins with."""
+    seed: Seed = 0
+    """Decides what is drawn, and whose gists stand in as `shuffled`."""
+    resamples: int = Field(default=1000, ge=100)
+    """Bootstrap resamples of the documents."""
+
+
+class LongContextConfig(BudgetConfig):
+    """On what documents contexts are compared; the budget counts what is before the scored tokens."""
+
+    documents: int = Field(default=16, ge=2)
+    """Documents, two at least: each lends another its gists."""
+    min_tokens: int = Field(default=4096, ge=2)
+    """The shortest document that counts, the scored tokens included."""
+    max_tokens: int = Field(default=8192, ge=2)
+    """Of a longer document, a passage of between `min_tokens` and this is read."""
+    scored_tokens: int = Field(default=512, ge=1)
+    """The last tokens of each document: predicted, in no context."""
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Self:
+        if not self.scored_tokens < self.min_tokens <= self.max_tokens:
+            raise ValueError(
+                f"got scored_tokens {self.scored_tokens}, min_tokens {self.min_tokens} and max_tokens "
+                f"{self.max_tokens}, expected the first less than the second, and that no more than the third"
+            )
+        least = (self.min_tokens - self.scored_tokens) // max(self.tokens_per_vector)
+        if least <= self.sink_tokens:
+            raise ValueError(
+                f"the smallest budget is {least} vectors, expected more than the sink's {self.sink_tokens}: fewer "
+                "tokens_per_vector or longer documents"
+            )
+        return self
+
+
+class RetrievalConfig(BudgetConfig):
+    """How many cases, in contexts of what length and budget; the question is no part of the context."""
+
+    cases: int = Field(default=24, ge=2)
+    """Cases, of the three kinds in turn; two at least: each lends another its gists."""
+    context_tokens: int = Field(default=2048, ge=1024)
+    """Length of the text before the question."""
+    tokens_per_vector: tuple[PositiveInt, ...] = Field(default=(4, 16), min_length=1)
+    """The budgets: one vector for every so many tokens of the context."""
+
+
+class MultipleChoiceConfig(BudgetConfig):
+    """With what budgets articles are read; the question is no part of them."""
+
+    tokens_per_vector: tuple[PositiveInt, ...] = Field(default=(4, 16), min_length=1)
+    """The budgets: one vector for every so many tokens of the article."""
+
+
+class ContextsConfig(Section):
+    """Which contexts gists are judged in; what is None is left out. The position policies are the evaluation's."""
+
+    long_context: LongContextConfig | None = None
+    """Documents whose end is predicted after contexts of equal budgets."""
+    retrieval: RetrievalConfig | None = None
+    """Facts, rows and passages from far back; read in text of the same documents."""
+    questions: LocalPath | None = None
+    """A JSON lines file of multiple-choice questions over long articles."""
+    multiple_choice: MultipleChoiceConfig = Field(default=MultipleChoiceConfig())
+    """How those are answered."""
+
+
+class EvaluationConfig(Section):
+    """On what a GistNet is evaluated, and how precisely."""
+
+    documents: int = Field(default=64, ge=2)
+    """Held-out documents per domain, one window of each; two at least, for the shuffled baseline."""
+    spans_per_document: int = Field(default=4, ge=1)
+    """Stretches of each window."""
+    horizons: tuple[PositiveInt, ...] = Field(default=(32,), min_length=1)
+    """The horizons H that are reported, in tokens; all are measured on the spans that have room for the longest."""
+    positions: tuple[Positions, ...] = Field(default=("end", "center", "compact"), min_length=1)
+    """The position policies under which gists are read."""
+    gists_in_a_row: int = Field(default=1, ge=1)
+    """k, how many consecutive spans are replaced at once."""
+    highest_level: int | None = Field(default=None, ge=0)
+    """The highest level of gists that is evaluated; None is the highest that held-out windows have room for."""
+    sink_tokens: int = Field(default=4, ge=1)
+    """First tokens of a window that are never replaced."""
+    domains: tuple[Name, ...] = ()
+    """The kinds of text; empty is every one that has held-out documents."""
+    weights: dict[str, PositiveFloat] = Field(default={})
+    """Domain → its share in the weighted means that are reported as `mixed`; they sum to 1. Empty: no such means."""
+    geometry_spans: int = Field(default=1000, ge=2)
+    """Spans per domain whose gists are compared with each other, and whose attention is looked at."""
+    map_documents: int = Field(default=2, ge=0)
+    """Documents per domain that are on the span map."""
+    pair_test: PairTestConfig = PairTestConfig()
+    reconstruction: ReconstructionConfig | None = None
+    """How to train a probe that reads the tokens from gists; None leaves reconstruction out."""
+    bound: BoundConfig | None = None
+    """For how many spans, and how long, to optimise vectors one by one; None leaves the bound out."""
+    contexts: ContextsConfig = ContextsConfig()
+    """In which long contexts gists are judged as well."""
+    seed: Seed = 0
+    """Decides which documents, which spans, and whose gists stand in as `shuffled`."""
+    resamples: int = Field(default=1000, ge=100)
+    """Bootstrap resamples of the documents."""
+
+    @model_validator(mode="after")
+    def _weights_fit(self) -> Self:
+        if self.weights and abs(sum(self.weights.values()) - 1) > 1e-6:
+            raise ValueError(f"the weights of the domains must sum to 1, got {self.weights}")
+        if self.domains and (missing := sorted(self.weights.keys() - set(self.domains))):
+            raise ValueError(f"{missing[0]!r} has a weight, expected one of the domains evaluated, {self.domains}")
+        return self

@@ -1,0 +1,65 @@
+"""Imports run one way, and a configuration is read without the libraries that hold models."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import gistnet
+
+PACKAGE = Path(gistnet.__file__).parent
+ABOVE = {
+    "data": {"model", "objective", "tree", "context", "training", "evaluation"},
+    "model": {"objective", "tree", "context", "training", "evaluation"},
+    "objective": {"tree", "context", "training", "evaluation"},
+    "tree": {"context", "training", "evaluation"},
+    "context": {"training", "evaluation"},
+    "training": {"tree", "context", "evaluation"},
+    "evaluation": {"training"},
+}
+"""Package → the packages that it imports nothing of."""
+
+
+def imported(module: Path) -> Iterator[str]:
+    """The modules that a module imports anywhere in it, by their full names."""
+    for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module} imports relatively, which this test does not follow"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("package", ABOVE)
+def test_a_package_imports_nothing_from_above(package: str) -> None:
+    modules = list((PACKAGE / package).rglob("*.py"))
+    assert modules
+    packages = {
+        (module.name, name.split(".")[1])
+        for module in modules
+        for name in imported(module)
+        if name.startswith("gistnet.")
+    }
+    assert {(module, other) for module, other in packages if other in ABOVE[package]} == set()
+
+
+def loaded_by(statements: str) -> set[str]:
+    """The modules that a new interpreter has loaded after these statements."""
+    program = f"import sys\n{statements}\nprint(*sys.modules, file=sys.stderr)"
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    return set(ended.stderr.split())
+
+
+def test_a_configuration_is_read_without_torch_and_transformers(config_file: Path) -> None:
+    loaded = loaded_by(f"from pathlib import Path\nimport gistnet\ngistnet.load_config(Path({str(config_file)!r}))")
+    assert "gistnet.config" in loaded
+    assert loaded & {"torch", "transformers", "accelerate"} == set()
+
+
+def test_help_loads_neither_torch_nor_a_configuration() -> None:
+    loaded = loaded_by("from gistnet import cli\ncli.app(['--help'], standalone_mode=False)")
+    assert "gistnet.cli" in loaded
+    assert loaded & {"torch", "transformers", "accelerate", "gistnet.config"} == set()
