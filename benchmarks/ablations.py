@@ -53,8 +53,9 @@ from gistnet.model.saved_gistnet import read_saved
 from gistnet.model.teacher import ReadWindows, Teacher
 from gistnet.objective.branches import Positions, StandIns, gist_stand_ins
 from gistnet.objective.objective import encode_stretches
+from gistnet.preparation import prepare_data
 from gistnet.run_folder import METRICS_FILE
-from gistnet.session import load_teacher, prepare_data
+from gistnet.session import load_teacher
 from gistnet.training.checkpoint import latest_checkpoint
 
 CURVE = ("kl", "delta_nll", "recovered_kl", "recovered_kl_1_8", "recovered_kl_9_32", "gist_norm")

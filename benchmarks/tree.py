@@ -59,7 +59,8 @@ from gistnet.files import write_json
 from gistnet.machine import describe_machine
 from gistnet.model.config import GistNetConfig, TeacherConfig
 from gistnet.model.gistnet import GistNet
-from gistnet.model.teacher import Teacher, load_tokenizer
+from gistnet.model.loading import load_tokenizer
+from gistnet.model.teacher import Teacher
 from gistnet.tree.compress import compress_files
 from gistnet.tree.encoder import Encoder
 from gistnet.tree.gist_encoder import GistEncoder

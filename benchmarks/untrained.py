@@ -33,7 +33,8 @@ from gistnet.model.gistnet import GistNet
 from gistnet.model.teacher import ReadWindows, Teacher
 from gistnet.objective.branches import StandIns, gist_stand_ins
 from gistnet.objective.objective import encode
-from gistnet.session import load_teacher, prepare_data
+from gistnet.preparation import prepare_data
+from gistnet.session import load_teacher
 
 SPAN, RESAMPLES = 32, 2000
 STATES = (1, 2, 4, 8, 12, 16, 18, 20, 22, 25, 29)

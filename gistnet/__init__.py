@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from gistnet.model.span_context import SpanContext
     from gistnet.model.teacher import Teacher
     from gistnet.objective.objective import encode
-    from gistnet.session import open_trained, prepare_data, train
+    from gistnet.preparation import prepare_data
+    from gistnet.session import open_trained, train
     from gistnet.tree.gist_encoder import GistEncoder
     from gistnet.tree.tree import GistTree
 
@@ -59,7 +60,7 @@ _HOMES = {
     "generate": "gistnet.context.generate",
     "load_config": "gistnet.config",
     "open_trained": "gistnet.session",
-    "prepare_data": "gistnet.session",
+    "prepare_data": "gistnet.preparation",
     "train": "gistnet.session",
     "write_comparison": "gistnet.evaluation.report",
     "write_report": "gistnet.evaluation.report",

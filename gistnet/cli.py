@@ -67,7 +67,7 @@ def prepare(config: ConfigOption, settings: Settings = None) -> None:
     """Tokenise documents into memory-mapped windows, split into training and held-out documents."""
     from gistnet.config import load_config
     from gistnet.evaluation.tables import dataset_table
-    from gistnet.session import prepare_data
+    from gistnet.preparation import prepare_data
 
     terminal.quieten()
     dataset = prepare_data(load_config(config, settings or ()), _say)

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from gistnet.config import RunConfig, load_config, save_config
 from gistnet.data.dataset import PreparedDataset
-from gistnet.data.prepare import find_prepared, prepare
+from gistnet.data.prepare import find_prepared
 from gistnet.devices import require_precision, share_cores, usable_devices
 from gistnet.errors import CheckpointError, ConfigError, DataError, TeacherError
 from gistnet.evaluation.report import write_report
@@ -22,8 +22,9 @@ from gistnet.model.config import TeacherConfig
 from gistnet.model.fingerprint import TeacherFingerprint
 from gistnet.model.gistnet import GistNet
 from gistnet.model.saved_gistnet import WEIGHTS_FILE, read_saved
-from gistnet.model.teacher import Teacher, load_tokenizer
+from gistnet.model.teacher import Teacher
 from gistnet.objective.reference import require_exact
+from gistnet.preparation import prepare_data
 from gistnet.release_folder import HELD_OUT_FOLDER, find_folder, is_release
 from gistnet.run_folder import CHECKPOINTS_FOLDER, CONFIG_FILE, left_by_a_run, remove_run
 from gistnet.training.checkpoint import best_checkpoint, latest_checkpoint, load_checkpoint
@@ -105,15 +106,6 @@ def trained_elsewhere(gistnet: GistNet, dataset: PreparedDataset) -> str | None:
         "The GistNet began with weights that were trained on another corpus: documents that are held out here may be "
         "among those, and figures on them may flatter."
     )
-
-
-def prepare_data(config: RunConfig, progress: Callable[[str], None] = lambda message: None) -> PreparedDataset:
-    """The prepared corpus of a configuration, made where it does not exist yet.
-
-    Raises:
-        DataError, ConfigError, TeacherError, StorageError: see `prepare` and `load_tokenizer`.
-    """
-    return prepare(config.data, load_tokenizer(config.teacher), progress)
 
 
 def load_teacher(config: RunConfig, device: torch.device) -> Teacher:

@@ -1,6 +1,7 @@
 """Imports run one way, and a configuration is read without the libraries that hold models."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -63,3 +64,18 @@ def test_help_loads_neither_torch_nor_a_configuration() -> None:
     loaded = loaded_by("from gistnet import cli\ncli.app(['--help'], standalone_mode=False)")
     assert "gistnet.cli" in loaded
     assert loaded & {"torch", "transformers", "accelerate", "gistnet.config"} == set()
+
+
+def test_preparing_a_corpus_loads_no_module_of_gistnet_that_is_made_of_torch(config_file: Path) -> None:
+    """The tokenizer's library may load torch by itself."""
+    made_of_torch = {
+        ".".join(("gistnet", *module.relative_to(PACKAGE).with_suffix("").parts))
+        for module in PACKAGE.rglob("*.py")
+        if re.search(r"^(import|from) torch\b", module.read_text(encoding="utf-8"), re.MULTILINE)
+    }
+    assert "gistnet.model.teacher" in made_of_torch
+    loaded = loaded_by(
+        f"from gistnet import cli\ncli.app(['prepare', '-c', {str(config_file)!r}], standalone_mode=False)"
+    )
+    assert "gistnet.data.prepare" in loaded
+    assert loaded & made_of_torch == set()

@@ -10,24 +10,22 @@ Three passes are all that training and evaluation need of it:
 
 import hashlib
 import json
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from gistnet.errors import TeacherError
 from gistnet.model.attention_passes import BranchPass, DocumentPass
 from gistnet.model.config import TeacherConfig
-from gistnet.model.embedded_teacher import EMBEDDED_REVISION, EMBEDDED_TEACHER, embedded_teacher_folder
 from gistnet.model.fingerprint import Precision, TeacherFingerprint
+from gistnet.model.loading import load_tokenizer, loading_errors, source_of
 from gistnet.model.prefix_attention import ATTENTION_NAME
 from gistnet.model.teacher_layers import TeacherLayers
 from gistnet.model.teacher_support import refuse_unsupported, require_compiler
@@ -105,11 +103,11 @@ class Teacher:
         """
         if isinstance(config, str):
             config = TeacherConfig(name=config)
-        source, revision, options = _source(config)
-        with _loading(config):
+        source, revision, options = source_of(config)
+        with loading_errors(config):
             model_config = AutoConfig.from_pretrained(source, **options)
         refuse_unsupported(model_config, config.name)
-        with _loading(config):
+        with loading_errors(config):
             model, loading = AutoModelForCausalLM.from_pretrained(
                 source,
                 dtype=getattr(torch, config.precision),
@@ -154,11 +152,11 @@ class Teacher:
         Raises:
             TeacherError: there is no such model, it is not a causal language model, or its kind is not supported.
         """
-        source, revision, options = _source(config)
-        with _loading(config):
+        source, revision, options = source_of(config)
+        with loading_errors(config):
             model_config = AutoConfig.from_pretrained(source, **options)
         refuse_unsupported(model_config, config.name)
-        with _loading(config), torch.device("meta"):
+        with loading_errors(config), torch.device("meta"):
             model = AutoModelForCausalLM.from_config(
                 model_config, dtype=getattr(torch, config.precision), trust_remote_code=config.trust_remote_code
             )
@@ -337,48 +335,6 @@ class Teacher:
             running_pass=running_pass,
         )
         return output.last_hidden_state
-
-
-def load_tokenizer(config: TeacherConfig) -> TeacherTokenizer:
-    """The teacher's tokenizer alone, which is all that preparing data needs.
-
-    Raises:
-        TeacherError: there is no such model, or it has no tokenizer.
-    """
-    source, _, options = _source(config)
-    with _loading(config):
-        tokenizer = AutoTokenizer.from_pretrained(source, **options)
-    return TeacherTokenizer(tokenizer)
-
-
-def _source(config: TeacherConfig) -> tuple[str, str | None, dict[str, Any]]:
-    """Where transformers finds the teacher, its revision, and the options to load it with."""
-    options: dict[str, Any] = {"trust_remote_code": config.trust_remote_code}
-    if config.name == EMBEDDED_TEACHER:
-        return str(embedded_teacher_folder()), EMBEDDED_REVISION, options
-    if Path(config.name).is_dir():
-        return config.name, config.revision, options
-    return config.name, config.revision, {**options, "revision": config.revision}
-
-
-@contextmanager
-def _loading(config: TeacherConfig) -> Iterator[None]:
-    """Turn whatever other libraries raise while they read a model's files into a `TeacherError`.
-
-    For their calls alone: in ours, such an error would be a bug, and keeps its traceback.
-    """
-    try:
-        yield
-    except (KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as error:  # a panic in the Rust code of tokenizers is no Exception
-        # The first line says what is wrong; one that ends in a colon goes on in the next.
-        line = re.split(r"(?<!:)\n", str(error).strip())[0] or type(error).__name__
-        reason = " ".join(line.split()).rstrip(".")
-        raise TeacherError(
-            f"Could not load '{config.name}' as a teacher: expected the embedded '{EMBEDDED_TEACHER}', a causal "
-            f"language model of the Hugging Face Hub, or a local folder with one in safetensors ({reason})."
-        ) from error
 
 
 # Fields that do not change what the model computes, or that the way of loading it changes.

@@ -24,7 +24,7 @@ from gistnet.evaluation.report import write_report
 from gistnet.files import atomic_folder, storage_errors, write_json, write_text
 from gistnet.machine import describe_machine
 from gistnet.model.gistnet import GistNet
-from gistnet.model.teacher import load_tokenizer
+from gistnet.model.loading import load_tokenizer
 from gistnet.release.card import write_card
 from gistnet.release.comparison import what_it_is
 from gistnet.release.held_out import choose_windows, write_held_out

@@ -2,7 +2,7 @@ import pytest
 
 from gistnet.errors import TeacherError
 from gistnet.model.config import TeacherConfig
-from gistnet.model.teacher import load_tokenizer
+from gistnet.model.loading import load_tokenizer
 from gistnet.model.tokenizer import TeacherTokenizer
 
 

@@ -14,9 +14,11 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from gistnet.errors import TeacherError
+from gistnet.model import loading
 from gistnet.model import teacher as teacher_module
 from gistnet.model.config import TeacherConfig
-from gistnet.model.teacher import Teacher, load_tokenizer
+from gistnet.model.loading import load_tokenizer
+from gistnet.model.teacher import Teacher
 from gistnet.model.teacher_support import refuse_unsupported
 from gistnet.objective import reference
 from gistnet.objective.reference import require_exact
@@ -309,9 +311,9 @@ def test_a_bug_of_ours_keeps_its_traceback(teacher_folder, monkeypatch):
     def fail(*arguments: object) -> None:
         raise KeyError("ours")
 
-    for name in ("refuse_unsupported", "TeacherTokenizer"):
+    for module, name in ((teacher_module, "refuse_unsupported"), (loading, "TeacherTokenizer")):
         with monkeypatch.context() as broken:
-            broken.setattr(teacher_module, name, fail)
+            broken.setattr(module, name, fail)
             with pytest.raises(KeyError, match="ours"):
                 Teacher.from_pretrained(str(teacher_folder))
 
