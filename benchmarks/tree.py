@@ -168,8 +168,8 @@ def append_pieces(folder: Path, encoder: Encoder) -> dict[str, Any]:
         cuts = np.sort(np.random.default_rng(0).choice(np.arange(1, n_tokens), PIECES - 1, replace=False))
         _, seconds = timed(lambda: [tree.append(piece, name) for piece in np.split(tokens, cuts)], "cpu")
         identical = np.array_equal(tree.tokens(0, n_tokens, name), tokens)
-        for level in range(encoder.levels):
-            count = count_gists(n_tokens, encoder.span_tokens, level)
+        for level in range(encoder.info.levels):
+            count = count_gists(n_tokens, encoder.info.span_tokens, level)
             ours, theirs = (each.gists(level, 0, count, name).view(np.uint16) for each in (tree, whole))
             identical = identical and np.array_equal(ours, theirs)
     return {"pieces": PIECES, "tokens_per_second": n_tokens / seconds, "identical": identical}
@@ -177,7 +177,7 @@ def append_pieces(folder: Path, encoder: Encoder) -> dict[str, Any]:
 
 def warm_up(encoder: Encoder) -> None:
     """Make one gist, so that nothing is loaded or allocated for the first time while the clock runs."""
-    encoder.encode(0, np.zeros((1, encoder.span_tokens), dtype=np.int64), 0)
+    encoder.encode(0, np.zeros((1, encoder.info.span_tokens), dtype=np.int64), 0)
 
 
 def large(folder: Path, n_tokens: int, repeats: int) -> dict[str, Any]:
@@ -190,7 +190,7 @@ def large(folder: Path, n_tokens: int, repeats: int) -> dict[str, Any]:
             "cpu",
         )
         tree.compact()
-    gists = n_tokens // encoder.span_tokens
+    gists = n_tokens // encoder.info.span_tokens
 
     def first_read() -> None:
         with GistTree.open(folder / "large") as tree:
@@ -204,7 +204,7 @@ def large(folder: Path, n_tokens: int, repeats: int) -> dict[str, Any]:
         result[f"read_{NODES}_nodes_milliseconds"] = _percentiles(
             lambda: tree.nodes(0, draw.integers(0, gists, NODES).tolist()), repeats
         )
-        for level in range(encoder.levels):
+        for level in range(encoder.info.levels):
             search = partial(tree.search, draw.normal(size=576), level)
             result[f"search_level_{level}_milliseconds"] = _percentiles(search, repeats)
     return result

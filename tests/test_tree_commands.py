@@ -152,13 +152,13 @@ def test_workers_are_those_of_ray(
     def compress(
         files: TextFiles, tree: GistTree, ready: ReadyGists, make_encoder: LoadEncoder, progress: Any, **options: float
     ) -> Progress:
-        asked.update(options, paths=files.paths, encoder=make_encoder().fingerprint)
+        asked.update(options, paths=files.paths, encoder=make_encoder().info.fingerprint)
         return compress_files(files, tree, ready, progress=progress)
 
     monkeypatch.setattr(ray_compress, "compress_files_with_ray", compress)
     options = ("--workers", 3, "--gpus-per-worker", 0.5)
     assert run("compress", checkpoint, book, "--tree", tmp_path / "tree", *options).exit_code == 0
-    fingerprint = LoadEncoder(checkpoint)().fingerprint
+    fingerprint = LoadEncoder(checkpoint)().info.fingerprint
     assert asked == {"workers": 3, "gpus_per_worker": 0.5, "paths": (str(book),), "encoder": fingerprint}
 
 

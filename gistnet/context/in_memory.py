@@ -72,16 +72,16 @@ def compress(text: str | Sequence[int] | NDArray[np.integer], encoder: Encoder) 
         DataError: there is no text, or something that is no token id.
         TeacherError: a text for a teacher without a tokenizer.
     """
-    tokens = encoder.tokenize(text) if isinstance(text, str) else _token_ids(text, encoder.vocabulary_size)
+    tokens = encoder.tokenize(text) if isinstance(text, str) else _token_ids(text, encoder.info.vocabulary_size)
     if not len(tokens):
         raise DataError("Got an empty text to compress, expected one of at least one token.")
-    span, levels = encoder.span_tokens, []
+    span, levels = encoder.info.span_tokens, []
     below: NDArray[np.generic] = tokens
-    for level in range(encoder.levels):
+    for level in range(encoder.info.levels):
         count = count_gists(len(tokens), span, level)
         levels.append(encoder.encode(level, below[: count * span].reshape(count, span, *below.shape[1:]), 0))
         below = levels[-1]
-    return InMemoryHistory(tokens, tuple(levels), span, encoder.positions, encoder.teacher)
+    return InMemoryHistory(tokens, tuple(levels), span, encoder.info.positions, encoder.info.teacher)
 
 
 def _token_ids(values: Sequence[int] | NDArray[np.integer], vocabulary_size: int) -> NDArray[np.int64]:

@@ -58,7 +58,9 @@ def compressed_lm(
 
     def context_of(tokens: list[int]) -> Context:
         fits = len(tokens) <= budget
-        raw = InMemoryHistory(np.array(tokens), (), encoder.span_tokens, encoder.positions, encoder.teacher)
+        raw = InMemoryHistory(
+            np.array(tokens), (), encoder.info.span_tokens, encoder.info.positions, encoder.info.teacher
+        )
         history = raw if fits else compress(tokens, encoder)
         size = (history.n_tokens, history.span_tokens, history.levels)
         plan = default_plan(*size, budget, sink_tokens=sink_tokens)

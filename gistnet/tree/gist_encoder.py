@@ -1,7 +1,6 @@
 """A GistNet, with all levels below it, as the encoder of a tree."""
 
 import hashlib
-from functools import cached_property
 
 import numpy as np
 import torch
@@ -9,11 +8,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gistnet.errors import CheckpointError, DataError, TeacherError
-from gistnet.model.fingerprint import TeacherFingerprint
 from gistnet.model.gistnet import GistNet
 from gistnet.model.span_context import SpanContext
 from gistnet.model.teacher import Teacher
 from gistnet.objective.objective import encoding_precision
+from gistnet.tree.encoder import EncoderInfo
 
 BATCH_SPANS = 64
 BATCH_SPANS_IN_CONTEXT, CONTEXT_SPANS = 32, 16
@@ -58,50 +57,27 @@ class GistEncoder:
         self._gistnet = gistnet.eval()
         tokenizer = teacher.tokenizer
         self._prefix = torch.tensor(tokenizer.window_prefix if tokenizer else (), dtype=torch.long)
+        span = gistnet.config.span_tokens
+        # The fingerprint covers all that decides a gist: weights, number format, and what is read with a span.
+        described = f"{gistnet.fingerprint} {teacher.dtype}"
         if gistnet.states_after is None:
-            self._batch_spans, self._context_spans = batch_spans or BATCH_SPANS, 0
+            self._batch_spans, together, before = batch_spans or BATCH_SPANS, 1, 0
         else:
-            room = (teacher.max_positions - len(self._prefix)) // self.span_tokens
-            self._context_spans = min(context_spans, room // 2)
-            self._batch_spans = min(batch_spans or BATCH_SPANS_IN_CONTEXT, room - self._context_spans)
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """Names the weights of all levels, the number format that they are applied in, and what is read of a text."""
-        described = f"{self._gistnet.fingerprint} {self._teacher.dtype}"
-        if self._gistnet.states_after is not None:
-            described += f" {self._batch_spans} after {self._context_spans}"
-        return hashlib.sha256(described.encode()).hexdigest()[:16]
-
-    @property
-    def teacher(self) -> TeacherFingerprint:
-        """The language model whose tokens it reads."""
-        return self._teacher.fingerprint
-
-    @property
-    def vocabulary_size(self) -> int:
-        """Every token id is below it."""
-        return self._teacher.vocabulary_size
-
-    @property
-    def span_tokens(self) -> int:
-        """K, of all levels."""
-        return int(self._gistnet.config.span_tokens)
-
-    @property
-    def levels(self) -> int:
-        """How many levels the GistNet has."""
-        return self._gistnet.level + 1
-
-    @property
-    def dim(self) -> int:
-        """The teacher's hidden size."""
-        return self._teacher.hidden_size
-
-    @property
-    def positions(self) -> str:
-        """The position policy that the GistNet was trained for."""
-        return self._gistnet.positions
+            room = (teacher.max_positions - len(self._prefix)) // span
+            before = min(context_spans, room // 2)
+            self._batch_spans = together = min(batch_spans or BATCH_SPANS_IN_CONTEXT, room - before)
+            described += f" {together} after {before}"
+        self.info = EncoderInfo(
+            fingerprint=hashlib.sha256(described.encode()).hexdigest()[:16],
+            span_tokens=span,
+            levels=gistnet.level + 1,
+            dim=teacher.hidden_size,
+            positions=gistnet.positions,
+            teacher=teacher.fingerprint,
+            vocabulary_size=teacher.vocabulary_size,
+            read_together=together,
+            read_before=before,
+        )
 
     def tokenize(self, text: str, *, continued: bool = False) -> NDArray[np.int64]:
         """Token ids of a text, which may continue another one, without BOS and EOS.
@@ -114,31 +90,25 @@ class GistEncoder:
             raise TeacherError(f"{self._teacher.name} has no tokenizer, expected one to read text.")
         return self._teacher.tokenizer.encode(text, continued=continued)
 
-    def reads_from(self, level: int, first: int) -> int:
-        """The first span that `encode` must be given for the gists from `first` on (see `Encoder`)."""
-        if not self._gistnet.levels[level].reads_context:
-            return first
-        return max(0, first // self._batch_spans * self._batch_spans - self._context_spans)
-
     @torch.no_grad()
     def encode(self, level: int, spans: NDArray[np.generic], first: int) -> NDArray[np.float16]:
         """Gists `[n, dim]` of spans of tokens `[spans, K]`, or of gists of the level below `[spans, K, dim]`.
 
-        The first of the spans is `reads_from(level, first)`.
+        The first of the spans is `info.reads_from(level, first)`.
 
         Raises:
             DataError: there is no such level, or a gist is beyond the range of float16.
             TeacherError: a token is outside the vocabulary.
         """
-        if not 0 <= level < self.levels:
-            raise DataError(f"Got level {level}, expected one of 0 to {self.levels - 1}.")
-        given = self.reads_from(level, first)
+        if not 0 <= level < self.info.levels:
+            raise DataError(f"Got level {level}, expected one of 0 to {self.info.levels - 1}.")
+        given = self.info.reads_from(level, first)
         stop = given + len(spans)
-        gists = np.empty((stop - first, self.dim), dtype=np.float16)
+        gists = np.empty((stop - first, self.info.dim), dtype=np.float16)
         done = first
         while done < stop:
             start = done - done % self._batch_spans
-            read_from = self.reads_from(level, start)
+            read_from = self.info.reads_from(level, start)
             rows = np.zeros((start + self._batch_spans - read_from, *spans.shape[1:]), dtype=spans.dtype)
             begin, end = max(given, read_from), min(stop, start + self._batch_spans)
             rows[begin - read_from : end - read_from] = spans[begin - given : end - given]
@@ -164,5 +134,5 @@ class GistEncoder:
     def _read(self, spans: Tensor, before: int) -> SpanContext:
         """What the teacher makes of spans `[spans, K]`, for all but the first `before` of them."""
         window = torch.cat([self._prefix.to(spans.device), spans.flatten()])
-        firsts = len(self._prefix) + self.span_tokens * torch.arange(before, len(spans), device=spans.device)
+        firsts = len(self._prefix) + self.info.span_tokens * torch.arange(before, len(spans), device=spans.device)
         return SpanContext.of_windows(self._teacher, self._gistnet.states_after, window[None], firsts)

@@ -74,8 +74,8 @@ def compress_files_with_ray(
     ray = _import_ray()
     files = files.named_from(tree.folder)
     total = survey(files)
-    portion_tokens = _aligned(portion_tokens, ready.span_tokens)
-    make_same = partial(_make_same, make_encoder, ready.fingerprint)
+    portion_tokens = _aligned(portion_tokens, ready.info.span_tokens)
+    make_same = partial(_make_same, make_encoder, ready.info.fingerprint)
     known = {name: tree.document(name).n_tokens for name in tree.documents()}
 
     def append(tokens: NDArray[np.int64], portion: Portion) -> None:
@@ -108,8 +108,8 @@ def compress_files_with_ray(
 
 def _make_same(make_encoder: MakeEncoder, fingerprint: str) -> Encoder:
     encoder = make_encoder()
-    if encoder.fingerprint != fingerprint:
-        raise CheckpointError(f"A worker has the GistNet {encoder.fingerprint}, expected {fingerprint} as here.")
+    if encoder.info.fingerprint != fingerprint:
+        raise CheckpointError(f"A worker has the GistNet {encoder.info.fingerprint}, expected {fingerprint} as here.")
     return encoder
 
 
@@ -178,21 +178,21 @@ def with_what_precedes(portions: Iterable[Portion], encoder: Encoder) -> Iterato
     before = np.empty(0, dtype=np.int64)
     for portion in portions:
         yield portion._replace(before=before)
-        span, end = encoder.span_tokens, portion.start + len(portion.tokens)
-        needed = 0 if portion.is_last else end - encoder.reads_from(0, end // span) * span
+        span, end = encoder.info.span_tokens, portion.start + len(portion.tokens)
+        needed = 0 if portion.is_last else end - encoder.info.reads_from(0, end // span) * span
         before = np.concatenate([before, portion.tokens])
         before = before[len(before) - needed :]
 
 
 def gists_of_portion(encoder: Encoder, portion: Portion) -> tuple[NDArray[np.float16], ...]:
     """The gists `[n, dim]` of each level whose spans all begin in a portion, from level 0 on."""
-    span, start = encoder.span_tokens, portion.start
+    span, start = encoder.info.span_tokens, portion.start
     gists: list[NDArray[np.float16]] = []
     below: NDArray[np.generic] = portion.tokens
     before: NDArray[np.generic] = portion.before
-    for level in range(encoder.levels):
+    for level in range(encoder.info.levels):
         count, (first, within) = len(below) // span, divmod(start, tokens_per_gist(span, level))
-        if not count or within or len(before) != (first - encoder.reads_from(level, first)) * span:
+        if not count or within or len(before) != (first - encoder.info.reads_from(level, first)) * span:
             break
         spans = np.concatenate([before, below[: count * span]])
         gists.append(encoder.encode(level, spans.reshape(-1, span, *below.shape[1:]), first))

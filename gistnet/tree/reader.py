@@ -117,7 +117,7 @@ class TreeReader:
         if isinstance(query, str):
             self._current.require_level(level)
             encoder = self._need_encoder("to search for a text")
-            query = search.gists_of_text(encoder, tokens_of(query, encoder.vocabulary_size, encoder), level)
+            query = search.gists_of_text(encoder, tokens_of(query, encoder.info.vocabulary_size, encoder), level)
         return search.nearest_gists(self._current, query, level, k, document)
 
     def info(self) -> TreeInfo:

@@ -6,7 +6,6 @@ from contextlib import contextmanager
 import numpy as np
 from numpy.typing import NDArray
 
-from gistnet.model.fingerprint import TeacherFingerprint
 from gistnet.tree.encoder import Encoder
 from gistnet.tree.history import tokens_per_gist
 
@@ -15,7 +14,8 @@ class ReadyGists:
     """An encoder that hands out gists that another one like it made, in another process, and makes the rest itself."""
 
     def __init__(self, encoder: Encoder) -> None:
-        self._encoder = encoder
+        self.info, self.tokenize = encoder.info, encoder.tokenize
+        self._encode = encoder.encode
         self._start = 0
         self._gists: Sequence[NDArray[np.float16]] = ()
 
@@ -35,51 +35,8 @@ class ReadyGists:
     def encode(self, level: int, spans: NDArray[np.generic], first: int) -> NDArray[np.float16]:
         """The gists that were supplied, where all of these are among them; otherwise those of the encoder."""
         if level < len(self._gists):
-            offset = first - self._start // tokens_per_gist(self.span_tokens, level)
-            count = self.reads_from(level, first) + len(spans) - first
+            offset = first - self._start // tokens_per_gist(self.info.span_tokens, level)
+            count = self.info.reads_from(level, first) + len(spans) - first
             if offset >= 0 and offset + count <= len(self._gists[level]):
                 return self._gists[level][offset : offset + count]
-        return self._encoder.encode(level, spans, first)
-
-    def reads_from(self, level: int, first: int) -> int:
-        """See `Encoder`."""
-        return self._encoder.reads_from(level, first)
-
-    @property
-    def fingerprint(self) -> str:
-        """Of the encoder, as is everything below."""
-        return self._encoder.fingerprint
-
-    @property
-    def teacher(self) -> TeacherFingerprint:
-        """See `Encoder`."""
-        return self._encoder.teacher
-
-    @property
-    def vocabulary_size(self) -> int:
-        """See `Encoder`."""
-        return self._encoder.vocabulary_size
-
-    @property
-    def span_tokens(self) -> int:
-        """See `Encoder`."""
-        return self._encoder.span_tokens
-
-    @property
-    def levels(self) -> int:
-        """See `Encoder`."""
-        return self._encoder.levels
-
-    @property
-    def dim(self) -> int:
-        """See `Encoder`."""
-        return self._encoder.dim
-
-    @property
-    def positions(self) -> str:
-        """See `Encoder`."""
-        return self._encoder.positions
-
-    def tokenize(self, text: str, *, continued: bool = False) -> NDArray[np.int64]:
-        """See `Encoder`."""
-        return self._encoder.tokenize(text, continued=continued)
+        return self._encode(level, spans, first)

@@ -245,7 +245,7 @@ class GistTree(TreeReader):
         snapshot = self._fresh()
         require_encoder(snapshot, encoder, same_version=False)
         with self._noticing_failure():
-            if encoder.fingerprint == snapshot.version.fingerprint:
+            if encoder.info.fingerprint == snapshot.version.fingerprint:
                 self._snapshot = regist.make_missing_gists(snapshot, encoder)
             else:
                 self._snapshot = regist.regist(snapshot, encoder)

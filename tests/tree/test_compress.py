@@ -43,7 +43,7 @@ def contents(tree: GistTree) -> dict[str, list[bytes]]:
     found = {}
     for name in tree.documents():
         n = tree.document(name).n_tokens
-        counts = [count_gists(n, ENCODER.span_tokens, level) for level in range(ENCODER.levels)]
+        counts = [count_gists(n, ENCODER.info.span_tokens, level) for level in range(ENCODER.info.levels)]
         gists = [tree.gists(level, 0, count, name).tobytes() for level, count in enumerate(counts)]
         found[name] = [tree.tokens(0, n, name).tobytes(), *gists]
     return found
@@ -55,10 +55,10 @@ def expected_contents(texts: dict[str, str]) -> dict[str, list[bytes]]:
     for name, text in texts.items():
         below = ENCODER.tokenize(text)
         found[name] = [below.tobytes()]
-        for level in range(ENCODER.levels):
-            count = len(below) // ENCODER.span_tokens
-            spans = below[: count * ENCODER.span_tokens].reshape(count, ENCODER.span_tokens, *below.shape[1:])
-            below = ENCODER.encode(level, spans, 0) if count else np.empty((0, ENCODER.dim), dtype=np.float16)
+        for level in range(ENCODER.info.levels):
+            count = len(below) // ENCODER.info.span_tokens
+            spans = below[: count * ENCODER.info.span_tokens].reshape(count, ENCODER.info.span_tokens, *below.shape[1:])
+            below = ENCODER.encode(level, spans, 0) if count else np.empty((0, ENCODER.info.dim), dtype=np.float16)
             found[name].append(below.tobytes())
     return found
 

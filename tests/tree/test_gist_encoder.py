@@ -53,7 +53,7 @@ def test_spans_are_read_where_they_stand(teacher: Teacher) -> None:
     """The third batch: gists of spans 8 to 11, in a window from span 5 on."""
     gistnet = context_gistnet(teacher)
     encoder = GistEncoder(teacher, gistnet, batch_spans=4, context_spans=3)
-    assert [encoder.reads_from(0, first) for first in (0, 3, 4, 7, 8, 11)] == [0, 0, 1, 1, 5, 5]
+    assert [encoder.info.reads_from(0, first) for first in (0, 3, 4, 7, 8, 11)] == [0, 0, 1, 1, 5, 5]
     tokens = np.random.default_rng(1).integers(0, 97, (12, 8))
     window = torch.from_numpy(tokens[5:]).view(1, -1)
     read = teacher.read_windows(window, states_after=gistnet.states_after)
@@ -70,7 +70,7 @@ def test_spans_are_read_where_they_stand(teacher: Teacher) -> None:
     again = encoder.encode(0, changed, 0)
     assert np.flatnonzero((again != whole).any(axis=1)).tolist() == list(range(5, 12))
     wide = GistEncoder(teacher, gistnet)  # 256 positions are 32 spans
-    assert [wide.reads_from(0, first) for first in (15, 16, 31, 32)] == [0, 0, 0, 16]
+    assert [wide.info.reads_from(0, first) for first in (15, 16, 31, 32)] == [0, 0, 0, 16]
 
 
 def test_what_begins_a_text_is_read_before_its_spans() -> None:
@@ -99,7 +99,7 @@ class Beginning:
 
 def test_the_fingerprint_says_what_is_read_of_a_text(teacher: Teacher) -> None:
     def fingerprint(batch: int, context: int, gistnet: GistNet) -> str:
-        return GistEncoder(teacher, gistnet, batch_spans=batch, context_spans=context).fingerprint
+        return GistEncoder(teacher, gistnet, batch_spans=batch, context_spans=context).info.fingerprint
 
     in_context, alone = context_gistnet(teacher), woken_gistnet(teacher)
     assert len({fingerprint(*sizes, in_context) for sizes in ((4, 3), (4, 2), (3, 3))}) == 3
@@ -110,14 +110,14 @@ def test_the_fingerprint_says_what_is_read_of_a_text(teacher: Teacher) -> None:
 
 def test_the_fingerprint_names_the_weights_of_every_level(teacher: Teacher, encoder: GistEncoder) -> None:
     same = GistEncoder(teacher, woken_gistnet(teacher, 2))
-    assert same.fingerprint == encoder.fingerprint
-    assert same.fingerprint.isalnum()
+    assert same.info.fingerprint == encoder.info.fingerprint
+    assert same.info.fingerprint.isalnum()
     for level in (0, 1):
         other = woken_gistnet(teacher, 2)
         with torch.no_grad():
             other.levels[level].gain.add_(1e-3)
-        assert GistEncoder(teacher, other).fingerprint != encoder.fingerprint
-    assert GistEncoder(teacher, woken_gistnet(teacher, 1)).fingerprint != encoder.fingerprint
+        assert GistEncoder(teacher, other).info.fingerprint != encoder.info.fingerprint
+    assert GistEncoder(teacher, woken_gistnet(teacher, 1)).info.fingerprint != encoder.info.fingerprint
 
 
 def test_the_gistnet_of_another_teacher_is_refused(teacher: Teacher) -> None:
@@ -139,7 +139,7 @@ def test_a_tree_is_continued_in_its_precision_alone_and_keeps_that_of_gists_made
     with GistTree.open(tmp_path / "tree", writable=True) as tree:
         tree.regist(wide)
     with GistTree.open(tmp_path / "tree", wide, writable=True) as tree:
-        assert tree.info().teacher == wide.teacher
+        assert tree.info().teacher == wide.info.teacher
         assert tree.verify().ok
 
 

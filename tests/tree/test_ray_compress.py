@@ -41,7 +41,7 @@ class GatedEncoder(StubEncoder):
     where it leaves its process id."""
 
     def __init__(self, folder: Path, gate_at: int) -> None:
-        super().__init__(levels=ENCODER.levels)
+        super().__init__(levels=ENCODER.info.levels)
         self.home, self.folder, self.gate_at = os.getpid(), folder, gate_at
 
     def encode(self, level: int, spans: NDArray[np.generic], first: int) -> NDArray[np.float16]:
@@ -100,7 +100,7 @@ def test_a_killed_worker_and_an_earlier_run_change_nothing(
         tree.append(ENCODER.tokenize(text)[:333], name)
     folder = tmp_path / "waiting"
     folder.mkdir()
-    encoder = GatedEncoder(folder, gate_at=6 * PORTION // ENCODER.span_tokens)  # from the seventh portion of b on
+    encoder = GatedEncoder(folder, gate_at=6 * PORTION // ENCODER.info.span_tokens)  # from the seventh portion of b on
     killed: list[int] = []
 
     def kill_a_worker(progress: Progress) -> None:
@@ -150,9 +150,9 @@ def test_what_an_actor_refuses_reaches_us_in_its_words(tmp_path: Path) -> None:
 
 
 def test_an_actor_with_another_gistnet_is_refused() -> None:
-    assert _make_same(lambda: ENCODER, ENCODER.fingerprint) is ENCODER
-    with pytest.raises(CheckpointError, match=f"expected {ENCODER.fingerprint}"):
-        _make_same(lambda: StubEncoder(ENCODER.seed + 1, levels=ENCODER.levels), ENCODER.fingerprint)
+    assert _make_same(lambda: ENCODER, ENCODER.info.fingerprint) is ENCODER
+    with pytest.raises(CheckpointError, match=f"expected {ENCODER.info.fingerprint}"):
+        _make_same(lambda: StubEncoder(ENCODER.seed + 1, levels=ENCODER.info.levels), ENCODER.info.fingerprint)
 
 
 def test_without_ray_the_package_to_install_is_named(
@@ -180,9 +180,9 @@ def test_portions_hold_whole_gists_of_as_many_levels_as_fit(portion: int, span: 
     assert _aligned(portion, span) == expected
 
 
-@pytest.mark.parametrize("context_spans", [0, 1, 9, 40])
-def test_gists_of_portions_are_those_of_the_document_as_far_as_they_fit(context_spans: int) -> None:
-    encoder = StubEncoder(levels=3, context_spans=context_spans)
+@pytest.mark.parametrize(("together", "before"), [(1, 0), (6, 1), (6, 9), (6, 40)])
+def test_gists_of_portions_are_those_of_the_document_as_far_as_they_fit(together: int, before: int) -> None:
+    encoder = StubEncoder(levels=3, read_together=together, read_before=before)
     tokens = np.random.default_rng(0).integers(0, 256, 150)
     cut = [Portion("a", n, tokens[n : n + 48], 48, is_last=n == 144) for n in (0, 48, 96, 144)]
     portions = list(with_what_precedes([*cut, Portion("b", 0, tokens, 150, is_last=True)], encoder))
@@ -210,7 +210,7 @@ def test_ready_gists_serve_what_they_hold_and_else_the_encoder() -> None:
             assert np.array_equal(ready.encode(0, spans, first), ENCODER.encode(0, spans, first))
         assert np.array_equal(ready.encode(1, own[:4][None], 5), ENCODER.encode(1, own[:4][None], 5))
     assert np.array_equal(ready.encode(0, spans, 20), own), "nothing is kept"
-    in_context = ReadyGists(StubEncoder(context_spans=6))
+    in_context = ReadyGists(StubEncoder(read_together=6, read_before=6))
     with in_context.supplied(80, [made]):
-        assert in_context.reads_from(0, 22) == 12
+        assert in_context.info.reads_from(0, 22) == 12
         assert np.array_equal(in_context.encode(0, np.zeros((13, 4), np.int64), 22), made[2:5])

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from gistnet.context.in_memory import compress
 from gistnet.errors import CheckpointError, ConfigError, DataError, StorageError, TeacherError
-from gistnet.tree.encoder import Encoder
+from gistnet.tree.encoder import Encoder, EncoderInfo
 from gistnet.tree.gist_encoder import GistEncoder
 from gistnet.tree.stub_encoder import StubEncoder
 from gistnet.tree.tree import GistTree, only_document
@@ -85,7 +86,7 @@ def encoder_in_context() -> GistEncoder:
     ("make", "counts"),
     [
         (lambda: StubEncoder(levels=3), (249, 62, 15)),
-        (lambda: StubEncoder(levels=3, context_spans=5), (249, 62, 15)),
+        (lambda: StubEncoder(levels=3, read_together=6, read_before=5), (249, 62, 15)),
         (real_encoder, (124, 15)),
         (encoder_in_context, (124, 15)),
     ],
@@ -363,13 +364,15 @@ def test_info_counts(tree: GistTree, stub: StubEncoder) -> None:
     info = tree.info()
     assert (info.documents, info.tokens, [level.gists for level in info.levels]) == (2, 59, [14, 3])
     assert info.token_bytes >= 59 and info.levels[0].bytes >= 14 * 8 * 2
-    assert (info.gist_version, info.pending_version, info.teacher) == ("stub0001", None, stub.teacher)
+    assert (info.gist_version, info.pending_version, info.teacher) == ("stub0001", None, stub.info.teacher)
     assert (info.span_tokens, info.dim, info.version) == (4, 8, empty.version + 2)
 
 
 def test_encoders_that_do_not_belong_to_the_tree(tmp_path: Path, stub: StubEncoder) -> None:
     GistTree.create(tmp_path / "tree", stub).close()
-    other_teacher = StubEncoder(1, teacher=stub.teacher.model_copy(update={"name": "other", "config_hash": "d" * 16}))
+    other_teacher = StubEncoder(
+        1, teacher=stub.info.teacher.model_copy(update={"name": "other", "config_hash": "d" * 16})
+    )
     for writable in (False, True):
         with pytest.raises(TeacherError, match=r"is for stub \(.*; got a GistNet for other \(config dddddddd"):
             GistTree.open(tmp_path / "tree", other_teacher, writable=writable)
@@ -379,6 +382,11 @@ def test_encoders_that_do_not_belong_to_the_tree(tmp_path: Path, stub: StubEncod
         tree.regist(other_teacher)
     with GistTree.open(tmp_path / "tree", stub) as reader, pytest.raises(ConfigError, match="opened for reading"):
         reader.append([1])
+
+
+def test_a_fingerprint_that_cannot_name_tables_is_refused(stub: StubEncoder) -> None:
+    with pytest.raises(ValidationError, match="fingerprint"):
+        EncoderInfo(**{**dict(stub.info), "fingerprint": "../a"})
 
 
 def test_a_closed_tree_says_so(tree: GistTree) -> None:

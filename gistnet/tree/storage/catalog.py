@@ -19,25 +19,13 @@ from pydantic import ValidationError
 from gistnet.errors import DataError
 from gistnet.model.fingerprint import TeacherFingerprint
 from gistnet.settings import Section
+from gistnet.tree.encoder import GistVersion
 from gistnet.tree.storage.location import Location, flush_to_disk
 from gistnet.tree.storage.tables import Table
 
 NAME = "catalog"
 FORMAT_VERSION = 2
 _STATE, _CHECKSUM = b"gistnet.tree", b"gistnet.checksum"
-
-
-class GistVersion(Section):
-    """The GistNet that made a set of gists."""
-
-    fingerprint: str
-    """Of the weights of all levels."""
-    span_tokens: int
-    """K: tokens to a gist of level 0, and gists of a level to one of the next."""
-    levels: int
-    dim: int
-    positions: str
-    """The position policy that it was trained for."""
 
 
 class TableState(Section):

@@ -77,7 +77,7 @@ class Growth:
             while (missing := self.n_possible(level) - self.n_gists[level]) and made != at_most:
                 first = self.n_gists[level]
                 n = min(missing, PORTION_GISTS, missing if at_most is None else at_most - made)
-                below = self._below(level, encoder.reads_from(level, first) * span, (first + n) * span)
+                below = self._below(level, encoder.info.reads_from(level, first) * span, (first + n) * span)
                 gists = encoder.encode(level, below.reshape(-1, span, *below.shape[1:]), first)
                 if len(gists) != n:
                     raise DataError(f"The encoder made {len(gists)} gists of {n} spans, expected one of each.")

@@ -12,7 +12,7 @@ from gistnet.tree.storage import rows as layout
 from gistnet.tree.storage.catalog import FORMAT_VERSION, TreeState
 from gistnet.tree.storage.location import Location
 from gistnet.tree.storage.lock import Pin, guard
-from gistnet.tree.storage.regist import create_tables, gist_schemas, gist_version
+from gistnet.tree.storage.regist import create_tables, gist_schemas
 from gistnet.tree.storage.snapshot import Snapshot
 
 _OURS = {WRITER_LOCK, "readers", "tokens.lance", "quality.lance", "gists", "catalog.lance"}
@@ -25,7 +25,7 @@ def create_tree(location: Location, encoder: Encoder) -> tuple[Snapshot, FileLoc
         DataError: there is a tree already, or a folder with something else in it.
         StorageError: the place cannot be written, or somebody else is making a tree there.
     """
-    version = gist_version(encoder)
+    info, version = encoder.info, encoder.info.version
     lock = None if location.folder is None else _claim(location.folder)
     try:
         if catalog.exists(location):
@@ -33,8 +33,8 @@ def create_tree(location: Location, encoder: Encoder) -> tuple[Snapshot, FileLoc
         schemas = {layout.TOKENS: layout.TOKENS_SCHEMA, layout.QUALITY: layout.QUALITY_SCHEMA, **gist_schemas(version)}
         state = TreeState(
             format=FORMAT_VERSION,
-            teacher=encoder.teacher,
-            vocabulary_size=encoder.vocabulary_size,
+            teacher=info.teacher,
+            vocabulary_size=info.vocabulary_size,
             active=version,
             pending=None,
             retired={},
@@ -84,15 +84,14 @@ def require_encoder(snapshot: Snapshot, encoder: Encoder, *, same_version: bool 
         CheckpointError: it is another GistNet than the tree's, or its teacher has another precision, and `same_version`
             is asked for.
     """
-    state, uri = snapshot.catalog.state, snapshot.location.uri
-    if not state.teacher.same_model(encoder.teacher):
+    state, uri, info = snapshot.catalog.state, snapshot.location.uri, encoder.info
+    if not state.teacher.same_model(info.teacher):
         raise TeacherError(
-            f"The tree {uri} is for {state.teacher.describe()}; got a GistNet for {encoder.teacher.describe()}."
+            f"The tree {uri} is for {state.teacher.describe()}; got a GistNet for {info.teacher.describe()}."
         )
-    ours, theirs = state.active, gist_version(encoder)
-    if same_version and ours != theirs:
+    if same_version and state.active != info.version:
         raise CheckpointError(
-            f"The gists of the tree {uri} were made by the GistNet {ours.fingerprint} (teacher in "
-            f"{state.teacher.precision}), got {theirs.fingerprint} (teacher in {encoder.teacher.precision}): "
+            f"The gists of the tree {uri} were made by the GistNet {state.active.fingerprint} (teacher in "
+            f"{state.teacher.precision}), got {info.fingerprint} (teacher in {info.teacher.precision}): "
             "open the tree without an encoder and call regist to make them anew."
         )

@@ -2,10 +2,9 @@
 
 import pyarrow as pa
 
-from gistnet.errors import CheckpointError
-from gistnet.tree.encoder import Encoder
+from gistnet.tree.encoder import Encoder, GistVersion
 from gistnet.tree.storage import rows as layout
-from gistnet.tree.storage.catalog import Catalog, Counts, GistVersion, TableState
+from gistnet.tree.storage.catalog import Catalog, Counts, TableState
 from gistnet.tree.storage.location import Location, flush_to_disk
 from gistnet.tree.storage.snapshot import Snapshot
 from gistnet.tree.storage.tables import Table
@@ -49,14 +48,14 @@ def regist(snapshot: Snapshot, encoder: Encoder) -> Snapshot:
         StorageError: the system refused.
     """
     pending = snapshot.catalog.state.pending
-    if pending is None or pending.fingerprint != encoder.fingerprint:
+    if pending is None or pending.fingerprint != encoder.info.fingerprint:
         snapshot = _begin(snapshot, encoder)
     while (transaction := _missing_gists(view := _pending_view(snapshot), encoder)) is not None:
         state = snapshot.catalog.state.model_copy(update={"tables": transaction.write()})
         snapshot = commit(snapshot, state)
     state = snapshot.catalog.state
     kept, retired = _retire(snapshot, state.active.fingerprint)
-    done = {"active": state.pending, "pending": None, "teacher": encoder.teacher}  # in another precision, perhaps
+    done = {"active": state.pending, "pending": None, "teacher": encoder.info.teacher}  # in another precision, perhaps
     update = done | {"tables": kept, "retired": retired}
     return commit(snapshot, state.model_copy(update=update), view.catalog.documents)
 
@@ -66,7 +65,7 @@ def _begin(snapshot: Snapshot, encoder: Encoder) -> Snapshot:
     kept, retired = dict(state.tables), dict(state.retired)
     if state.pending is not None:
         kept, retired = _retire(snapshot, state.pending.fingerprint)
-    version = gist_version(encoder)
+    version = encoder.info.version
     created = create_tables(snapshot.location, gist_schemas(version), since=snapshot.catalog.generation + 1)
     retired = {name: since for name, since in retired.items() if name not in created}
     update = {"pending": version, "tables": {**kept, **created}, "retired": retired}
@@ -93,23 +92,6 @@ def _pending_view(snapshot: Snapshot) -> Snapshot:
     }
     seen = Catalog(base.generation, base.state.model_copy(update={"active": pending}), documents)
     return Snapshot(snapshot.location, seen, earlier=snapshot)
-
-
-def gist_version(encoder: Encoder) -> GistVersion:
-    """What the catalog records of an encoder.
-
-    Raises:
-        CheckpointError: its fingerprint cannot be part of a path.
-    """
-    if not encoder.fingerprint.isalnum():
-        raise CheckpointError(f"Got a GistNet of the fingerprint {encoder.fingerprint!r}, expected letters and digits.")
-    return GistVersion(
-        fingerprint=encoder.fingerprint,
-        span_tokens=encoder.span_tokens,
-        levels=encoder.levels,
-        dim=encoder.dim,
-        positions=encoder.positions,
-    )
 
 
 def gist_schemas(version: GistVersion) -> dict[str, pa.Schema]:

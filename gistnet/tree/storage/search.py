@@ -48,10 +48,10 @@ def gists_of_text(encoder: Encoder, tokens: NDArray[np.int64], level: int) -> ND
     """
     if not len(tokens):
         raise DataError("Got a query without tokens, expected one at least.")
-    block = tokens_per_gist(encoder.span_tokens, level)
+    block = tokens_per_gist(encoder.info.span_tokens, level)
     vectors: NDArray[np.generic] = np.resize(tokens, -(-len(tokens) // block) * block)
     for each in range(level + 1):
-        spans = vectors.reshape(-1, encoder.span_tokens, *vectors.shape[1:])
+        spans = vectors.reshape(-1, encoder.info.span_tokens, *vectors.shape[1:])
         vectors = encoder.encode(each, spans, 0)
     return vectors.astype(np.float16)
 

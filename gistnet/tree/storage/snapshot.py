@@ -9,10 +9,11 @@ from numpy.typing import NDArray
 
 from gistnet.errors import DataError
 from gistnet.model.fingerprint import TeacherFingerprint
+from gistnet.tree.encoder import GistVersion
 from gistnet.tree.history import count_gists, require_range, tokens_per_gist
 from gistnet.tree.node import Node, Qualities, Quality
 from gistnet.tree.storage import rows as layout
-from gistnet.tree.storage.catalog import Catalog, Counts, GistVersion
+from gistnet.tree.storage.catalog import Catalog, Counts
 from gistnet.tree.storage.location import Location
 from gistnet.tree.storage.lock import Pin
 from gistnet.tree.storage.row_index import RowIndex

@@ -131,7 +131,7 @@ def _verify_gists(snapshot: Snapshot, encoder: Encoder, document: str, problems:
             stop = min(first + PORTION_GISTS, count)
             try:
                 stored = snapshot.gists(document, level, first, stop)
-                spans = _spans(snapshot, document, level, encoder.reads_from(level, first), stop)
+                spans = _spans(snapshot, document, level, encoder.info.reads_from(level, first), stop)
                 again = encoder.encode(level, spans, first)
             except GistNetError as error:
                 problems.append(str(error))
