@@ -301,20 +301,24 @@ def open_trained(path: Path, settings: tuple[str, ...] = ()) -> TrainedGistNet:
         CheckpointError: there is no run or no checkpoint at `path`, it is damaged, or it belongs to another teacher.
     """
     path = find_folder(path).resolve()
-    is_checkpoint = path.parent.name == CHECKPOINTS_FOLDER
-    run_folder = path.parent.parent if is_checkpoint else path
-    if not (run_folder / CONFIG_FILE).is_file():
-        raise CheckpointError(f"{path} is no run folder: expected {run_folder / CONFIG_FILE}, as training writes it.")
-    config = load_config(run_folder / CONFIG_FILE, settings)
+    run_folder, config = _run_of(path, settings)
     if is_release(run_folder):
         folder = run_folder
     else:
-        checkpoint = path if is_checkpoint else best_checkpoint(run_folder) or latest_checkpoint(run_folder)
+        checkpoint = path if path != run_folder else best_checkpoint(run_folder) or latest_checkpoint(run_folder)
         if checkpoint is None:
             raise CheckpointError(f"The run {run_folder} has no checkpoint yet.")
         folder = checkpoint / "gistnet"
     teacher = load_teacher(config, _processes(config.device).device)
     return TrainedGistNet(config, run_folder, teacher, GistNet.from_pretrained(folder, teacher), folder)
+
+
+def _run_of(path: Path, settings: tuple[str, ...] = ()) -> tuple[Path, RunConfig]:
+    """The run folder that an absolute path is, or has a checkpoint of, and the run's configuration."""
+    run_folder = path.parent.parent if path.parent.name == CHECKPOINTS_FOLDER else path
+    if not (run_folder / CONFIG_FILE).is_file():
+        raise CheckpointError(f"{path} is no run folder: expected {run_folder / CONFIG_FILE}, as training writes it.")
+    return run_folder, load_config(run_folder / CONFIG_FILE, settings)
 
 
 def open_gistnet(path: Path) -> tuple[Teacher, GistNet]:
@@ -333,18 +337,33 @@ def open_gistnet(path: Path) -> tuple[Teacher, GistNet]:
     return teacher, GistNet.from_pretrained(path, teacher)
 
 
+def teacher_config(path: Path) -> TeacherConfig:
+    """Which teacher a GistNet was trained with, from what `open_gistnet` takes; the teacher is not loaded.
+
+    Raises:
+        CheckpointError: there is no GistNet at `path`, or it is damaged.
+    """
+    path = find_folder(path)
+    if not (path / WEIGHTS_FILE).is_file():
+        return _run_of(path.resolve())[1].teacher
+    return _config_of(read_saved(path)[0].teacher)
+
+
 def open_teacher(fingerprint: TeacherFingerprint) -> Teacher:
     """The teacher that a saved GistNet or a tree names, in its precision, on the GPU where there is one.
 
     Raises:
         TeacherError: it cannot be loaded, or is another one by now.
     """
-    named = {"name": fingerprint.name, "revision": fingerprint.revision, "precision": fingerprint.precision}
-    teacher = Teacher.from_pretrained(TeacherConfig.model_validate(named), _processes("auto").device)
+    teacher = Teacher.from_pretrained(_config_of(fingerprint), _processes("auto").device)
     if not teacher.fingerprint.same_model(fingerprint):
         raise TeacherError(f"Got the teacher {teacher.fingerprint.describe()}, expected {fingerprint.describe()}.")
     require_exact(teacher)
     return teacher
+
+
+def _config_of(fingerprint: TeacherFingerprint) -> TeacherConfig:
+    return TeacherConfig(name=fingerprint.name, revision=fingerprint.revision, precision=fingerprint.precision)
 
 
 def _require_short_enough(config: RunConfig, teacher: Teacher) -> None:

@@ -5,10 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gistnet.context.generate import Generation, generate
+from gistnet.data.tokenise import Tokenize
 from gistnet.errors import TeacherError
+from gistnet.model.teacher import load_tokenizer
 from gistnet.positions import Positions, policy_of
 from gistnet.release_folder import find_folder
-from gistnet.session import open_gistnet, open_teacher
+from gistnet.session import open_gistnet, open_teacher, teacher_config
 from gistnet.tree.compress import Progress, compress_files
 from gistnet.tree.gist_encoder import GistEncoder
 from gistnet.tree.node import Hit
@@ -31,6 +33,15 @@ class LoadEncoder:
             CheckpointError: there is no usable checkpoint, or it belongs to another teacher.
         """
         return GistEncoder(*open_gistnet(self.checkpoint))
+
+    def tokenize(self) -> Tokenize:
+        """What the encoder tokenises texts with, loaded without the language model.
+
+        Raises:
+            CheckpointError: there is no usable checkpoint.
+            TeacherError: its teacher has no tokenizer.
+        """
+        return load_tokenizer(teacher_config(self.checkpoint)).encode
 
 
 def open_or_create(uri: str, encoder: GistEncoder | ReadyGists) -> GistTree:
@@ -66,7 +77,7 @@ def compress_into(
         from gistnet.tree.ray_compress import compress_files_with_ray
 
         return compress_files_with_ray(
-            files, tree, ready, load, workers=workers, gpus_per_worker=gpus_per_worker, progress=progress
+            files, tree, ready, load, load.tokenize, workers=workers, gpus_per_worker=gpus_per_worker, progress=progress
         )
 
 

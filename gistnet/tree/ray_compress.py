@@ -2,11 +2,11 @@
 
     files ──► reader: text, tokens, portions ──► encoders: gists, level by level ──► this process: the tree
 
-Reader and encoders are actors; each makes its own encoder. All gists of a portion can be made from it alone, so that
-one long book occupies all encoders; what stands for more tokens than a portion has, this process makes. Ray starts a
-dead actor anew and repeats what it was doing, results arrive in the order of the documents whatever happens, and this
-process alone appends them. What it appends is what a single process would have appended, bit for bit, where machines
-and numbers of threads are the same.
+Reader and encoders are actors; the reader loads a tokenizer, the others an encoder each. All gists of a portion can be
+made from it alone, so that one long book occupies all encoders; what stands for more tokens than a portion has, this
+process makes. Ray starts a dead actor anew and repeats what it was doing, results arrive in the order of the documents
+whatever happens, and this process alone appends them. What it appends is what a single process would have appended, bit
+for bit, where machines and numbers of threads are the same.
 """
 
 import os
@@ -14,15 +14,17 @@ import pickle
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from functools import cached_property, partial
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gistnet.data.inputs import MatchedFile
+from gistnet.data.tokenise import Tokenize
 from gistnet.errors import CheckpointError, ConfigError, GistNetError
 from gistnet.tree.compress import Progress, append_portions
-from gistnet.tree.encoder import Encoder
+from gistnet.tree.encoder import Encoder, EncoderInfo
 from gistnet.tree.history import tokens_per_gist
 from gistnet.tree.ready_gists import ReadyGists
 from gistnet.tree.texts import (
@@ -37,6 +39,7 @@ from gistnet.tree.texts import (
 from gistnet.tree.tree import GistTree
 
 MakeEncoder = Callable[[], Encoder]
+MakeTokenize = Callable[[], Tokenize]
 Batch = dict[str, Any]
 """What Ray hands around, columns of rows; here always one row."""
 
@@ -46,6 +49,7 @@ def compress_files_with_ray(
     tree: GistTree,
     ready: ReadyGists,
     make_encoder: MakeEncoder,
+    make_tokenize: MakeTokenize,
     *,
     workers: int,
     gpus_per_worker: float = 0,
@@ -62,6 +66,7 @@ def compress_files_with_ray(
         tree: open for writing, with `ready` as its encoder.
         ready: through which the gists reach the tree.
         make_encoder: makes the encoder of an actor, of the same fingerprint as that behind `ready`; is pickled.
+        make_tokenize: makes what the reader tokenises texts with, as that encoder does; is pickled.
         workers: actors that make gists, each with one CPU.
         gpus_per_worker: GPUs of each, or a share of one.
         portion_tokens: given to a worker at a time; rounded so that as many levels as possible fit.
@@ -87,15 +92,15 @@ def compress_files_with_ray(
         dataset = (
             ray.data.from_items(rows, override_num_blocks=len(rows))
             .map_batches(
-                _Reader,
-                fn_constructor_args=(make_same, files, portion_tokens),
+                _Actor,
+                fn_constructor_args=(make_tokenize, partial(_portions_of, files, ready.info, portion_tokens)),
                 batch_size=1,
                 compute=ray.data.ActorPoolStrategy(size=1),
                 num_cpus=0,
             )
             .map_batches(
-                _Worker,
-                fn_constructor_args=(make_same, known),
+                _Actor,
+                fn_constructor_args=(make_same, partial(_with_gists, known)),
                 batch_size=1,
                 compute=ray.data.ActorPoolStrategy(size=workers),
                 num_cpus=1,
@@ -113,44 +118,38 @@ def _make_same(make_encoder: MakeEncoder, fingerprint: str) -> Encoder:
     return encoder
 
 
-class _Reader:
-    """Makes a file into portions of its documents."""
+class _Actor:
+    """Handles one row after another with an object that it loads once, when it first needs it.
 
-    def __init__(self, make_encoder: MakeEncoder, files: TextFiles, portion_tokens: int) -> None:
-        self._make_encoder, self._files, self._portion_tokens = make_encoder, files, portion_tokens
+    Args:
+        load: loads the object.
+        handle: takes `load` and the value of a row, and gives the values of the rows that follow from it.
+    """
 
-    @cached_property
-    def _encoder(self) -> Encoder:
-        return self._make_encoder()
+    def __init__(self, load: Callable[[], Any], handle: Callable[[Callable[[], Any], Any], Iterable[object]]) -> None:
+        self._load, self._handle = cache(load), handle
 
     def __call__(self, batch: Batch) -> Iterator[Batch]:
         try:
-            texts = texts_of(_unpack(batch["packed"][0]), self._files)
-            portions = read_portions(texts, self._encoder.tokenize, self._portion_tokens)
-            for portion in with_what_precedes(portions, self._encoder):
-                yield {"packed": [_pack(portion)]}
+            value = _unpack(batch["packed"][0])
+            for result in self._handle(self._load, value):
+                yield {"packed": [_pack(result)]}
         except GistNetError as error:
             yield {"packed": [_pack(error)]}
 
 
-class _Worker:
-    """Adds to a portion its gists, or nothing where the tree holds all of it."""
+def _portions_of(
+    files: TextFiles, info: EncoderInfo, portion_tokens: int, make_tokenize: MakeTokenize, file: MatchedFile
+) -> Iterator[Portion]:
+    """Portions of the documents of a file, for an encoder."""
+    return with_what_precedes(read_portions(texts_of(file, files), make_tokenize(), portion_tokens), info)
 
-    def __init__(self, make_encoder: MakeEncoder, known: Mapping[str, int]) -> None:
-        self._make_encoder, self._known = make_encoder, known
 
-    @cached_property
-    def _encoder(self) -> Encoder:
-        return self._make_encoder()
-
-    def __call__(self, batch: Batch) -> Batch:
-        try:
-            portion: Portion = _unpack(batch["packed"][0])
-            held = portion.start + len(portion.tokens) <= self._known.get(portion.document, 0)
-            gists = () if held else gists_of_portion(self._encoder, portion)
-            return {"packed": [_pack(portion._replace(before=portion.before[:0], gists=gists))]}
-        except GistNetError as error:
-            return {"packed": [_pack(error)]}
+def _with_gists(known: Mapping[str, int], make_encoder: MakeEncoder, portion: Portion) -> Iterator[Portion]:
+    """A portion with its gists, or without where the tree, with its `known` tokens by document, holds all of it."""
+    held = portion.start + len(portion.tokens) <= known.get(portion.document, 0)
+    gists = () if held else gists_of_portion(make_encoder(), portion)
+    yield portion._replace(before=portion.before[:0], gists=gists)
 
 
 def _pack(value: object) -> bytes:
@@ -170,7 +169,7 @@ def _unpack(packed: bytes) -> Any:
     return value
 
 
-def with_what_precedes(portions: Iterable[Portion], encoder: Encoder) -> Iterator[Portion]:
+def with_what_precedes(portions: Iterable[Portion], info: EncoderInfo) -> Iterator[Portion]:
     """Portions of documents, in order, each with the tokens before it that its gists of level 0 are made of.
 
     All but the last of a document consist of whole spans.
@@ -178,8 +177,8 @@ def with_what_precedes(portions: Iterable[Portion], encoder: Encoder) -> Iterato
     before = np.empty(0, dtype=np.int64)
     for portion in portions:
         yield portion._replace(before=before)
-        span, end = encoder.info.span_tokens, portion.start + len(portion.tokens)
-        needed = 0 if portion.is_last else end - encoder.info.reads_from(0, end // span) * span
+        span, end = info.span_tokens, portion.start + len(portion.tokens)
+        needed = 0 if portion.is_last else end - info.reads_from(0, end // span) * span
         before = np.concatenate([before, portion.tokens])
         before = before[len(before) - needed :]
 

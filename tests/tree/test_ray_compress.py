@@ -6,6 +6,7 @@ import random
 import signal
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +18,19 @@ from numpy.typing import NDArray
 from gistnet.errors import CheckpointError, ConfigError, DataError
 from gistnet.tree.compress import Progress, compress_files
 from gistnet.tree.ray_compress import (
+    _Actor,
     _aligned,
     _make_same,
     _pack,
-    _Reader,
     _unpack,
-    _Worker,
+    _with_gists,
     compress_files_with_ray,
     gists_of_portion,
     with_what_precedes,
 )
 from gistnet.tree.ready_gists import ReadyGists
 from gistnet.tree.stub_encoder import StubEncoder
-from gistnet.tree.texts import Portion, TextFiles, match_texts
+from gistnet.tree.texts import Portion, TextFiles
 from gistnet.tree.tree import GistTree
 from tests.tree.test_compress import ENCODER, contents
 
@@ -83,7 +84,14 @@ def compress(
     ready = ReadyGists(encoder)
     with GistTree.open(str(uri), ready, writable=True) as tree:
         done = compress_files_with_ray(
-            files, tree, ready, lambda: encoder, workers=2, portion_tokens=PORTION, progress=progress
+            files,
+            tree,
+            ready,
+            lambda: encoder,
+            lambda: encoder.tokenize,
+            workers=2,
+            portion_tokens=PORTION,
+            progress=progress,
         )
         return done, contents(tree)
 
@@ -119,9 +127,10 @@ def test_a_killed_worker_and_an_earlier_run_change_nothing(
 
 def test_a_worker_makes_gists_only_where_the_tree_lacks_tokens() -> None:
     portion = Portion("a", 128, np.arange(64), 64, is_last=False)
-    for known, counts in [({}, [16, 4, 1]), ({"a": 191}, [16, 4, 1]), ({"a": 192}, []), ({"b": 999}, [16, 4, 1])]:
-        (packed,) = _Worker(lambda: ENCODER, known)({"packed": [_pack(portion)]})["packed"]
-        returned = _unpack(packed)
+    for known in ({}, {"a": 191}, {"a": 192}, {"b": 999}):
+        held = known == {"a": 192}
+        counts = [] if held else [16, 4, 1]
+        (returned,) = _with_gists(known, cannot_load if held else lambda: ENCODER, portion)
         assert np.array_equal(returned.tokens, portion.tokens)
         assert [len(made) for made in returned.gists] == counts
 
@@ -137,16 +146,15 @@ def cannot_load() -> StubEncoder:
     raise DataError("Got no checkpoint, expected one.")
 
 
-def test_what_an_actor_refuses_reaches_us_in_its_words(tmp_path: Path) -> None:
+def test_what_an_actor_refuses_reaches_us_in_its_words() -> None:
     portion = Portion("a", 0, np.arange(64), 64, is_last=False)
+    (batch,) = _Actor(Refusing, partial(_with_gists, {}))({"packed": [_pack(portion)]})
     with pytest.raises(DataError, match=r"^Got tokens, expected none\.$"):
-        _unpack(_Worker(Refusing, {})({"packed": [_pack(portion)]})["packed"][0])
-    (tmp_path / "x.txt").write_text("x")
-    files = TextFiles(paths=(str(tmp_path / "x.txt"),))
-    (file,) = match_texts(files)
-    (batch,) = _Reader(cannot_load, files, 64)({"packed": [_pack(file)]})
-    with pytest.raises(DataError, match=r"^Got no checkpoint, expected one\.$"):
         _unpack(batch["packed"][0])
+    for sent, said in [(portion, "no checkpoint"), (DataError("Got an empty file."), "an empty file")]:
+        (batch,) = _Actor(cannot_load, partial(_with_gists, {}))({"packed": [_pack(sent)]})
+        with pytest.raises(DataError, match=said):
+            _unpack(batch["packed"][0])
 
 
 def test_an_actor_with_another_gistnet_is_refused() -> None:
@@ -185,7 +193,7 @@ def test_gists_of_portions_are_those_of_the_document_as_far_as_they_fit(together
     encoder = StubEncoder(levels=3, read_together=together, read_before=before)
     tokens = np.random.default_rng(0).integers(0, 256, 150)
     cut = [Portion("a", n, tokens[n : n + 48], 48, is_last=n == 144) for n in (0, 48, 96, 144)]
-    portions = list(with_what_precedes([*cut, Portion("b", 0, tokens, 150, is_last=True)], encoder))
+    portions = list(with_what_precedes([*cut, Portion("b", 0, tokens, 150, is_last=True)], encoder.info))
     assert len(portions[-1].before) == 0, "another document"
     below = tokens
     for level in range(3):
