@@ -1,6 +1,7 @@
 """The base of every section of a run's configuration, and the types that sections share.
 
-Each package declares its own section beside the code that reads it; `gistnet.config` composes them.
+Each package declares its sections in a module that imports neither torch nor model code; `gistnet.config` composes
+them.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
