@@ -220,7 +220,7 @@ def _percentiles(action: Callable[[], Any], repeats: int) -> dict[str, float]:
 
 DOCUMENTS = ("main", "a chapter", "Ωμέγα")
 VOCABULARY = 1000
-OPERATIONS = {"append": 0.8, "regist": 0.12, "compact": 0.08}
+OPERATIONS = {"append": 0.8, "reencode": 0.12, "compact": 0.08}
 
 
 def content(document: str, start: int, stop: int) -> NDArray[np.int64]:
@@ -286,7 +286,7 @@ def kill_writers(kills: int, folder: Path, seed: int = 0) -> dict[str, Any]:
         "kills": killed.total(),
         "killed_during": dict(killed.most_common()),
         "appends_acknowledged": sum(words[0] == "acknowledged" for words in lines),
-        "regists_finished": sum(words == ["end", "regist"] for words in lines),
+        "reencodings_finished": sum(words == ["end", "reencode"] for words in lines),
         "readers": [json.loads(path.read_text()) for path in seen],
         "tree": json.loads(report.read_text()),
         "seconds": round(time.monotonic() - began, 1),
@@ -351,9 +351,9 @@ def write_until_killed(folder: Path, notes: Notes, seed: int) -> None:
     while True:
         (operation,) = draw.choices(list(OPERATIONS), list(OPERATIONS.values()))
         notes.add("begin", operation)
-        if operation == "regist":
+        if operation == "reencode":
             weights += 1
-            tree.regist(encoder(weights))
+            tree.reencode(encoder(weights))
         elif operation == "compact":
             tree.compact()
         else:

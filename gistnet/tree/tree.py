@@ -25,7 +25,7 @@ from gistnet.locks import FileLock
 from gistnet.tree.encoder import Encoder
 from gistnet.tree.history import require_range
 from gistnet.tree.reader import MAIN, TreeReader
-from gistnet.tree.storage import catalog, compact, regist
+from gistnet.tree.storage import catalog, compact, reencode
 from gistnet.tree.storage import rows as layout
 from gistnet.tree.storage.inputs import require_document, require_finite, tokens_of
 from gistnet.tree.storage.location import Location
@@ -105,7 +105,7 @@ class GistTree(TreeReader):
                 tree._snapshot = load(location, tree._current, pinned=False)
             if writable and encoder is not None:
                 require_encoder(tree._current, encoder)
-                tree._snapshot = regist.make_missing_gists(tree._current, encoder)
+                tree._snapshot = reencode.make_missing_gists(tree._current, encoder)
         except BaseException:
             tree.close()
             raise
@@ -230,7 +230,7 @@ class GistTree(TreeReader):
             if transaction.failed:
                 raise StorageError("An append of this batch failed after it began; nothing of the batch was kept.")
 
-    def regist(self, encoder: Encoder) -> None:
+    def reencode(self, encoder: Encoder) -> None:
         """Make all gists anew with another GistNet of the same teacher; readers keep those they have until `refresh`.
 
         Killed in the middle, the old gists stay, and calling this again continues. Afterwards the tree writes with
@@ -241,14 +241,14 @@ class GistTree(TreeReader):
             DataError: a gist cannot be made, or what it is made of is damaged.
             StorageError: the system refused, or another writer was first.
         """
-        self._alone("regist")
+        self._alone("reencode")
         snapshot = self._fresh()
         require_encoder(snapshot, encoder, same_version=False)
         with self._noticing_failure():
             if encoder.info.fingerprint == snapshot.version.fingerprint:
-                self._snapshot = regist.make_missing_gists(snapshot, encoder)
+                self._snapshot = reencode.make_missing_gists(snapshot, encoder)
             else:
-                self._snapshot = regist.regist(snapshot, encoder)
+                self._snapshot = reencode.reencode(snapshot, encoder)
         self._encoder = encoder
 
     def compact(self) -> None:

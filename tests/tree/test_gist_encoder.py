@@ -137,7 +137,7 @@ def test_a_tree_is_continued_in_its_precision_alone_and_keeps_that_of_gists_made
     with pytest.raises(CheckpointError, match=r"float32.*float64"):
         GistTree.open(tmp_path / "tree", wide, writable=True)
     with GistTree.open(tmp_path / "tree", writable=True) as tree:
-        tree.regist(wide)
+        tree.reencode(wide)
     with GistTree.open(tmp_path / "tree", wide, writable=True) as tree:
         assert tree.info().teacher == wide.info.teacher
         assert tree.verify().ok

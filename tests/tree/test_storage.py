@@ -147,7 +147,7 @@ def test_a_writer_is_refused_whose_gists_were_replaced_before_it_had_the_lock(
 
     def replace() -> None:
         with GistTree.open(tmp_path / "tree", writable=True) as other:
-            other.regist(StubEncoder(2))
+            other.reencode(StubEncoder(2))
 
     first_in_the_way(monkeypatch, replace)
     with pytest.raises(CheckpointError, match="stub0002"):
@@ -314,7 +314,7 @@ def test_a_tree_in_an_object_store(store: str, stub: StubEncoder) -> None:
         for n in range(0, 400, 5):  # compacts by itself
             tree.append(TOKENS[n : n + 5])
         with GistTree.open(store) as reader:
-            tree.regist(StubEncoder(2))
+            tree.reencode(StubEncoder(2))
             tree.compact()
             assert holds(reader, 400) and reader.info().gist_version == "stub0001"
             reader.refresh()
@@ -362,7 +362,7 @@ def test_on_an_object_store_the_last_day_is_kept(
     with GistTree.create(store, stub) as tree, GistTree.open(store) as reader:
         for n in range(0, 40, 4):
             tree.append(TOKENS[n : n + 4])
-        tree.regist(StubEncoder(2))
+        tree.reencode(StubEncoder(2))
         tree.compact()
         assert len(catalog.Table.open(root, "catalog").versions()) == tree.info().version  # all
         reader.refresh()

@@ -376,10 +376,10 @@ def test_encoders_that_do_not_belong_to_the_tree(tmp_path: Path, stub: StubEncod
     for writable in (False, True):
         with pytest.raises(TeacherError, match=r"is for stub \(.*; got a GistNet for other \(config dddddddd"):
             GistTree.open(tmp_path / "tree", other_teacher, writable=writable)
-        with pytest.raises(CheckpointError, match=r"stub0001 .*got stub0002 .*call regist"):
+        with pytest.raises(CheckpointError, match=r"stub0001 .*got stub0002 .*call reencode"):
             GistTree.open(tmp_path / "tree", StubEncoder(2), writable=writable)
     with GistTree.open(tmp_path / "tree", writable=True) as tree, pytest.raises(TeacherError, match="got a GistNet"):
-        tree.regist(other_teacher)
+        tree.reencode(other_teacher)
     with GistTree.open(tmp_path / "tree", stub) as reader, pytest.raises(ConfigError, match="opened for reading"):
         reader.append([1])
 

@@ -12,7 +12,7 @@ from gistnet.tree.storage import rows as layout
 from gistnet.tree.storage.catalog import FORMAT_VERSION, TreeState
 from gistnet.tree.storage.location import Location
 from gistnet.tree.storage.lock import Pin, guard
-from gistnet.tree.storage.regist import create_tables, gist_schemas
+from gistnet.tree.storage.reencode import create_tables, gist_schemas
 from gistnet.tree.storage.snapshot import Snapshot
 
 _OURS = {WRITER_LOCK, "readers", "tokens.lance", "quality.lance", "gists", "catalog.lance"}
@@ -93,5 +93,5 @@ def require_encoder(snapshot: Snapshot, encoder: Encoder, *, same_version: bool 
         raise CheckpointError(
             f"The gists of the tree {uri} were made by the GistNet {state.active.fingerprint} (teacher in "
             f"{state.teacher.precision}), got {info.fingerprint} (teacher in {info.teacher.precision}): "
-            "open the tree without an encoder and call regist to make them anew."
+            "open the tree without an encoder and call reencode to make them anew."
         )

@@ -38,7 +38,7 @@ def _missing_gists(snapshot: Snapshot, encoder: Encoder) -> Transaction | None:
     return transaction if made else None
 
 
-def regist(snapshot: Snapshot, encoder: Encoder) -> Snapshot:
+def reencode(snapshot: Snapshot, encoder: Encoder) -> Snapshot:
     """Make all gists anew, and let them take the place of those there are; resumes where an earlier call stopped.
 
     The gists of the new version are committed as they are made, but none is read before all are there.

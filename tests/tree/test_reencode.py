@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from gistnet.errors import CheckpointError
-from gistnet.tree.storage import regist
+from gistnet.tree.storage import reencode
 from gistnet.tree.stub_encoder import StubEncoder
 from gistnet.tree.tree import GistTree
 
@@ -48,7 +48,7 @@ def filled(tree: GistTree) -> GistTree:
 def test_a_reader_keeps_its_version_until_it_refreshes(filled: GistTree, tmp_path: Path) -> None:
     with GistTree.open(tmp_path / "tree") as reader:
         held = reader.document()
-        filled.regist(StubEncoder(2))
+        filled.reencode(StubEncoder(2))
         filled.append(TOKENS[:4])
         filled.compact()
         assert made_by(reader, StubEncoder(1)) and reader.verify().ok
@@ -66,7 +66,7 @@ def test_a_reader_keeps_its_version_until_it_refreshes(filled: GistTree, tmp_pat
 
 
 def test_afterwards_the_tree_writes_with_the_new_encoder(filled: GistTree, tmp_path: Path) -> None:
-    filled.regist(StubEncoder(2))
+    filled.reencode(StubEncoder(2))
     filled.append(TOKENS, "third")
     assert made_by(filled, StubEncoder(2), "third")
     filled.close()
@@ -77,9 +77,9 @@ def test_afterwards_the_tree_writes_with_the_new_encoder(filled: GistTree, tmp_p
 def test_an_interrupted_one_shows_nothing_and_is_resumed(
     filled: GistTree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(regist, "_COMMIT_GISTS", 30)  # of 250: nine commits
+    monkeypatch.setattr(reencode, "_COMMIT_GISTS", 30)  # of 250: nine commits
     with pytest.raises(KeyboardInterrupt):
-        filled.regist(Interrupted(2, calls=5))
+        filled.reencode(Interrupted(2, calls=5))
     info = filled.info()
     filled.close()
     with GistTree.open(tmp_path / "tree", StubEncoder(1), writable=True) as tree:
@@ -87,7 +87,7 @@ def test_an_interrupted_one_shows_nothing_and_is_resumed(
         assert tree.info().pending_version == "stub0002" and info.version < tree.info().version
         tree.append(TOKENS, "third")  # life goes on with the old
         again = Interrupted(2, calls=1000)
-        tree.regist(again)
+        tree.reencode(again)
         assert 1000 - again.calls < 15  # at 30 a call: 375 gists, less what was there
         assert tree.info().pending_version is None
         assert all(made_by(tree, StubEncoder(2), name) for name in ("main", "other", "third"))
@@ -97,10 +97,10 @@ def test_an_interrupted_one_shows_nothing_and_is_resumed(
 
 def test_another_can_take_the_place_of_an_interrupted_one(filled: GistTree) -> None:
     with pytest.raises(KeyboardInterrupt):
-        filled.regist(Interrupted(2, calls=2))
-    filled.regist(StubEncoder(3))
+        filled.reencode(Interrupted(2, calls=2))
+    filled.reencode(StubEncoder(3))
     assert made_by(filled, StubEncoder(3))
-    filled.regist(StubEncoder(2))  # which finds tables of its name, and must not take them for complete
+    filled.reencode(StubEncoder(2))  # which finds tables of its name, and must not take them for complete
     assert made_by(filled, StubEncoder(2)) and filled.verify().ok
 
 
@@ -108,8 +108,8 @@ def test_there_and_back_again(filled: GistTree, tmp_path: Path) -> None:
     """The tables of the first version are made anew under the same name while a reader still has the old."""
     with GistTree.open(tmp_path / "tree") as reader:
         filled.append(TOKENS[:40], "later")
-        filled.regist(StubEncoder(2))
-        filled.regist(StubEncoder(1))
+        filled.reencode(StubEncoder(2))
+        filled.reencode(StubEncoder(1))
         filled.compact()
         assert made_by(reader, StubEncoder(1)) and "later" not in reader.documents()
         reader.refresh()
@@ -119,13 +119,13 @@ def test_there_and_back_again(filled: GistTree, tmp_path: Path) -> None:
 
 def test_with_the_same_encoder_nothing_is_made_anew(filled: GistTree) -> None:
     version = filled.info().version
-    filled.regist(Interrupted(1, calls=0))
+    filled.reencode(Interrupted(1, calls=0))
     assert filled.info().version == version
 
 
 def test_another_span_length_and_more_levels(filled: GistTree) -> None:
     wide = StubEncoder(5, span_tokens=8, levels=3, dim=8)
-    filled.regist(wide)
+    filled.reencode(wide)
     assert [level.gists for level in filled.info().levels] == [2 * 50, 2 * 6, 0]
     assert filled.document().levels == 3 and filled.document().span_tokens == 8
     assert np.array_equal(filled.gists(0, 0, 50), wide.encode(0, TOKENS[:400].reshape(50, 8), 0))
@@ -135,7 +135,7 @@ def test_another_span_length_and_more_levels(filled: GistTree) -> None:
 
 def test_qualities_belong_to_the_gists_they_were_measured_on(filled: GistTree) -> None:
     filled.set_quality("main", 0, 0, [1.0], [2.0])
-    filled.regist(StubEncoder(2))
+    filled.reencode(StubEncoder(2))
     assert filled.node(0, 0).quality is None
-    filled.regist(StubEncoder(1))
+    filled.reencode(StubEncoder(1))
     assert filled.node(0, 0).quality == (1.0, 2.0)
