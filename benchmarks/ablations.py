@@ -44,15 +44,15 @@ from gistnet.data.dataset import PreparedDataset
 from gistnet.data.sampling import SpanLayout, validation_windows
 from gistnet.errors import CheckpointError, ConfigError, GistNetError, TrainingError
 from gistnet.evaluation import baselines, metrics
-from gistnet.evaluation.held_out import HeldOut, HeldOutWindow, MakeStandIns
+from gistnet.evaluation.held_out import HeldOut, HeldOutWindow, MakeReplacements
 from gistnet.files import write_json, write_text
 from gistnet.machine import describe_machine
 from gistnet.metrics_log import read_metrics
 from gistnet.model.gistnet import GistNet
 from gistnet.model.saved_gistnet import read_saved
 from gistnet.model.teacher import ReadWindows, Teacher
-from gistnet.objective.branches import Positions, StandIns, gist_stand_ins
-from gistnet.objective.objective import encode_stretches
+from gistnet.objective.branches import Positions, Replacements, gist_replacements
+from gistnet.objective.objective import encode_segments
 from gistnet.preparation import prepare_data
 from gistnet.run_folder import METRICS_FILE
 from gistnet.session import load_teacher
@@ -239,13 +239,13 @@ def judge(teacher: Teacher, dataset: PreparedDataset, default: RunConfig, folder
     gistnet = GistNet.from_pretrained(folder, teacher).eval()
     held_out = held_out_spans(teacher, dataset, default, gistnet.config.span_tokens, gistnet.states_after)
 
-    def gists(window: HeldOutWindow, read: ReadWindows) -> StandIns:
-        return gist_stand_ins(window.stretches, encode_stretches(gistnet, teacher, window.stretches, read), policy)
+    def gists(window: HeldOutWindow, read: ReadWindows) -> Replacements:
+        return gist_replacements(window.segments, encode_segments(gistnet, teacher, window.segments, read), policy)
 
-    replacements: dict[str, MakeStandIns] = {
+    replacements: dict[str, MakeReplacements] = {
         "gist": gists,
-        "drop": lambda window, read: baselines.drop(teacher, window.stretches),
-        "last_token": lambda window, read: baselines.last_token(teacher, window.stretches, policy),
+        "drop": lambda window, read: baselines.drop(teacher, window.segments),
+        "last_token": lambda window, read: baselines.last_token(teacher, window.segments, policy),
     }
     _, rows, spans = np.unique(held_out.documents, return_inverse=True, return_counts=True)
 

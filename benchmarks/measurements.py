@@ -14,7 +14,7 @@ from benchmarks.workload import Branches, all_starts, build_gistnet, build_teach
 from gistnet.model.gistnet import GistNet
 from gistnet.model.prefix_attention import largest_difference_of_kernels
 from gistnet.model.teacher import Teacher
-from gistnet.objective.branches import gist_stand_ins, replaced_hidden
+from gistnet.objective.branches import gist_replacements, replaced_hidden
 from gistnet.objective.config import ObjectiveConfig
 from gistnet.objective.losses import largest_difference_of_kernel, token_losses
 from gistnet.objective.objective import encode
@@ -104,22 +104,22 @@ def breakdown(
 
 def _marks(teacher: Teacher, gistnet: GistNet, branches: Branches) -> list[float]:
     """The times before, between and after the engine's parts, in the order of `engine_flops`."""
-    device, objective, stretches = teacher.device.type, ObjectiveConfig(), branches.stretches()
+    device, objective, segments = teacher.device.type, ObjectiveConfig(), branches.segments()
     marks = [now(device)]
     read = teacher.read_windows(branches.tokens)
     marks.append(now(device))
-    gists = encode(gistnet, teacher, stretches.replaced)
+    gists = encode(gistnet, teacher, segments.replaced)
     marks.append(now(device))
-    stand_ins = gist_stand_ins(stretches, gists.detach().requires_grad_(), objective.positions)
-    hidden = replaced_hidden(teacher, read, stretches, stand_ins)
+    replacements = gist_replacements(segments, gists.detach().requires_grad_(), objective.positions)
+    hidden = replaced_hidden(teacher, read, segments, replacements)
     marks.append(now(device))
-    original = stretches.original_hidden(read)
-    losses = token_losses(teacher, original, hidden, stretches.targets, chunk_tokens=objective.chunk_tokens)
+    original = segments.original_hidden(read)
+    losses = token_losses(teacher, original, hidden, segments.targets, chunk_tokens=objective.chunk_tokens)
     marks.append(now(device))
     losses.kl.sum().backward()
     marks.append(now(device))
-    assert stand_ins.vectors.grad is not None
-    gists.backward(stand_ins.vectors.grad)
+    assert replacements.vectors.grad is not None
+    gists.backward(replacements.vectors.grad)
     marks.append(now(device))
     return marks
 

@@ -18,7 +18,7 @@ from gistnet.model.config import GistNetConfig, TeacherConfig
 from gistnet.model.embedded_teacher import EMBEDDED_TEACHER
 from gistnet.model.gistnet import GistNet
 from gistnet.model.teacher import ReadWindows, Teacher
-from gistnet.objective.branches import Stretches, gist_stand_ins
+from gistnet.objective.branches import SegmentBatch, gist_replacements
 from gistnet.objective.config import ObjectiveConfig
 from gistnet.objective.losses import token_losses
 from gistnet.objective.objective import branch_losses, encode
@@ -129,13 +129,13 @@ class Branches:
     def __len__(self) -> int:
         return len(self.tokens) * len(self.starts)
 
-    def stretches(self, first: int = 0, count: int | None = None) -> Stretches:
+    def segments(self, first: int = 0, count: int | None = None) -> SegmentBatch:
         """`count` branches from `first` on, ordered by window, then by start."""
         last = len(self) if count is None else min(first + count, len(self))
         index = torch.arange(first, last, device=self.tokens.device)
         windows, order = index // len(self.starts), index % len(self.starts)
         starts = torch.tensor(self.starts, device=self.tokens.device)[order]
-        return Stretches(self.tokens, windows, starts, SPAN, 1, self.horizon)
+        return SegmentBatch(self.tokens, windows, starts, SPAN, 1, self.horizon)
 
 
 def cut_windows(teacher: Teacher, window: int, horizon: int, windows: int | None = None) -> Branches:
@@ -152,12 +152,12 @@ def loop(teacher: Teacher, gistnet: GistNet, branches: Branches, *, cached: bool
     """
     original: ReadWindows | None = None
     for branch in range(len(branches)):
-        one = branches.stretches(branch, 1)
+        one = branches.segments(branch, 1)
         if cached and original is None:
             original = teacher.read_windows(branches.tokens)
         states = one.original_hidden(original) if original else reference_original_hidden(teacher, one, 0)[None]
         gists = encode(gistnet, teacher, one.replaced)
-        replaced = reference_replaced_hidden(teacher, one, gist_stand_ins(one, gists, "end"), 0)[None]
+        replaced = reference_replaced_hidden(teacher, one, gist_replacements(one, gists, "end"), 0)[None]
         kl = token_losses(teacher, states, replaced, one.targets).kl.mean()
         kl.backward()
         yield float(kl.detach())
@@ -175,7 +175,7 @@ def engine(
     objective = ObjectiveConfig(horizon_tokens=branches.horizon)
     kls = []
     for first in range(0, len(branches), branches_per_pass):
-        losses = branch_losses(teacher, gistnet, read, branches.stretches(first, branches_per_pass), objective)
+        losses = branch_losses(teacher, gistnet, read, branches.segments(first, branches_per_pass), objective)
         losses.total.sum().backward()
         kls.append(losses.kl)  # read at the end, so that no pass waits for the one before
     return list(torch.cat(kls).tolist())

@@ -23,7 +23,7 @@ Probabilities = Mapping[str, float]
 class GistRuns(Section):
     """How many consecutive spans a branch replaces by as many gists (k), drawn for each branch.
 
-    A stretch ends where its horizon begins and reaches back from there, at most to the sink: what is drawn is clipped.
+    A segment ends where its horizon begins and reaches back from there, at most to the sink: what is drawn is clipped.
     """
 
     lengths: dict[int, float] = Field(default={1: 1.0})
@@ -195,7 +195,7 @@ def sample_window(
 
     The domain is drawn by its probability, the source by its weight, the window uniformly, a phase uniformly among
     those with an eligible start, and `spans_per_window` of its eligible starts (or all) without replacement. Each span
-    drawn is the last of a stretch; how many before it are replaced as well is drawn at the end, so that the horizons do
+    drawn is the last of a segment; how many before it are replaced as well is drawn at the end, so that the horizons do
     not depend on `runs`.
 
     Raises:
@@ -249,13 +249,13 @@ def validation_windows(
     domains: Sequence[str] | None = None,
     split: Split = "held_out",
 ) -> list[WindowSample]:
-    """Choose one window of each of `documents` held-out documents per domain, with evenly spread stretches.
+    """Choose one window of each of `documents` held-out documents per domain, with evenly spread segments.
 
     The choice depends on `seed` and the documents alone, never on training: a document is chosen by a hash of its key,
     so that a larger number extends the choice of a smaller one. Windows too short for a branch are passed over.
 
     Args:
-        gists: the consecutive spans that each stretch replaces (k).
+        gists: the consecutive spans that each segment replaces (k).
         domains: the domains to validate on; by default every one that has held-out windows.
 
     Raises:

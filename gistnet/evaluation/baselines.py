@@ -4,37 +4,37 @@ import torch
 from torch import Tensor
 
 from gistnet.model.teacher import ReadWindows, Teacher
-from gistnet.objective.branches import Positions, StandIns, Stretches, gist_stand_ins, no_stand_ins
+from gistnet.objective.branches import Positions, Replacements, SegmentBatch, gist_replacements, no_replacements
 from gistnet.objective.losses import token_nll
 
 
-def drop(teacher: Teacher, stretches: Stretches) -> StandIns:
+def drop(teacher: Teacher, segments: SegmentBatch) -> Replacements:
     """Nothing: the span is removed and what follows keeps its positions. The denominator of `recovered`."""
-    return no_stand_ins(teacher, stretches)
+    return no_replacements(teacher, segments)
 
 
-def last_token(teacher: Teacher, stretches: Stretches, policy: Positions) -> StandIns:
-    """Each span's last token, the strongest cheap stand-in; at its own place, or packed under `compact`."""
-    tokens = _spans(stretches)[:, :, -1]
-    return gist_stand_ins(stretches, teacher.embed(tokens), "compact" if policy == "compact" else "end")
+def last_token(teacher: Teacher, segments: SegmentBatch, policy: Positions) -> Replacements:
+    """Each span's last token, the strongest cheap replacement; at its own place, or packed under `compact`."""
+    tokens = _spans(segments)[:, :, -1]
+    return gist_replacements(segments, teacher.embed(tokens), "compact" if policy == "compact" else "end")
 
 
-def surprisal_token(teacher: Teacher, read: ReadWindows, stretches: Stretches, policy: Positions) -> StandIns:
+def surprisal_token(teacher: Teacher, read: ReadWindows, segments: SegmentBatch, policy: Positions) -> Replacements:
     """Each span's least expected token, at its own place, or packed under `compact`."""
     with torch.no_grad():
-        surprisal = token_nll(teacher, stretches.hidden_before_replaced(read), stretches.replaced)
-    surprisal = surprisal.view(_spans(stretches).shape)
+        surprisal = token_nll(teacher, segments.hidden_before_replaced(read), segments.replaced)
+    surprisal = surprisal.view(_spans(segments).shape)
     place = surprisal.argmax(dim=2)  # [branches, k]
-    vectors = teacher.embed(_spans(stretches).gather(2, place[..., None])[..., 0])
+    vectors = teacher.embed(_spans(segments).gather(2, place[..., None])[..., 0])
     if policy == "compact":
-        return gist_stand_ins(stretches, vectors, policy)
-    first = stretches.starts[:, None] + torch.arange(stretches.longest, device=teacher.device) * stretches.span_tokens
-    return StandIns(vectors, first + place, stretches.starts + stretches.replaced_tokens, stretches.counts)
+        return gist_replacements(segments, vectors, policy)
+    first = segments.starts[:, None] + torch.arange(segments.longest, device=teacher.device) * segments.span_tokens
+    return Replacements(vectors, first + place, segments.starts + segments.replaced_tokens, segments.counts)
 
 
-def mean(teacher: Teacher, stretches: Stretches, policy: Positions) -> StandIns:
+def mean(teacher: Teacher, segments: SegmentBatch, policy: Positions) -> Replacements:
     """The mean of each span's token embeddings, where the gist would stand."""
-    return gist_stand_ins(stretches, teacher.embed(_spans(stretches)).mean(dim=2), policy)
+    return gist_replacements(segments, teacher.embed(_spans(segments)).mean(dim=2), policy)
 
 
 def other_documents(documents: Tensor, seed: int) -> Tensor:
@@ -49,6 +49,6 @@ def other_documents(documents: Tensor, seed: int) -> Tensor:
     return torch.stack([rows[torch.randint(len(rows), (), generator=generator)] for rows in choices])
 
 
-def _spans(stretches: Stretches) -> Tensor:
+def _spans(segments: SegmentBatch) -> Tensor:
     """The replaced tokens by span, `[branches, longest, K]`."""
-    return stretches.replaced.view(len(stretches.starts), stretches.longest, stretches.span_tokens)
+    return segments.replaced.view(len(segments.starts), segments.longest, segments.span_tokens)

@@ -26,7 +26,7 @@ from gistnet.evaluation.optimised_vector import find_vectors
 from gistnet.evaluation.records import MetricRecord
 from gistnet.model.gistnet import GistNet
 from gistnet.model.teacher import ReadWindows, Teacher
-from gistnet.objective.branches import Positions, StandIns, gist_stand_ins
+from gistnet.objective.branches import Positions, Replacements, gist_replacements
 
 
 def share_of_bound(mean_loss: Any, mean_loss_of_bound: Any, mean_loss_of_drop: Any) -> Any:
@@ -35,7 +35,7 @@ def share_of_bound(mean_loss: Any, mean_loss_of_bound: Any, mean_loss_of_drop: A
 
 
 Statistic = Callable[[Any, Any, Any], Any]
-"""Of the mean losses of a stand-in, of the optimised vectors, and of dropping: numbers, or arrays to bootstrap."""
+"""Of the mean losses of a replacement, of the optimised vectors, and of dropping: numbers, or arrays to bootstrap."""
 MEASURES: Mapping[str, tuple[str, tuple[str, ...], Statistic]] = {
     "bound_kl": ("bound", ("gist", "drop", "last_token"), lambda loss, bound, drop: loss),
     "bound_recovered_kl": (
@@ -45,7 +45,7 @@ MEASURES: Mapping[str, tuple[str, tuple[str, ...], Statistic]] = {
     ),
     "share_of_bound": ("gist", ("last_token",), share_of_bound),
 }
-"""Name of a record → the stand-in it is a figure of, those beside it, and the statistic of all of them."""
+"""Name of a record → the replacement it is a figure of, those beside it, and the statistic of all of them."""
 
 
 def optimised_bound(
@@ -80,15 +80,15 @@ def optimised_bound(
     vectors = find_vectors(teacher, held_out.windows, layout, config, positions=positions, seed=seed)[:, None]
     gists, _ = held_out.encode(gistnet)
 
-    def placed(these: Tensor, window: HeldOutWindow, read: ReadWindows) -> StandIns:
-        return gist_stand_ins(window.stretches, these[window.rows], positions)
+    def placed(these: Tensor, window: HeldOutWindow, read: ReadWindows) -> Replacements:
+        return gist_replacements(window.segments, these[window.rows], positions)
 
     measured = held_out.measure(
         {
             "bound": partial(placed, vectors),
             "gist": partial(placed, gists),
-            "drop": lambda window, read: baselines.drop(teacher, window.stretches),
-            "last_token": lambda window, read: baselines.last_token(teacher, window.stretches, positions),
+            "drop": lambda window, read: baselines.drop(teacher, window.segments),
+            "last_token": lambda window, read: baselines.last_token(teacher, window.segments, positions),
         }
     )
     records = []
@@ -122,7 +122,7 @@ def _figures(
     statistic: Statistic,
     interval: Callable[..., tuple[float, float] | None],
 ) -> dict[str, Any]:
-    """The statistic of one stand-in's KL `[spans]`, its interval, and the same of those beside it."""
+    """The statistic of one replacement's KL `[spans]`, its interval, and the same of those beside it."""
 
     def columns(name: str) -> tuple[NDArray[np.float64], ...]:
         return kl[name], kl["bound"], kl["drop"]

@@ -144,7 +144,7 @@ class EvaluationConfig(Section):
     documents: int = Field(default=64, ge=2)
     """Held-out documents per domain, one window of each; two at least, for the shuffled baseline."""
     spans_per_document: int = Field(default=4, ge=1)
-    """Stretches of each window."""
+    """SegmentBatch of each window."""
     horizons: tuple[PositiveInt, ...] = Field(default=(32,), min_length=1)
     """The horizons H that are reported, in tokens; all are measured on the spans that have room for the longest."""
     positions: tuple[Positions, ...] = Field(default=("end", "center", "compact"), min_length=1)

@@ -48,7 +48,7 @@ def compare(
     Raises:
         ConfigError: a budget leaves nothing beside the sink.
     """
-    stand_ins = {
+    replacements = {
         "gist": history,
         "shuffled": with_gists_of(history, other),
         "mean": with_mean_embeddings(history, teacher),
@@ -60,7 +60,7 @@ def compare(
         plan = gist_plan(n, span, history.levels, budget, config.sink_tokens)
         truncated = measure(history, truncated_plan(n, span, budget, config.sink_tokens), "compact")
         for policy in config.positions:
-            read = {name: measure(of, plan, policy) for name, of in stand_ins.items()}
+            read = {name: measure(of, plan, policy) for name, of in replacements.items()}
             found[budget, policy] = {"full": full, "truncated": truncated, **read}
     return found
 

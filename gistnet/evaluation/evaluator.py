@@ -22,8 +22,8 @@ from gistnet.evaluation.pair_test import pair_test
 from gistnet.evaluation.population import MIXED, Population
 from gistnet.evaluation.reconstruction import reconstruction
 from gistnet.evaluation.records import MetricRecord
+from gistnet.evaluation.replacements import all_replacements, of_policy
 from gistnet.evaluation.span_map import SpanMap
-from gistnet.evaluation.stand_ins import all_stand_ins, of_policy
 from gistnet.evaluation.substitution import Substitution, target_kinds
 from gistnet.files import is_special, require_writable, write_json
 from gistnet.model.gistnet import GistNet
@@ -123,7 +123,7 @@ def evaluate(
 
 
 class _MeasuredLevel(NamedTuple):
-    """What one level's gists were measured on, and the losses after each stand-in."""
+    """What one level's gists were measured on, and the losses after each replacement."""
 
     gistnet: GistNet
     layout: SpanLayout
@@ -158,10 +158,10 @@ def _measure(
     held_out = HeldOut(teacher, dataset, samples, layout, cache_gigabytes=0, states_after=gistnet.states_after)
     gists, _ = held_out.encode(gistnet)
     below = None if gistnet.below is None else held_out.encode(gistnet.below)[0]
-    stand_ins = dict(all_stand_ins(teacher, held_out, gists, config.positions, config.seed, below))
+    replacements = dict(all_replacements(teacher, held_out, gists, config.positions, config.seed, below))
     of_level = f" of level {gistnet.level}" if gistnet.level > 0 else ""
     say(
-        f"Reading {len(samples)} held-out windows, with each of {len(stand_ins)} stand-ins for {len(held_out)} spans"
+        f"Reading {len(samples)} held-out windows: {len(held_out)} spans with {len(replacements)} replacements each"
         f"{of_level}."
     )
     return _MeasuredLevel(
@@ -169,7 +169,7 @@ def _measure(
         layout,
         samples,
         held_out,
-        held_out.measure(stand_ins),
+        held_out.measure(replacements),
         target_kinds(held_out, _tokenizer(teacher), len(dataset.description.window_prefix)),
         _populations(held_out, config),
     )
@@ -290,7 +290,7 @@ def _geometry(
 
 
 def _distribution(level: _MeasuredLevel, config: EvaluationConfig) -> dict[str, dict[str, list[float]]]:
-    """ΔNLL of every span measured, by domain and stand-in, under the first policy and horizon."""
+    """ΔNLL of every span measured, by domain and replacement, under the first policy and horizon."""
     first = of_policy(level.measured, config.positions[0])
     delta_nll = {
         name: metrics.mean_over_offsets(first[name].delta_nll, (1, config.horizons[0]))

@@ -14,41 +14,41 @@ from gistnet.data.sampling import SpanLayout, WindowSample
 from gistnet.model.gistnet import GistNet
 from gistnet.model.span_context import SpanContext
 from gistnet.model.teacher import ReadWindows, Teacher
-from gistnet.objective.branches import StandIns, Stretches, replaced_hidden_of_each
+from gistnet.objective.branches import Replacements, SegmentBatch, replaced_hidden_of_each
 from gistnet.objective.losses import token_losses_of_each
 from gistnet.objective.objective import encode_with_attention
 
-MakeStandIns = Callable[["HeldOutWindow", ReadWindows], StandIns]
+MakeReplacements = Callable[["HeldOutWindow", ReadWindows], Replacements]
 
 
 @dataclass(frozen=True)
 class HeldOutWindow:
-    """One held-out window and the stretches in it that are judged, or a part of them.
+    """One held-out window and the segments in it that are judged, or a part of them.
 
-    `number` is the window's in the data, `first` the row of its first stretch among those of all windows.
+    `number` is the window's in the data, `first` the row of its first segment among those of all windows.
     """
 
     number: int
     info: WindowInfo
-    stretches: Stretches
+    segments: SegmentBatch
     first: int
 
     @property
     def rows(self) -> slice:
-        """The rows of its stretches among those of all windows."""
-        return slice(self.first, self.first + len(self.stretches.starts))
+        """The rows of its segments among those of all windows."""
+        return slice(self.first, self.first + len(self.segments.starts))
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Losses per stretch and offset, each `[stretches, H]`, in nats: see `TokenLosses`."""
+    """Losses per segment and offset, each `[segments, H]`, in nats: see `TokenLosses`."""
 
     kl: NDArray[np.float64]
     delta_nll: NDArray[np.float64]
 
 
 class HeldOut:
-    """The stretches that GistNets are judged on, always the same.
+    """The segments that GistNets are judged on, always the same.
 
     Passes over the windows are kept in memory up to `cache_gigabytes` (the first windows, as many as fit), so that
     repeated measurements cost branches only. Samples of the same window that follow each other share one pass.
@@ -73,7 +73,7 @@ class HeldOut:
         first = 0
         for sample in samples:
             starts = torch.from_numpy(sample.starts).to(teacher.device)
-            stretches = Stretches(
+            segments = SegmentBatch(
                 tokens=torch.from_numpy(dataset.read(sample.window)[: layout.window_tokens]).to(teacher.device)[None],
                 windows=torch.zeros_like(starts),
                 starts=starts,
@@ -81,7 +81,7 @@ class HeldOut:
                 gists=torch.from_numpy(sample.gists).to(teacher.device),
                 horizon=layout.horizon_tokens,
             )
-            self.windows.append(HeldOutWindow(sample.window, dataset.describe(sample.window), stretches, first))
+            self.windows.append(HeldOutWindow(sample.window, dataset.describe(sample.window), segments, first))
             first += len(starts)
         self._room_bytes = cache_gigabytes * 1e9
         self._reads: dict[int, ReadWindows] = {}
@@ -91,36 +91,36 @@ class HeldOut:
 
     @property
     def documents(self) -> NDArray[np.int64]:
-        """The document of each stretch, `[stretches]`."""
-        return self._per_stretch([window.info.document for window in self.windows])
+        """The document of each segment, `[segments]`."""
+        return self._per_segment([window.info.document for window in self.windows])
 
     @property
     def domains(self) -> NDArray[np.str_]:
-        """The domain of each stretch, `[stretches]`."""
-        return self._per_stretch([window.info.domain for window in self.windows])
+        """The domain of each segment, `[segments]`."""
+        return self._per_segment([window.info.domain for window in self.windows])
 
     @torch.no_grad()
-    def measure(self, stand_ins: Mapping[str, MakeStandIns]) -> dict[str, Measured]:
-        """Losses after each kind of stand-in, by its name."""
-        columns: dict[str, list[NDArray[np.float64]]] = {name: [] for name in stand_ins}
+    def measure(self, replacements: Mapping[str, MakeReplacements]) -> dict[str, Measured]:
+        """Losses after each kind of replacement, by its name."""
+        columns: dict[str, list[NDArray[np.float64]]] = {name: [] for name in replacements}
         for window, read in self._read_windows():
-            stretches = window.stretches
-            made = {name: make(window, read) for name, make in stand_ins.items()}
-            replaced = replaced_hidden_of_each(self.teacher, read, stretches, made)
-            original = stretches.original_hidden(read)
-            for name, losses in token_losses_of_each(self.teacher, original, replaced, stretches.targets).items():
+            segments = window.segments
+            made = {name: make(window, read) for name, make in replacements.items()}
+            replaced = replaced_hidden_of_each(self.teacher, read, segments, made)
+            original = segments.original_hidden(read)
+            for name, losses in token_losses_of_each(self.teacher, original, replaced, segments.targets).items():
                 columns[name].append(torch.stack([losses.kl, losses.delta_nll]).double().cpu().numpy())
         return {name: Measured(*np.concatenate(parts, axis=1)) for name, parts in columns.items()}
 
     @torch.no_grad()
     def encode(self, gistnet: GistNet) -> tuple[Tensor, Tensor]:
-        """Gists of the stretches, all of k spans, `[stretches, k, dim]`, and `encode_with_attention`'s attention."""
+        """Gists of the segments, all of k spans, `[segments, k, dim]`, and `encode_with_attention`'s attention."""
         encoded = [
             encode_with_attention(
                 gistnet,
                 self.teacher,
-                window.stretches.replaced,
-                None if read is None else SpanContext(read, window.stretches.windows, window.stretches.starts),
+                window.segments.replaced,
+                None if read is None else SpanContext(read, window.segments.windows, window.segments.starts),
             )
             for window, read in self.read_for(gistnet)
         ]
@@ -139,12 +139,12 @@ class HeldOut:
     def _read(self, window: HeldOutWindow) -> ReadWindows:
         if window.number in self._reads:
             return self._reads[window.number]
-        read = self.teacher.read_windows(window.stretches.tokens, states_after=self._states_after)
+        read = self.teacher.read_windows(window.segments.tokens, states_after=self._states_after)
         size = sum(tensor.nbytes for tensor in read.tensors())
         if size <= self._room_bytes:
             self._room_bytes -= size
             self._reads[window.number] = read
         return read
 
-    def _per_stretch(self, values: Sequence[object]) -> NDArray:
-        return np.repeat(np.array(values), [len(window.stretches.starts) for window in self.windows])
+    def _per_segment(self, values: Sequence[object]) -> NDArray:
+        return np.repeat(np.array(values), [len(window.segments.starts) for window in self.windows])

@@ -17,7 +17,7 @@ from gistnet.evaluation.config import BoundConfig
 from gistnet.evaluation.held_out import HeldOutWindow
 from gistnet.files import storage_errors, write_bytes
 from gistnet.model.teacher import Teacher
-from gistnet.objective.branches import Positions, Stretches, gist_stand_ins, replaced_hidden
+from gistnet.objective.branches import Positions, SegmentBatch, gist_replacements, replaced_hidden
 from gistnet.objective.losses import token_losses
 
 
@@ -91,8 +91,8 @@ def _vector_name(
 
 def context_of(window: HeldOutWindow) -> Tensor:
     """The window's tokens up to the end of its only span, `[s + K]`: all that the optimisation may see."""
-    stretches = window.stretches
-    return stretches.tokens[0, : int(stretches.starts[0] + stretches.replaced_tokens[0])]
+    segments = window.segments
+    return segments.tokens[0, : int(segments.starts[0] + segments.replaced_tokens[0])]
 
 
 def span_generator(window: HeldOutWindow, seed: int) -> torch.Generator:
@@ -102,7 +102,7 @@ def span_generator(window: HeldOutWindow, seed: int) -> torch.Generator:
 
 
 def _place(window: HeldOutWindow, seed: int) -> str:
-    return f"{seed}:{window.info.key}:{window.info.offset}:{int(window.stretches.starts[0])}"
+    return f"{seed}:{window.info.key}:{window.info.offset}:{int(window.segments.starts[0])}"
 
 
 @torch.no_grad()
@@ -150,7 +150,7 @@ def optimised_vector(
     read = teacher.read_windows(context[None, :start])
 
     def kl(vector: Tensor, rows: Tensor) -> Tensor:
-        stretches = Stretches(
+        segments = SegmentBatch(
             tokens=torch.cat([context, tokens[0]])[None],
             windows=torch.zeros_like(rows),
             starts=torch.full_like(rows, start),
@@ -158,8 +158,8 @@ def optimised_vector(
             gists=1,
             horizon=layout.horizon_tokens,
         )
-        stand_ins = gist_stand_ins(stretches, vector.expand(len(rows), 1, -1), positions)
-        hidden = replaced_hidden(teacher, read, stretches, stand_ins, tokens=tokens[rows])
+        replacements = gist_replacements(segments, vector.expand(len(rows), 1, -1), positions)
+        hidden = replaced_hidden(teacher, read, segments, replacements, tokens=tokens[rows])
         return token_losses(teacher, original[rows], hidden, tokens[rows]).kl.mean()
 
     everything = torch.arange(count, device=context.device)

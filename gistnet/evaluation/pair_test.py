@@ -26,7 +26,7 @@ from gistnet.model.gistnet import GistNet
 from gistnet.model.span_context import SpanContext
 from gistnet.model.teacher import ReadWindows, Teacher
 from gistnet.model.tokenizer import TeacherTokenizer, shared_beginning
-from gistnet.objective.branches import Positions, StandIns, Stretches, gist_stand_ins, replaced_hidden
+from gistnet.objective.branches import Positions, Replacements, SegmentBatch, gist_replacements, replaced_hidden
 from gistnet.objective.losses import token_nll
 from gistnet.objective.objective import encode
 
@@ -48,7 +48,7 @@ class TokenPair:
     differing: int
 
     def fits(self, replaced_tokens: int, sink_tokens: int) -> bool:
-        """Whether a stretch at the end of either context hides all that differs, and leaves a beginning."""
+        """Whether a segment at the end of either context hides all that differs, and leaves a beginning."""
         return 0 < self.differing <= replaced_tokens <= min(map(len, self.contexts)) - sink_tokens
 
 
@@ -65,7 +65,7 @@ def pair_test(
 
     In every trial the last k · K tokens before the continuation are replaced. k is one number for all pairs, the one
     that fits most (`gists_in_a_row`); the other pairs are left out, and the records count those that are not. Where the
-    texts of a pair differ in length, the stretch of the shorter takes in that much more of their common beginning.
+    texts of a pair differ in length, the segment of the shorter takes in that much more of their common beginning.
     Likelier is what has the lower mean negative log-likelihood per token; a tie counts one half.
 
     Returns:
@@ -179,19 +179,21 @@ def _right(
         following = [tokens for pair in batch for both in pair.continuations for tokens in both]
         windows = torch.arange(len(contexts), device=teacher.device).repeat_interleave(2)
         ends = torch.tensor([len(context) for context in contexts], device=teacher.device)[windows]
-        cut = partial(Stretches, _padded(contexts, teacher.device, more=1), windows, span_tokens=span_tokens, horizon=1)
-        nothing, stretches = cut(starts=ends, gists=0), cut(starts=ends - gists * span_tokens, gists=gists)
-        read = teacher.read_windows(stretches.tokens)
+        cut = partial(
+            SegmentBatch, _padded(contexts, teacher.device, more=1), windows, span_tokens=span_tokens, horizon=1
+        )
+        nothing, segments = cut(starts=ends, gists=0), cut(starts=ends - gists * span_tokens, gists=gists)
+        read = teacher.read_windows(segments.tokens)
 
         rows = slice(2 * first, 2 * (first + len(batch)))
         views = {
             "full": (nothing, baselines.drop(teacher, nothing)),
-            "drop": (stretches, baselines.drop(teacher, stretches)),
-            "last_token": (stretches, baselines.last_token(teacher, stretches, policy)),
-            "mean": (stretches, baselines.mean(teacher, stretches, policy)),
+            "drop": (segments, baselines.drop(teacher, segments)),
+            "last_token": (segments, baselines.last_token(teacher, segments, policy)),
+            "mean": (segments, baselines.mean(teacher, segments, policy)),
         }
         for name, of_trials in vectors.items():
-            views[name] = stretches, gist_stand_ins(stretches, of_trials[rows].repeat_interleave(2, dim=0), policy)
+            views[name] = segments, gist_replacements(segments, of_trials[rows].repeat_interleave(2, dim=0), policy)
         for name, (replaced, by) in views.items():
             own, other = _mean_nll(teacher, read, replaced, by, following).view(-1, 2, 2).unbind(dim=2)
             columns.setdefault(name, []).append((own < other) + (own == other) / 2)
@@ -199,11 +201,15 @@ def _right(
 
 
 def _mean_nll(
-    teacher: Teacher, read: ReadWindows, stretches: Stretches, stand_ins: StandIns, following: Sequence[Sequence[int]]
+    teacher: Teacher,
+    read: ReadWindows,
+    segments: SegmentBatch,
+    replacements: Replacements,
+    following: Sequence[Sequence[int]],
 ) -> Tensor:
     """Mean negative log-likelihood of what follows each branch, `[branches]`, nats per token."""
     tokens = _padded(following, teacher.device)
-    nll = token_nll(teacher, replaced_hidden(teacher, read, stretches, stand_ins, tokens=tokens), tokens)
+    nll = token_nll(teacher, replaced_hidden(teacher, read, segments, replacements, tokens=tokens), tokens)
     lengths = torch.tensor([len(row) for row in following], device=teacher.device)[:, None]
     counted = torch.arange(tokens.shape[1], device=teacher.device) < lengths
     return (nll * counted).sum(dim=1) / lengths[:, 0]

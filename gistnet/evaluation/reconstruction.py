@@ -115,7 +115,7 @@ def reconstruction(
         DataError: the spans are from fewer than four documents.
     """
     held_out = _held_out(teacher, gistnet, dataset, config, seed)
-    tokens = torch.cat([window.stretches.replaced for window in held_out.windows])
+    tokens = torch.cat([window.segments.replaced for window in held_out.windows])
     _, ranks = np.unique(held_out.documents, return_inverse=True)
     if ranks.max() < 3:
         raise DataError(f"Reconstruction got spans of {ranks.max() + 1} documents, expected four at least.")

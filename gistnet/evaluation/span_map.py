@@ -68,7 +68,7 @@ class SpanMap(Section):
     """K, tokens of a span."""
     documents: list[MappedDocument]
     distribution: dict[str, dict[str, list[float]]]
-    """Domain → stand-in (`gist`, `drop`, `last_token`) → ΔNLL@H of every evaluated span, in the same order."""
+    """Domain → replacement (`gist`, `drop`, `last_token`) → ΔNLL@H of every evaluated span, in the same order."""
 
     @classmethod
     def read(cls, path: Path) -> Self:

@@ -17,7 +17,7 @@ from gistnet.evaluation.token_kinds import KINDS, token_kinds
 from gistnet.model.tokenizer import TeacherTokenizer
 
 Columns = Mapping[str, Floats]
-"""One number per span measured, by stand-in: `gist` and the baselines."""
+"""One number per span measured, by replacement: `gist` and the baselines."""
 
 
 def _itself(mean: Any) -> Any:
@@ -30,7 +30,7 @@ class Substitution:
 
     Attributes:
         population: whose figures they are.
-        measured: the losses after each stand-in, `gist` and the baselines.
+        measured: the losses after each replacement, `gist` and the baselines.
         positions: the position policy.
         level: of the gists.
         k: consecutive spans replaced at once.
@@ -107,7 +107,7 @@ class Substitution:
         part: str = "",
         counted: NDArray[np.bool_] | None = None,
     ) -> MetricRecord:
-        """One figure: a function of the means of a stand-in's column and of the columns `beside` it.
+        """One figure: a function of the means of a replacement's column and of the columns `beside` it.
 
         `counted` are the spans that the figure says something of, where they are not all.
         """
@@ -116,8 +116,8 @@ class Substitution:
             rows = rows[counted[rows]]
         means_beside = [self.population.mean(column) for column in beside]
         values = {
-            stand_in: float(statistic(self.population.mean(column), *means_beside))
-            for stand_in, column in columns.items()
+            replacement: float(statistic(self.population.mean(column), *means_beside))
+            for replacement, column in columns.items()
         }
         rare = counted is not None and self._may_be_missing(beside[0])
         return MetricRecord(
@@ -149,16 +149,16 @@ class Substitution:
 
 
 def target_kinds(held_out: HeldOut, tokenizer: TeacherTokenizer, prefix_tokens: int) -> NDArray[np.int64]:
-    """The kind of each predicted token, `[stretches, H]`, as its place in `KINDS`.
+    """The kind of each predicted token, `[segments, H]`, as its place in `KINDS`.
 
     Args:
         prefix_tokens: how many tokens a window begins with that are no text, such as BOS.
     """
     rows = []
     for window in held_out.windows:
-        tokens = window.stretches.tokens
+        tokens = window.segments.tokens
         kinds = torch.zeros_like(tokens)
         texts = tokenizer.texts(tokens[0, prefix_tokens:].tolist())
         kinds[0, prefix_tokens:] = torch.tensor([KINDS.index(kind) for kind in token_kinds(texts)])
-        rows.append(replace(window.stretches, tokens=kinds).targets.cpu().numpy())
+        rows.append(replace(window.segments, tokens=kinds).targets.cpu().numpy())
     return np.concatenate(rows)

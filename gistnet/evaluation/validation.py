@@ -18,19 +18,19 @@ from gistnet.evaluation import baselines, metrics
 from gistnet.evaluation.held_out import HeldOut, HeldOutWindow, Measured
 from gistnet.model.gistnet import GistNet
 from gistnet.model.teacher import ReadWindows, Teacher
-from gistnet.objective.branches import Positions, StandIns, gist_stand_ins
-from gistnet.objective.objective import encode_stretches
+from gistnet.objective.branches import Positions, Replacements, gist_replacements
+from gistnet.objective.objective import encode_segments
 
 
 class MeasuredShare(NamedTuple):
-    """What one process measures: of the stretches of its windows, in their order."""
+    """What one process measures: of the segments of its windows, in their order."""
 
     losses: dict[str, Measured]
     """By the end that their names have in a validation: "" after gists, and the baselines'."""
     gists: Tensor
-    """`[stretches, k, dim]`."""
+    """`[segments, k, dim]`."""
     next_gists: Tensor | None
-    """Of the span after each stretch, `[stretches, dim]`; None where the horizon has no room for it."""
+    """Of the span after each segment, `[segments, dim]`; None where the horizon has no room for it."""
 
 
 class Validator:
@@ -42,8 +42,8 @@ class Validator:
     Args:
         probabilities: the share of each domain in training, which weighs the domains' means.
         documents: held-out documents per domain, one window of each.
-        spans_per_document: stretches of each window.
-        gists_in_a_row: k, how many consecutive spans a stretch replaces.
+        spans_per_document: segments of each window.
+        gists_in_a_row: k, how many consecutive spans a segment replaces.
         cache_gigabytes: memory for passes over held-out windows, which are the same at every validation.
         rank, processes: say which windows are this process's.
         states_after: of the GistNets that are to be measured.
@@ -80,9 +80,9 @@ class Validator:
             gists=gists_in_a_row,
             domains=list(self._weights),
         )
-        stretches, infos = [len(sample.starts) for sample in samples], [dataset.describe(s.window) for s in samples]
-        self._domains = np.repeat([info.domain for info in infos], stretches)
-        self._documents = np.repeat([info.document_id for info in infos], stretches)
+        segments, infos = [len(sample.starts) for sample in samples], [dataset.describe(s.window) for s in samples]
+        self._domains = np.repeat([info.domain for info in infos], segments)
+        self._documents = np.repeat([info.document_id for info in infos], segments)
         share = [samples[place] for place in share_of(range(len(samples)), rank, processes)]
         self._held_out = (
             HeldOut(teacher, dataset, share, layout, cache_gigabytes=cache_gigabytes, states_after=states_after)
@@ -99,8 +99,8 @@ class Validator:
             return None
         gists, next_gists = self._encode(gistnet, self._held_out)
 
-        def placed(window: HeldOutWindow, read: ReadWindows) -> StandIns:
-            return gist_stand_ins(window.stretches, gists[window.rows], self._positions)
+        def placed(window: HeldOutWindow, read: ReadWindows) -> Replacements:
+            return gist_replacements(window.segments, gists[window.rows], self._positions)
 
         losses = self._held_out.measure({"": placed}) | self._baselines
         return MeasuredShare(losses, gists.cpu(), None if next_gists is None else next_gists.cpu())
@@ -137,18 +137,18 @@ class Validator:
                 result |= self._by_domain(values, name)
         return result | self._geometry(gists, next_gists)
 
-    def _drop(self, window: HeldOutWindow, read: ReadWindows) -> StandIns:
-        return baselines.drop(self._teacher, window.stretches)
+    def _drop(self, window: HeldOutWindow, read: ReadWindows) -> Replacements:
+        return baselines.drop(self._teacher, window.segments)
 
-    def _last_token(self, window: HeldOutWindow, read: ReadWindows) -> StandIns:
-        return baselines.last_token(self._teacher, window.stretches, self._positions)
+    def _last_token(self, window: HeldOutWindow, read: ReadWindows) -> Replacements:
+        return baselines.last_token(self._teacher, window.segments, self._positions)
 
     def _encode(self, gistnet: GistNet, held_out: HeldOut) -> tuple[Tensor, Tensor | None]:
-        """Gists of the windows' stretches, `[stretches, k, dim]`, and of the span after each, if the horizon has it."""
-        has_next = all(window.stretches.horizon >= window.stretches.span_tokens for window in held_out.windows)
+        """Gists of the windows' segments, `[segments, k, dim]`, and of the span after each, if the horizon has it."""
+        has_next = all(window.segments.horizon >= window.segments.span_tokens for window in held_out.windows)
         gists = torch.cat(
             [
-                encode_stretches(gistnet, self._teacher, window.stretches, read, with_next=has_next)
+                encode_segments(gistnet, self._teacher, window.segments, read, with_next=has_next)
                 for window, read in held_out.read_for(gistnet)
             ]
         )
@@ -189,7 +189,7 @@ class Validator:
 
 
 def _whole(shares: Sequence[MeasuredShare]) -> tuple[dict[str, Measured], Tensor, Tensor | None]:
-    """What is measured of all stretches: the losses by name, the gists, and those of the spans after."""
+    """What is measured of all segments: the losses by name, the gists, and those of the spans after."""
     losses = {
         name: Measured(
             np.concatenate([share.losses[name].kl for share in shares]),

@@ -1,6 +1,6 @@
-"""Replaced contexts: what stands in for a stretch of tokens, where, and what the teacher then predicts.
+"""Replaced contexts: what stands in for a segment of tokens, where, and what the teacher then predicts.
 
-A stretch is `k` consecutive spans of a window, from token `s` on. In the original context the hidden states at
+A segment is `k` consecutive spans of a window, from token `s` on. In the original context the hidden states at
 `s + kK - 1 … s + kK + H - 2` predict the `H` tokens of the horizon (logits at index p predict token p + 1). In the
 replaced context a branch `[vectors, horizon tokens but the last]` follows the window's first `s` tokens, and its last
 vector predicts the first token of the horizon. Where nothing stands in (the `drop` baseline), that prediction comes
@@ -26,8 +26,8 @@ LONGEST_TO_SHORTEST = 1.25
 
 
 @dataclass(frozen=True)
-class Stretches:
-    """The stretches of a batch of windows that branches replace.
+class SegmentBatch:
+    """The segments of a batch of windows that branches replace.
 
     Attributes:
         tokens: `[windows, tokens]`, token ids.
@@ -35,10 +35,10 @@ class Stretches:
         starts: `[branches]`, the index `s` of the first token replaced, at least 1.
         span_tokens: how many tokens one gist stands for (K at level 0).
         gists: how many consecutive spans are replaced (k), `[branches]`, or one number for all; 0 replaces nothing.
-        horizon: how many tokens after the stretch are predicted (H).
+        horizon: how many tokens after the segment are predicted (H).
 
     Raises:
-        DataError: a stretch and its horizon do not fit into the window, or nothing precedes the stretch.
+        DataError: a segment and its horizon do not fit into the window, or nothing precedes the segment.
     """
 
     tokens: Tensor
@@ -55,7 +55,7 @@ class Stretches:
         if len(wrong):
             start, count = int(self.starts[wrong[0]]), int(self.counts[wrong[0]])
             raise DataError(
-                f"A stretch must replace no less than nothing, start at token 1 or later, and with a horizon of "
+                f"A segment must replace no less than nothing, start at token 1 or later, and with a horizon of "
                 f"{self.horizon} end within the window's {length} tokens; got {count} spans of {self.span_tokens} "
                 f"tokens from token {start} on."
             )
@@ -77,7 +77,7 @@ class Stretches:
 
     @property
     def replaced(self) -> Tensor:
-        """The replaced tokens, `[branches, longest * K]`; in shorter stretches, what follows them pads."""
+        """The replaced tokens, `[branches, longest * K]`; in shorter segments, what follows them pads."""
         return self._take(self.tokens, 0, self.longest * self.span_tokens)
 
     @property
@@ -103,13 +103,13 @@ class Stretches:
 
 
 @dataclass(frozen=True)
-class StandIns:
-    """Vectors that stand in for stretches, and the positions of everything a branch holds.
+class Replacements:
+    """Vectors that stand in for segments, and the positions of everything a branch holds.
 
     Attributes:
-        vectors: `[branches, n, dim]`; n = 0 drops the stretch.
+        vectors: `[branches, n, dim]`; n = 0 drops the segment.
         positions: `[branches, n]`, the vectors' positions.
-        continuation: `[branches]`, the position of the first token after the stretch.
+        continuation: `[branches]`, the position of the first token after the segment.
         counts: `[branches]`, how many of a branch's vectors count, from the first on; None is all n of each.
     """
 
@@ -124,85 +124,89 @@ class StandIns:
         return torch.full_like(self.continuation, self.vectors.shape[1]) if self.counts is None else self.counts
 
 
-def no_stand_ins(teacher: Teacher, stretches: Stretches) -> StandIns:
-    """Nothing: stretches are left out, and what follows keeps its positions."""
-    none = torch.zeros(len(stretches.starts), 0, teacher.hidden_size, device=teacher.device)
-    positions = torch.zeros(len(stretches.starts), 0, dtype=torch.long, device=teacher.device)
-    return StandIns(none, positions, stretches.starts + stretches.replaced_tokens)
+def no_replacements(teacher: Teacher, segments: SegmentBatch) -> Replacements:
+    """Nothing: segments are left out, and what follows keeps its positions."""
+    none = torch.zeros(len(segments.starts), 0, teacher.hidden_size, device=teacher.device)
+    positions = torch.zeros(len(segments.starts), 0, dtype=torch.long, device=teacher.device)
+    return Replacements(none, positions, segments.starts + segments.replaced_tokens)
 
 
-def gist_stand_ins(stretches: Stretches, gists: Tensor, policy: Positions) -> StandIns:
+def gist_replacements(segments: SegmentBatch, gists: Tensor, policy: Positions) -> Replacements:
     """Place gists, `[branches, longest, dim]`, by a position policy (`Positions`)."""
-    order = torch.arange(stretches.longest, device=stretches.starts.device)
-    starts, span, counts = stretches.starts[:, None], stretches.span_tokens, stretches.counts
+    order = torch.arange(segments.longest, device=segments.starts.device)
+    starts, span, counts = segments.starts[:, None], segments.span_tokens, segments.counts
     if policy == "compact":
-        return StandIns(gists, starts + order, stretches.starts + counts, counts)
+        return Replacements(gists, starts + order, segments.starts + counts, counts)
     within = span // 2 if policy == "center" else span - 1
-    return StandIns(gists, starts + order * span + within, stretches.starts + stretches.replaced_tokens, counts)
+    return Replacements(gists, starts + order * span + within, segments.starts + segments.replaced_tokens, counts)
 
 
 def replaced_hidden(
-    teacher: Teacher, read: ReadWindows, stretches: Stretches, stand_ins: StandIns, tokens: Tensor | None = None
+    teacher: Teacher,
+    read: ReadWindows,
+    segments: SegmentBatch,
+    replacements: Replacements,
+    tokens: Tensor | None = None,
 ) -> Tensor:
-    """The hidden states that predict what follows the stand-ins, `[branches, H, dim]`.
+    """The hidden states that predict what follows the replacements, `[branches, H, dim]`.
 
     Args:
-        teacher: the frozen language model; gradient flows through it into `stand_ins.vectors`.
-        read: the pass over the windows that the stretches are cut from.
-        stretches: what is replaced.
-        stand_ins: what stands in for it.
+        teacher: the frozen language model; gradient flows through it into `replacements.vectors`.
+        read: the pass over the windows that the segments are cut from.
+        segments: what is replaced.
+        replacements: what stands in for it.
         tokens: `[branches, H]`, what follows; None is the horizon. (Reconstruction lets the span itself follow.)
     """
-    following = stretches.targets if tokens is None else tokens
-    hidden = read.hidden[stretches.windows, stretches.starts - 1][:, None]
+    following = segments.targets if tokens is None else tokens
+    hidden = read.hidden[segments.windows, segments.starts - 1][:, None]
     # The last token is predicted, never read.
-    vectors, positions = _pack(stand_ins, teacher.embed(following[:, :-1]))
+    vectors, positions = _pack(replacements, teacher.embed(following[:, :-1]))
     if vectors.shape[1]:  # otherwise nothing stands in, and the only target is predicted by the prefix
         branches = BranchPass(
             document=read.document,
-            windows=tuple(stretches.windows.tolist()),
-            prefix_lengths=tuple(stretches.starts.tolist()),
+            windows=tuple(segments.windows.tolist()),
+            prefix_lengths=tuple(segments.starts.tolist()),
             positions=positions,
         )
         hidden = torch.cat([hidden, teacher.read_branches(vectors, branches)], dim=1)
-    return _each_row(hidden, stand_ins.lengths[:, None] + torch.arange(following.shape[1], device=hidden.device))
+    return _each_row(hidden, replacements.lengths[:, None] + torch.arange(following.shape[1], device=hidden.device))
 
 
 def replaced_hidden_of_each(
-    teacher: Teacher, read: ReadWindows, stretches: Stretches, stand_ins: Mapping[str, StandIns]
+    teacher: Teacher, read: ReadWindows, segments: SegmentBatch, replacements: Mapping[str, Replacements]
 ) -> dict[str, Tensor]:
-    """As `replaced_hidden` for several kinds of stand-ins of the same stretches, by name, without gradient.
+    """As `replaced_hidden` for several kinds of replacements of the same segments, by name, without gradient.
 
     Kinds whose branches are of similar length go through the teacher together: few branches do not fill it.
     """
     hidden: dict[str, Tensor] = {}
-    for names in _of_similar_length({name: made.vectors.shape[1] for name, made in stand_ins.items()}, stretches):
-        kinds, n = [stand_ins[name] for name in names], len(names)
+    for names in _of_similar_length({name: made.vectors.shape[1] for name, made in replacements.items()}, segments):
+        kinds, n = [replacements[name] for name in names], len(names)
         repeated = replace(
-            stretches,
-            windows=stretches.windows.repeat(n),
-            starts=stretches.starts.repeat(n),
-            gists=stretches.counts.repeat(n),
+            segments,
+            windows=segments.windows.repeat(n),
+            starts=segments.starts.repeat(n),
+            gists=segments.counts.repeat(n),
         )
         most = max(kind.vectors.shape[1] for kind in kinds)
-        together = StandIns(
+        together = Replacements(
             torch.cat([_padded(kind.vectors.to(teacher.dtype), most) for kind in kinds]),
             torch.cat([_padded(kind.positions, most) for kind in kinds]),
             torch.cat([kind.continuation for kind in kinds]),
             torch.cat([kind.lengths for kind in kinds]),
         )
         with torch.no_grad():
-            parts = replaced_hidden(teacher, read, repeated, together).split(len(stretches.starts))
+            parts = replaced_hidden(teacher, read, repeated, together).split(len(segments.starts))
         hidden |= zip(names, parts, strict=True)
-    return {name: hidden[name] for name in stand_ins}
+    return {name: hidden[name] for name in replacements}
 
 
-def _of_similar_length(vectors: Mapping[str, int], stretches: Stretches) -> Iterator[list[str]]:
+def _of_similar_length(vectors: Mapping[str, int], segments: SegmentBatch) -> Iterator[list[str]]:
     """Names by how many vectors they stand for, so that the longest branch is at most a quarter longer than another."""
     together: list[str] = []
     for name in sorted(vectors, key=lambda name: vectors[name]):
-        shortest = stretches.horizon + vectors[together[0] if together else name]
-        if stretches.horizon + vectors[name] > LONGEST_TO_SHORTEST * shortest:
+        shortest = segments.horizon + vectors[together[0] if together else name]
+        if segments.horizon + vectors[name] > LONGEST_TO_SHORTEST * shortest:
             yield together
             together = []
         together.append(name)
@@ -215,18 +219,18 @@ def _padded(values: Tensor, places: int) -> Tensor:
     return torch.cat([values, padding], dim=1)
 
 
-def _pack(stand_ins: StandIns, fed: Tensor) -> tuple[Tensor, Tensor]:
+def _pack(replacements: Replacements, fed: Tensor) -> tuple[Tensor, Tensor]:
     """Branches `[vectors that count, fed, padding]`, `[branches, length, dim]`, and their positions.
 
     Args:
-        fed: `[branches, n, dim]`, embeddings of the tokens that follow the stand-ins.
+        fed: `[branches, n, dim]`, embeddings of the tokens that follow the replacements.
     """
-    lengths, places = stand_ins.lengths[:, None], stand_ins.vectors.shape[1]
+    lengths, places = replacements.lengths[:, None], replacements.vectors.shape[1]
     slots = torch.arange(int(lengths.max()) + fed.shape[1], device=fed.device)
     source = torch.where(slots < lengths, slots, places + slots - lengths)
     # Positions go on through the padding: what has a later position is not seen.
-    positions = torch.cat([stand_ins.positions, stand_ins.continuation[:, None] + slots], dim=1)
-    vectors = torch.cat([stand_ins.vectors.to(fed.dtype), fed], dim=1)
+    positions = torch.cat([replacements.positions, replacements.continuation[:, None] + slots], dim=1)
+    vectors = torch.cat([replacements.vectors.to(fed.dtype), fed], dim=1)
     return _each_row(vectors, source.clamp(max=vectors.shape[1] - 1)), _each_row(positions, source)
 
 

@@ -16,7 +16,7 @@ class ObjectiveConfig(Section):
     mixed_kl_share: float = Field(default=0.5, ge=0, le=1)
     """`mixed`: the weight of kl; delta_nll has the rest."""
     horizon_tokens: int = Field(default=32, ge=1)
-    """H, the number of tokens predicted after a stretch."""
+    """H, the number of tokens predicted after a segment."""
     positions: Positions = "end"
     """Where gists stand among the positions of the context."""
     contrastive_weight: float = Field(default=0.0, ge=0)

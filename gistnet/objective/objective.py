@@ -10,7 +10,7 @@ from gistnet.model.gistnet import GistNet
 from gistnet.model.layers import Dropout
 from gistnet.model.span_context import SpanContext
 from gistnet.model.teacher import ReadWindows, Teacher
-from gistnet.objective.branches import StandIns, Stretches, gist_stand_ins, replaced_hidden
+from gistnet.objective.branches import Replacements, SegmentBatch, gist_replacements, replaced_hidden
 from gistnet.objective.config import ObjectiveConfig
 from gistnet.objective.losses import contrastive_loss, token_losses, token_nll
 
@@ -66,10 +66,10 @@ def encoding_precision(teacher: Teacher) -> torch.autocast:
     return torch.autocast(teacher.device.type, dtype=torch.bfloat16, enabled=teacher.dtype == torch.bfloat16)
 
 
-def encode_stretches(
+def encode_segments(
     gistnet: GistNet,
     teacher: Teacher,
-    stretches: Stretches,
+    segments: SegmentBatch,
     read: ReadWindows | None = None,
     *,
     with_next: bool = False,
@@ -77,24 +77,24 @@ def encode_stretches(
     dropout_rate: float = 0.0,
     dropout_keys: Tensor | None = None,
 ) -> Tensor:
-    """Gists of stretches of any lengths, `[branches, longest, dim]`, zero behind the end of a shorter one.
+    """Gists of segments of any lengths, `[branches, longest, dim]`, zero behind the end of a shorter one.
 
     A span that several branches replace is encoded once.
 
     Args:
-        read: the pass over the windows that the stretches are cut from, for a GistNet that reads their context, with
+        read: the pass over the windows that the segments are cut from, for a GistNet that reads their context, with
             the states that it asks for.
-        with_next: also the gist of the span that follows each stretch, `[branches, longest + 1, dim]`.
+        with_next: also the gist of the span that follows each segment, `[branches, longest + 1, dim]`.
         train_below: whether gradient and dropout reach the levels below, too.
         dropout_rate, dropout_keys: as for `branch_losses`.
     """
-    real = _first(stretches.counts + with_next, stretches.longest + with_next)
+    real = _first(segments.counts + with_next, segments.longest + with_next)
     order = torch.arange(real.shape[1], device=real.device)
-    firsts = stretches.starts[:, None] + order * stretches.span_tokens
-    windows = stretches.windows[:, None].expand_as(firsts)
+    firsts = segments.starts[:, None] + order * segments.span_tokens
+    windows = segments.windows[:, None].expand_as(firsts)
     dropout = None if dropout_keys is None else (dropout_rate, dropout_keys)
     gists = _encode_spans(
-        gistnet, teacher, stretches.tokens, read, windows[real], firsts[real], train_below=train_below, dropout=dropout
+        gistnet, teacher, segments.tokens, read, windows[real], firsts[real], train_below=train_below, dropout=dropout
     )
     padded = gists.new_zeros(*real.shape, gists.shape[1])
     return padded.masked_scatter(real[..., None], gists)
@@ -149,7 +149,7 @@ def branch_losses(
     teacher: Teacher,
     gistnet: GistNet,
     read: ReadWindows,
-    stretches: Stretches,
+    segments: SegmentBatch,
     config: ObjectiveConfig,
     *,
     train_below: bool = False,
@@ -165,37 +165,37 @@ def branch_losses(
             Needed where the rate is above zero.
 
     Raises:
-        ConfigError: the contrastive term needs the span after a stretch, and the horizon is shorter than a span; or
+        ConfigError: the contrastive term needs the span after a segment, and the horizon is shorter than a span; or
             there is a dropout rate without keys.
     """
     with_neighbour = config.contrastive_weight > 0
-    if with_neighbour and stretches.horizon < stretches.span_tokens:
+    if with_neighbour and segments.horizon < segments.span_tokens:
         raise ConfigError(
-            f"contrastive_weight is {config.contrastive_weight} with a horizon of {stretches.horizon} tokens; expected "
-            f"at least the {stretches.span_tokens} of a span, so that every stretch has a neighbour."
+            f"contrastive_weight is {config.contrastive_weight} with a horizon of {segments.horizon} tokens; expected "
+            f"at least the {segments.span_tokens} of a span, so that every segment has a neighbour."
         )
     if dropout_rate > 0 and dropout_keys is None:
         raise ConfigError(f"The dropout rate is {dropout_rate} without keys; expected one key per window.")
-    encoded = encode_stretches(
+    encoded = encode_segments(
         gistnet,
         teacher,
-        stretches,
+        segments,
         read,
         with_next=with_neighbour,
         train_below=train_below,
         dropout_rate=dropout_rate,
         dropout_keys=dropout_keys,
     )
-    is_gist = _first(stretches.counts, stretches.longest)
-    gists = encoded[:, : stretches.longest]
-    stand_ins = gist_stand_ins(stretches, gists, config.positions)
+    is_gist = _first(segments.counts, segments.longest)
+    gists = encoded[:, : segments.longest]
+    replacements = gist_replacements(segments, gists, config.positions)
 
-    hidden = replaced_hidden(teacher, read, stretches, stand_ins)
+    hidden = replaced_hidden(teacher, read, segments, replacements)
     losses = token_losses(
         teacher,
-        stretches.original_hidden(read),
+        segments.original_hidden(read),
         hidden,
-        stretches.targets,
+        segments.targets,
         differentiate=DIFFERENTIATED[config.loss],
         chunk_tokens=config.chunk_tokens,
     )
@@ -209,22 +209,22 @@ def branch_losses(
         contrastive = _branch_means(hinges, is_gist)
         total = total + config.contrastive_weight * contrastive
     if config.reconstruction_weight > 0:
-        reconstruction = _reconstruction(teacher, read, stretches, stand_ins, config.chunk_tokens)
+        reconstruction = _reconstruction(teacher, read, segments, replacements, config.chunk_tokens)
         total = total + config.reconstruction_weight * reconstruction
     norms = _branch_means(gists.detach()[is_gist].norm(dim=-1), is_gist)
     return BranchLosses(total, kl.detach(), delta_nll.detach(), contrastive.detach(), reconstruction.detach(), norms)
 
 
 def _reconstruction(
-    teacher: Teacher, read: ReadWindows, stretches: Stretches, stand_ins: StandIns, chunk_tokens: int | None
+    teacher: Teacher, read: ReadWindows, segments: SegmentBatch, replacements: Replacements, chunk_tokens: int | None
 ) -> Tensor:
     """Cross-entropy of the replaced tokens when they follow their own gists, `[branches]`, nats per token.
 
     The context is the one that gists are read in, so that what they must hold is what the prefix does not give away.
     """
-    replaced = stretches.replaced
-    hidden = replaced_hidden(teacher, read, stretches, stand_ins, tokens=replaced)
-    is_replaced = _first(stretches.replaced_tokens, replaced.shape[1])
+    replaced = segments.replaced
+    hidden = replaced_hidden(teacher, read, segments, replacements, tokens=replaced)
+    is_replaced = _first(segments.replaced_tokens, replaced.shape[1])
     nll = token_nll(teacher, hidden[is_replaced][None], replaced[is_replaced][None], chunk_tokens=chunk_tokens)
     return _branch_means(nll[0], is_replaced)
 

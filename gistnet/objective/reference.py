@@ -1,6 +1,6 @@
 """The training loop of the spec, corrected and taken literally: the definition that the engine must equal.
 
-Per stretch, one forward over the original window and one over the whole replaced context, through transformers' own
+Per segment, one forward over the original window and one over the whole replaced context, through transformers' own
 attention with a mask written out. Slow on purpose; tests and `benchmarks/speed.py` hold the engine against it, and a
 teacher of a family that has not been verified is checked with it when it is loaded.
 """
@@ -11,31 +11,33 @@ from torch import Tensor
 from gistnet.errors import TeacherError
 from gistnet.model.teacher import Teacher
 from gistnet.model.teacher_support import VERIFIED_FAMILIES
-from gistnet.objective.branches import StandIns, Stretches, gist_stand_ins, replaced_hidden
+from gistnet.objective.branches import Replacements, SegmentBatch, gist_replacements, replaced_hidden
 from gistnet.objective.losses import token_losses
 
 
-def reference_original_hidden(teacher: Teacher, stretches: Stretches, branch: int) -> Tensor:
+def reference_original_hidden(teacher: Teacher, segments: SegmentBatch, branch: int) -> Tensor:
     """One forward over the original window: the states that predict one branch's horizon, `[H, dim]`, no gradient."""
-    tokens = stretches.tokens[stretches.windows[branch]]
+    tokens = segments.tokens[segments.windows[branch]]
     positions = torch.arange(len(tokens), device=tokens.device)
     with torch.no_grad():
         hidden = _plain_forward(teacher, teacher.embed(tokens), positions)
-    first = int(stretches.starts[branch]) + int(stretches.replaced_tokens[branch]) - 1
-    return hidden[first : first + stretches.horizon]
+    first = int(segments.starts[branch]) + int(segments.replaced_tokens[branch]) - 1
+    return hidden[first : first + segments.horizon]
 
 
-def reference_replaced_hidden(teacher: Teacher, stretches: Stretches, stand_ins: StandIns, branch: int) -> Tensor:
+def reference_replaced_hidden(
+    teacher: Teacher, segments: SegmentBatch, replacements: Replacements, branch: int
+) -> Tensor:
     """One forward over the whole replaced context: the states that predict one branch's horizon, `[H, dim]`."""
-    tokens, start = stretches.tokens[stretches.windows[branch]], int(stretches.starts[branch])
-    count, suffix = int(stand_ins.lengths[branch]), tokens[start + int(stretches.replaced_tokens[branch]) :]
-    vectors = stand_ins.vectors[branch, :count].to(teacher.dtype)
+    tokens, start = segments.tokens[segments.windows[branch]], int(segments.starts[branch])
+    count, suffix = int(replacements.lengths[branch]), tokens[start + int(segments.replaced_tokens[branch]) :]
+    vectors = replacements.vectors[branch, :count].to(teacher.dtype)
     prefix_positions = torch.arange(start, device=tokens.device)
-    suffix_positions = stand_ins.continuation[branch] + torch.arange(len(suffix), device=tokens.device)
+    suffix_positions = replacements.continuation[branch] + torch.arange(len(suffix), device=tokens.device)
     context = torch.cat([teacher.embed(tokens[:start]), vectors, teacher.embed(suffix)])
-    positions = torch.cat([prefix_positions, stand_ins.positions[branch, :count], suffix_positions])
+    positions = torch.cat([prefix_positions, replacements.positions[branch, :count], suffix_positions])
     first = start + count - 1
-    return _plain_forward(teacher, context, positions)[first : first + stretches.horizon]
+    return _plain_forward(teacher, context, positions)[first : first + segments.horizon]
 
 
 def _plain_forward(teacher: Teacher, vectors: Tensor, positions: Tensor) -> Tensor:
@@ -57,7 +59,7 @@ def _plain_forward(teacher: Teacher, vectors: Tensor, positions: Tensor) -> Tens
 
 
 def require_exact(teacher: Teacher, *, tolerance_nats: float = 0.02) -> None:
-    """Hold the engine against the loop on a few random stretches, for a teacher of a family that no test covers.
+    """Hold the engine against the loop on a few random segments, for a teacher of a family that no test covers.
 
     Raises:
         TeacherError: their predictions differ by more than `tolerance_nats` of mean KL per token (room for bfloat16),
@@ -88,11 +90,11 @@ def _difference_in_nats(teacher: Teacher) -> float:
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(0, teacher.vocabulary_size, (1, 96), generator=generator).to(teacher.device)
     starts = torch.tensor([3, 40], device=teacher.device)
-    stretches = Stretches(tokens, torch.zeros_like(starts), starts, span_tokens=32, gists=1, horizon=8)
-    stand_ins = gist_stand_ins(stretches, teacher.embed(stretches.replaced[:, -1:]), "center")
-    engine = replaced_hidden(teacher, teacher.read_windows(tokens), stretches, stand_ins)
-    loop = torch.stack([reference_replaced_hidden(teacher, stretches, stand_ins, branch) for branch in (0, 1)])
+    segments = SegmentBatch(tokens, torch.zeros_like(starts), starts, span_tokens=32, gists=1, horizon=8)
+    replacements = gist_replacements(segments, teacher.embed(segments.replaced[:, -1:]), "center")
+    engine = replaced_hidden(teacher, teacher.read_windows(tokens), segments, replacements)
+    loop = torch.stack([reference_replaced_hidden(teacher, segments, replacements, branch) for branch in (0, 1)])
     plain = teacher.model(inputs_embeds=teacher.embed(tokens), use_cache=False).logits[:, -1]
     head = teacher.logits(teacher.read_windows(tokens).hidden[:, -1])
-    difference = float(token_losses(teacher, loop, engine, stretches.targets).kl.mean())
+    difference = float(token_losses(teacher, loop, engine, segments.targets).kl.mean())
     return difference + float((plain.float().log_softmax(-1) - head.float().log_softmax(-1)).abs().mean())

@@ -141,7 +141,7 @@ def _results_said(shown: Path, figures: ReleasedFigures, provenance: Provenance)
     return (
         f"{_held_out_said(figures.network)}, all in `held-out/`; intervals are bootstrapped over documents. "
         f"{_overlap_said(provenance)} "
-        "*kl* is KL(prediction after the tokens ‖ prediction after the stand-in) over the H tokens that follow, in "
+        "*kl* is KL(prediction after the tokens ‖ prediction after the replacement) over the H tokens that follow, in "
         f"nats per token; *recovered* is 1 − KL / KL of dropping the span. `gistnet evaluate {shown.name}` gives these "
         f"figures again, to the digit on a machine like this one ({device}, {machine['cores']} cores, torch "
         f"{machine['torch']}, transformers {machine['transformers']}){threads}{_also(shown, provenance)}; "

@@ -96,7 +96,7 @@ def _tables(records: Sequence[MetricRecord]) -> Iterator[str]:
 
 
 def targets_table(records: Sequence[MetricRecord]) -> str:
-    """Every figure that has a target, beside the stand-ins that cost nothing, and whether it is met."""
+    """Every figure that has a target, beside the replacements that cost nothing, and whether it is met."""
     aimed = [record for record in records if record.target is not None and not record.part]
     if not aimed:
         return "None of the figures has a target."

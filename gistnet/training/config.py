@@ -28,9 +28,9 @@ class ValidationConfig(Section):
     documents: int = Field(default=100, ge=1)
     """Held-out documents per domain, one window of each."""
     spans_per_document: int = Field(default=4, ge=1)
-    """Stretches of each window."""
+    """SegmentBatch of each window."""
     gists_in_a_row: int = Field(default=1, ge=1)
-    """k, how many consecutive spans a stretch replaces. The best network of a stage is chosen on such stretches: one
+    """k, how many consecutive spans a segment replaces. The best network of a stage is chosen on such segments: one
     that trains on long runs of gists may get worse on single ones, and is then taken back if it is judged by them."""
     cache_gigabytes: float = Field(default=2.0, ge=0)
     """Memory for passes over held-out windows, which are the same at every validation."""
@@ -48,7 +48,7 @@ class TrainConfig(Section):
     accumulation_steps: int = Field(default=1, ge=1)
     """Batches whose gradients are added up before a step."""
     spans_per_window: int = Field(default=8, ge=1)
-    """Stretches drawn from each window."""
+    """SegmentBatch drawn from each window."""
     runs: GistRuns = GistRuns()
     level: int = Field(default=0, ge=0)
     """The level of gists that the stage trains; those above it are left alone."""

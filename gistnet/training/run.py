@@ -184,7 +184,7 @@ def build_run(
 
     Raises:
         ConfigError: probabilities do not sum to 1, or a batch has fewer windows than there are processes.
-        DataError: a domain of a stage has no training or no held-out windows, or they are too short for a stretch and
+        DataError: a domain of a stage has no training or no held-out windows, or they are too short for a segment and
             its horizon.
     """
     pool = training_pool(dataset, source_weights)

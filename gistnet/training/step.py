@@ -12,7 +12,7 @@ from gistnet.data.sampling import SpanLayout, WindowSample
 from gistnet.errors import TrainingError
 from gistnet.model.gistnet import GistNet
 from gistnet.model.teacher import Teacher
-from gistnet.objective.branches import LONGEST_TO_SHORTEST, Stretches
+from gistnet.objective.branches import LONGEST_TO_SHORTEST, SegmentBatch
 from gistnet.objective.config import ObjectiveConfig
 from gistnet.objective.objective import BranchLosses, branch_losses
 from gistnet.training.micro_batch import MicroBatch
@@ -36,7 +36,7 @@ def accumulate_gradient(
 
     Args:
         gistnet: of the level that is trained.
-        samples: the windows and their stretches.
+        samples: the windows and their segments.
         train_below: whether the levels below are trained, too.
         branches_in_batch: the branches of the whole step, over all windows and processes; each counts alike.
         sizes: how many windows and branches run through the teacher at once; bounds memory.
@@ -56,12 +56,12 @@ def accumulate_gradient(
         keys = torch.tensor([_dropout_key(*dropout_seed, sample.item) for sample in group], device=teacher.device)
         for branches in branch_micro_batches(group, sizes.branches, layout.horizon_tokens):
             windows, starts, gists = torch.tensor(branches, device=teacher.device).T
-            stretches = Stretches(tokens, windows, starts, layout.tokens_per_gist, gists, layout.horizon_tokens)
+            segments = SegmentBatch(tokens, windows, starts, layout.tokens_per_gist, gists, layout.horizon_tokens)
             losses = branch_losses(
                 teacher,
                 gistnet,
                 read,
-                stretches,
+                segments,
                 objective,
                 train_below=train_below,
                 dropout_rate=dropout_rate,

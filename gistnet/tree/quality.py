@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from gistnet.errors import ConfigError, TeacherError
 from gistnet.model.teacher import ReadWindows, Teacher
-from gistnet.objective.branches import Stretches, gist_stand_ins, replaced_hidden
+from gistnet.objective.branches import SegmentBatch, gist_replacements, replaced_hidden
 from gistnet.objective.losses import token_losses
 from gistnet.positions import Positions
 from gistnet.tree.history import History, count_gists, tokens_per_gist
@@ -140,11 +140,11 @@ def _measure_branches(
 ) -> torch.Tensor:
     """KL and ΔNLL of gists of one window, `[2, n]`."""
     begins = torch.from_numpy(starts).to(teacher.device)
-    stretches = Stretches(window, torch.zeros_like(begins), begins, span, 1, options.horizon_tokens)
+    segments = SegmentBatch(window, torch.zeros_like(begins), begins, span, 1, options.horizon_tokens)
     vectors = torch.tensor(gists, device=teacher.device)[:, None]  # a copy: what a tree gives is read-only
-    stand_ins = gist_stand_ins(stretches, vectors, options.positions)
-    hidden = replaced_hidden(teacher, read, stretches, stand_ins)
-    losses = token_losses(teacher, stretches.original_hidden(read), hidden, stretches.targets)
+    replacements = gist_replacements(segments, vectors, options.positions)
+    hidden = replaced_hidden(teacher, read, segments, replacements)
+    losses = token_losses(teacher, segments.original_hidden(read), hidden, segments.targets)
     return torch.stack([losses.kl.mean(dim=1), losses.delta_nll.mean(dim=1)])
 
 

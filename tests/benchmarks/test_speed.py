@@ -34,10 +34,10 @@ def test_starts_leave_room_for_the_horizon() -> None:
 
 def test_branches_run_through_the_windows_in_order() -> None:
     branches = Branches(torch.zeros(3, 200, dtype=torch.long), [4, 36, 68], horizon=8)
-    stretches = branches.stretches(first=2, count=5)
-    assert stretches.windows.tolist() == [0, 1, 1, 1, 2]
-    assert stretches.starts.tolist() == [68, 4, 36, 68, 4]
-    assert branches.stretches(first=7, count=5).starts.tolist() == [36, 68]
+    segments = branches.segments(first=2, count=5)
+    assert segments.windows.tolist() == [0, 1, 1, 1, 2]
+    assert segments.starts.tolist() == [68, 4, 36, 68, 4]
+    assert branches.segments(first=7, count=5).starts.tolist() == [36, 68]
 
 
 def test_variants_agree_and_utilisation_is_of_what_was_timed(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from gistnet.context.plan import Gists, Plan, Raw
 from gistnet.context.reading import read_context
 from gistnet.errors import ConfigError, DataError, TeacherError
 from gistnet.model.teacher import Teacher
-from gistnet.objective.branches import Positions, StandIns, Stretches, gist_stand_ins, replaced_hidden
+from gistnet.objective.branches import Positions, Replacements, SegmentBatch, gist_replacements, replaced_hidden
 from tests.context.histories import random_history
 from tests.teachers import FAMILIES, tiny_teacher
 
@@ -28,9 +28,9 @@ def branch_logits(teacher: Teacher, tokens: torch.Tensor, start: int, stop: int,
     count = gists.shape[1]
     horizon = tokens.shape[1] - stop
     zero, starts = torch.tensor([0]), torch.tensor([start])
-    stretches = Stretches(tokens, zero, starts, (stop - start) // count, count, horizon)
-    stand_ins = gist_stand_ins(stretches, gists, policy)
-    return teacher.logits(replaced_hidden(teacher, teacher.read_windows(tokens), stretches, stand_ins))
+    segments = SegmentBatch(tokens, zero, starts, (stop - start) // count, count, horizon)
+    replacements = gist_replacements(segments, gists, policy)
+    return teacher.logits(replaced_hidden(teacher, teacher.read_windows(tokens), segments, replacements))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -102,10 +102,10 @@ def test_the_sink_precedes_the_gist_that_also_stands_for_it(family: str) -> None
     assert context.position_ids[0].tolist() == [0, 1, 2, 3, 4, *range(8, 60)]
     gist = torch.from_numpy(history.gists(0, 0, 1)).double()[None]
     one = torch.tensor([0])
-    stretches = Stretches(tokens, one, one + 4, span_tokens=4, gists=1, horizon=52)
-    stand_in = StandIns(gist, torch.tensor([[4]]), torch.tensor([8]))
+    segments = SegmentBatch(tokens, one, one + 4, span_tokens=4, gists=1, horizon=52)
+    replacement = Replacements(gist, torch.tensor([[4]]), torch.tensor([8]))
     with torch.no_grad():
-        expected = teacher.logits(replaced_hidden(teacher, teacher.read_windows(tokens), stretches, stand_in))
+        expected = teacher.logits(replaced_hidden(teacher, teacher.read_windows(tokens), segments, replacement))
         read = teacher.logits(read_context(teacher, context))
     torch.testing.assert_close(read[:, 4:-1], expected, rtol=1e-8, atol=1e-9)
 

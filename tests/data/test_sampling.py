@@ -304,7 +304,7 @@ def test_validation_takes_one_window_a_held_out_document_of_each_domain(dataset:
         assert steps.max() - steps.min() <= 1, "evenly spread over the grid"
 
 
-def test_validation_stretches_have_exactly_the_gists_asked_for(dataset: PreparedDataset) -> None:
+def test_validation_segments_have_exactly_the_gists_asked_for(dataset: PreparedDataset) -> None:
     """Windows, phases and starts, by a hash of the seed and the documents' texts."""
     expected = {
         1: [(322, 2, [10, 26, 34, 50]), (326, 1, [9, 33, 57, 81]), (313, 5, [5, 29, 53, 77])],

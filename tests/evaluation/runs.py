@@ -17,7 +17,7 @@ SPAN, HORIZON = 32, 32
 STAND_INS = ("gist", "drop", "last_token")
 OTHERS = ("drop", "last_token", "surprisal_token", "mean", "shuffled")
 COST = {"gist": 0.6, "drop": 0.95, "last_token": 0.64, "surprisal_token": 0.84, "mean": 3.1, "shuffled": 0.85}
-"""KL of each stand-in in nats per token, near to what the real teacher gives."""
+"""KL of each replacement in nats per token, near to what the real teacher gives."""
 WORDS = """
     the a of and in to was that it with as for on by at from had not but they which were been would there river
     lantern bridge stone harbour winter letter window ship road morning evening quiet seven walked carried found

@@ -20,7 +20,7 @@ from gistnet.evaluation.optimised_vector import (
     sample_continuations,
     span_generator,
 )
-from gistnet.objective.branches import Stretches, gist_stand_ins
+from gistnet.objective.branches import SegmentBatch, gist_replacements
 from gistnet.objective.losses import token_losses
 from gistnet.objective.reference import reference_original_hidden, reference_replaced_hidden
 from gistnet.session import open_run
@@ -59,10 +59,10 @@ def written_out_kl(teacher, vector, tokens) -> float:
     total = 0.0
     for sample in tokens:
         window = torch.cat([context(), sample])[None]
-        stretches = Stretches(window, torch.tensor([0]), torch.tensor([22]), span_tokens=8, gists=1, horizon=6)
-        stand_ins = gist_stand_ins(stretches, vector.view(1, 1, -1), "center")
-        log_p = teacher.logits(reference_original_hidden(teacher, stretches, 0)).log_softmax(-1)
-        log_q = teacher.logits(reference_replaced_hidden(teacher, stretches, stand_ins, 0)).log_softmax(-1)
+        segments = SegmentBatch(window, torch.tensor([0]), torch.tensor([22]), span_tokens=8, gists=1, horizon=6)
+        replacements = gist_replacements(segments, vector.view(1, 1, -1), "center")
+        log_p = teacher.logits(reference_original_hidden(teacher, segments, 0)).log_softmax(-1)
+        log_q = teacher.logits(reference_replaced_hidden(teacher, segments, replacements, 0)).log_softmax(-1)
         total += float((log_p.exp() * (log_p - log_q)).sum(-1).mean())
     return total / len(tokens)
 
@@ -97,10 +97,10 @@ def test_continuations_that_no_step_saw_choose_the_vector(monkeypatch):
         tokens = torch.randint(3, 97, (count, length), generator=generator)
         rows = torch.arange(count)
         window = torch.cat([context.expand(count, -1), tokens], dim=1)
-        stretches = Stretches(window, rows, torch.full((count,), 22), span_tokens=8, gists=1, horizon=length)
+        segments = SegmentBatch(window, rows, torch.full((count,), 22), span_tokens=8, gists=1, horizon=length)
         vectors = torch.where((rows < CONFIG.samples)[:, None], embedding, state)[:, None]
-        stand_ins = gist_stand_ins(stretches, vectors, "end")
-        return tokens, torch.stack([reference_replaced_hidden(teacher, stretches, stand_ins, row) for row in rows])
+        replacements = gist_replacements(segments, vectors, "end")
+        return tokens, torch.stack([reference_replaced_hidden(teacher, segments, replacements, row) for row in rows])
 
     monkeypatch.setattr("gistnet.evaluation.optimised_vector.sample_continuations", made_up)
     vector = optimised_vector(teacher, context(), LAYOUT, CONFIG, positions="end", generator=seeded(2))
@@ -152,11 +152,11 @@ def test_the_true_continuation_changes_nothing_in_the_vector(run):
         )
 
     first = vector()
-    end = int(window.stretches.starts[0] + window.stretches.replaced_tokens[0])
-    assert torch.equal(context_of(window)[-8:], window.stretches.replaced[0])
-    window.stretches.tokens[0, end:] = 7
+    end = int(window.segments.starts[0] + window.segments.replaced_tokens[0])
+    assert torch.equal(context_of(window)[-8:], window.segments.replaced[0])
+    window.segments.tokens[0, end:] = 7
     assert torch.equal(vector(), first)
-    window.stretches.tokens[0, end - 1] = 7
+    window.segments.tokens[0, end - 1] = 7
     assert not torch.equal(vector(), first)
 
 
@@ -180,7 +180,7 @@ def test_the_records_hold_bound_gist_and_baselines_of_the_same_spans(run):
     chosen = HeldOut(
         run.teacher, run.dataset, choose_spans(run.dataset, samples_of(run), 3), run.stages[0].layout, cache_gigabytes=0
     )
-    drop = chosen.measure({"drop": lambda window, read: baselines.drop(run.teacher, window.stretches)})["drop"].kl
+    drop = chosen.measure({"drop": lambda window, read: baselines.drop(run.teacher, window.segments)})["drop"].kl
     for kl, recovered, share in zip(records[::3], records[1::3], records[2::3], strict=True):
         assert (kl.n_spans, kl.n_documents, kl.positions) == (3, 3, "center")
         assert kl.baselines.keys() == recovered.baselines.keys() == {"gist", "drop", "last_token"}

@@ -24,7 +24,7 @@ from gistnet.evaluation.config import BoundConfig, EvaluationConfig, PairTestCon
 from gistnet.evaluation.evaluator import evaluate
 from gistnet.evaluation.held_out import HeldOut, Measured
 from gistnet.evaluation.validation import Validator
-from gistnet.objective.branches import Stretches, gist_stand_ins
+from gistnet.objective.branches import SegmentBatch, gist_replacements
 from gistnet.objective.objective import encode
 from gistnet.objective.reference import reference_original_hidden, reference_replaced_hidden
 from gistnet.session import open_run
@@ -58,12 +58,12 @@ def written_out_kl(run, horizon: int, gists: int = 1) -> np.ndarray:
     for sample in samples:
         starts = torch.from_numpy(sample.starts)
         tokens = torch.from_numpy(run.dataset.read(sample.window))[None]
-        stretches = Stretches(tokens, torch.zeros_like(starts), starts, 8, gists, horizon)
+        segments = SegmentBatch(tokens, torch.zeros_like(starts), starts, 8, gists, horizon)
         with torch.no_grad():
-            stand_ins = gist_stand_ins(stretches, encode(run.gistnet, run.teacher, stretches.replaced), "center")
+            replacements = gist_replacements(segments, encode(run.gistnet, run.teacher, segments.replaced), "center")
             for branch in range(len(starts)):
-                p = run.teacher.logits(reference_original_hidden(run.teacher, stretches, branch)).log_softmax(-1)
-                q = reference_replaced_hidden(run.teacher, stretches, stand_ins, branch)
+                p = run.teacher.logits(reference_original_hidden(run.teacher, segments, branch)).log_softmax(-1)
+                q = reference_replaced_hidden(run.teacher, segments, replacements, branch)
                 rows.append((p.exp() * (p - run.teacher.logits(q).log_softmax(-1))).sum(-1).numpy())
     return np.array(rows)
 
@@ -239,7 +239,7 @@ def test_one_held_out_document_is_too_few(run):
 
 @torch.no_grad()
 def neighbours(run, gists: int) -> torch.Tensor:
-    """The gist of each stretch's last span and that of the span after it, encoded one by one, `[stretches, 2, dim]`."""
+    """The gist of each segment's last span and that of the span after it, encoded one by one, `[segments, 2, dim]`."""
     rows = []
     for sample in validation_windows(
         run.dataset, run.stages[0].layout, documents=5, spans_per_document=2, seed=0, gists=gists
@@ -301,40 +301,40 @@ def test_a_validation_weighs_domains_by_their_share_in_training_and_counts_spans
 def test_the_cache_keeps_only_what_fits(run):
     samples = validation_windows(run.dataset, run.stages[0].layout, documents=5, spans_per_document=2, seed=0)
     one = HeldOut(run.teacher, run.dataset, samples[:1], run.stages[0].layout, cache_gigabytes=1.0)
-    one.measure({"drop": lambda window, read: baselines.drop(run.teacher, window.stretches)})
+    one.measure({"drop": lambda window, read: baselines.drop(run.teacher, window.segments)})
     (read,) = one._reads.values()
     size = read.hidden.nbytes + 2 * sum(k.nbytes for k in read.document.keys.values())
     few = HeldOut(run.teacher, run.dataset, samples, run.stages[0].layout, cache_gigabytes=2.5 * size / 1e9)
-    few.measure({"drop": lambda window, read: baselines.drop(run.teacher, window.stretches)})
+    few.measure({"drop": lambda window, read: baselines.drop(run.teacher, window.segments)})
     assert 1 <= len(few._reads) < len(samples)
 
 
-def stretches_of_two_spans() -> Stretches:
+def segments_of_two_spans() -> SegmentBatch:
     tokens = torch.randint(3, 97, (1, 60), generator=torch.Generator().manual_seed(4))
-    return Stretches(tokens, torch.tensor([0]), torch.tensor([10]), span_tokens=8, gists=2, horizon=6)
+    return SegmentBatch(tokens, torch.tensor([0]), torch.tensor([10]), span_tokens=8, gists=2, horizon=6)
 
 
 def test_tokens_stand_at_their_own_place_and_the_mean_where_the_gist_would():
-    teacher, stretches = tiny_teacher("llama"), stretches_of_two_spans()
-    last = baselines.last_token(teacher, stretches, "center")
+    teacher, segments = tiny_teacher("llama"), segments_of_two_spans()
+    last = baselines.last_token(teacher, segments, "center")
     assert last.positions.tolist() == [[17, 25]]
-    torch.testing.assert_close(last.vectors[0], teacher.embed(stretches.tokens[0, [17, 25]]))
-    assert baselines.last_token(teacher, stretches, "compact").positions.tolist() == [[10, 11]]
-    mean = baselines.mean(teacher, stretches, "center")
+    torch.testing.assert_close(last.vectors[0], teacher.embed(segments.tokens[0, [17, 25]]))
+    assert baselines.last_token(teacher, segments, "compact").positions.tolist() == [[10, 11]]
+    mean = baselines.mean(teacher, segments, "center")
     assert mean.positions.tolist() == [[14, 22]]
-    torch.testing.assert_close(mean.vectors[0, 1], teacher.embed(stretches.tokens[0, 18:26]).mean(0))
-    assert baselines.drop(teacher, stretches).continuation.tolist() == [26]
+    torch.testing.assert_close(mean.vectors[0, 1], teacher.embed(segments.tokens[0, 18:26]).mean(0))
+    assert baselines.drop(teacher, segments).continuation.tolist() == [26]
 
 
 def test_the_surprisal_token_is_the_least_expected_by_the_plain_model():
-    teacher, stretches = tiny_teacher("llama"), stretches_of_two_spans()
+    teacher, segments = tiny_teacher("llama"), segments_of_two_spans()
     with torch.no_grad():
-        log_p = teacher.model(stretches.tokens, use_cache=False).logits.log_softmax(-1)[0]
-    surprisal = -log_p[:-1].gather(1, stretches.tokens[0, 1:, None])[:, 0]  # entry t is of token t + 1
+        log_p = teacher.model(segments.tokens, use_cache=False).logits.log_softmax(-1)[0]
+    surprisal = -log_p[:-1].gather(1, segments.tokens[0, 1:, None])[:, 0]  # entry t is of token t + 1
     places = [10 + int(surprisal[9:17].argmax()), 18 + int(surprisal[17:25].argmax())]
-    chosen = baselines.surprisal_token(teacher, teacher.read_windows(stretches.tokens), stretches, "center")
+    chosen = baselines.surprisal_token(teacher, teacher.read_windows(segments.tokens), segments, "center")
     assert chosen.positions.tolist() == [places]
-    torch.testing.assert_close(chosen.vectors[0], teacher.embed(stretches.tokens[0, places]))
+    torch.testing.assert_close(chosen.vectors[0], teacher.embed(segments.tokens[0, places]))
 
 
 def test_shuffled_gists_come_from_other_documents():

@@ -15,7 +15,7 @@ from gistnet.model.gistnet import GistNet
 from gistnet.model.span_context import SpanContext
 from gistnet.model.teacher import Teacher
 from gistnet.model.tokenizer import TeacherTokenizer
-from gistnet.objective.branches import Stretches, gist_stand_ins
+from gistnet.objective.branches import SegmentBatch, gist_replacements
 from gistnet.objective.objective import encode
 from gistnet.objective.reference import reference_replaced_hidden
 from tests.teachers import tiny_teacher
@@ -70,11 +70,11 @@ def accuracy_written_out(teacher, gistnet, pairs, k: int, what: str) -> dict[str
                     hidden = teacher.model.base_model(tokens).last_hidden_state[0, n - 1 : -1]
                 else:
                     start = torch.tensor([n - k * 16])
-                    stretches = Stretches(tokens, torch.tensor([0]), start, span_tokens=16, gists=k, horizon=h)
+                    segments = SegmentBatch(tokens, torch.tensor([0]), start, span_tokens=16, gists=k, horizon=h)
                     read = teacher.read_windows(tokens[:, :n], states_after=gistnet.states_after)
-                    gists = encode(gistnet, teacher, stretches.replaced, SpanContext(read, torch.tensor([0]), start))
-                    stand_ins = gist_stand_ins(stretches, gists, "center")
-                    hidden = reference_replaced_hidden(teacher, stretches, stand_ins, 0)
+                    gists = encode(gistnet, teacher, segments.replaced, SpanContext(read, torch.tensor([0]), start))
+                    replacements = gist_replacements(segments, gists, "center")
+                    hidden = reference_replaced_hidden(teacher, segments, replacements, 0)
                 costs.append(mean_nll(teacher, hidden, torch.tensor(following)))
             right.setdefault(pair.kind, []).append((costs[0] < costs[1]) + (costs[0] == costs[1]) / 2)
     means = {kind: sum(values) / len(values) for kind, values in right.items()}
@@ -116,7 +116,7 @@ def test_a_continuation_costs_the_mean_of_its_own_tokens(teacher):
     """Of two tokens and of five after one context: the shorter is padded beside the longer."""
     context, following = [*range(20, 32)], [[5, 6], [7, 8, 9, 10, 11]]
     tokens, windows, ends = torch.tensor([[*context, 0]]), torch.tensor([0, 0]), torch.tensor([12, 12])
-    nothing = Stretches(tokens, windows, ends, span_tokens=16, gists=0, horizon=1)
+    nothing = SegmentBatch(tokens, windows, ends, span_tokens=16, gists=0, horizon=1)
     costs = _mean_nll(teacher, teacher.read_windows(tokens), nothing, baselines.drop(teacher, nothing), following)
     for cost, row in zip(costs.tolist(), following, strict=True):
         hidden = teacher.model.base_model(torch.tensor([context + row])).last_hidden_state[0, 11:-1]

@@ -65,7 +65,7 @@ def test_no_probe_is_judged_on_documents_that_it_was_trained_on(run, monkeypatch
     monkeypatch.setattr(module, "read_tokens", judging)
     measure(run, CONFIG.model_copy(update={"steps": 1}))
     held_out = module._held_out(run.teacher, run.gistnet, run.dataset, CONFIG, seed=1)
-    everything = torch.cat([window.stretches.replaced for window in held_out.windows])
+    everything = torch.cat([window.segments.replaced for window in held_out.windows])
     for one, other in zip(trained, judged, strict=True):
         assert len(one) + len(other) == len(everything)
         assert torch.equal(torch.cat([one, other]).sort(dim=0).values, everything.sort(dim=0).values)

@@ -5,8 +5,8 @@ import torch
 
 from gistnet.model import prefix_attention
 from gistnet.objective import losses as losses_module
-from gistnet.objective.branches import gist_stand_ins
-from tests.objective.test_engine import MIXED, engine_kl, make_stretches, random_gists
+from gistnet.objective.branches import gist_replacements
+from tests.objective.test_engine import MIXED, engine_kl, make_segments, random_gists
 from tests.teachers import FAMILIES, tiny_teacher
 
 pytest.importorskip("triton", reason="the kernels need Triton")
@@ -15,11 +15,11 @@ pytest.importorskip("triton", reason="the kernels need Triton")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_engine_on_kernels_equals_the_engine_on_pytorch(family, monkeypatch):
     """Runs of one to six gists, two windows; Gemma 3 with layers that slide over 20 positions, and capped logits."""
-    teacher, stretches = tiny_teacher(family, torch.float32), make_stretches(MIXED)
+    teacher, segments = tiny_teacher(family, torch.float32), make_segments(MIXED)
 
     def losses_and_gradient():
-        vectors = random_gists(stretches, teacher.hidden_size).float().requires_grad_()
-        found = engine_kl(teacher, stretches, gist_stand_ins(stretches, vectors, "center"))
+        vectors = random_gists(segments, teacher.hidden_size).float().requires_grad_()
+        found = engine_kl(teacher, segments, gist_replacements(segments, vectors, "center"))
         (found.kl * torch.linspace(1, 2, found.kl.shape[1])).sum().backward()
         return torch.stack([part.detach() for part in found]), vectors.grad
 

@@ -9,15 +9,15 @@ from torch._dynamo.utils import counters
 from gistnet.errors import TeacherError
 from gistnet.model import teacher as teacher_module
 from gistnet.model.config import TeacherConfig
-from gistnet.objective.branches import gist_stand_ins, replaced_hidden
-from tests.objective.test_engine import MIXED, make_stretches, random_gists
+from gistnet.objective.branches import gist_replacements, replaced_hidden
+from tests.objective.test_engine import MIXED, make_segments, random_gists
 from tests.teachers import tiny_teacher
 
 
-def states_and_gradient(teacher, stretches):
-    vectors = random_gists(stretches, teacher.hidden_size).requires_grad_()
+def states_and_gradient(teacher, segments):
+    vectors = random_gists(segments, teacher.hidden_size).requires_grad_()
     hidden = replaced_hidden(
-        teacher, teacher.read_windows(stretches.tokens), stretches, gist_stand_ins(stretches, vectors, "center")
+        teacher, teacher.read_windows(segments.tokens), segments, gist_replacements(segments, vectors, "center")
     )
     hidden.square().sum().backward()
     return hidden.detach(), vectors.grad
@@ -29,10 +29,10 @@ def test_compiled_layers_are_exact_and_compiled_once(family):
     torch._dynamo.reset()
     plain, compiled = tiny_teacher(family), tiny_teacher(family)
     compiled.compile_layers(backend="aot_eager")
-    first = make_stretches(MIXED)
-    for number, stretches in enumerate((first, dataclasses.replace(first, horizon=4), make_stretches(2))):
+    first = make_segments(MIXED)
+    for number, segments in enumerate((first, dataclasses.replace(first, horizon=4), make_segments(2))):
         for got, expected in zip(
-            states_and_gradient(compiled, stretches), states_and_gradient(plain, stretches), strict=True
+            states_and_gradient(compiled, segments), states_and_gradient(plain, segments), strict=True
         ):
             torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-12)
         if number == 0:

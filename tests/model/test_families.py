@@ -8,7 +8,7 @@ from gistnet.errors import TeacherError
 from gistnet.model.config import GistNetConfig, TeacherConfig
 from gistnet.model.gistnet import GistNet
 from gistnet.model.teacher import Teacher
-from gistnet.objective.branches import Stretches, gist_stand_ins, replaced_hidden
+from gistnet.objective.branches import SegmentBatch, gist_replacements, replaced_hidden
 from gistnet.objective.losses import token_losses
 from gistnet.objective.reference import require_exact
 from tests.teachers import FAMILIES, SHARED, tiny_teacher
@@ -81,11 +81,11 @@ def test_the_engine_is_exact_and_a_step_reaches_every_parameter(family):
             torch.nn.init.normal_(parameter, std=0.3)
     tokens = torch.randint(3, 97, (2, 64), generator=torch.Generator().manual_seed(0))
     windows, starts = torch.tensor([0, 0, 1, 1]), torch.tensor([3, 17, 9, 30])
-    stretches = Stretches(tokens, windows, starts, span_tokens=8, gists=1, horizon=8)
+    segments = SegmentBatch(tokens, windows, starts, span_tokens=8, gists=1, horizon=8)
     read = teacher.read_windows(tokens)
-    gists = gistnet(teacher.embed(stretches.replaced))
-    hidden = replaced_hidden(teacher, read, stretches, gist_stand_ins(stretches, gists[:, None], "end"))
-    losses = token_losses(teacher, stretches.original_hidden(read), hidden, stretches.targets, differentiate=("kl",))
+    gists = gistnet(teacher.embed(segments.replaced))
+    hidden = replaced_hidden(teacher, read, segments, gist_replacements(segments, gists[:, None], "end"))
+    losses = token_losses(teacher, segments.original_hidden(read), hidden, segments.targets, differentiate=("kl",))
     losses.kl.mean().backward()
     for name, parameter in gistnet.named_parameters():
         assert (parameter.grad is not None and bool(parameter.grad.any())) is parameter.requires_grad, name

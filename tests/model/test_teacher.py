@@ -423,9 +423,9 @@ def test_an_unverified_family_that_the_engine_reads_exactly_passes_the_check(fam
 
 
 def test_an_unverified_family_that_the_engine_misreads_is_refused(monkeypatch):
-    def one_position_late(teacher, read, stretches, stand_ins, tokens=None):
-        late = reference.StandIns(stand_ins.vectors, stand_ins.positions + 1, stand_ins.continuation + 1)
-        return exact(teacher, read, stretches, late, tokens)
+    def one_position_late(teacher, read, segments, replacements, tokens=None):
+        late = reference.Replacements(replacements.vectors, replacements.positions + 1, replacements.continuation + 1)
+        return exact(teacher, read, segments, late, tokens)
 
     exact = reference.replaced_hidden
     monkeypatch.setattr(reference, "replaced_hidden", one_position_late)

@@ -12,46 +12,46 @@ from gistnet.evaluation.evaluator import evaluate
 from gistnet.model.config import GistNetConfig
 from gistnet.model.gistnet import GistNet
 from gistnet.model.span_context import SpanContext
-from gistnet.objective.branches import Stretches
+from gistnet.objective.branches import SegmentBatch
 from gistnet.objective.config import ObjectiveConfig
-from gistnet.objective.objective import branch_losses, encode, encode_stretches
+from gistnet.objective.objective import branch_losses, encode, encode_segments
 from gistnet.session import open_run
 from gistnet.training.trainer import fit
 from tests.gistnets import SPAN, context_gistnet
 from tests.teachers import FAMILIES, tiny_teacher
 
 
-def make_stretches(gists: int | torch.Tensor = 1, span_tokens: int = SPAN) -> Stretches:
+def make_segments(gists: int | torch.Tensor = 1, span_tokens: int = SPAN) -> SegmentBatch:
     tokens = torch.randint(3, 97, (2, 160), generator=torch.Generator().manual_seed(0))
     windows, starts = torch.tensor([0, 1, 0]), torch.tensor([5, 12, 29])
-    return Stretches(tokens, windows, starts, span_tokens=span_tokens, gists=gists, horizon=6)
+    return SegmentBatch(tokens, windows, starts, span_tokens=span_tokens, gists=gists, horizon=6)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_an_untrained_gist_points_where_the_original_state_of_its_last_token_does(family):
     teacher = tiny_teacher(family)
-    gistnet, stretches = context_gistnet(teacher, woken=False), make_stretches(torch.tensor([2, 1, 3]))
-    read = teacher.read_windows(stretches.tokens, states_after=gistnet.states_after)
-    gists = encode_stretches(gistnet, teacher, stretches, read)
-    for branch, (window, start) in enumerate(zip(stretches.windows, stretches.starts, strict=True)):
-        for place in range(int(stretches.counts[branch])):
+    gistnet, segments = context_gistnet(teacher, woken=False), make_segments(torch.tensor([2, 1, 3]))
+    read = teacher.read_windows(segments.tokens, states_after=gistnet.states_after)
+    gists = encode_segments(gistnet, teacher, segments, read)
+    for branch, (window, start) in enumerate(zip(segments.windows, segments.starts, strict=True)):
+        for place in range(int(segments.counts[branch])):
             state = read.states[window, start + (place + 1) * SPAN - 1]
             expected = 100 * teacher.embedding_norm() * state / state.norm()
             torch.testing.assert_close(gists[branch, place], expected.float(), rtol=1e-4, atol=1e-3)
 
 
 def test_a_gist_is_made_of_its_span_and_what_precedes_it_and_of_nothing_after():
-    teacher, stretches = tiny_teacher("llama"), make_stretches()
+    teacher, segments = tiny_teacher("llama"), make_segments()
     gistnet = context_gistnet(teacher)
-    end = int(stretches.starts[1]) + SPAN
+    end = int(segments.starts[1]) + SPAN
 
     def gist(tokens: torch.Tensor) -> torch.Tensor:
-        changed = Stretches(tokens, stretches.windows, stretches.starts, SPAN, 1, 6)
+        changed = SegmentBatch(tokens, segments.windows, segments.starts, SPAN, 1, 6)
         read = teacher.read_windows(tokens, states_after=gistnet.states_after)
-        return encode_stretches(gistnet, teacher, changed, read)[1]
+        return encode_segments(gistnet, teacher, changed, read)[1]
 
-    original = gist(stretches.tokens)
-    after, before, within = (stretches.tokens.clone() for _ in range(3))
+    original = gist(segments.tokens)
+    after, before, within = (segments.tokens.clone() for _ in range(3))
     after[1, end:] = 7
     before[1, 2] = (before[1, 2] + 1) % 97
     within[1, end - 3] = (within[1, end - 3] + 1) % 97
@@ -65,15 +65,15 @@ def test_levels_above_read_gists_alone_and_pass_the_context_down():
     gistnet = context_gistnet(teacher, levels=2)
     assert [level.reads_context for level in gistnet.levels] == [True, False]
     assert gistnet.states_after == 2
-    stretches = make_stretches(span_tokens=SPAN * SPAN)
-    read = teacher.read_windows(stretches.tokens, states_after=2)
-    context = SpanContext(read, stretches.windows, stretches.starts)
-    together = encode_stretches(gistnet, teacher, stretches, read)
-    apart = encode(gistnet, teacher, stretches.replaced, context)
+    segments = make_segments(span_tokens=SPAN * SPAN)
+    read = teacher.read_windows(segments.tokens, states_after=2)
+    context = SpanContext(read, segments.windows, segments.starts)
+    together = encode_segments(gistnet, teacher, segments, read)
+    apart = encode(gistnet, teacher, segments.replaced, context)
     torch.testing.assert_close(together, apart, rtol=1e-5, atol=1e-5)
     first = torch.cat(
         [
-            encode(gistnet.below, teacher, stretches.tokens[:1, at : at + SPAN], SpanContext(read, *places))
+            encode(gistnet.below, teacher, segments.tokens[:1, at : at + SPAN], SpanContext(read, *places))
             for at in range(5, 5 + SPAN * SPAN, SPAN)
             for places in ((torch.tensor([0]), torch.tensor([at])),)
         ],
@@ -84,13 +84,13 @@ def test_levels_above_read_gists_alone_and_pass_the_context_down():
 
 def test_the_gradient_is_that_of_whole_forwards():
     """Along a random direction of the weights, by finite differences of the loss."""
-    teacher, stretches = tiny_teacher("llama"), make_stretches(torch.tensor([2, 1, 1]))
+    teacher, segments = tiny_teacher("llama"), make_segments(torch.tensor([2, 1, 1]))
     gistnet = context_gistnet(teacher).double()
-    read = teacher.read_windows(stretches.tokens, states_after=gistnet.states_after)
+    read = teacher.read_windows(segments.tokens, states_after=gistnet.states_after)
     config = ObjectiveConfig(horizon_tokens=6)
 
     def loss() -> torch.Tensor:
-        return branch_losses(teacher, gistnet, read, stretches, config).total.sum()
+        return branch_losses(teacher, gistnet, read, segments, config).total.sum()
 
     loss().backward()
     parameters = [p for p in gistnet.parameters() if p.requires_grad]
@@ -108,12 +108,12 @@ def test_the_gradient_is_that_of_whole_forwards():
 
 
 def test_what_is_missing_is_named():
-    teacher, stretches = tiny_teacher("llama"), make_stretches()
+    teacher, segments = tiny_teacher("llama"), make_segments()
     gistnet = context_gistnet(teacher)
     with pytest.raises(DataError, match="reads spans where they stand in a text, but got spans alone"):
-        encode(gistnet, teacher, stretches.replaced)
+        encode(gistnet, teacher, segments.replaced)
     with pytest.raises(DataError, match="without keeping states"):
-        encode_stretches(gistnet, teacher, stretches, teacher.read_windows(stretches.tokens))
+        encode_segments(gistnet, teacher, segments, teacher.read_windows(segments.tokens))
     with pytest.raises(ValueError, match="reads is context, expected the architecture teacher_lora"):
         GistNetConfig(reads="context", architecture="full")
 

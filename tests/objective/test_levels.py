@@ -5,10 +5,10 @@ import torch
 
 from gistnet.model.gistnet import GistNet
 from gistnet.model.teacher import Teacher
-from gistnet.objective.branches import Stretches, gist_stand_ins
+from gistnet.objective.branches import SegmentBatch, gist_replacements
 from gistnet.objective.config import ObjectiveConfig
 from gistnet.objective.losses import token_losses
-from gistnet.objective.objective import branch_losses, encode, encode_stretches
+from gistnet.objective.objective import branch_losses, encode, encode_segments
 from gistnet.objective.reference import reference_original_hidden, reference_replaced_hidden
 from tests.gistnets import SPAN, woken_gistnet
 from tests.teachers import FAMILIES, tiny_teacher
@@ -17,11 +17,11 @@ HORIZON = 6
 ABOVE = SPAN * SPAN
 
 
-def make_stretches(gists: int | torch.Tensor = 1) -> Stretches:
-    """Two windows; the first two stretches of the first overlap on the grid of level 0."""
+def make_segments(gists: int | torch.Tensor = 1) -> SegmentBatch:
+    """Two windows; the first two segments of the first overlap on the grid of level 0."""
     tokens = torch.randint(3, 97, (2, 180), generator=torch.Generator().manual_seed(0))
     windows, starts = torch.tensor([0, 0, 1]), torch.tensor([5, 5 + 3 * SPAN, 40])
-    return Stretches(tokens, windows, starts, span_tokens=ABOVE, gists=gists, horizon=HORIZON)
+    return SegmentBatch(tokens, windows, starts, span_tokens=ABOVE, gists=gists, horizon=HORIZON)
 
 
 def by_hand(gistnet: GistNet, teacher: Teacher, tokens: torch.Tensor) -> torch.Tensor:
@@ -33,16 +33,16 @@ def by_hand(gistnet: GistNet, teacher: Teacher, tokens: torch.Tensor) -> torch.T
 
 def test_a_gist_of_level_1_is_made_of_the_gists_below_it():
     teacher = tiny_teacher("llama")
-    gistnet, stretches = woken_gistnet(teacher, levels=2), make_stretches(torch.tensor([2, 1, 2]))
-    encoded = encode_stretches(gistnet, teacher, stretches)
-    whole = encode(gistnet, teacher, stretches.replaced)
-    for branch, (window, start) in enumerate(zip(stretches.windows, stretches.starts, strict=True)):
-        for place in range(int(stretches.counts[branch])):
+    gistnet, segments = woken_gistnet(teacher, levels=2), make_segments(torch.tensor([2, 1, 2]))
+    encoded = encode_segments(gistnet, teacher, segments)
+    whole = encode(gistnet, teacher, segments.replaced)
+    for branch, (window, start) in enumerate(zip(segments.windows, segments.starts, strict=True)):
+        for place in range(int(segments.counts[branch])):
             first = int(start) + place * ABOVE
-            expected = by_hand(gistnet, teacher, stretches.tokens[window, first : first + ABOVE])
+            expected = by_hand(gistnet, teacher, segments.tokens[window, first : first + ABOVE])
             torch.testing.assert_close(encoded[branch, place], expected, rtol=1e-5, atol=1e-6)
             torch.testing.assert_close(whole[branch, place], expected, rtol=1e-5, atol=1e-6)
-    assert not encoded[1, 1].any()  # behind the shorter stretch
+    assert not encoded[1, 1].any()  # behind the shorter segment
 
 
 def test_spans_that_overlap_share_the_gists_below(monkeypatch):
@@ -51,28 +51,26 @@ def test_spans_that_overlap_share_the_gists_below(monkeypatch):
     level_0 = gistnet.levels[0]
     forward = level_0.forward
     monkeypatch.setattr(level_0, "forward", lambda spans, *rest: seen.append(len(spans)) or forward(spans))
-    encode_stretches(gistnet, teacher, make_stretches())
-    assert seen == [8 + 3 + 8]  # the second stretch shares five of its eight with the first
+    encode_segments(gistnet, teacher, make_segments())
+    assert seen == [8 + 3 + 8]  # the second segment shares five of its eight with the first
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_losses_equal_whole_forwards_in_values_and_gradients(family):
     teacher = tiny_teacher(family)
-    gistnet, stretches = woken_gistnet(teacher, levels=2), make_stretches(torch.tensor([1, 1, 2]))
+    gistnet, segments = woken_gistnet(teacher, levels=2), make_segments(torch.tensor([1, 1, 2]))
     config = ObjectiveConfig(horizon_tokens=HORIZON, positions="center")
-    result = branch_losses(
-        teacher, gistnet, teacher.read_windows(stretches.tokens), stretches, config, train_below=True
-    )
+    result = branch_losses(teacher, gistnet, teacher.read_windows(segments.tokens), segments, config, train_below=True)
     result.total.sum().backward()
     ours = {name: p.grad.clone() for name, p in gistnet.named_parameters()}
     gistnet.zero_grad()
 
-    stand_ins = gist_stand_ins(stretches, encode(gistnet, teacher, stretches.replaced), "center")
-    assert stand_ins.positions[0, 0] == 5 + ABOVE // 2  # in the middle of its 64 tokens
-    branches = range(len(stretches.starts))
-    original = torch.stack([reference_original_hidden(teacher, stretches, b) for b in branches])
-    replaced = torch.stack([reference_replaced_hidden(teacher, stretches, stand_ins, b) for b in branches])
-    kl = token_losses(teacher, original, replaced, stretches.targets).kl.mean(1)
+    replacements = gist_replacements(segments, encode(gistnet, teacher, segments.replaced), "center")
+    assert replacements.positions[0, 0] == 5 + ABOVE // 2  # in the middle of its 64 tokens
+    branches = range(len(segments.starts))
+    original = torch.stack([reference_original_hidden(teacher, segments, b) for b in branches])
+    replaced = torch.stack([reference_replaced_hidden(teacher, segments, replacements, b) for b in branches])
+    kl = token_losses(teacher, original, replaced, segments.targets).kl.mean(1)
     torch.testing.assert_close(result.kl, kl, rtol=1e-8, atol=1e-9)
     log_p, log_q = (teacher.logits(hidden).log_softmax(-1) for hidden in (original, replaced))
     (log_p.exp() * (log_p - log_q)).sum(-1).mean(1).sum().backward()
@@ -84,10 +82,10 @@ def test_losses_equal_whole_forwards_in_values_and_gradients(family):
 @pytest.mark.parametrize("train_below", [False, True])
 def test_gradient_reaches_the_level_below_only_where_asked_for(train_below):
     teacher = tiny_teacher("llama")
-    gistnet, stretches = woken_gistnet(teacher, levels=2), make_stretches()
+    gistnet, segments = woken_gistnet(teacher, levels=2), make_segments()
     config = ObjectiveConfig(horizon_tokens=HORIZON, positions="center")
-    read = teacher.read_windows(stretches.tokens)
-    branch_losses(teacher, gistnet, read, stretches, config, train_below=train_below).total.sum().backward()
+    read = teacher.read_windows(segments.tokens)
+    branch_losses(teacher, gistnet, read, segments, config, train_below=train_below).total.sum().backward()
     reached = {name.startswith("below.") for name, p in gistnet.named_parameters() if p.grad is not None}
     assert reached == ({False, True} if train_below else {False})
     assert all(p.grad is None for p in teacher.model.parameters())
@@ -95,17 +93,17 @@ def test_gradient_reaches_the_level_below_only_where_asked_for(train_below):
 
 def test_dropout_leaves_a_frozen_level_below_alone():
     teacher = tiny_teacher("llama")
-    gistnet, stretches = woken_gistnet(teacher, levels=2), make_stretches()
+    gistnet, segments = woken_gistnet(teacher, levels=2), make_segments()
     keys = torch.tensor([3, 7])
 
     def gists(**options):
-        return encode_stretches(gistnet, teacher, stretches, dropout_rate=0.5, dropout_keys=keys, **options)
+        return encode_segments(gistnet, teacher, segments, dropout_rate=0.5, dropout_keys=keys, **options)
 
-    plain = encode_stretches(gistnet, teacher, stretches)
+    plain = encode_segments(gistnet, teacher, segments)
     frozen, trained = gists(), gists(train_below=True)
     assert not torch.equal(frozen, plain)
     assert not torch.equal(frozen, trained)
     with torch.no_grad():  # a level that gives the last gist below, whatever is dropped within it
         gistnet.w_out.weight.zero_()
-    torch.testing.assert_close(gists(), encode_stretches(gistnet, teacher, stretches), rtol=0, atol=0)
+    torch.testing.assert_close(gists(), encode_segments(gistnet, teacher, segments), rtol=0, atol=0)
     assert not torch.equal(gists(train_below=True), gists())

@@ -78,8 +78,8 @@ def test_token_nll_is_cross_entropy():
         torch.testing.assert_close(token_nll(teacher, states(2), TARGETS, chunk_tokens=chunk_tokens), nll.detach())
 
 
-def test_stand_ins_compared_together_give_the_losses_of_each_by_itself_with_fewer_products(monkeypatch):
-    """Three stand-ins share the original's logits: four products with the head, and not six."""
+def test_replacements_compared_together_give_the_losses_of_each_by_itself_with_fewer_products(monkeypatch):
+    """Three replacements share the original's logits: four products with the head, and not six."""
     teacher, products = tiny_teacher("gemma3"), []
     replaced = {"a": states(2), "b": states(3), "c": states(1)}
     expected = {name: token_losses(teacher, states(1), hidden, TARGETS) for name, hidden in replaced.items()}

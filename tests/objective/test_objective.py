@@ -11,7 +11,7 @@ from gistnet.model.config import GistNetConfig
 from gistnet.model.gistnet import GistNet
 from gistnet.model.layers import Dropout
 from gistnet.model.teacher import Teacher
-from gistnet.objective.branches import Stretches, gist_stand_ins
+from gistnet.objective.branches import SegmentBatch, gist_replacements
 from gistnet.objective.config import ObjectiveConfig
 from gistnet.objective.losses import contrastive_loss, token_losses
 from gistnet.objective.objective import BranchLosses, branch_losses, encode
@@ -40,18 +40,16 @@ def gistnet(teacher) -> GistNet:
     return network
 
 
-def make_stretches(gists: int | torch.Tensor = 1) -> Stretches:
+def make_segments(gists: int | torch.Tensor = 1) -> SegmentBatch:
     tokens = torch.randint(3, 97, (2, 60), generator=torch.Generator().manual_seed(0))
     windows, starts = torch.tensor([0, 1, 0, 1]), torch.tensor([5, 18, 22, 1])
-    return Stretches(tokens, windows, starts, span_tokens=SPAN, gists=gists, horizon=HORIZON)
+    return SegmentBatch(tokens, windows, starts, span_tokens=SPAN, gists=gists, horizon=HORIZON)
 
 
-def losses_of(teacher, gistnet, stretches, dropout_rate=0.0, dropout_keys=None, **settings) -> BranchLosses:
+def losses_of(teacher, gistnet, segments, dropout_rate=0.0, dropout_keys=None, **settings) -> BranchLosses:
     config = ObjectiveConfig(**({"horizon_tokens": HORIZON, "positions": "center"} | settings))
-    read = teacher.read_windows(stretches.tokens)
-    return branch_losses(
-        teacher, gistnet, read, stretches, config, dropout_rate=dropout_rate, dropout_keys=dropout_keys
-    )
+    read = teacher.read_windows(segments.tokens)
+    return branch_losses(teacher, gistnet, read, segments, config, dropout_rate=dropout_rate, dropout_keys=dropout_keys)
 
 
 def gradient_of(gistnet, value) -> torch.Tensor:
@@ -61,25 +59,25 @@ def gradient_of(gistnet, value) -> torch.Tensor:
     return torch.cat([p.grad.flatten() for p in gistnet.parameters() if p.grad is not None])
 
 
-def written_out(teacher, gistnet, stretches, positions="center"):
+def written_out(teacher, gistnet, segments, positions="center"):
     """KL and both NLLs per token, from two whole forwards per branch."""
-    stand_ins = gist_stand_ins(stretches, encode(gistnet, teacher, stretches.replaced), positions)
-    branches = range(len(stretches.starts))
-    original = torch.stack([reference_original_hidden(teacher, stretches, b) for b in branches])
-    replaced = torch.stack([reference_replaced_hidden(teacher, stretches, stand_ins, b) for b in branches])
-    return token_losses(teacher, original, replaced, stretches.targets), replaced
+    replacements = gist_replacements(segments, encode(gistnet, teacher, segments.replaced), positions)
+    branches = range(len(segments.starts))
+    original = torch.stack([reference_original_hidden(teacher, segments, b) for b in branches])
+    replaced = torch.stack([reference_replaced_hidden(teacher, segments, replacements, b) for b in branches])
+    return token_losses(teacher, original, replaced, segments.targets), replaced
 
 
 @pytest.mark.parametrize("gists", [1, MIXED], ids=["one gist", "mixed runs"])
 @pytest.mark.parametrize("positions", ["center", "end", "compact"])
 def test_totals_are_means_over_the_horizon_of_what_the_loss_names(teacher, gistnet, gists, positions):
-    stretches = make_stretches(gists)
-    expected, _ = written_out(teacher, gistnet, stretches, positions)
+    segments = make_segments(gists)
+    expected, _ = written_out(teacher, gistnet, segments, positions)
     kl, delta = expected.kl.mean(1), (expected.nll_replaced - expected.nll_original).mean(1)
     assert kl.min() > 0.05
     totals = {"kl": kl, "delta_nll": delta, "mixed": 0.3 * kl + 0.7 * delta}
     for loss, total in totals.items():
-        result = losses_of(teacher, gistnet, stretches, loss=loss, mixed_kl_share=0.3, positions=positions)
+        result = losses_of(teacher, gistnet, segments, loss=loss, mixed_kl_share=0.3, positions=positions)
         torch.testing.assert_close(result.total, total, rtol=1e-9, atol=1e-10)
         torch.testing.assert_close(result.kl, kl, rtol=1e-9, atol=1e-10)
         torch.testing.assert_close(result.delta_nll, delta, rtol=1e-9, atol=1e-10)
@@ -87,19 +85,19 @@ def test_totals_are_means_over_the_horizon_of_what_the_loss_names(teacher, gistn
 
 
 def test_the_gradient_of_delta_nll_is_that_of_plain_cross_entropy(teacher, gistnet):
-    stretches = make_stretches()
-    ours = gradient_of(gistnet, losses_of(teacher, gistnet, stretches, loss="delta_nll").total.mean())
-    logits = teacher.logits(written_out(teacher, gistnet, stretches)[1])
-    cross_entropy = torch.nn.functional.cross_entropy(logits.flatten(0, 1), stretches.targets.flatten())
+    segments = make_segments()
+    ours = gradient_of(gistnet, losses_of(teacher, gistnet, segments, loss="delta_nll").total.mean())
+    logits = teacher.logits(written_out(teacher, gistnet, segments)[1])
+    cross_entropy = torch.nn.functional.cross_entropy(logits.flatten(0, 1), segments.targets.flatten())
     theirs = gradient_of(gistnet, cross_entropy)
     assert theirs.abs().max() > 1e-3
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-7)
 
 
 def test_the_gradient_of_mixed_is_the_weighted_sum_of_both(teacher, gistnet):
-    stretches = make_stretches()
+    segments = make_segments()
     kl, delta, mixed = (
-        gradient_of(gistnet, losses_of(teacher, gistnet, stretches, loss=loss, mixed_kl_share=0.3).total.sum())
+        gradient_of(gistnet, losses_of(teacher, gistnet, segments, loss=loss, mixed_kl_share=0.3).total.sum())
         for loss in ("kl", "delta_nll", "mixed")
     )
     torch.testing.assert_close(mixed, 0.3 * kl + 0.7 * delta, rtol=1e-4, atol=1e-6)
@@ -109,12 +107,12 @@ def test_the_gradient_of_mixed_is_the_weighted_sum_of_both(teacher, gistnet):
 @pytest.mark.parametrize("gists", [1, MIXED], ids=["one gist", "mixed runs"])
 def test_the_contrastive_term_is_the_hinge_of_each_gist_and_the_next(teacher, gistnet, gists):
     """Gists of the spans at s, s + K, … are encoded one by one; a margin of 2 keeps every hinge open."""
-    stretches = make_stretches(gists)
-    result = losses_of(teacher, gistnet, stretches, contrastive_weight=0.05, contrastive_margin=2.0)
+    segments = make_segments(gists)
+    result = losses_of(teacher, gistnet, segments, contrastive_weight=0.05, contrastive_margin=2.0)
     rows = []
-    for window, start, count in zip(stretches.windows, stretches.starts, stretches.counts, strict=True):
+    for window, start, count in zip(segments.windows, segments.starts, segments.counts, strict=True):
         firsts = [int(start) + index * SPAN for index in range(count + 1)]
-        run = [encode(gistnet, teacher, stretches.tokens[window, None, at : at + SPAN])[0] for at in firsts]
+        run = [encode(gistnet, teacher, segments.tokens[window, None, at : at + SPAN])[0] for at in firsts]
         rows.append(torch.stack([contrastive_loss(first, second, 2.0)[0] for first, second in pairwise(run)]).mean())
     expected = torch.stack(rows)
     torch.testing.assert_close(result.contrastive, expected.to(result.contrastive.dtype), rtol=1e-5, atol=1e-6)
@@ -138,12 +136,12 @@ def test_the_contrastive_gradient_flows_into_the_gist_and_its_neighbour(teacher)
         def forward(self, spans: torch.Tensor, dropout: Dropout | None, context: None) -> torch.Tensor:
             return self.gists
 
-    stretches, gradients = make_stretches(), []
+    segments, gradients = make_segments(), []
     for weight in (0.0, 1.0):
         network = FreeGists()
         if weight == 0:  # then the neighbours are not encoded
             network.gists = torch.nn.Parameter(network.gists.detach()[::2])
-        losses_of(teacher, network, stretches, contrastive_weight=weight, contrastive_margin=2.0).total.sum().backward()
+        losses_of(teacher, network, segments, contrastive_weight=weight, contrastive_margin=2.0).total.sum().backward()
         gradients.append(network.gists.grad)
     pairs = FreeGists().gists.detach().view(4, 2, 32).requires_grad_()
     contrastive_loss(pairs[:, 0], pairs[:, 1], 2.0).sum().backward()
@@ -155,8 +153,8 @@ def test_the_contrastive_gradient_flows_into_the_gist_and_its_neighbour(teacher)
 def test_terms_without_weight_are_not_computed(teacher, gistnet):
     encoded_spans = []
     gistnet.register_forward_pre_hook(lambda module, arguments: encoded_spans.append(len(arguments[0])))
-    plain = losses_of(teacher, gistnet, make_stretches())
-    with_neighbours = losses_of(teacher, gistnet, make_stretches(), contrastive_weight=0.1)
+    plain = losses_of(teacher, gistnet, make_segments())
+    with_neighbours = losses_of(teacher, gistnet, make_segments(), contrastive_weight=0.1)
     assert encoded_spans == [4, 8]
     assert plain.contrastive.abs().max() == plain.reconstruction.abs().max() == 0
     torch.testing.assert_close(plain.total, plain.kl)
@@ -164,7 +162,7 @@ def test_terms_without_weight_are_not_computed(teacher, gistnet):
 
 
 def test_a_contrastive_term_without_room_for_the_neighbour_is_refused(teacher, gistnet):
-    short = dataclasses.replace(make_stretches(), horizon=SPAN - 1)
+    short = dataclasses.replace(make_segments(), horizon=SPAN - 1)
     with pytest.raises(ConfigError, match="horizon of 7 tokens; expected at least the 8 of a span"):
         losses_of(teacher, gistnet, short, contrastive_weight=0.1)
     assert losses_of(teacher, gistnet, short).total.shape == (4,)
@@ -174,18 +172,18 @@ def test_a_contrastive_term_without_room_for_the_neighbour_is_refused(teacher, g
 @pytest.mark.parametrize("positions", ["center", "end", "compact"])
 def test_reconstruction_is_the_cross_entropy_of_the_span_after_its_own_gists(teacher, gistnet, gists, positions):
     """One whole forward per branch over [prefix, gists, span], the span where the horizon would have been."""
-    stretches = make_stretches(gists)
-    result = losses_of(teacher, gistnet, stretches, reconstruction_weight=0.5, positions=positions)
-    vectors = encode(gistnet, teacher, stretches.replaced).double()
+    segments = make_segments(gists)
+    result = losses_of(teacher, gistnet, segments, reconstruction_weight=0.5, positions=positions)
+    vectors = encode(gistnet, teacher, segments.replaced).double()
     rows = []
-    columns = (stretches.windows.tolist(), stretches.starts.tolist(), stretches.counts.tolist())
+    columns = (segments.windows.tolist(), segments.starts.tolist(), segments.counts.tolist())
     for branch, (window, start, k) in enumerate(zip(*columns, strict=True)):
-        replaced = stretches.tokens[window, start : start + k * SPAN]
+        replaced = segments.tokens[window, start : start + k * SPAN]
         gist_offset = {"center": SPAN // 2, "end": SPAN - 1, "compact": 0}[positions]
         step, after = (1, k) if positions == "compact" else (SPAN, k * SPAN)
         at = [*range(start), *(start + gist_offset + step * n for n in range(k))]
         at += [start + after + n for n in range(len(replaced))]
-        prefix = teacher.embed(stretches.tokens[window, :start])
+        prefix = teacher.embed(segments.tokens[window, :start])
         context = torch.cat([prefix, vectors[branch, :k], teacher.embed(replaced)])
         hidden = _plain_forward(teacher, context, torch.tensor(at))
         predicting = teacher.logits(hidden[start + k - 1 : -1])
@@ -193,23 +191,23 @@ def test_reconstruction_is_the_cross_entropy_of_the_span_after_its_own_gists(tea
     torch.testing.assert_close(result.reconstruction, torch.stack(rows).detach(), rtol=1e-8, atol=1e-9)
     torch.testing.assert_close(result.total.detach(), result.kl + 0.5 * result.reconstruction)
     ours = gradient_of(gistnet, result.total.sum())
-    kl_alone = gradient_of(gistnet, losses_of(teacher, gistnet, stretches, positions=positions).total.sum())
+    kl_alone = gradient_of(gistnet, losses_of(teacher, gistnet, segments, positions=positions).total.sum())
     by_hand = gradient_of(gistnet, torch.stack(rows).sum())
     torch.testing.assert_close(ours - kl_alone, 0.5 * by_hand, rtol=1e-3, atol=1e-5)
 
 
 def test_dropout_depends_on_the_keys_and_on_nothing_else(teacher, gistnet):
     keys = torch.tensor([-(2**62), 2**63 - 1])
-    stretches = make_stretches(MIXED)
+    segments = make_segments(MIXED)
     drop = {"dropout_rate": 0.3, "contrastive_weight": 0.1, "contrastive_margin": 2.0}
-    whole = losses_of(teacher, gistnet, stretches, dropout_keys=keys, **drop)
+    whole = losses_of(teacher, gistnet, segments, dropout_keys=keys, **drop)
     torch.manual_seed(99)
     torch.rand(5)
-    for part, again in zip(whole, losses_of(teacher, gistnet, stretches, dropout_keys=keys, **drop), strict=True):
+    for part, again in zip(whole, losses_of(teacher, gistnet, segments, dropout_keys=keys, **drop), strict=True):
         assert torch.equal(part, again)
-    others = losses_of(teacher, gistnet, stretches, dropout_keys=keys + 1000, **drop)
+    others = losses_of(teacher, gistnet, segments, dropout_keys=keys + 1000, **drop)
     assert (whole.kl - others.kl).abs().min() > 1e-4
-    without = losses_of(teacher, gistnet, stretches, contrastive_weight=0.1, contrastive_margin=2.0)
+    without = losses_of(teacher, gistnet, segments, contrastive_weight=0.1, contrastive_margin=2.0)
     assert (whole.kl - without.kl).abs().min() > 1e-4
 
 
@@ -217,8 +215,8 @@ def test_every_span_of_a_run_has_masks_of_its_own_and_is_encoded_once(teacher, g
     """Branches 0 and 2 share the span at token 29 of their window; keys are the window's plus the span's place."""
     seen = []
     gistnet.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[1].keys.tolist()))
-    stretches = dataclasses.replace(make_stretches(MIXED), starts=torch.tensor([5, 18, 29, 1]))
-    losses_of(teacher, gistnet, stretches, dropout_rate=0.3, dropout_keys=torch.tensor([1000, 2000]))
+    segments = dataclasses.replace(make_segments(MIXED), starts=torch.tensor([5, 18, 29, 1]))
+    losses_of(teacher, gistnet, segments, dropout_rate=0.3, dropout_keys=torch.tensor([1000, 2000]))
     assert seen == [[1005, 1013, 1021, 1029, 1037, 2001, 2009, 2017, 2018, 2025, 2033]]
 
 
@@ -226,14 +224,14 @@ def test_every_span_of_a_run_has_masks_of_its_own_and_is_encoded_once(teacher, g
 @pytest.mark.parametrize("gists", [torch.ones(4, dtype=torch.long), MIXED], ids=["one gist", "mixed runs"])
 def test_losses_and_gradients_do_not_depend_on_how_the_batch_is_split(teacher, gistnet, gists, parts):
     """Mixed runs alone, branch by branch, are uniform ones."""
-    stretches, keys = make_stretches(gists), torch.tensor([11, 12])
+    segments, keys = make_segments(gists), torch.tensor([11, 12])
     settings = {"dropout_rate": 0.3, "contrastive_weight": 0.1, "contrastive_margin": 2.0, "reconstruction_weight": 0.5}
-    result = losses_of(teacher, gistnet, stretches, dropout_keys=keys, **settings)
+    result = losses_of(teacher, gistnet, segments, dropout_keys=keys, **settings)
     whole, gradient = torch.stack(list(result)).detach(), gradient_of(gistnet, result.total.sum())
     summed = torch.zeros_like(gradient)
     for part in parts:
         some = dataclasses.replace(
-            stretches, windows=stretches.windows[part], starts=stretches.starts[part], gists=gists[part]
+            segments, windows=segments.windows[part], starts=segments.starts[part], gists=gists[part]
         )
         result = losses_of(teacher, gistnet, some, dropout_keys=keys, **settings)
         torch.testing.assert_close(torch.stack(list(result)).detach(), whole[:, part], rtol=1e-5, atol=1e-6)
@@ -243,7 +241,7 @@ def test_losses_and_gradients_do_not_depend_on_how_the_batch_is_split(teacher, g
 
 def test_a_dropout_rate_without_keys_is_refused(teacher, gistnet):
     with pytest.raises(ConfigError, match=r"0\.1 without keys"):
-        losses_of(teacher, gistnet, make_stretches(), dropout_rate=0.1)
+        losses_of(teacher, gistnet, make_segments(), dropout_rate=0.1)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
@@ -266,12 +264,12 @@ def test_encode_is_gistnet_on_the_embeddings_of_each_span_in_float32(dtype):
 def test_an_untrained_gistnet_scores_as_the_last_token_does(teacher):
     """W_out starts at zero, so the losses are those of the span's last embedding; its length is the norm reported."""
     network = GistNet.build(GistNetConfig(architecture="bottleneck", span_tokens=SPAN, width=16, heads=2), teacher)
-    stretches = make_stretches()
-    result = losses_of(teacher, network, stretches)
-    last = teacher.embed(stretches.replaced[:, -1:])
-    stand_ins = gist_stand_ins(stretches, last, "center")
-    hidden = torch.stack([reference_replaced_hidden(teacher, stretches, stand_ins, b) for b in range(4)])
-    original = torch.stack([reference_original_hidden(teacher, stretches, b) for b in range(4)])
-    expected = token_losses(teacher, original, hidden, stretches.targets).kl.mean(1)
+    segments = make_segments()
+    result = losses_of(teacher, network, segments)
+    last = teacher.embed(segments.replaced[:, -1:])
+    replacements = gist_replacements(segments, last, "center")
+    hidden = torch.stack([reference_replaced_hidden(teacher, segments, replacements, b) for b in range(4)])
+    original = torch.stack([reference_original_hidden(teacher, segments, b) for b in range(4)])
+    expected = token_losses(teacher, original, hidden, segments.targets).kl.mean(1)
     torch.testing.assert_close(result.kl, expected, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(result.gist_norm, last[:, 0].norm(dim=-1).float(), rtol=1e-5, atol=1e-6)

@@ -8,7 +8,7 @@ import torch
 
 from gistnet.model.config import TeacherConfig
 from gistnet.model.teacher import Teacher
-from gistnet.objective.branches import StandIns, Stretches, gist_stand_ins, replaced_hidden
+from gistnet.objective.branches import Replacements, SegmentBatch, gist_replacements, replaced_hidden
 from gistnet.objective.losses import token_losses
 from gistnet.objective.reference import reference_original_hidden, reference_replaced_hidden
 
@@ -23,29 +23,29 @@ def teacher() -> Teacher:
 
 
 @pytest.fixture(scope="module")
-def stretches(teacher) -> Stretches:
+def segments(teacher) -> SegmentBatch:
     (ids,) = teacher.tokenizer.encode_batch([topics["assert"] + topics["assignment"]])
     tokens = torch.tensor(ids[:200])[None]
-    return Stretches(tokens, torch.tensor([0, 0]), torch.tensor([7, 120]), span_tokens=32, gists=1, horizon=32)
+    return SegmentBatch(tokens, torch.tensor([0, 0]), torch.tensor([7, 120]), span_tokens=32, gists=1, horizon=32)
 
 
-def losses_of(teacher, stretches, stand_ins):
-    read = teacher.read_windows(stretches.tokens)
-    hidden = replaced_hidden(teacher, read, stretches, stand_ins)
-    return token_losses(teacher, stretches.original_hidden(read), hidden, stretches.targets)
+def losses_of(teacher, segments, replacements):
+    read = teacher.read_windows(segments.tokens)
+    hidden = replaced_hidden(teacher, read, segments, replacements)
+    return token_losses(teacher, segments.original_hidden(read), hidden, segments.targets)
 
 
-def test_the_engine_equals_the_loop_in_losses_and_gradients(teacher, stretches):
+def test_the_engine_equals_the_loop_in_losses_and_gradients(teacher, segments):
     gradients, kls = [], []
     for side in ("engine", "loop"):
-        vectors = teacher.embed(stretches.replaced[:, -1:]).clone().requires_grad_()
-        stand_ins = gist_stand_ins(stretches, vectors, "center")
+        vectors = teacher.embed(segments.replaced[:, -1:]).clone().requires_grad_()
+        replacements = gist_replacements(segments, vectors, "center")
         if side == "engine":
-            kl = losses_of(teacher, stretches, stand_ins).kl
+            kl = losses_of(teacher, segments, replacements).kl
         else:
-            originals = [reference_original_hidden(teacher, stretches, branch) for branch in (0, 1)]
-            replaced = [reference_replaced_hidden(teacher, stretches, stand_ins, branch) for branch in (0, 1)]
-            kl = token_losses(teacher, torch.stack(originals), torch.stack(replaced), stretches.targets).kl
+            originals = [reference_original_hidden(teacher, segments, branch) for branch in (0, 1)]
+            replaced = [reference_replaced_hidden(teacher, segments, replacements, branch) for branch in (0, 1)]
+            kl = token_losses(teacher, torch.stack(originals), torch.stack(replaced), segments.targets).kl
         kl.sum().backward()
         kls.append(kl.detach())
         gradients.append(vectors.grad)
@@ -53,13 +53,13 @@ def test_the_engine_equals_the_loop_in_losses_and_gradients(teacher, stretches):
     assert (gradients[0] - gradients[1]).norm() < 1e-3 * gradients[1].norm()
 
 
-def test_the_strongest_cheap_stand_in_beats_dropping_the_span_and_its_own_tokens_lose_nothing(teacher, stretches):
+def test_the_strongest_cheap_stand_in_beats_dropping_the_span_and_its_own_tokens_lose_nothing(teacher, segments):
     """The order that the project rests on: own embeddings (0) < last token at its place < nothing."""
-    last = gist_stand_ins(stretches, teacher.embed(stretches.replaced[:, -1:]), "end")
-    positions = stretches.starts[:, None] + torch.arange(32)
-    own = StandIns(teacher.embed(stretches.replaced), positions, stretches.starts + 32)
-    empty = StandIns(torch.zeros(2, 0, 576), torch.zeros(2, 0, dtype=torch.long), stretches.starts + 32)
+    last = gist_replacements(segments, teacher.embed(segments.replaced[:, -1:]), "end")
+    positions = segments.starts[:, None] + torch.arange(32)
+    own = Replacements(teacher.embed(segments.replaced), positions, segments.starts + 32)
+    empty = Replacements(torch.zeros(2, 0, 576), torch.zeros(2, 0, dtype=torch.long), segments.starts + 32)
     with torch.no_grad():
-        kl = {name: losses_of(teacher, stretches, s).kl.mean() for name, s in (("own", own), ("last", last))}
-        dropped = losses_of(teacher, stretches, empty).kl.mean()
+        kl = {name: losses_of(teacher, segments, s).kl.mean() for name, s in (("own", own), ("last", last))}
+        dropped = losses_of(teacher, segments, empty).kl.mean()
     assert kl["own"] < 1e-5 < kl["last"] < dropped

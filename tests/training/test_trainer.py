@@ -14,7 +14,7 @@ from gistnet.config import load_config
 from gistnet.data.sampling import sample_batch
 from gistnet.errors import CheckpointError, ConfigError, DataError, TrainingError
 from gistnet.metrics_log import read_metrics
-from gistnet.objective.branches import Stretches
+from gistnet.objective.branches import SegmentBatch
 from gistnet.objective.objective import branch_losses
 from gistnet.session import open_run
 from gistnet.training import trainer
@@ -124,7 +124,7 @@ def test_the_teacher_and_its_copy_are_bit_identical_after_training(config_file, 
 )
 @pytest.mark.parametrize("runs", [(), ("train.runs={lengths: {1: 0.5, 2: 0.5}, whole_prefix: 0.5}",)])
 def test_how_a_batch_is_cut_up_does_not_change_its_gradient(config_file, runs, settings):
-    """Four windows of three stretches: in one batch, in two or in four, in passes of any size."""
+    """Four windows of three segments: in one batch, in two or in four, in passes of any size."""
     gradients = []
     for changes in ((), settings):
         run = woken_run(config_file, *runs, *changes)
@@ -143,9 +143,9 @@ def test_a_step_has_the_gradient_of_the_mean_loss_of_its_branches_no_longer_than
         run.pool, stage.layout, stage.train.runs, stage.train.probabilities, seed=run.seed, step=0, items=range(4)
     ):
         tokens, starts = torch.from_numpy(run.dataset.read(sample.window))[None], torch.from_numpy(sample.starts)
-        stretches = Stretches(tokens, torch.zeros_like(starts), starts, span_tokens=8, gists=1, horizon=12)
+        segments = SegmentBatch(tokens, torch.zeros_like(starts), starts, span_tokens=8, gists=1, horizon=12)
         read = run.teacher.read_windows(tokens)
-        totals.append(branch_losses(run.teacher, run.gistnet, read, stretches, stage.objective).total)
+        totals.append(branch_losses(run.teacher, run.gistnet, read, segments, stage.objective).total)
     loss = torch.cat(totals).mean()
     loss.backward()
     expected = gradient_in(run)

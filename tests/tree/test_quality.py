@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from gistnet.errors import ConfigError, TeacherError
 from gistnet.model.teacher import Teacher
-from gistnet.objective.branches import Positions, Stretches, gist_stand_ins
+from gistnet.objective.branches import Positions, SegmentBatch, gist_replacements
 from gistnet.objective.reference import reference_original_hidden, reference_replaced_hidden
 from gistnet.tree.quality import QualityOptions, _windows, add_quality, measure_quality
 from gistnet.tree.stub_encoder import StubEncoder
@@ -56,10 +56,10 @@ def by_the_loop(
     span = SPAN ** (level + 1)
     tokens = torch.from_numpy(history.tokens(begin, (index + 1) * span + HORIZON))[None]
     start = torch.tensor([index * span - begin])
-    stretches = Stretches(tokens, torch.tensor([0]), start, span, 1, HORIZON)
+    segments = SegmentBatch(tokens, torch.tensor([0]), start, span, 1, HORIZON)
     gist = torch.from_numpy(history.gists(level, index, index + 1)).double()[:, None]
-    original = reference_original_hidden(teacher, stretches, 0)
-    replaced = reference_replaced_hidden(teacher, stretches, gist_stand_ins(stretches, gist, positions), 0)
+    original = reference_original_hidden(teacher, segments, 0)
+    replaced = reference_replaced_hidden(teacher, segments, gist_replacements(segments, gist, positions), 0)
     log_p, log_q = (teacher.logits(hidden).log_softmax(-1) for hidden in (original, replaced))
     kl = (log_p.exp() * (log_p - log_q)).sum(-1).mean()
     targets = tokens[0, -HORIZON:, None]

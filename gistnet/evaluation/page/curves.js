@@ -10,7 +10,7 @@ const RUN_CURVES = [
     columns: [["validation", "delta_nll", "gist"], ["validation", "delta_nll_drop", "drop"], ["validation", "delta_nll_last_token", "last_token"], ["validation", "moving_average", equal(3, "moving average")]],
     note: "How much worse the true continuation is predicted." },
   { title: "Recovered KL", unit: "share of drop", columns: Object.entries(RANGES).map(([end, label], n) => ["validation", `recovered_kl${end}`, n ? equal(n, label) : { ...look("gist"), label }]),
-    note: "1 is a perfect stand-in, 0 no better than dropping. Early offsets are local syntax, late ones what the span was about." },
+    note: "1 is a perfect replacement, 0 no better than dropping. Early offsets are local syntax, late ones what the span was about." },
   { title: "Distances between gists", unit: "cosine distance", target: "adjacent_distance",
     columns: [["validation", "gist_diversity", { ...look("gist"), label: "diversity" }], ["validation", "adjacent_distance", equal(1, "adjacent spans")], ["validation", "contrastive_gap", equal(2, "contrastive gap")], ["validation", "gist_variance", equal(4, "variance")]],
     note: "Below 0.3 gists begin to collapse into one." },

@@ -1,9 +1,9 @@
 "use strict";
-/* Dot plots: one row a measurement, the gist with its interval beside its stand-ins, on one scale. Plain elements. */
+/* Dot plots: one row a measurement, the gist with its interval beside its replacements, on one scale. Plain elements. */
 
 /**
  * A figure of rows [{label, detail, marks: [{role, value, interval}], target: {above, below}}].
- * The scale fits the gist, drop, last token, full text and targets; a stand-in beyond it is shown at the edge.
+ * The scale fits the gist, drop, last token, full text and targets; a replacement beyond it is shown at the edge.
  */
 function dotPlot({ title, note, unit, rows, range, references = [] }) {
   rows = rows.map((row) => ({ ...row, marks: row.marks.filter((mark) => isNumber(mark.value)).map((mark) => ({ ...mark, style: look(mark.role) })) }))

@@ -25,7 +25,7 @@ function equal(n, label) {
   return { label, colour: `equal-${at + 1}`, dash: RUN_DASHES[(at + turn) % 6], symbol: RUN_SYMBOLS[at], width: 2 };
 }
 
-/** The look of a stand-in, or the one given. */
+/** The look of a replacement, or the one given. */
 function look(role) {
   return typeof role === "string" ? { colour: role, ...LOOKS[role] } : role;
 }

@@ -9,28 +9,28 @@ from torch import Tensor
 
 from gistnet.errors import DataError
 from gistnet.evaluation import baselines
-from gistnet.evaluation.held_out import HeldOut, HeldOutWindow, MakeStandIns, Measured
+from gistnet.evaluation.held_out import HeldOut, HeldOutWindow, MakeReplacements, Measured
 from gistnet.model.teacher import ReadWindows, Teacher
-from gistnet.objective.branches import Positions, StandIns, gist_stand_ins
+from gistnet.objective.branches import Positions, Replacements, gist_replacements
 
 
-def all_stand_ins(
+def all_replacements(
     teacher: Teacher,
     held_out: HeldOut,
     gists: Tensor,
     policies: Sequence[Positions],
     seed: int,
     gists_below: Tensor | None = None,
-) -> Iterator[tuple[str, MakeStandIns]]:
-    """Every stand-in under every policy, named `stand_in/policy`; those that do not depend on it, once.
+) -> Iterator[tuple[str, MakeReplacements]]:
+    """Every replacement under every policy, named `replacement/policy`; those that do not depend on it, once.
 
     Args:
-        gists: of the held-out stretches, `[stretches, k, dim]`.
+        gists: of the held-out segments, `[segments, k, dim]`.
         seed: decides whose gists stand in as `shuffled`.
-        gists_below: of the level below, which the gists stand for, `[stretches, k * K, dim]`; None at level 0.
+        gists_below: of the level below, which the gists stand for, `[segments, k * K, dim]`; None at level 0.
 
     Raises:
-        DataError: all stretches are of one document, so that there are no gists of another.
+        DataError: all segments are of one document, so that there are no gists of another.
     """
     documents = torch.from_numpy(held_out.documents)
     if len(documents.unique()) < 2:
@@ -51,38 +51,38 @@ def all_stand_ins(
 
 
 def of_policy(measured: Mapping[str, Measured], policy: Positions) -> dict[str, Measured]:
-    """What the records of a policy compare, by the plain name of each stand-in."""
+    """What the records of a policy compare, by the plain name of each replacement."""
     names = {"drop": "drop"} | {name: f"{name}/{policy}" for name in ("gist", "mean", "shuffled", "gists_below")}
     names |= {name: f"{name}/{_place_of_tokens(policy)}" for name in ("last_token", "surprisal_token")}
     return {name: measured[full] for name, full in names.items() if full in measured}
 
 
-def _dropped(teacher: Teacher, window: HeldOutWindow, read: ReadWindows) -> StandIns:
-    return baselines.drop(teacher, window.stretches)
+def _dropped(teacher: Teacher, window: HeldOutWindow, read: ReadWindows) -> Replacements:
+    return baselines.drop(teacher, window.segments)
 
 
-def _placed(vectors: Tensor, policy: Positions, window: HeldOutWindow, read: ReadWindows) -> StandIns:
-    return gist_stand_ins(window.stretches, vectors[window.rows], policy)
+def _placed(vectors: Tensor, policy: Positions, window: HeldOutWindow, read: ReadWindows) -> Replacements:
+    return gist_replacements(window.segments, vectors[window.rows], policy)
 
 
-def _placed_below(vectors: Tensor, policy: Positions, window: HeldOutWindow, read: ReadWindows) -> StandIns:
+def _placed_below(vectors: Tensor, policy: Positions, window: HeldOutWindow, read: ReadWindows) -> Replacements:
     """Each gist's own parts in its place, at theirs."""
-    stretches = window.stretches
-    parts = vectors.shape[1] // stretches.longest
-    finer = replace(stretches, span_tokens=stretches.span_tokens // parts, gists=stretches.counts * parts)
-    return gist_stand_ins(finer, vectors[window.rows], policy)
+    segments = window.segments
+    parts = vectors.shape[1] // segments.longest
+    finer = replace(segments, span_tokens=segments.span_tokens // parts, gists=segments.counts * parts)
+    return gist_replacements(finer, vectors[window.rows], policy)
 
 
-def _mean(teacher: Teacher, policy: Positions, window: HeldOutWindow, read: ReadWindows) -> StandIns:
-    return baselines.mean(teacher, window.stretches, policy)
+def _mean(teacher: Teacher, policy: Positions, window: HeldOutWindow, read: ReadWindows) -> Replacements:
+    return baselines.mean(teacher, window.segments, policy)
 
 
-def _last_token(teacher: Teacher, policy: Positions, window: HeldOutWindow, read: ReadWindows) -> StandIns:
-    return baselines.last_token(teacher, window.stretches, policy)
+def _last_token(teacher: Teacher, policy: Positions, window: HeldOutWindow, read: ReadWindows) -> Replacements:
+    return baselines.last_token(teacher, window.segments, policy)
 
 
-def _surprisal_token(teacher: Teacher, policy: Positions, window: HeldOutWindow, read: ReadWindows) -> StandIns:
-    return baselines.surprisal_token(teacher, read, window.stretches, policy)
+def _surprisal_token(teacher: Teacher, policy: Positions, window: HeldOutWindow, read: ReadWindows) -> Replacements:
+    return baselines.surprisal_token(teacher, read, window.segments, policy)
 
 
 def _place_of_tokens(policy: Positions) -> Positions:
