@@ -15,6 +15,7 @@ from gistnet.release.provenance import Provenance, read_provenance
 from gistnet.release.results import ReleasedFigures, read_released, results_tables, targets_table
 from gistnet.release_folder import CARD_FILE, DATA_NOTES_FILE, HELD_OUT_FOLDER, LIMITS_FILE
 from gistnet.run_folder import CONFIG_FILE, read_config_values
+from gistnet.terminal import escaped
 
 EMBEDDED_BASE_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 """What the embedded teacher is called on the Hub."""
@@ -220,5 +221,5 @@ def _documents(folder: Path) -> str:
 
 def _listed(by_source: dict[tuple[str, str], list[str]]) -> Iterator[str]:
     for (source, domain), names in by_source.items():
-        quoted = ", ".join(f"`{name.replace('`', chr(39))}`" for name in names)
+        quoted = ", ".join(f"`{escaped(name).replace('`', chr(39))}`" for name in names)
         yield f"- {source} ({domain}): {quoted}"

@@ -14,7 +14,7 @@ from gistnet.metrics_log import read_metrics
 from gistnet.model.config import GistNetConfig
 from gistnet.model.fingerprint import TeacherFingerprint
 from gistnet.model.saved_gistnet import SavedGistNet
-from gistnet.release.card import base_model, card
+from gistnet.release.card import _listed, base_model, card
 from gistnet.release.results import ReleasedFigures, results_tables, summary, targets_table
 from gistnet.settings import Target
 from gistnet.training.checkpoint import best_checkpoint
@@ -135,3 +135,9 @@ def test_the_card_is_made_of_the_folder(finished_run: Path, release: Path, tmp_p
     changed = shutil.copytree(release, tmp_path / "other")
     (changed / "limits.md").write_text("It is **tiny**.\n", encoding="utf-8")
     assert "## Limits\n\nIt is **tiny**.\n" in card(changed)
+
+
+def test_names_of_documents_are_shown_and_do_nothing() -> None:
+    """Control characters, a line break and a backtick of a name would otherwise act in the page."""
+    (line,) = _listed({("books", "narrative"): ["a\n# b", "c`d\x1b[2J"]})
+    assert line == "- books (narrative): `a\\n# b`, `c'd\\x1b[2J`"
