@@ -10,14 +10,7 @@ from gistnet.model.teacher import Teacher
 from gistnet.settings import Section
 from gistnet.terminal import at_full_width
 from gistnet.training.config import Stage
-from gistnet.training.micro_batch import (
-    USABLE,
-    MicroBatch,
-    estimated_bytes,
-    fitting_micro_batch,
-    largest_micro_batch,
-    longest_branch,
-)
+from gistnet.training.micro_batch import USABLE, choose_micro_batch
 from gistnet.training.run import Progress, Run
 from gistnet.training.trainer import train_step
 from gistnet.yaml_format import write_yaml
@@ -79,28 +72,20 @@ def memory_table(
     for name in GPUS:
         table.add_column(name, justify="right")
     for stage in stages:
-        tokens = min(window_tokens, stage.train.window_tokens or window_tokens)
-        vectors = longest_branch(stage, tokens, gistnet.levels[stage.train.level].tokens_per_gist)
-        largest = largest_micro_batch(stage.train, processes=processes, vectors=vectors, device_type="cuda")
-
-        def needed(sizes: MicroBatch, stage: Stage = stage, tokens: int = tokens) -> int:
-            return sum(
-                estimated_bytes(
-                    teacher,
-                    gistnet,
-                    stage,
-                    sizes,
-                    window_tokens=tokens,
-                    device_type="cuda",
-                    recompute=gradient_checkpointing,
-                ).values()
-            )
-
         cells = []
         for room in GPUS.values():
-            sizes = fitting_micro_batch(largest, needed, USABLE * room)
-            verdict = "" if needed(sizes) <= USABLE * room else "does not fit: "
-            cells.append(f"{verdict}{sizes}, {needed(sizes) / 1e9:.1f} GB")
+            sizes, needed = choose_micro_batch(
+                teacher,
+                gistnet,
+                stage,
+                window_tokens=min(window_tokens, stage.train.window_tokens or window_tokens),
+                processes=processes,
+                device_type="cuda",
+                recompute=gradient_checkpointing,
+                room_bytes=USABLE * room,
+            )
+            verdict = "" if needed <= USABLE * room else "does not fit: "
+            cells.append(f"{verdict}{sizes}, {needed / 1e9:.1f} GB")
         table.add_row(stage.name, *cells)
     return at_full_width(table)
 

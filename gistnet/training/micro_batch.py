@@ -63,6 +63,39 @@ def fitting_micro_batch(
     return sizes
 
 
+def choose_micro_batch(
+    teacher: Teacher,
+    gistnet: GistNet,
+    stage: Stage,
+    *,
+    window_tokens: int,
+    processes: int,
+    device_type: str,
+    recompute: bool,
+    room_bytes: float,
+) -> tuple[MicroBatch, int]:
+    """Sizes of a stage's micro-batch on a device with so much room, and the bytes that they are estimated to take.
+
+    Args:
+        gistnet: of the highest level.
+        window_tokens: length of the longest window.
+        processes: among which a batch is shared.
+        device_type: "cpu" or "cuda".
+        recompute: whether gradient checkpointing is on.
+    """
+    vectors = longest_branch(stage, window_tokens, gistnet.levels[stage.train.level].tokens_per_gist)
+    largest = largest_micro_batch(stage.train, processes=processes, vectors=vectors, device_type=device_type)
+
+    def needed(sizes: MicroBatch) -> int:
+        parts = estimated_bytes(
+            teacher, gistnet, stage, sizes, window_tokens=window_tokens, device_type=device_type, recompute=recompute
+        )
+        return sum(parts.values())
+
+    sizes = fitting_micro_batch(largest, needed, room_bytes)
+    return sizes, needed(sizes)
+
+
 def run_halving(
     compute: Callable[[MicroBatch], Tensor], sizes: MicroBatch, say: Callable[[str], None]
 ) -> tuple[Tensor, MicroBatch]:

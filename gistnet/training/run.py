@@ -17,14 +17,7 @@ from gistnet.objective.config import ObjectiveConfig
 from gistnet.settings import Target
 from gistnet.training.config import Stage, TargetName, TrainConfig
 from gistnet.training.curriculum import Check, Reason
-from gistnet.training.micro_batch import (
-    USABLE,
-    MicroBatch,
-    estimated_bytes,
-    fitting_micro_batch,
-    largest_micro_batch,
-    longest_branch,
-)
+from gistnet.training.micro_batch import USABLE, MicroBatch, choose_micro_batch
 from gistnet.training.optimiser import build_optimiser
 from gistnet.training.parallel import Processes
 
@@ -224,16 +217,15 @@ def _micro_batch(
 ) -> MicroBatch:
     """What this process runs at once in a stage whose longest window has so many tokens."""
     processes.require_work(stage.train.windows_per_batch)
-    device = teacher.device
-    vectors = longest_branch(stage, window_tokens, gistnet.levels[stage.train.level].tokens_per_gist)
-    largest = largest_micro_batch(stage.train, processes=processes.count, vectors=vectors, device_type=device.type)
     weights = sum(parameter.nbytes for module in (teacher.model, gistnet) for parameter in module.parameters())
-    room = USABLE * (free_bytes(device) + weights)
-
-    def needed(sizes: MicroBatch) -> int:
-        parts = estimated_bytes(
-            teacher, gistnet, stage, sizes, window_tokens=window_tokens, device_type=device.type, recompute=recompute
-        )
-        return sum(parts.values())
-
-    return fitting_micro_batch(largest, needed, room)
+    sizes, _ = choose_micro_batch(
+        teacher,
+        gistnet,
+        stage,
+        window_tokens=window_tokens,
+        processes=processes.count,
+        device_type=teacher.device.type,
+        recompute=recompute,
+        room_bytes=USABLE * (free_bytes(teacher.device) + weights),
+    )
+    return sizes
