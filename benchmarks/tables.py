@@ -337,7 +337,7 @@ def demo_table(root: Path) -> str:
     records = [MetricRecord.model_validate(record) for record in content["metrics"]]
     took = content["minutes"]
     minutes = f"{took['demo']:.1f} minutes, after an installation of {took['installation']:.1f}"
-    return f"{describe_device(content)}, {minutes}; {results_tables(records)}"
+    return f"{describe_device(content)}, {minutes} ({content['conditions']}); {results_tables(records)}"
 
 
 def long_context_table(name: str, root: Path) -> str:

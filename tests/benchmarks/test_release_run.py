@@ -79,5 +79,6 @@ def test_records_of_long_contexts_are_kept_with_the_machine(tmp_path: Path) -> N
 
 
 def test_the_settings_of_the_evaluations_are_a_configuration() -> None:
+    path = release_run.ROOT / release_run.CONFIG
     for settings in (release_run.ALSO, release_run.LONG_CONTEXT):
-        load_config(release_run.ROOT / release_run.CONFIG, settings)
+        assert load_config(path, settings).evaluation != load_config(path).evaluation
