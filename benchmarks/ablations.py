@@ -50,7 +50,7 @@ from gistnet.machine import describe_machine
 from gistnet.metrics_log import read_metrics
 from gistnet.model.gistnet import GistNet
 from gistnet.model.saved_gistnet import read_saved
-from gistnet.model.teacher import ReadWindows, Teacher
+from gistnet.model.teacher import PrefillOutput, Teacher
 from gistnet.objective.branches import Positions, Replacements, gist_replacements
 from gistnet.objective.objective import encode_segments
 from gistnet.preparation import prepare_data
@@ -213,7 +213,11 @@ def read_curve(run_folder: Path) -> list[dict[str, float]]:
 
 
 def held_out_spans(
-    teacher: Teacher, dataset: PreparedDataset, default: RunConfig, span_tokens: int, states_after: int | None = None
+    teacher: Teacher,
+    dataset: PreparedDataset,
+    default: RunConfig,
+    span_tokens: int,
+    hidden_state_layer: int | None = None,
 ) -> HeldOut:
     """Held-out spans with H = 32, which depend on the default's `evaluation` section and on their length alone."""
     (stage,), evaluation = default.stages, default.evaluation
@@ -231,15 +235,15 @@ def held_out_spans(
         seed=evaluation.seed,
         domains=[domain for domain, share in sorted(stage.train.probabilities.items()) if share > 0],
     )
-    return HeldOut(teacher, dataset, samples, layout, cache_gigabytes=0, states_after=states_after)
+    return HeldOut(teacher, dataset, samples, layout, cache_gigabytes=0, hidden_state_layer=hidden_state_layer)
 
 
 def judge(teacher: Teacher, dataset: PreparedDataset, default: RunConfig, folder: Path, policy: Positions) -> Record:
     """KL by document of a saved GistNet, nats per token, beside `drop` and `last_token`: one gist, H = 32."""
     gistnet = GistNet.from_pretrained(folder, teacher).eval()
-    held_out = held_out_spans(teacher, dataset, default, gistnet.config.span_tokens, gistnet.states_after)
+    held_out = held_out_spans(teacher, dataset, default, gistnet.config.span_tokens, gistnet.hidden_state_layer)
 
-    def gists(window: HeldOutWindow, read: ReadWindows) -> Replacements:
+    def gists(window: HeldOutWindow, read: PrefillOutput) -> Replacements:
         return gist_replacements(window.segments, encode_segments(gistnet, teacher, window.segments, read), policy)
 
     replacements: dict[str, MakeReplacements] = {

@@ -53,7 +53,7 @@ def measure_loop(branches: Branches, teacher: Teacher, gistnet: GistNet, *, cach
     reset_peak(device)
     kls, seconds = timed(lambda: list(loop(teacher, gistnet, few, cached=cached)), device)
     # The original forward serves all spans of the window, not only those timed.
-    once = timed(lambda: teacher.read_windows(few.tokens), device)[1] if cached else 0.0
+    once = timed(lambda: teacher.prefill(few.tokens), device)[1] if cached else 0.0
     per_span = (seconds - once) / len(few) + once / len(branches.starts)
     kl = {str(start): value for start, value in zip(few.starts, kls, strict=True)}
     return {**_timing(per_span, len(few), device), "kl": kl}
@@ -106,7 +106,7 @@ def _marks(teacher: Teacher, gistnet: GistNet, branches: Branches) -> list[float
     """The times before, between and after the engine's parts, in the order of `engine_flops`."""
     device, objective, segments = teacher.device.type, ObjectiveConfig(), branches.segments()
     marks = [now(device)]
-    read = teacher.read_windows(branches.tokens)
+    read = teacher.prefill(branches.tokens)
     marks.append(now(device))
     gists = encode(gistnet, teacher, segments.replaced)
     marks.append(now(device))

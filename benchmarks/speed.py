@@ -242,7 +242,7 @@ def measure_point(teacher_name: str, device: str, point: Point) -> dict[str, Any
     branches = workload.Branches(tokens, workload.spread(starts, point.spans), point.horizon)
     workload.engine(teacher, gistnet, measurements.warm_up_branches(branches, device), point.branches_per_pass)
     machine.reset_peak(device)
-    read, read_seconds = machine.timed(lambda: teacher.read_windows(tokens), device)
+    read, read_seconds = machine.timed(lambda: teacher.prefill(tokens), device)
     _, seconds = machine.timed(
         lambda: workload.engine(teacher, gistnet, branches, point.branches_per_pass, read), device
     )
@@ -305,8 +305,8 @@ def measure_prefill(teacher: Teacher, scale: str) -> dict[str, float]:
     device, best = teacher.device.type, {"prefill_tokens_per_second": 0.0}
     for windows, tokens in PREFILLS[scale]:
         text = workload.read_text(teacher, windows, tokens)
-        teacher.read_windows(text[:1])
-        _, seconds = machine.timed(partial(teacher.read_windows, text), device, REPEATS[scale])
+        teacher.prefill(text[:1])
+        _, seconds = machine.timed(partial(teacher.prefill, text), device, REPEATS[scale])
         if text.numel() / seconds > best["prefill_tokens_per_second"]:
             flops = TeacherSize.of(teacher).read(tokens) / tokens
             best = {"prefill_tokens_per_second": text.numel() / seconds, "prefill_flops_per_token": flops}

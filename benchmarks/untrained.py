@@ -30,7 +30,7 @@ from gistnet.files import write_json
 from gistnet.machine import describe_machine
 from gistnet.model.config import GistNetConfig
 from gistnet.model.gistnet import GistNet
-from gistnet.model.teacher import ReadWindows, Teacher
+from gistnet.model.teacher import PrefillOutput, Teacher
 from gistnet.objective.branches import Replacements, gist_replacements
 from gistnet.objective.objective import encode
 from gistnet.preparation import prepare_data
@@ -44,15 +44,17 @@ SCALED = (4, 16)
 SCALES = (1, 10, 30, 100, 300)
 
 
-def state_replacements(teacher: Teacher, layers: int, window: HeldOutWindow, read: ReadWindows) -> Replacements:
+def state_replacements(teacher: Teacher, layers: int, window: HeldOutWindow, read: PrefillOutput) -> Replacements:
     """Hidden states, behind so many layers, of the spans' last tokens in the original context, at their own length."""
-    states = teacher.read_windows(window.segments.tokens, states_after=layers).states
+    states = teacher.prefill(window.segments.tokens, hidden_state_layer=layers).states
     assert states is not None
     vectors = states[window.segments.windows, window.segments.starts + SPAN - 1].float()
     return gist_replacements(window.segments, vectors[:, None], "end")
 
 
-def gist_replacements_of(gistnet: GistNet, teacher: Teacher, window: HeldOutWindow, read: ReadWindows) -> Replacements:
+def gist_replacements_of(
+    gistnet: GistNet, teacher: Teacher, window: HeldOutWindow, read: PrefillOutput
+) -> Replacements:
     """Gists of a GistNet."""
     return gist_replacements(window.segments, encode(gistnet, teacher, window.segments.replaced), "end")
 

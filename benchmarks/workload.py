@@ -17,7 +17,7 @@ from gistnet.memory import keep_freed_memory
 from gistnet.model.config import GistNetConfig, TeacherConfig
 from gistnet.model.embedded_teacher import EMBEDDED_TEACHER
 from gistnet.model.gistnet import GistNet
-from gistnet.model.teacher import ReadWindows, Teacher
+from gistnet.model.teacher import PrefillOutput, Teacher
 from gistnet.objective.branches import SegmentBatch, gist_replacements
 from gistnet.objective.config import ObjectiveConfig
 from gistnet.objective.losses import token_losses
@@ -150,11 +150,11 @@ def loop(teacher: Teacher, gistnet: GistNet, branches: Branches, *, cached: bool
     Args:
         cached: whether the original forward is made once for each window, and not once for each span.
     """
-    original: ReadWindows | None = None
+    original: PrefillOutput | None = None
     for branch in range(len(branches)):
         one = branches.segments(branch, 1)
         if cached and original is None:
-            original = teacher.read_windows(branches.tokens)
+            original = teacher.prefill(branches.tokens)
         states = one.original_hidden(original) if original else reference_original_hidden(teacher, one, 0)[None]
         gists = encode(gistnet, teacher, one.replaced)
         replaced = reference_replaced_hidden(teacher, one, gist_replacements(one, gists, "end"), 0)[None]
@@ -164,14 +164,14 @@ def loop(teacher: Teacher, gistnet: GistNet, branches: Branches, *, cached: bool
 
 
 def engine(
-    teacher: Teacher, gistnet: GistNet, branches: Branches, branches_per_pass: int, read: ReadWindows | None = None
+    teacher: Teacher, gistnet: GistNet, branches: Branches, branches_per_pass: int, read: PrefillOutput | None = None
 ) -> list[float]:
     """Run the packed engine to the last backward pass, and return the KL of each span.
 
     Args:
         read: the windows' prefill; None makes it here.
     """
-    read = teacher.read_windows(branches.tokens) if read is None else read
+    read = teacher.prefill(branches.tokens) if read is None else read
     objective = ObjectiveConfig(horizon_tokens=branches.horizon)
     kls = []
     for first in range(0, len(branches), branches_per_pass):

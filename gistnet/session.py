@@ -195,7 +195,7 @@ def stage_validator(run: Run, stage: StageRun) -> Validator:
         **stage.train.validation.model_dump(exclude={"every_steps"}),
         rank=run.processes.rank,
         processes=run.processes.count,
-        states_after=run.gistnet.states_after,
+        hidden_state_layer=run.gistnet.hidden_state_layer,
     )
 
 
@@ -272,7 +272,11 @@ def _train(run: Run, config: RunConfig, start: Start, report: bool, say: Callabl
             remove_run(config.run_folder)
         save_config(config)
         budget = run.gistnet.parameter_budget()
-        beside = "" if run.gistnet.states_after is None else f", beside its own {run.gistnet.states_after} first layers"
+        beside = (
+            ""
+            if run.gistnet.hidden_state_layer is None
+            else f", beside its own {run.gistnet.hidden_state_layer} first layers"
+        )
         say(
             f"GistNet ({run.gistnet.config.architecture}): {budget.trained:,} trained parameters; compute per span "
             f"{budget.share_of_teacher(run.gistnet.teacher_flops_per_span):.1%} of the teacher's{beside}."

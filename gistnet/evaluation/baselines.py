@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from gistnet.model.teacher import ReadWindows, Teacher
+from gistnet.model.teacher import PrefillOutput, Teacher
 from gistnet.objective.branches import Positions, Replacements, SegmentBatch, gist_replacements, no_replacements
 from gistnet.objective.losses import token_nll
 
@@ -19,7 +19,7 @@ def last_token(teacher: Teacher, segments: SegmentBatch, policy: Positions) -> R
     return gist_replacements(segments, teacher.embed(tokens), "compact" if policy == "compact" else "end")
 
 
-def surprisal_token(teacher: Teacher, read: ReadWindows, segments: SegmentBatch, policy: Positions) -> Replacements:
+def surprisal_token(teacher: Teacher, read: PrefillOutput, segments: SegmentBatch, policy: Positions) -> Replacements:
     """Each span's least expected token, at its own place, or packed under `compact`."""
     with torch.no_grad():
         surprisal = token_nll(teacher, segments.hidden_before_replaced(read), segments.replaced)

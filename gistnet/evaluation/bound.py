@@ -25,7 +25,7 @@ from gistnet.evaluation.metrics import bootstrap_over_documents, mean_over_offse
 from gistnet.evaluation.optimised_vector import find_vectors
 from gistnet.evaluation.records import MetricRecord
 from gistnet.model.gistnet import GistNet
-from gistnet.model.teacher import ReadWindows, Teacher
+from gistnet.model.teacher import PrefillOutput, Teacher
 from gistnet.objective.branches import Positions, Replacements, gist_replacements
 
 
@@ -76,11 +76,13 @@ def optimised_bound(
         StorageError: that file cannot be written.
     """
     chosen = choose_spans(dataset, samples, config.spans)
-    held_out = HeldOut(teacher, dataset, chosen, layout, cache_gigabytes=0, states_after=gistnet.states_after)
+    held_out = HeldOut(
+        teacher, dataset, chosen, layout, cache_gigabytes=0, hidden_state_layer=gistnet.hidden_state_layer
+    )
     vectors = find_vectors(teacher, held_out.windows, layout, config, positions=positions, seed=seed)[:, None]
     gists, _ = held_out.encode(gistnet)
 
-    def placed(these: Tensor, window: HeldOutWindow, read: ReadWindows) -> Replacements:
+    def placed(these: Tensor, window: HeldOutWindow, read: PrefillOutput) -> Replacements:
         return gist_replacements(window.segments, these[window.rows], positions)
 
     measured = held_out.measure(

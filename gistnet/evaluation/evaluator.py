@@ -155,7 +155,9 @@ def _measure(
         gists=config.gists_in_a_row,
         domains=config.domains or None,
     )
-    held_out = HeldOut(teacher, dataset, samples, layout, cache_gigabytes=0, states_after=gistnet.states_after)
+    held_out = HeldOut(
+        teacher, dataset, samples, layout, cache_gigabytes=0, hidden_state_layer=gistnet.hidden_state_layer
+    )
     gists, _ = held_out.encode(gistnet)
     below = None if gistnet.below is None else held_out.encode(gistnet.below)[0]
     replacements = dict(all_replacements(teacher, held_out, gists, config.positions, config.seed, below))

@@ -118,7 +118,7 @@ def _passes(
     teacher: Teacher, gistnet: GistNet, spans: DrawnSpans, dataset: PreparedDataset
 ) -> Iterator[tuple[slice, SpanContext | None]]:
     """Which spans to encode together, and where they stand, for a GistNet that reads that: a window at a time."""
-    if gistnet.states_after is None:
+    if gistnet.hidden_state_layer is None:
         together = max(1, TOKENS_PER_PASS // spans.tokens.shape[1])
         yield from ((slice(first, first + together), None) for first in range(0, len(spans.tokens), together))
         return
@@ -127,7 +127,7 @@ def _passes(
         starts = torch.from_numpy(spans.starts[rows]).to(teacher.device)
         tokens = dataset.read(int(spans.windows[rows.start]))[: spans.starts[rows].max() + spans.tokens.shape[1]]
         window = torch.from_numpy(tokens).to(teacher.device)[None]
-        yield rows, SpanContext.of_windows(teacher, gistnet.states_after, window, starts)
+        yield rows, SpanContext.of_windows(teacher, gistnet.hidden_state_layer, window, starts)
 
 
 def figures_of(spans: DrawnSpans, encoded: EncodedSpans, *, resamples: int, seed: int | Sequence[int]) -> Figures:

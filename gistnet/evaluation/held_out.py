@@ -13,12 +13,12 @@ from gistnet.data.dataset import PreparedDataset, WindowInfo
 from gistnet.data.sampling import SpanLayout, WindowSample
 from gistnet.model.gistnet import GistNet
 from gistnet.model.span_context import SpanContext
-from gistnet.model.teacher import ReadWindows, Teacher
+from gistnet.model.teacher import PrefillOutput, Teacher
 from gistnet.objective.branches import Replacements, SegmentBatch, replaced_hidden_of_each
 from gistnet.objective.losses import token_losses_of_each
 from gistnet.objective.objective import encode_with_attention
 
-MakeReplacements = Callable[["HeldOutWindow", ReadWindows], Replacements]
+MakeReplacements = Callable[["HeldOutWindow", PrefillOutput], Replacements]
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class HeldOut:
     repeated measurements cost branches only. Samples of the same window that follow each other share one pass.
 
     Args:
-        states_after: as for `Teacher.read_windows`; what the GistNets that are to be judged ask for.
+        hidden_state_layer: as for `Teacher.prefill`; what the GistNets that are to be judged ask for.
     """
 
     def __init__(
@@ -65,10 +65,10 @@ class HeldOut:
         layout: SpanLayout,
         *,
         cache_gigabytes: float,
-        states_after: int | None = None,
+        hidden_state_layer: int | None = None,
     ) -> None:
         self.teacher = teacher
-        self._states_after = states_after
+        self._states_after = hidden_state_layer
         self.windows: list[HeldOutWindow] = []
         first = 0
         for sample in samples:
@@ -84,7 +84,7 @@ class HeldOut:
             self.windows.append(HeldOutWindow(sample.window, dataset.describe(sample.window), segments, first))
             first += len(starts)
         self._room_bytes = cache_gigabytes * 1e9
-        self._reads: dict[int, ReadWindows] = {}
+        self._reads: dict[int, PrefillOutput] = {}
 
     def __len__(self) -> int:
         return self.windows[-1].rows.stop
@@ -103,7 +103,7 @@ class HeldOut:
     def measure(self, replacements: Mapping[str, MakeReplacements]) -> dict[str, Measured]:
         """Losses after each kind of replacement, by its name."""
         columns: dict[str, list[NDArray[np.float64]]] = {name: [] for name in replacements}
-        for window, read in self._read_windows():
+        for window, read in self._prefilled():
             segments = window.segments
             made = {name: make(window, read) for name, make in replacements.items()}
             replaced = replaced_hidden_of_each(self.teacher, read, segments, made)
@@ -126,20 +126,20 @@ class HeldOut:
         ]
         return torch.cat([gists for gists, _ in encoded]), torch.cat([attention for _, attention in encoded], dim=1)
 
-    def read_for(self, gistnet: GistNet) -> Iterator[tuple[HeldOutWindow, ReadWindows | None]]:
+    def read_for(self, gistnet: GistNet) -> Iterator[tuple[HeldOutWindow, PrefillOutput | None]]:
         """The windows, read only where GistNet wants to know what the teacher made of them."""
-        return ((window, None) for window in self.windows) if gistnet.states_after is None else self._read_windows()
+        return ((window, None) for window in self.windows) if gistnet.hidden_state_layer is None else self._prefilled()
 
-    def _read_windows(self) -> Iterator[tuple[HeldOutWindow, ReadWindows]]:
+    def _prefilled(self) -> Iterator[tuple[HeldOutWindow, PrefillOutput]]:
         for _, parts in groupby(self.windows, lambda window: window.number):
             windows = list(parts)
             read = self._read(windows[0])
             yield from ((window, read) for window in windows)
 
-    def _read(self, window: HeldOutWindow) -> ReadWindows:
+    def _read(self, window: HeldOutWindow) -> PrefillOutput:
         if window.number in self._reads:
             return self._reads[window.number]
-        read = self.teacher.read_windows(window.segments.tokens, states_after=self._states_after)
+        read = self.teacher.prefill(window.segments.tokens, hidden_state_layer=self._states_after)
         size = sum(tensor.nbytes for tensor in read.tensors())
         if size <= self._room_bytes:
             self._room_bytes -= size

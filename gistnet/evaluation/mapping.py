@@ -55,7 +55,9 @@ def map_documents(
         for first in range(0, len(sample.starts), SPANS_PER_PASS)
         for some in (slice(first, first + SPANS_PER_PASS),)
     ]
-    held_out = HeldOut(teacher, dataset, passes, layout, cache_gigabytes=0, states_after=gistnet.states_after)
+    held_out = HeldOut(
+        teacher, dataset, passes, layout, cache_gigabytes=0, hidden_state_layer=gistnet.hidden_state_layer
+    )
     gists, attention = held_out.encode(gistnet)  # [spans, 1, dim], [2, spans, heads, K]
     first_slot, second_slot = attention.mean(dim=2).double().cpu().numpy()
     measured = held_out.measure(

@@ -146,8 +146,8 @@ def optimised_vector(
     count = config.samples + config.samples_to_judge
     tokens, original = sample_continuations(teacher, context, count, layout.horizon_tokens, generator)
     start = len(context) - layout.span_tokens
-    states = teacher.read_windows(context[None], states_after=teacher.late_layers).states
-    read = teacher.read_windows(context[None, :start])
+    states = teacher.prefill(context[None], hidden_state_layer=teacher.late_layers).states
+    read = teacher.prefill(context[None, :start])
 
     def kl(vector: Tensor, rows: Tensor) -> Tensor:
         segments = SegmentBatch(

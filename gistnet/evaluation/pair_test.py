@@ -24,7 +24,7 @@ from gistnet.evaluation.metrics import bootstrap_over_documents
 from gistnet.evaluation.records import Baseline, MetricRecord
 from gistnet.model.gistnet import GistNet
 from gistnet.model.span_context import SpanContext
-from gistnet.model.teacher import ReadWindows, Teacher
+from gistnet.model.teacher import PrefillOutput, Teacher
 from gistnet.model.tokenizer import TeacherTokenizer, shared_beginning
 from gistnet.objective.branches import Positions, Replacements, SegmentBatch, gist_replacements, replaced_hidden
 from gistnet.objective.losses import token_nll
@@ -147,11 +147,11 @@ def _gists(
         contexts = [context for pair in pairs[first : first + pairs_per_pass] for context in pair.contexts]
         replaced = torch.tensor([context[-replaced_tokens:] for context in contexts], device=teacher.device)
         where = None
-        if gistnet.states_after is not None:
+        if gistnet.hidden_state_layer is not None:
             starts = torch.tensor([len(context) - replaced_tokens for context in contexts], device=teacher.device)
             each = torch.arange(len(contexts), device=teacher.device)
             tokens = _padded(contexts, teacher.device)
-            where = SpanContext.of_windows(teacher, gistnet.states_after, tokens, starts, each)
+            where = SpanContext.of_windows(teacher, gistnet.hidden_state_layer, tokens, starts, each)
         made.append(encode(gistnet, teacher, replaced, where))
     return torch.cat(made)
 
@@ -183,7 +183,7 @@ def _right(
             SegmentBatch, _padded(contexts, teacher.device, more=1), windows, span_tokens=span_tokens, horizon=1
         )
         nothing, segments = cut(starts=ends, gists=0), cut(starts=ends - gists * span_tokens, gists=gists)
-        read = teacher.read_windows(segments.tokens)
+        read = teacher.prefill(segments.tokens)
 
         rows = slice(2 * first, 2 * (first + len(batch)))
         views = {
@@ -202,7 +202,7 @@ def _right(
 
 def _mean_nll(
     teacher: Teacher,
-    read: ReadWindows,
+    read: PrefillOutput,
     segments: SegmentBatch,
     replacements: Replacements,
     following: Sequence[Sequence[int]],

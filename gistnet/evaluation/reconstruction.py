@@ -144,7 +144,7 @@ def _held_out(
     samples = validation_windows(
         dataset, layout, documents=config.documents, spans_per_document=config.spans_per_document, seed=seed
     )
-    return HeldOut(teacher, dataset, samples, layout, cache_gigabytes=0, states_after=gistnet.states_after)
+    return HeldOut(teacher, dataset, samples, layout, cache_gigabytes=0, hidden_state_layer=gistnet.hidden_state_layer)
 
 
 def _records(

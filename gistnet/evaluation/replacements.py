@@ -10,7 +10,7 @@ from torch import Tensor
 from gistnet.errors import DataError
 from gistnet.evaluation import baselines
 from gistnet.evaluation.held_out import HeldOut, HeldOutWindow, MakeReplacements, Measured
-from gistnet.model.teacher import ReadWindows, Teacher
+from gistnet.model.teacher import PrefillOutput, Teacher
 from gistnet.objective.branches import Positions, Replacements, gist_replacements
 
 
@@ -57,15 +57,15 @@ def of_policy(measured: Mapping[str, Measured], policy: Positions) -> dict[str, 
     return {name: measured[full] for name, full in names.items() if full in measured}
 
 
-def _dropped(teacher: Teacher, window: HeldOutWindow, read: ReadWindows) -> Replacements:
+def _dropped(teacher: Teacher, window: HeldOutWindow, read: PrefillOutput) -> Replacements:
     return baselines.drop(teacher, window.segments)
 
 
-def _placed(vectors: Tensor, policy: Positions, window: HeldOutWindow, read: ReadWindows) -> Replacements:
+def _placed(vectors: Tensor, policy: Positions, window: HeldOutWindow, read: PrefillOutput) -> Replacements:
     return gist_replacements(window.segments, vectors[window.rows], policy)
 
 
-def _placed_below(vectors: Tensor, policy: Positions, window: HeldOutWindow, read: ReadWindows) -> Replacements:
+def _placed_below(vectors: Tensor, policy: Positions, window: HeldOutWindow, read: PrefillOutput) -> Replacements:
     """Each gist's own parts in its place, at theirs."""
     segments = window.segments
     parts = vectors.shape[1] // segments.longest
@@ -73,15 +73,15 @@ def _placed_below(vectors: Tensor, policy: Positions, window: HeldOutWindow, rea
     return gist_replacements(finer, vectors[window.rows], policy)
 
 
-def _mean(teacher: Teacher, policy: Positions, window: HeldOutWindow, read: ReadWindows) -> Replacements:
+def _mean(teacher: Teacher, policy: Positions, window: HeldOutWindow, read: PrefillOutput) -> Replacements:
     return baselines.mean(teacher, window.segments, policy)
 
 
-def _last_token(teacher: Teacher, policy: Positions, window: HeldOutWindow, read: ReadWindows) -> Replacements:
+def _last_token(teacher: Teacher, policy: Positions, window: HeldOutWindow, read: PrefillOutput) -> Replacements:
     return baselines.last_token(teacher, window.segments, policy)
 
 
-def _surprisal_token(teacher: Teacher, policy: Positions, window: HeldOutWindow, read: ReadWindows) -> Replacements:
+def _surprisal_token(teacher: Teacher, policy: Positions, window: HeldOutWindow, read: PrefillOutput) -> Replacements:
     return baselines.surprisal_token(teacher, read, window.segments, policy)
 
 

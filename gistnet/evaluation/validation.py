@@ -17,7 +17,7 @@ from gistnet.errors import TrainingError
 from gistnet.evaluation import baselines, metrics
 from gistnet.evaluation.held_out import HeldOut, HeldOutWindow, Measured
 from gistnet.model.gistnet import GistNet
-from gistnet.model.teacher import ReadWindows, Teacher
+from gistnet.model.teacher import PrefillOutput, Teacher
 from gistnet.objective.branches import Positions, Replacements, gist_replacements
 from gistnet.objective.objective import encode_segments
 
@@ -46,7 +46,7 @@ class Validator:
         gists_in_a_row: k, how many consecutive spans a segment replaces.
         cache_gigabytes: memory for passes over held-out windows, which are the same at every validation.
         rank, processes: say which windows are this process's.
-        states_after: of the GistNets that are to be measured.
+        hidden_state_layer: of the GistNets that are to be measured.
 
     Raises:
         DataError: a domain has no held-out window long enough.
@@ -67,7 +67,7 @@ class Validator:
         cache_gigabytes: float = 0.0,
         rank: int = 0,
         processes: int = 1,
-        states_after: int | None = None,
+        hidden_state_layer: int | None = None,
     ) -> None:
         self._teacher, self._positions = teacher, positions
         self._weights = {domain: share for domain, share in sorted(probabilities.items()) if share > 0}
@@ -85,7 +85,9 @@ class Validator:
         self._documents = np.repeat([info.document_id for info in infos], segments)
         share = [samples[place] for place in share_of(range(len(samples)), rank, processes)]
         self._held_out = (
-            HeldOut(teacher, dataset, share, layout, cache_gigabytes=cache_gigabytes, states_after=states_after)
+            HeldOut(
+                teacher, dataset, share, layout, cache_gigabytes=cache_gigabytes, hidden_state_layer=hidden_state_layer
+            )
             if share
             else None
         )
@@ -99,7 +101,7 @@ class Validator:
             return None
         gists, next_gists = self._encode(gistnet, self._held_out)
 
-        def placed(window: HeldOutWindow, read: ReadWindows) -> Replacements:
+        def placed(window: HeldOutWindow, read: PrefillOutput) -> Replacements:
             return gist_replacements(window.segments, gists[window.rows], self._positions)
 
         losses = self._held_out.measure({"": placed}) | self._baselines
@@ -137,10 +139,10 @@ class Validator:
                 result |= self._by_domain(values, name)
         return result | self._geometry(gists, next_gists)
 
-    def _drop(self, window: HeldOutWindow, read: ReadWindows) -> Replacements:
+    def _drop(self, window: HeldOutWindow, read: PrefillOutput) -> Replacements:
         return baselines.drop(self._teacher, window.segments)
 
-    def _last_token(self, window: HeldOutWindow, read: ReadWindows) -> Replacements:
+    def _last_token(self, window: HeldOutWindow, read: PrefillOutput) -> Replacements:
         return baselines.last_token(self._teacher, window.segments, self._positions)
 
     def _encode(self, gistnet: GistNet, held_out: HeldOut) -> tuple[Tensor, Tensor | None]:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 @dataclass
-class DocumentPass:
+class PrefixCache:
     """What the attention keeps of whole windows while the model reads them.
 
     `keys[layer]` and `values[layer]` are `[windows, key_value_heads, tokens, head_dim]`, keys after RoPE.
@@ -59,7 +59,7 @@ class BranchPass:
     """Which keys each branch of a pass may see.
 
     Attributes:
-        document: the keys and values of the windows.
+        cache: the keys and values of the windows.
         windows: the window each branch continues, one per branch.
         prefix_lengths: how many of the window's first tokens each branch sees, one per branch, at least 1.
         positions: `[branches, length]`, the positions of the branches' own vectors, which increase along a branch; a
@@ -67,7 +67,7 @@ class BranchPass:
         prepared: what the first layer of the pass works out for all others.
     """
 
-    document: DocumentPass
+    cache: PrefixCache
     windows: tuple[int, ...]
     prefix_lengths: tuple[int, ...]
     positions: Tensor

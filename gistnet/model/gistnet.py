@@ -156,7 +156,7 @@ class GistNet(nn.Module):
         return (self,) if self.below is None else (*self.below.levels, self)
 
     @property
-    def states_after(self) -> int | None:
+    def hidden_state_layer(self) -> int | None:
         """Behind how many of its layers the teacher must keep states when it reads, for level 0; None: keep none."""
         level_0 = self.levels[0]
         return level_0.choices.teacher_layers if level_0.reads_context else None

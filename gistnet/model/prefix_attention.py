@@ -22,10 +22,10 @@ from transformers.masking_utils import sdpa_mask
 from gistnet.kernels.gate import shown_exact
 from gistnet.model.attention_passes import (
     BranchPass,
-    DocumentPass,
     KeysAndValues,
     KeysPass,
     LastTokenPass,
+    PrefixCache,
 )
 from gistnet.model.two_part_attention import TwoPartAttention
 
@@ -42,7 +42,7 @@ def attention(
     *,
     scaling: float | None = None,
     sliding_window: int | None = None,
-    running_pass: DocumentPass | BranchPass | KeysPass | LastTokenPass | None = None,
+    attention_input: PrefixCache | BranchPass | KeysPass | LastTokenPass | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """The function that every attention layer of a teacher calls.
@@ -56,23 +56,23 @@ def attention(
     Raises:
         KeysAndValues: in a `KeysPass`.
     """
-    if running_pass is None:
+    if attention_input is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     value_dim = value.shape[-1]
     query, key, value = equally_wide(query, key, value)
-    if isinstance(running_pass, KeysPass):
+    if isinstance(attention_input, KeysPass):
         raise KeysAndValues(key, value)
     layer = int(module.layer_idx)  # type: ignore[arg-type]
-    if isinstance(running_pass, DocumentPass):
-        running_pass.keys[layer], running_pass.values[layer] = key, value
+    if isinstance(attention_input, PrefixCache):
+        attention_input.keys[layer], attention_input.values[layer] = key, value
         out = _causal_attention(query, key, value, scale, sliding_window)
-    elif isinstance(running_pass, LastTokenPass):
-        key, value = torch.cat([running_pass.keys, key], dim=2), torch.cat([running_pass.values, value], dim=2)
+    elif isinstance(attention_input, LastTokenPass):
+        key, value = torch.cat([attention_input.keys, key], dim=2), torch.cat([attention_input.values, value], dim=2)
         many = query.shape[1] != key.shape[1]
         out = nn.functional.scaled_dot_product_attention(query, key, value, scale=scale, enable_gqa=many)
     else:
-        out = _branch_attention(query, key, value, running_pass, layer, scale, sliding_window)
+        out = _branch_attention(query, key, value, attention_input, layer, scale, sliding_window)
     return out[..., :value_dim].transpose(1, 2).contiguous(), None
 
 
@@ -118,7 +118,7 @@ def _branch_attention(
     sliding_window: int | None,
 ) -> Tensor:
     """Attention of branches over their prefixes and themselves; returns `[branches, heads, length, head_dim]`."""
-    prefix_keys, prefix_values = branches.document.keys[layer], branches.document.values[layer]
+    prefix_keys, prefix_values = branches.cache.keys[layer], branches.cache.values[layer]
     reach = branches.reach(sliding_window)
     if query.device.type == "cpu":
         return TwoPartAttention.apply(query, key, value, prefix_keys, prefix_values, branches, reach, scale)
@@ -215,7 +215,7 @@ def largest_difference_of_kernels(dtype: torch.dtype, head_dim: int, device: tor
         results = []
         for attend in (_by_kernels, plain_branch_attention):
             inputs = [tensor.clone().requires_grad_() for tensor in own]
-            branches = BranchPass(DocumentPass(), (0, 0, 1, 1, 0, 0), prefixes, positions)
+            branches = BranchPass(PrefixCache(), (0, 0, 1, 1, 0, 0), prefixes, positions)
             with torch.enable_grad():
                 out = attend(inputs[0], inputs[1], inputs[2], *document, branches, reach, head_dim**-0.5)
                 results.append([out.detach(), *torch.autograd.grad(out, inputs, outer)])

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from gistnet.errors import DataError
 from gistnet.model.attention_passes import BranchPass
-from gistnet.model.teacher import ReadWindows, Teacher
+from gistnet.model.teacher import PrefillOutput, Teacher
 from gistnet.model.teacher_layers import TeacherLayers
 
 
@@ -17,28 +17,33 @@ class SpanContext:
     """What the teacher made of the windows that spans lie in, and where they begin.
 
     Attributes:
-        read: the pass over the windows, with the states that the GistNet asks for (`GistNet.states_after`).
+        read: the pass over the windows, with the states that the GistNet asks for (`GistNet.hidden_state_layer`).
         windows: `[spans]`, the window of each span.
         firsts: `[spans]`, the index of its first token.
     """
 
-    read: ReadWindows
+    read: PrefillOutput
     windows: Tensor
     firsts: Tensor
 
     @classmethod
     def of_windows(
-        cls, teacher: Teacher, states_after: int | None, tokens: Tensor, firsts: Tensor, windows: Tensor | None = None
+        cls,
+        teacher: Teacher,
+        hidden_state_layer: int | None,
+        tokens: Tensor,
+        firsts: Tensor,
+        windows: Tensor | None = None,
     ) -> Self:
         """Spans of windows that the teacher reads for them alone, no farther than to the layer whose states they need.
 
         Args:
-            states_after: behind how many layers (`GistNet.states_after`).
+            hidden_state_layer: behind how many layers (`GistNet.hidden_state_layer`).
             tokens: `[windows, tokens]`.
             firsts: `[spans]`, the index of each span's first token.
             windows: `[spans]`, the window of each; None: there is only one.
         """
-        read = teacher.read_windows(tokens, states_after=states_after, to_the_end=False)
+        read = teacher.prefill(tokens, hidden_state_layer=hidden_state_layer, to_the_end=False)
         return cls(read, torch.zeros_like(firsts) if windows is None else windows, firsts)
 
     def spans(self, count: int, tokens: int) -> Self:
@@ -67,7 +72,7 @@ class SpanContext:
         """
         last = self.firsts + tokens - 1
         pass_in_context = BranchPass(
-            document=self.read.document,
+            cache=self.read.cache,
             windows=tuple(self.windows.tolist()),
             prefix_lengths=tuple(last.tolist()),
             positions=last[:, None],

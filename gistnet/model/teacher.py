@@ -2,7 +2,7 @@
 
 Three passes are all that training and evaluation need of it:
 
-- `read_windows`: whole windows of tokens, without gradient; gives the keys and values that branches share, and the
+- `prefill`: whole windows of tokens, without gradient; gives the keys and values that branches share, and the
   final hidden states, from which the original predictions follow;
 - `read_branches`: short continuations of those windows, with gradient to their input vectors;
 - `logits`: the head, at chosen hidden states.
@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from gistnet.errors import TeacherError
-from gistnet.model.attention_passes import BranchPass, DocumentPass
+from gistnet.model.attention_passes import BranchPass, PrefixCache
 from gistnet.model.config import TeacherConfig
 from gistnet.model.fingerprint import Precision, TeacherFingerprint
 from gistnet.model.loading import load_tokenizer, loading_errors, source_of
@@ -33,16 +33,16 @@ from gistnet.model.tokenizer import TeacherTokenizer
 
 
 @dataclass(frozen=True)
-class ReadWindows:
+class PrefillOutput:
     """What one pass over windows leaves: keys and values for branches, and final hidden states.
 
     Attributes:
-        document: keys and values of every layer.
+        cache: keys and values of every layer.
         hidden: `[windows, tokens, dim]`, after the model's last norm, no gradient.
         states: `[windows, tokens, dim]`, behind the layer that was asked for; None where none was.
     """
 
-    document: DocumentPass
+    cache: PrefixCache
     hidden: Tensor
     states: Tensor | None = None
 
@@ -51,8 +51,8 @@ class ReadWindows:
         yield self.hidden
         if self.states is not None:
             yield self.states
-        yield from self.document.keys.values()
-        yield from self.document.values.values()
+        yield from self.cache.keys.values()
+        yield from self.cache.values.values()
 
 
 class _EnoughLayers(Exception):
@@ -234,21 +234,23 @@ class Teacher:
             )
 
     @torch.no_grad()
-    def read_windows(self, tokens: Tensor, *, states_after: int | None = None, to_the_end: bool = True) -> ReadWindows:
+    def prefill(
+        self, tokens: Tensor, *, hidden_state_layer: int | None = None, to_the_end: bool = True
+    ) -> PrefillOutput:
         """Read windows of tokens, `[windows, tokens]`, at positions 0, 1, …
 
         Shorter windows may be padded at the end with any token: what follows a token does not change it.
 
         Args:
-            states_after: keep the states behind so many layers; None keeps none.
+            hidden_state_layer: keep the states behind so many layers; None keeps none.
             to_the_end: False ends the pass there, for those who need no more; what is left as `hidden` are the states.
         """
-        document = DocumentPass()
+        cache = PrefixCache()
         positions = torch.arange(tokens.shape[1], device=self.device).expand(tokens.shape)
-        with self._keeping_states(states_after, to_the_end) as kept:
-            hidden = self._run(self.embed(tokens), positions, document)
-            return ReadWindows(document, hidden, kept[0] if kept else None)
-        return ReadWindows(document, kept[0], kept[0])
+        with self._keeping_states(hidden_state_layer, to_the_end) as kept:
+            hidden = self._run(self.embed(tokens), positions, cache)
+            return PrefillOutput(cache, hidden, kept[0] if kept else None)
+        return PrefillOutput(cache, kept[0], kept[0])
 
     @contextmanager
     def _keeping_states(self, layers: int | None, to_the_end: bool) -> Iterator[list[Tensor]]:
@@ -324,7 +326,7 @@ class Teacher:
         for layer in self.model.base_model.layers:
             layer.compile(backend=backend, dynamic=True)
 
-    def _run(self, vectors: Tensor, positions: Tensor, running_pass: DocumentPass | BranchPass) -> Tensor:
+    def _run(self, vectors: Tensor, positions: Tensor, attention_input: PrefixCache | BranchPass) -> Tensor:
         # A mask of four dimensions is taken as it is, so that transformers builds none (and does not take the gaps of
         # the positions for borders of packed documents); our attention works out who sees whom by itself.
         output = self.model.base_model(
@@ -332,7 +334,7 @@ class Teacher:
             position_ids=positions,
             attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=vectors.device),
             use_cache=False,
-            running_pass=running_pass,
+            attention_input=attention_input,
         )
         return output.last_hidden_state
 

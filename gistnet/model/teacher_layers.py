@@ -11,10 +11,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from gistnet.errors import TeacherError
 from gistnet.model.attention_passes import (
     BranchPass,
-    DocumentPass,
     KeysAndValues,
     KeysPass,
     LastTokenPass,
+    PrefixCache,
 )
 from gistnet.model.layers import attention_flops, matmul_flops
 
@@ -48,14 +48,14 @@ class TeacherLayers(nn.Module):
     def forward(self, hidden: Tensor, first: int, last: int) -> Tensor:
         """Run layers `first` to `last - 1` at positions 0, 1, …: `[spans, K, dim]` → `[spans, K, dim]`."""
         position_ids = torch.arange(hidden.shape[1], device=hidden.device)[None]
-        own_pass = DocumentPass()
+        own_pass = PrefixCache()
         for index in range(first, last):
             hidden = self.layers[index](
                 hidden,
                 attention_mask=None,
                 position_ids=position_ids,
                 position_embeddings=self._rotations(hidden, position_ids, index),
-                running_pass=own_pass,
+                attention_input=own_pass,
             )
         return hidden
 
@@ -76,7 +76,7 @@ class TeacherLayers(nn.Module):
                 attention_mask=None,
                 position_ids=position_ids[:, -1:],
                 position_embeddings=self._rotations(state, position_ids[:, -1:], index),
-                running_pass=LastTokenPass(*self._keys_and_values(before, position_ids[:, :-1], index)),
+                attention_input=LastTokenPass(*self._keys_and_values(before, position_ids[:, :-1], index)),
             )
         return state[:, 0]
 
@@ -94,7 +94,7 @@ class TeacherLayers(nn.Module):
                 attention_mask=None,
                 position_ids=pass_in_context.positions,
                 position_embeddings=self._rotations(state, pass_in_context.positions, index),
-                running_pass=pass_in_context,
+                attention_input=pass_in_context,
             )
         return state[:, 0]
 
@@ -117,7 +117,7 @@ class TeacherLayers(nn.Module):
                 attention_mask=None,
                 position_ids=position_ids,
                 position_embeddings=self._rotations(hidden, position_ids, index),
-                running_pass=KeysPass(),
+                attention_input=KeysPass(),
             )
         except KeysAndValues as made:
             return made.keys, made.values

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from gistnet.errors import DataError
 from gistnet.model.attention_passes import BranchPass
-from gistnet.model.teacher import ReadWindows, Teacher
+from gistnet.model.teacher import PrefillOutput, Teacher
 from gistnet.positions import Positions
 
 LONGEST_TO_SHORTEST = 1.25
@@ -85,11 +85,11 @@ class SegmentBatch:
         """The horizon's tokens, `[branches, H]`."""
         return self._take(self.tokens, self.replaced_tokens, self.horizon)
 
-    def original_hidden(self, read: ReadWindows) -> Tensor:
+    def original_hidden(self, read: PrefillOutput) -> Tensor:
         """The original hidden states that predict the horizon, `[branches, H, dim]`."""
         return self._take(read.hidden, self.replaced_tokens - 1, self.horizon)
 
-    def hidden_before_replaced(self, read: ReadWindows) -> Tensor:
+    def hidden_before_replaced(self, read: PrefillOutput) -> Tensor:
         """The original hidden states that predict `replaced`, `[branches, longest * K, dim]`."""
         return self._take(read.hidden, -1, self.longest * self.span_tokens)
 
@@ -143,7 +143,7 @@ def gist_replacements(segments: SegmentBatch, gists: Tensor, policy: Positions) 
 
 def replaced_hidden(
     teacher: Teacher,
-    read: ReadWindows,
+    read: PrefillOutput,
     segments: SegmentBatch,
     replacements: Replacements,
     tokens: Tensor | None = None,
@@ -163,7 +163,7 @@ def replaced_hidden(
     vectors, positions = _pack(replacements, teacher.embed(following[:, :-1]))
     if vectors.shape[1]:  # otherwise nothing stands in, and the only target is predicted by the prefix
         branches = BranchPass(
-            document=read.document,
+            cache=read.cache,
             windows=tuple(segments.windows.tolist()),
             prefix_lengths=tuple(segments.starts.tolist()),
             positions=positions,
@@ -173,7 +173,7 @@ def replaced_hidden(
 
 
 def replaced_hidden_of_each(
-    teacher: Teacher, read: ReadWindows, segments: SegmentBatch, replacements: Mapping[str, Replacements]
+    teacher: Teacher, read: PrefillOutput, segments: SegmentBatch, replacements: Mapping[str, Replacements]
 ) -> dict[str, Tensor]:
     """As `replaced_hidden` for several kinds of replacements of the same segments, by name, without gradient.
 

@@ -9,7 +9,7 @@ from gistnet.errors import ConfigError
 from gistnet.model.gistnet import GistNet
 from gistnet.model.layers import Dropout
 from gistnet.model.span_context import SpanContext
-from gistnet.model.teacher import ReadWindows, Teacher
+from gistnet.model.teacher import PrefillOutput, Teacher
 from gistnet.objective.branches import Replacements, SegmentBatch, gist_replacements, replaced_hidden
 from gistnet.objective.config import ObjectiveConfig
 from gistnet.objective.losses import contrastive_loss, token_losses, token_nll
@@ -70,7 +70,7 @@ def encode_segments(
     gistnet: GistNet,
     teacher: Teacher,
     segments: SegmentBatch,
-    read: ReadWindows | None = None,
+    read: PrefillOutput | None = None,
     *,
     with_next: bool = False,
     train_below: bool = False,
@@ -104,7 +104,7 @@ def _encode_spans(
     gistnet: GistNet,
     teacher: Teacher,
     tokens: Tensor,
-    read: ReadWindows | None,
+    read: PrefillOutput | None,
     windows: Tensor,
     firsts: Tensor,
     *,
@@ -148,7 +148,7 @@ def _encode_spans(
 def branch_losses(
     teacher: Teacher,
     gistnet: GistNet,
-    read: ReadWindows,
+    read: PrefillOutput,
     segments: SegmentBatch,
     config: ObjectiveConfig,
     *,
@@ -216,7 +216,7 @@ def branch_losses(
 
 
 def _reconstruction(
-    teacher: Teacher, read: ReadWindows, segments: SegmentBatch, replacements: Replacements, chunk_tokens: int | None
+    teacher: Teacher, read: PrefillOutput, segments: SegmentBatch, replacements: Replacements, chunk_tokens: int | None
 ) -> Tensor:
     """Cross-entropy of the replaced tokens when they follow their own gists, `[branches]`, nats per token.
 

@@ -92,9 +92,9 @@ def _difference_in_nats(teacher: Teacher) -> float:
     starts = torch.tensor([3, 40], device=teacher.device)
     segments = SegmentBatch(tokens, torch.zeros_like(starts), starts, span_tokens=32, gists=1, horizon=8)
     replacements = gist_replacements(segments, teacher.embed(segments.replaced[:, -1:]), "center")
-    engine = replaced_hidden(teacher, teacher.read_windows(tokens), segments, replacements)
+    engine = replaced_hidden(teacher, teacher.prefill(tokens), segments, replacements)
     loop = torch.stack([reference_replaced_hidden(teacher, segments, replacements, branch) for branch in (0, 1)])
     plain = teacher.model(inputs_embeds=teacher.embed(tokens), use_cache=False).logits[:, -1]
-    head = teacher.logits(teacher.read_windows(tokens).hidden[:, -1])
+    head = teacher.logits(teacher.prefill(tokens).hidden[:, -1])
     difference = float(token_losses(teacher, loop, engine, segments.targets).kl.mean())
     return difference + float((plain.float().log_softmax(-1) - head.float().log_softmax(-1)).abs().mean())

@@ -129,7 +129,7 @@ def _in_context(span: int) -> str:
     """The code for a GistNet that reads spans where they stand."""
     return f"""(tokens,) = teacher.tokenizer.encode_batch(["some text of at least {4 * span} tokens " * {span}])
 text = torch.tensor([tokens[:{4 * span}]])
-read = teacher.read_windows(text, states_after=compressor.states_after)
+read = teacher.prefill(text, hidden_state_layer=compressor.hidden_state_layer)
 context = gistnet.SpanContext(read, windows=torch.tensor([0]), firsts=torch.tensor([{span}]))
 with torch.no_grad():  # of tokens {span} to {3 * span - 1}, where they stand
     gists = gistnet.encode(compressor, teacher, text[:, {span}:{3 * span}], context)"""

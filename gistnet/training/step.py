@@ -52,7 +52,7 @@ def accumulate_gradient(
     for first in range(0, len(samples), sizes.windows):
         group = samples[first : first + sizes.windows]
         tokens = prefill_tokens(teacher, dataset, group, layout.window_tokens)
-        read = teacher.read_windows(tokens, states_after=gistnet.states_after)
+        read = teacher.prefill(tokens, hidden_state_layer=gistnet.hidden_state_layer)
         keys = torch.tensor([_dropout_key(*dropout_seed, sample.item) for sample in group], device=teacher.device)
         for branches in branch_micro_batches(group, sizes.branches, layout.horizon_tokens):
             windows, starts, gists = torch.tensor(branches, device=teacher.device).T

@@ -60,7 +60,7 @@ class GistEncoder:
         span = gistnet.config.span_tokens
         # The fingerprint covers all that decides a gist: weights, number format, and what is read with a span.
         described = f"{gistnet.fingerprint} {teacher.dtype}"
-        if gistnet.states_after is None:
+        if gistnet.hidden_state_layer is None:
             self._batch_spans, together, before = batch_spans or BATCH_SPANS, 1, 0
         else:
             room = (teacher.max_positions - len(self._prefix)) // span
@@ -135,4 +135,4 @@ class GistEncoder:
         """What the teacher makes of spans `[spans, K]`, for all but the first `before` of them."""
         window = torch.cat([self._prefix.to(spans.device), spans.flatten()])
         firsts = len(self._prefix) + self.info.span_tokens * torch.arange(before, len(spans), device=spans.device)
-        return SpanContext.of_windows(self._teacher, self._gistnet.states_after, window[None], firsts)
+        return SpanContext.of_windows(self._teacher, self._gistnet.hidden_state_layer, window[None], firsts)

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from gistnet.errors import ConfigError, TeacherError
-from gistnet.model.teacher import ReadWindows, Teacher
+from gistnet.model.teacher import PrefillOutput, Teacher
 from gistnet.objective.branches import SegmentBatch, gist_replacements, replaced_hidden
 from gistnet.objective.losses import token_losses
 from gistnet.positions import Positions
@@ -120,7 +120,7 @@ def _measure_window(
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """KL and ΔNLL, `[n]` each, of gists `[n, dim]` that each replace `span` tokens of a window from its start on."""
     window = torch.from_numpy(tokens).to(teacher.device)[None]
-    read = teacher.read_windows(window)
+    read = teacher.prefill(window)
     parts = [
         _measure_branches(teacher, read, window, gists[chunk], starts[chunk], span, options)
         for chunk in (slice(n, n + BRANCHES_PER_PASS) for n in range(0, len(starts), BRANCHES_PER_PASS))
@@ -131,7 +131,7 @@ def _measure_window(
 
 def _measure_branches(
     teacher: Teacher,
-    read: ReadWindows,
+    read: PrefillOutput,
     window: torch.Tensor,
     gists: NDArray[np.float16],
     starts: NDArray[np.int64],

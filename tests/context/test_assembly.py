@@ -30,7 +30,7 @@ def branch_logits(teacher: Teacher, tokens: torch.Tensor, start: int, stop: int,
     zero, starts = torch.tensor([0]), torch.tensor([start])
     segments = SegmentBatch(tokens, zero, starts, (stop - start) // count, count, horizon)
     replacements = gist_replacements(segments, gists, policy)
-    return teacher.logits(replaced_hidden(teacher, teacher.read_windows(tokens), segments, replacements))
+    return teacher.logits(replaced_hidden(teacher, teacher.prefill(tokens), segments, replacements))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -105,7 +105,7 @@ def test_the_sink_precedes_the_gist_that_also_stands_for_it(family: str) -> None
     segments = SegmentBatch(tokens, one, one + 4, span_tokens=4, gists=1, horizon=52)
     replacement = Replacements(gist, torch.tensor([[4]]), torch.tensor([8]))
     with torch.no_grad():
-        expected = teacher.logits(replaced_hidden(teacher, teacher.read_windows(tokens), segments, replacement))
+        expected = teacher.logits(replaced_hidden(teacher, teacher.prefill(tokens), segments, replacement))
         read = teacher.logits(read_context(teacher, context))
     torch.testing.assert_close(read[:, 4:-1], expected, rtol=1e-8, atol=1e-9)
 

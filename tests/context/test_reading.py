@@ -36,9 +36,9 @@ def loop(teacher: Teacher, context: Context, prefix: list[int], new_tokens: int)
     """
     vectors, positions, written = context.inputs_embeds[0], context.position_ids[0].tolist(), []
     while len(written) < new_tokens and END not in written:
-        document = teacher.read_windows(torch.tensor([prefix])).document
+        cache = teacher.prefill(torch.tensor([prefix])).cache
         own = torch.tensor(positions)[None, len(prefix) :]
-        hidden = teacher.read_branches(vectors[None, len(prefix) :], BranchPass(document, (0,), (len(prefix),), own))
+        hidden = teacher.read_branches(vectors[None, len(prefix) :], BranchPass(cache, (0,), (len(prefix),), own))
         logits = teacher.logits(hidden[0, -1])
         logits[written] = -torch.inf
         written.append(int(logits.argmax()))

@@ -90,7 +90,7 @@ def test_continuations_that_no_step_saw_choose_the_vector(monkeypatch):
     state. On the former the embedding is perfect, and steps away from the state are better; the state is kept.
     """
     teacher = tiny_teacher("llama")
-    states = teacher.read_windows(context()[None], states_after=teacher.late_layers).states
+    states = teacher.prefill(context()[None], hidden_state_layer=teacher.late_layers).states
     embedding, state = teacher.embed(context()[-1]), states[0, -1]
 
     def made_up(teacher, context, count, length, generator):

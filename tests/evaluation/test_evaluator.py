@@ -332,7 +332,7 @@ def test_the_surprisal_token_is_the_least_expected_by_the_plain_model():
         log_p = teacher.model(segments.tokens, use_cache=False).logits.log_softmax(-1)[0]
     surprisal = -log_p[:-1].gather(1, segments.tokens[0, 1:, None])[:, 0]  # entry t is of token t + 1
     places = [10 + int(surprisal[9:17].argmax()), 18 + int(surprisal[17:25].argmax())]
-    chosen = baselines.surprisal_token(teacher, teacher.read_windows(segments.tokens), segments, "center")
+    chosen = baselines.surprisal_token(teacher, teacher.prefill(segments.tokens), segments, "center")
     assert chosen.positions.tolist() == [places]
     torch.testing.assert_close(chosen.vectors[0], teacher.embed(segments.tokens[0, places]))
 

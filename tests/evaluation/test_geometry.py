@@ -109,7 +109,7 @@ def test_spans_are_encoded_where_they_stand(run):
         window = torch.from_numpy(run.dataset.read(spans.windows[row]))[None]
         start = int(spans.starts[row])
         assert np.array_equal(window[0, start : start + K], spans.tokens[row])
-        read = run.teacher.read_windows(window, states_after=gistnet.states_after)
+        read = run.teacher.prefill(window, hidden_state_layer=gistnet.hidden_state_layer)
         with torch.no_grad():
             context = SpanContext(read, torch.tensor([0]), torch.tensor([start]))
             gist = encode(gistnet, run.teacher, torch.from_numpy(spans.tokens[row])[None], context)

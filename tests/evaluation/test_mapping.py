@@ -86,8 +86,8 @@ def test_passes_of_few_spans_give_the_same_map(run, monkeypatch):
     whole = evaluate(run.teacher, run.gistnet, run.dataset, CONFIG).span_map
     monkeypatch.setattr("gistnet.evaluation.mapping.SPANS_PER_PASS", 2)
     reads = []
-    read_windows = run.teacher.read_windows
-    monkeypatch.setattr(run.teacher, "read_windows", lambda tokens, **_: reads.append(tokens) or read_windows(tokens))
+    prefill = run.teacher.prefill
+    monkeypatch.setattr(run.teacher, "prefill", lambda tokens, **_: reads.append(tokens) or prefill(tokens))
     parts = evaluate(run.teacher, run.gistnet, run.dataset, CONFIG).span_map
     assert len(reads) == 3 + 3  # the evaluation's three windows, and the map's
     for a, b in zip(whole.documents, parts.documents, strict=True):

@@ -71,7 +71,7 @@ def accuracy_written_out(teacher, gistnet, pairs, k: int, what: str) -> dict[str
                 else:
                     start = torch.tensor([n - k * 16])
                     segments = SegmentBatch(tokens, torch.tensor([0]), start, span_tokens=16, gists=k, horizon=h)
-                    read = teacher.read_windows(tokens[:, :n], states_after=gistnet.states_after)
+                    read = teacher.prefill(tokens[:, :n], hidden_state_layer=gistnet.hidden_state_layer)
                     gists = encode(gistnet, teacher, segments.replaced, SpanContext(read, torch.tensor([0]), start))
                     replacements = gist_replacements(segments, gists, "center")
                     hidden = reference_replaced_hidden(teacher, segments, replacements, 0)
@@ -117,7 +117,7 @@ def test_a_continuation_costs_the_mean_of_its_own_tokens(teacher):
     context, following = [*range(20, 32)], [[5, 6], [7, 8, 9, 10, 11]]
     tokens, windows, ends = torch.tensor([[*context, 0]]), torch.tensor([0, 0]), torch.tensor([12, 12])
     nothing = SegmentBatch(tokens, windows, ends, span_tokens=16, gists=0, horizon=1)
-    costs = _mean_nll(teacher, teacher.read_windows(tokens), nothing, baselines.drop(teacher, nothing), following)
+    costs = _mean_nll(teacher, teacher.prefill(tokens), nothing, baselines.drop(teacher, nothing), following)
     for cost, row in zip(costs.tolist(), following, strict=True):
         hidden = teacher.model.base_model(torch.tensor([context + row])).last_hidden_state[0, 11:-1]
         assert cost == pytest.approx(mean_nll(teacher, hidden, torch.tensor(row)))

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from gistnet.model import prefix_attention
-from gistnet.model.attention_passes import BranchPass, DocumentPass, Intervals
+from gistnet.model.attention_passes import BranchPass, Intervals, PrefixCache
 from gistnet.model.prefix_attention import largest_difference_of_kernels, plain_branch_attention
 
 pytest.importorskip("triton", reason="the kernels need Triton")
@@ -61,7 +61,7 @@ def test_a_prefix_out_of_reach_is_not_seen_and_makes_no_nan():
     positions = torch.tensor([[500], [30]]) + torch.arange(20)
     results = []
     for attend in (prefix_attention._by_kernels, plain_branch_attention):
-        branches = BranchPass(DocumentPass(), (0, 0), (40, 30), positions)
+        branches = BranchPass(PrefixCache(), (0, 0), (40, 30), positions)
         results.append(attend(*own, *document, branches, 8, 0.25))
     assert torch.isfinite(results[0]).all()
     torch.testing.assert_close(*results, rtol=1e-5, atol=1e-6)

@@ -17,7 +17,7 @@ from tests.teachers import tiny_teacher
 def states_and_gradient(teacher, segments):
     vectors = random_gists(segments, teacher.hidden_size).requires_grad_()
     hidden = replaced_hidden(
-        teacher, teacher.read_windows(segments.tokens), segments, gist_replacements(segments, vectors, "center")
+        teacher, teacher.prefill(segments.tokens), segments, gist_replacements(segments, vectors, "center")
     )
     hidden.square().sum().backward()
     return hidden.detach(), vectors.grad

@@ -37,7 +37,7 @@ def test_it_is_smollm2_and_knows_the_capital_of_france(teacher):
     assert (teacher.hidden_size, teacher.vocabulary_size, teacher.config.num_hidden_layers) == (576, 49152, 30)
     assert teacher.fingerprint.revision == EMBEDDED_REVISION
     prompt = teacher.tokenizer.window_prefix + tuple(teacher.tokenizer.encode_batch(["The capital of France is"])[0])
-    next_token = teacher.logits(teacher.read_windows(torch.tensor([prompt])).hidden[:, -1]).argmax(-1)
+    next_token = teacher.logits(teacher.prefill(torch.tensor([prompt])).hidden[:, -1]).argmax(-1)
     assert teacher.tokenizer.decode(next_token.tolist()) == " Paris"
 
 

@@ -347,11 +347,11 @@ def test_padding_at_the_end_of_a_window_does_not_change_what_comes_before(family
     teacher = tiny_teacher(family)
     tokens = torch.randint(3, 97, (2, 40), generator=torch.Generator().manual_seed(2))
     padded = torch.cat([tokens, torch.full((2, 9), 96)], dim=1)
-    short, long = teacher.read_windows(tokens), teacher.read_windows(padded)
+    short, long = teacher.prefill(tokens), teacher.prefill(padded)
     torch.testing.assert_close(long.hidden[:, :40], short.hidden, rtol=1e-12, atol=1e-12)
     assert not short.hidden.requires_grad
-    for layer, keys in short.document.keys.items():
-        torch.testing.assert_close(long.document.keys[layer][:, :, :40], keys, rtol=1e-12, atol=1e-12)
+    for layer, keys in short.cache.keys.items():
+        torch.testing.assert_close(long.cache.keys[layer][:, :, :40], keys, rtol=1e-12, atol=1e-12)
 
 
 def plain_layer_outputs(teacher: Teacher, tokens: torch.Tensor) -> list[torch.Tensor]:

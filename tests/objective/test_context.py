@@ -31,7 +31,7 @@ def make_segments(gists: int | torch.Tensor = 1, span_tokens: int = SPAN) -> Seg
 def test_an_untrained_gist_points_where_the_original_state_of_its_last_token_does(family):
     teacher = tiny_teacher(family)
     gistnet, segments = context_gistnet(teacher, woken=False), make_segments(torch.tensor([2, 1, 3]))
-    read = teacher.read_windows(segments.tokens, states_after=gistnet.states_after)
+    read = teacher.prefill(segments.tokens, hidden_state_layer=gistnet.hidden_state_layer)
     gists = encode_segments(gistnet, teacher, segments, read)
     for branch, (window, start) in enumerate(zip(segments.windows, segments.starts, strict=True)):
         for place in range(int(segments.counts[branch])):
@@ -47,7 +47,7 @@ def test_a_gist_is_made_of_its_span_and_what_precedes_it_and_of_nothing_after():
 
     def gist(tokens: torch.Tensor) -> torch.Tensor:
         changed = SegmentBatch(tokens, segments.windows, segments.starts, SPAN, 1, 6)
-        read = teacher.read_windows(tokens, states_after=gistnet.states_after)
+        read = teacher.prefill(tokens, hidden_state_layer=gistnet.hidden_state_layer)
         return encode_segments(gistnet, teacher, changed, read)[1]
 
     original = gist(segments.tokens)
@@ -64,9 +64,9 @@ def test_levels_above_read_gists_alone_and_pass_the_context_down():
     teacher = tiny_teacher("llama")
     gistnet = context_gistnet(teacher, levels=2)
     assert [level.reads_context for level in gistnet.levels] == [True, False]
-    assert gistnet.states_after == 2
+    assert gistnet.hidden_state_layer == 2
     segments = make_segments(span_tokens=SPAN * SPAN)
-    read = teacher.read_windows(segments.tokens, states_after=2)
+    read = teacher.prefill(segments.tokens, hidden_state_layer=2)
     context = SpanContext(read, segments.windows, segments.starts)
     together = encode_segments(gistnet, teacher, segments, read)
     apart = encode(gistnet, teacher, segments.replaced, context)
@@ -86,7 +86,7 @@ def test_the_gradient_is_that_of_whole_forwards():
     """Along a random direction of the weights, by finite differences of the loss."""
     teacher, segments = tiny_teacher("llama"), make_segments(torch.tensor([2, 1, 1]))
     gistnet = context_gistnet(teacher).double()
-    read = teacher.read_windows(segments.tokens, states_after=gistnet.states_after)
+    read = teacher.prefill(segments.tokens, hidden_state_layer=gistnet.hidden_state_layer)
     config = ObjectiveConfig(horizon_tokens=6)
 
     def loss() -> torch.Tensor:
@@ -113,7 +113,7 @@ def test_what_is_missing_is_named():
     with pytest.raises(DataError, match="reads spans where they stand in a text, but got spans alone"):
         encode(gistnet, teacher, segments.replaced)
     with pytest.raises(DataError, match="without keeping states"):
-        encode_segments(gistnet, teacher, segments, teacher.read_windows(segments.tokens))
+        encode_segments(gistnet, teacher, segments, teacher.prefill(segments.tokens))
     with pytest.raises(ValueError, match="reads is context, expected the architecture teacher_lora"):
         GistNetConfig(reads="context", architecture="full")
 
@@ -122,7 +122,7 @@ def test_the_copied_layers_are_two_thirds_and_cost_a_token_of_each():
     teacher = tiny_teacher("llama")
     config = GistNetConfig(reads="context", span_tokens=SPAN, width=16, heads=2)
     gistnet = GistNet.build(config, teacher)
-    assert gistnet.states_after == 2 == teacher.n_layers * 2 // 3
+    assert gistnet.hidden_state_layer == 2 == teacher.n_layers * 2 // 3
     by_span = GistNet.build(config.model_copy(update={"reads": "span"}), teacher)
     assert gistnet.parameter_budget().flops_per_span < by_span.parameter_budget().flops_per_span / 2
 

@@ -36,7 +36,7 @@ def random_gists(segments: SegmentBatch, dim: int) -> torch.Tensor:
 
 
 def engine_kl(teacher, segments, replacements):
-    read = teacher.read_windows(segments.tokens)
+    read = teacher.prefill(segments.tokens)
     hidden = replaced_hidden(teacher, read, segments, replacements)
     return token_losses(teacher, segments.original_hidden(read), hidden, segments.targets)
 
@@ -78,7 +78,7 @@ def test_document_pass_equals_the_plain_forward(family):
     tokens = make_segments().tokens
     with torch.no_grad():
         expected = teacher.model(tokens, use_cache=False).logits
-    torch.testing.assert_close(teacher.logits(teacher.read_windows(tokens).hidden), expected)
+    torch.testing.assert_close(teacher.logits(teacher.prefill(tokens).hidden), expected)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -140,7 +140,7 @@ def test_branches_without_and_with_vectors_share_a_pass():
 def test_kinds_of_replacements_give_the_same_states_together_as_each_by_itself(horizon, monkeypatch):
     """Runs of gists, one token, nothing, and all tokens of the runs, which are too many to go with the others."""
     teacher, segments = tiny_teacher("gemma3"), dataclasses.replace(make_segments(MIXED), horizon=horizon)
-    read = teacher.read_windows(segments.tokens)
+    read = teacher.prefill(segments.tokens)
     kinds = {
         "gists": gist_replacements(segments, random_gists(segments, teacher.hidden_size), "center"),
         "token": baselines.last_token(teacher, dataclasses.replace(segments, gists=1), "end"),
@@ -199,7 +199,7 @@ def test_wrong_positions_prefix_and_targets_are_noticed(family):
     teacher, segments = tiny_teacher(family), make_segments()
     gists = gist_replacements(segments, random_gists(segments, teacher.hidden_size), "center")
     expected = written_out_losses(teacher, segments, gists)
-    read = teacher.read_windows(segments.tokens)
+    read = teacher.prefill(segments.tokens)
     late = dataclasses.replace(segments, starts=segments.starts + 1)  # sees one token more, its targets one late
     mutants = {
         "gist one position late": (segments, shift(gists, vectors=1), segments.targets),
@@ -320,7 +320,7 @@ def test_replacing_nothing_is_the_plain_model():
     teacher = tiny_teacher("llama")
     tokens = torch.randint(3, 97, (1, 60), generator=torch.Generator().manual_seed(4))
     nothing = SegmentBatch(tokens, torch.tensor([0]), torch.tensor([20]), span_tokens=8, gists=0, horizon=6)
-    read = teacher.read_windows(tokens)
+    read = teacher.prefill(tokens)
     hidden = replaced_hidden(teacher, read, nothing, baselines.drop(teacher, nothing))
     plain = teacher.model(tokens, use_cache=False).logits[:, 19:25]
     torch.testing.assert_close(teacher.logits(hidden), plain)

@@ -60,7 +60,7 @@ def test_losses_equal_whole_forwards_in_values_and_gradients(family):
     teacher = tiny_teacher(family)
     gistnet, segments = woken_gistnet(teacher, levels=2), make_segments(torch.tensor([1, 1, 2]))
     config = ObjectiveConfig(horizon_tokens=HORIZON, positions="center")
-    result = branch_losses(teacher, gistnet, teacher.read_windows(segments.tokens), segments, config, train_below=True)
+    result = branch_losses(teacher, gistnet, teacher.prefill(segments.tokens), segments, config, train_below=True)
     result.total.sum().backward()
     ours = {name: p.grad.clone() for name, p in gistnet.named_parameters()}
     gistnet.zero_grad()
@@ -84,7 +84,7 @@ def test_gradient_reaches_the_level_below_only_where_asked_for(train_below):
     teacher = tiny_teacher("llama")
     gistnet, segments = woken_gistnet(teacher, levels=2), make_segments()
     config = ObjectiveConfig(horizon_tokens=HORIZON, positions="center")
-    read = teacher.read_windows(segments.tokens)
+    read = teacher.prefill(segments.tokens)
     branch_losses(teacher, gistnet, read, segments, config, train_below=train_below).total.sum().backward()
     reached = {name.startswith("below.") for name, p in gistnet.named_parameters() if p.grad is not None}
     assert reached == ({False, True} if train_below else {False})

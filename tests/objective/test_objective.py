@@ -48,7 +48,7 @@ def make_segments(gists: int | torch.Tensor = 1) -> SegmentBatch:
 
 def losses_of(teacher, gistnet, segments, dropout_rate=0.0, dropout_keys=None, **settings) -> BranchLosses:
     config = ObjectiveConfig(**({"horizon_tokens": HORIZON, "positions": "center"} | settings))
-    read = teacher.read_windows(segments.tokens)
+    read = teacher.prefill(segments.tokens)
     return branch_losses(teacher, gistnet, read, segments, config, dropout_rate=dropout_rate, dropout_keys=dropout_keys)
 
 

@@ -30,7 +30,7 @@ def segments(teacher) -> SegmentBatch:
 
 
 def losses_of(teacher, segments, replacements):
-    read = teacher.read_windows(segments.tokens)
+    read = teacher.prefill(segments.tokens)
     hidden = replaced_hidden(teacher, read, segments, replacements)
     return token_losses(teacher, segments.original_hidden(read), hidden, segments.targets)
 

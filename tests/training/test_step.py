@@ -82,15 +82,15 @@ def test_token_ids_outside_the_vocabulary_are_refused_before_they_reach_the_devi
 
 def test_windows_are_out_of_memory_before_the_next_are_read(config_file, monkeypatch):
     run = open_run(load_config(config_file))
-    stage, read_windows, before = run.stages[0], run.teacher.read_windows, []
+    stage, prefill, before = run.stages[0], run.teacher.prefill, []
 
     def recorded(tokens, **options):
         assert all(keys() is None for keys in before)
-        read = read_windows(tokens, **options)
+        read = prefill(tokens, **options)
         before.append(weakref.ref(read.document.keys[0]))
         return read
 
-    monkeypatch.setattr(run.teacher, "read_windows", recorded)
+    monkeypatch.setattr(run.teacher, "prefill", recorded)
     accumulate_gradient(
         run.teacher,
         run.gistnet,

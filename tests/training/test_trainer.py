@@ -144,7 +144,7 @@ def test_a_step_has_the_gradient_of_the_mean_loss_of_its_branches_no_longer_than
     ):
         tokens, starts = torch.from_numpy(run.dataset.read(sample.window))[None], torch.from_numpy(sample.starts)
         segments = SegmentBatch(tokens, torch.zeros_like(starts), starts, span_tokens=8, gists=1, horizon=12)
-        read = run.teacher.read_windows(tokens)
+        read = run.teacher.prefill(tokens)
         totals.append(branch_losses(run.teacher, run.gistnet, read, segments, stage.objective).total)
     loss = torch.cat(totals).mean()
     loss.backward()

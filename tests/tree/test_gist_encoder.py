@@ -56,7 +56,7 @@ def test_spans_are_read_where_they_stand(teacher: Teacher) -> None:
     assert [encoder.info.reads_from(0, first) for first in (0, 3, 4, 7, 8, 11)] == [0, 0, 1, 1, 5, 5]
     tokens = np.random.default_rng(1).integers(0, 97, (12, 8))
     window = torch.from_numpy(tokens[5:]).view(1, -1)
-    read = teacher.read_windows(window, states_after=gistnet.states_after)
+    read = teacher.prefill(window, hidden_state_layer=gistnet.hidden_state_layer)
     firsts = 8 * torch.arange(3, 7)
     with torch.no_grad():
         context = SpanContext(read, torch.zeros_like(firsts), firsts)
@@ -83,7 +83,7 @@ def test_what_begins_a_text_is_read_before_its_spans() -> None:
     for first, read_from in ((0, 0), (4, 1), (8, 5)):
         window = torch.tensor([[3, 5, *tokens[read_from : first + 4].ravel()]])
         starts = 2 + 8 * torch.arange(first - read_from, first - read_from + 4)
-        context = SpanContext.of_windows(teacher, gistnet.states_after, window, starts)
+        context = SpanContext.of_windows(teacher, gistnet.hidden_state_layer, window, starts)
         with torch.no_grad():
             expected = gistnet(teacher.embed(torch.from_numpy(tokens[first : first + 4])), context=context)
         got = encoder.encode(0, tokens[read_from : first + 4], first)
