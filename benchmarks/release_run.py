@@ -22,9 +22,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # so that `python benchma
 from benchmarks.machine import ROOT, describe_device
 from gistnet.config import load_config
 from gistnet.errors import GistNetError
-from gistnet.evaluation.run_record import read_figures
 from gistnet.files import write_json
 from gistnet.machine import describe_machine
+from gistnet.report.run_record import read_figures
 from gistnet.run_folder import FIGURES_FILE, METRICS_FILE
 
 CONFIG = Path("configs/release.yaml")

@@ -59,7 +59,7 @@ from gistnet.context.assembly import assemble
 from gistnet.context.cost import measure_cost
 from gistnet.context.in_memory import compress
 from gistnet.context.plan import Plan, Raw
-from gistnet.evaluation.equal_budget import gist_plan
+from gistnet.evaluation.contexts.equal_budget import gist_plan
 from gistnet.files import write_json
 from gistnet.machine import describe_machine
 from gistnet.model.gistnet import GistNet

@@ -26,12 +26,12 @@ from benchmarks.flops import TeacherSize, engine_flops, loop_flops
 from benchmarks.machine import ROOT, describe_device
 from benchmarks.workload import EMBEDDED_TEACHER, SMOLLM2_SHAPE, all_starts, build_teacher
 from gistnet.evaluation.records import MetricRecord
-from gistnet.evaluation.tables import markdown
 from gistnet.model.config import GistNetConfig
 from gistnet.model.gistnet import GistNet
 from gistnet.release.card import card
 from gistnet.release.results import read_released, results_tables, summary
 from gistnet.release_folder import CARD_FILE, is_release, releases_in
+from gistnet.report.tables import markdown
 
 FILLED = ("README.md", "docs/performance.md", "docs/ablations.md")
 """The pages that have blocks."""

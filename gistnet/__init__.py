@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from gistnet.context.in_memory import compress
     from gistnet.context.plan import default_plan
     from gistnet.evaluation.evaluator import evaluate
-    from gistnet.evaluation.report import write_comparison, write_report
     from gistnet.model.gistnet import GistNet
     from gistnet.model.span_context import SpanContext
     from gistnet.model.teacher import Teacher
     from gistnet.objective.objective import encode
     from gistnet.preparation import prepare_data
+    from gistnet.report.report import write_comparison, write_report
     from gistnet.session import open_trained, train
     from gistnet.tree.gist_encoder import GistEncoder
     from gistnet.tree.tree import GistTree
@@ -62,8 +62,8 @@ _HOMES = {
     "open_trained": "gistnet.session",
     "prepare_data": "gistnet.preparation",
     "train": "gistnet.session",
-    "write_comparison": "gistnet.evaluation.report",
-    "write_report": "gistnet.evaluation.report",
+    "write_comparison": "gistnet.report.report",
+    "write_report": "gistnet.report.report",
 }
 
 

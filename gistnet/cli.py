@@ -66,8 +66,8 @@ def _common(version: Annotated[bool, typer.Option("--version", help="Print the v
 def prepare(config: ConfigOption, settings: Settings = None) -> None:
     """Tokenise documents into memory-mapped windows, split into training and held-out documents."""
     from gistnet.config import load_config
-    from gistnet.evaluation.tables import dataset_table
     from gistnet.preparation import prepare_data
+    from gistnet.report.tables import dataset_table
 
     terminal.quieten()
     dataset = prepare_data(load_config(config, settings or ()), _say)
@@ -131,10 +131,10 @@ def evaluate(
 ) -> None:
     """Measure a trained GistNet on held-out documents, beside its baselines."""
     from gistnet.evaluation.evaluator import evaluate as measure
-    from gistnet.evaluation.run_record import read_figures
-    from gistnet.evaluation.tables import results_tables
     from gistnet.files import require_writable
     from gistnet.release.comparison import compare_figures
+    from gistnet.report.run_record import read_figures
+    from gistnet.report.tables import results_tables
     from gistnet.run_folder import FIGURES_FILE
     from gistnet.session import open_trained
 
@@ -172,7 +172,7 @@ def report(
     ] = None,
 ) -> None:
     """Show a run on one HTML page: curves, figures beside their baselines, and held-out text span by span."""
-    from gistnet.evaluation.report import COMPARISON_FILE, write_comparison, write_report
+    from gistnet.report.report import COMPARISON_FILE, write_comparison, write_report
 
     if compare:
         terminal.out.print(f"The comparison is in {write_comparison(runs, out or Path(COMPARISON_FILE))}.")

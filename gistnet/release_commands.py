@@ -38,8 +38,8 @@ def release(
 
     It is evaluated on the held-out documents that the folder brings, evaluation.documents (64) of each kind of text.
     """
-    from gistnet.evaluation.tables import results_tables
     from gistnet.release.make import Told, make_release, read_notes
+    from gistnet.report.tables import results_tables
 
     terminal.quieten()
     told = Told(command, hardware, read_notes(data_notes), read_notes(limits))

@@ -14,7 +14,6 @@ from gistnet.data.dataset import PreparedDataset
 from gistnet.data.prepare import find_prepared
 from gistnet.devices import require_precision, share_cores, usable_devices
 from gistnet.errors import CheckpointError, ConfigError, DataError, TeacherError
-from gistnet.evaluation.report import write_report
 from gistnet.evaluation.validation import Validator
 from gistnet.files import lock_for_writing
 from gistnet.memory import keep_freed_memory
@@ -26,6 +25,7 @@ from gistnet.model.teacher import Teacher
 from gistnet.objective.reference import require_exact
 from gistnet.preparation import prepare_data
 from gistnet.release_folder import HELD_OUT_FOLDER, find_folder, is_release
+from gistnet.report.report import write_report
 from gistnet.run_folder import CHECKPOINTS_FOLDER, CONFIG_FILE, left_by_a_run, remove_run
 from gistnet.training.checkpoint import best_checkpoint, latest_checkpoint, load_checkpoint
 from gistnet.training.config import DEFAULT_TIMEOUT_MINUTES

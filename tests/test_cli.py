@@ -20,8 +20,8 @@ from safetensors.torch import load_file, save_file
 from transformers import BertConfig, LlamaConfig, LlamaForCausalLM, T5Config
 
 from gistnet.config import load_config
+from gistnet.evaluation.probes.span_map import SpanMap
 from gistnet.evaluation.records import MetricRecord
-from gistnet.evaluation.span_map import SpanMap
 from gistnet.metrics_log import read_metrics
 from gistnet.run_folder import CONFIG_FILE, SPAN_MAP_FILE
 from gistnet.session import open_run

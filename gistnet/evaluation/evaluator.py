@@ -12,18 +12,25 @@ from gistnet.data.dataset import PreparedDataset
 from gistnet.data.sampling import SpanLayout, WindowSample, validation_windows
 from gistnet.errors import DataError, TeacherError
 from gistnet.evaluation import metrics
-from gistnet.evaluation.bound import optimised_bound
 from gistnet.evaluation.config import EvaluationConfig
-from gistnet.evaluation.geometry import Figures, draw_spans, encode_spans, figures_of, geometry_records, mixed_figures
+from gistnet.evaluation.contexts.in_contexts import choose_passages, context_records
 from gistnet.evaluation.held_out import HeldOut, Measured
-from gistnet.evaluation.in_contexts import choose_passages, context_records
-from gistnet.evaluation.mapping import map_documents, rounded
-from gistnet.evaluation.pair_test import pair_test
 from gistnet.evaluation.population import MIXED, Population
-from gistnet.evaluation.reconstruction import reconstruction
+from gistnet.evaluation.probes.geometry import (
+    Figures,
+    draw_spans,
+    encode_spans,
+    figures_of,
+    geometry_records,
+    mixed_figures,
+)
+from gistnet.evaluation.probes.mapping import map_documents, rounded
+from gistnet.evaluation.probes.minimal_pairs import pair_test
+from gistnet.evaluation.probes.oracle import optimised_bound
+from gistnet.evaluation.probes.reconstruction import reconstruction
+from gistnet.evaluation.probes.span_map import SpanMap
 from gistnet.evaluation.records import MetricRecord
 from gistnet.evaluation.replacements import all_replacements, of_policy
-from gistnet.evaluation.span_map import SpanMap
 from gistnet.evaluation.substitution import Substitution, target_kinds
 from gistnet.files import is_special, require_writable, write_json
 from gistnet.model.gistnet import GistNet

@@ -20,7 +20,6 @@ from gistnet.data.dataset import PreparedDataset
 from gistnet.errors import CheckpointError, ConfigError, DataError
 from gistnet.evaluation.evaluator import Evaluation, evaluate
 from gistnet.evaluation.records import MetricRecord
-from gistnet.evaluation.report import write_report
 from gistnet.files import atomic_folder, storage_errors, write_json, write_text
 from gistnet.machine import describe_machine
 from gistnet.model.gistnet import GistNet
@@ -32,6 +31,7 @@ from gistnet.release.neutral import neutral_config
 from gistnet.release.overlap import DomainOverlap, measure_overlap
 from gistnet.release.provenance import Provenance
 from gistnet.release_folder import DATA_NOTES_FILE, HELD_OUT_FOLDER, LIMITS_FILE, PROVENANCE_FILE
+from gistnet.report.report import write_report
 from gistnet.run_folder import CONFIG_FILE, FIGURES_FILE, METRICS_FILE
 from gistnet.session import TrainedGistNet, open_trained
 from gistnet.training.checkpoint import load_checkpoint

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gistnet.evaluation.records import Baseline, MetricRecord
-from gistnet.evaluation.run_record import read_figures
-from gistnet.evaluation.tables import BASELINES, interval_text, markdown, offsets_text, target_text
 from gistnet.model.saved_gistnet import SavedGistNet, read_saved
 from gistnet.positions import POLICIES
+from gistnet.report.run_record import read_figures
+from gistnet.report.tables import BASELINES, interval_text, markdown, offsets_text, target_text
 from gistnet.run_folder import FIGURES_FILE
 
 _WHOLE_HORIZON = ("kl", "delta_nll", "substitutability_rate", "perplexity_ratio")

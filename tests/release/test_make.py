@@ -14,12 +14,12 @@ from gistnet.config import load_config
 from gistnet.data.dataset import PreparedDataset
 from gistnet.data.sampling import SpanLayout, validation_windows
 from gistnet.errors import CheckpointError, ConfigError, DataError
-from gistnet.evaluation.run_record import read_figures
 from gistnet.model.config import GistNetConfig
 from gistnet.model.gistnet import GistNet
 from gistnet.model.teacher import Teacher
 from gistnet.release.make import make_release, require_small
 from gistnet.release_folder import ALWAYS_THERE
+from gistnet.report.run_record import read_figures
 from gistnet.session import open_gistnet, open_trained
 from gistnet.training.checkpoint import best_checkpoint
 from tests.conftest import Command

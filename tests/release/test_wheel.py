@@ -28,7 +28,7 @@ def test_a_wheel_brings_the_releases(release: Path, tmp_path: Path) -> None:
         archive.extractall(installed)
     modules = {path.relative_to(ROOT) for path in (ROOT / "gistnet").rglob("*.py")}
     assert {path.relative_to(installed) for path in (installed / "gistnet").rglob("*.py")} == modules
-    assert (installed / "gistnet" / "evaluation" / "page" / "template.html").is_file()
+    assert (installed / "gistnet" / "report" / "page" / "template.html").is_file()
     assert (installed / "gistnet" / "data" / "templates.yaml").is_file()
     for path in release.rglob("*"):
         if path.is_file():

@@ -1,0 +1,130 @@
+"""Retrieval cases, how they are laid out, and their records against plain forwards with a tiny teacher over bytes."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from gistnet.data.templates import templates
+from gistnet.errors import DataError, TeacherError
+from gistnet.evaluation.config import RetrievalConfig
+from gistnet.evaluation.contexts.long_documents import LongDocument
+from gistnet.evaluation.contexts.retrieval import retrieval
+from gistnet.evaluation.contexts.retrieval_cases import RetrievalCase, retrieval_cases
+from gistnet.model.config import TeacherConfig
+from gistnet.model.teacher import Teacher
+from gistnet.tree.gist_encoder import GistEncoder
+from tests.gistnets import woken_gistnet
+from tests.tokenizers import merging, sentencepiece_like
+
+LENGTH = 1100
+
+
+@pytest.fixture(scope="module")
+def teacher(teacher_folder) -> Teacher:
+    teacher = Teacher.from_pretrained(TeacherConfig(name=str(teacher_folder), precision="float64"))
+    teacher.config.max_position_embeddings = 2048
+    return teacher
+
+
+@pytest.fixture(scope="module")
+def filler(teacher) -> list[LongDocument]:
+    draw = random.Random(0)
+    words = [word for name in ("trade", "colour", "weather") for word in templates().words[name]]
+    texts = [" ".join(draw.choices(words, k=400)) for _ in range(2)]
+    return [LongDocument("", np.array(ids)) for ids in teacher.tokenizer.encode_batch(texts)]
+
+
+def text(teacher: Teacher, tokens: list[int]) -> str:
+    return bytes(teacher.tokenizer.decode(tokens), "utf-8").decode()
+
+
+def made(teacher, filler, count: int = 30, seed: int = 0) -> list[RetrievalCase]:
+    return retrieval_cases(teacher.tokenizer, filler, count=count, context_tokens=LENGTH, seed=seed)
+
+
+def test_the_right_answer_follows_its_question_in_the_first_half_and_no_other_does(teacher, filler):
+    for case in made(teacher, filler):
+        assert len(case.context) == LENGTH and len(case.answers) == 4
+        whole, question = text(teacher, case.context), text(teacher, case.question)
+        answers = [text(teacher, answer) for answer in case.answers]
+        assert len(set(answers)) == 4
+        if case.kind == "list":
+            question = question[question.index("- ") :]  # the row that is asked for
+        elif case.kind == "passage":
+            question = question.removeprefix("\n\n")
+        assert whole.count(question + answers[0]) == 1
+        assert LENGTH / 20 <= whole.index(question) < LENGTH / 2
+        for wrong in answers[1:]:
+            assert question + wrong not in whole
+            assert wrong in whole  # it was said, of something else
+
+
+@pytest.mark.parametrize("make", [merging, sentencepiece_like])
+def test_questions_and_answers_are_tokenised_as_one_text(make):
+    """Also by a tokenizer that puts a space before every text, and merges across the space before an answer."""
+    tokenizer = make()
+    texts = [" ".join(random.Random(n).choices(templates().words["weather"], k=2000)) for n in range(2)]
+    filler = [LongDocument("", np.array(tokens)) for tokens in tokenizer.encode_batch(texts)]
+    for case in retrieval_cases(tokenizer, filler, count=12, context_tokens=LENGTH, seed=0):
+        if case.kind == "passage":
+            continue
+        for answer in case.answers:
+            following = tokenizer.decode([*tokenizer.encode_batch(["x"])[0], *case.question, *answer]).removeprefix("x")
+            assert following.startswith("\n\n") and not following.startswith("\n\n ")
+            assert tokenizer.encode_batch([following], continued=True)[0] == [*case.question, *answer]
+
+
+def test_a_truncated_context_has_lost_what_decides(teacher, filler):
+    for case in made(teacher, filler):
+        rest = text(teacher, case.context[-(LENGTH // 4) :])
+        if case.kind != "passage":
+            asked = text(teacher, case.question).split("\n- ")[-1].strip()
+            assert asked not in rest
+
+
+def test_cases_are_the_same_every_time_and_more_continue_fewer(teacher, filler):
+    assert made(teacher, filler, 9) == made(teacher, filler)[:9]
+    assert made(teacher, filler, 9) != made(teacher, filler, 9, seed=1)
+    assert [case.kind for case in made(teacher, filler, 6)] == ["fact", "list", "passage"] * 2
+
+
+@torch.no_grad()
+def test_records_are_those_of_plain_forwards(teacher, filler):
+    encoder = GistEncoder(teacher, woken_gistnet(teacher))
+    config = RetrievalConfig(cases=3, context_tokens=LENGTH, tokens_per_vector=(4,), resamples=100)
+    said: list[str] = []
+    records = retrieval(teacher, encoder, filler, config, said.append)
+    found = {(record.name, record.part): record for record in records}
+    right: dict[str, list[float]] = {}
+    cost: dict[str, list[float]] = {}
+    for case in made(teacher, filler, 3):
+        recent = LENGTH // 4 - 4
+        for name, context in (("full", case.context), ("truncated", case.context[:4] + case.context[-recent:])):
+            means = []
+            for answer in case.answers:
+                ids = torch.tensor([*context, *case.question, *answer])
+                log_p = teacher.model(ids[None]).logits[0].log_softmax(-1)[-len(answer) - 1 : -1]
+                means.append(-float(log_p.gather(1, torch.tensor(answer)[:, None]).mean()))
+            right.setdefault(name, []).append(means[0] == min(means))
+            cost.setdefault(name, []).append(means[0])
+    accuracy, nll = found["retrieval_accuracy", "budget 1/4"], found["retrieval_nll", "budget 1/4"]
+    for name in ("full", "truncated"):
+        assert accuracy.baselines[name] == pytest.approx(np.mean(right[name]))
+        assert nll.baselines[name] == pytest.approx(np.mean(cost[name]))
+        assert found["retrieval_nll", "budget 1/4, list"].baselines[name] == pytest.approx(np.mean(cost[name][1]))
+    assert accuracy.baselines.keys() == {"full", "truncated", "shuffled", "mean", "chance"}
+    assert accuracy.baselines["chance"] == 0.25 and "chance" not in nll.baselines
+    assert (accuracy.n_spans, accuracy.domain, accuracy.level) == (3, "synthetic", 0)
+    assert {part for _, part in found} == {"budget 1/4", *(f"budget 1/4, {k}" for k in ("fact", "list", "passage"))}
+    assert len(said) == 3
+
+
+def test_filler_that_is_too_short_and_a_teacher_without_tokenizer_are_refused(teacher, filler):
+    with pytest.raises(DataError, match="1100 tokens at least; got none"):
+        made(teacher, [])
+    with pytest.raises(DataError, match="got one of 100 tokens"):
+        made(teacher, [LongDocument("", filler[0].tokens[:100])])
+    with pytest.raises(TeacherError, match="no tokenizer"):
+        retrieval(Teacher(teacher.model, name="wordless"), None, filler, RetrievalConfig())
