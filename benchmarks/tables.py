@@ -346,8 +346,8 @@ def long_context_table(name: str, root: Path) -> str:
     if content is None:
         return "TO MEASURE: `gistnet evaluate RUN --long-context`"
     records = [MetricRecord.model_validate(record) for record in content["records"]]
-    whole = [record for record in records if record.name == "long_context_nll" and "," not in record.part]
-    asked = next((r.n_spans for r in records if r.name == "retrieval_accuracy" and "," not in r.part), 0)
+    whole = [record for record in records if record.name == "long_context_nll" and not record.kind]
+    asked = next((r.n_spans for r in records if r.name == "retrieval_accuracy" and not r.kind), 0)
     header = ["vectors", "full text", "**gists**", "truncated", "gists of another document", "mean embeddings"]
     header += ["truncated − gists", "others' gists − gists", "questions: gists", "truncated", "full text"]
     table = markdown(header, [_budget_row(record, records) for record in whole])
@@ -355,12 +355,16 @@ def long_context_table(name: str, root: Path) -> str:
 
 
 def _budget_row(nll: MetricRecord, records: list[MetricRecord]) -> list[str]:
-    found = {record.name: record for record in records if record.part == nll.part}
+    found = {
+        record.name: record
+        for record in records
+        if not record.kind and record.tokens_per_vector == nll.tokens_per_vector
+    }
     asked = found.get("retrieval_accuracy")
     contexts = [nll.baselines["full"], nll.value, *(nll.baselines[n] for n in ("truncated", "shuffled", "mean"))]
     right = [asked.value, asked.baselines["truncated"], asked.baselines["full"]] if asked else []
     return [
-        nll.part.removeprefix("budget "),
+        f"1/{nll.tokens_per_vector}",
         *(f"{value:.3f}" for value in contexts),
         *(_paired(found[f"long_context_below_{name}"]) for name in ("truncated", "shuffled")),
         *([f"{share:.0%}" for share in right] or [""] * 3),

@@ -132,8 +132,8 @@ def test_train_leaves_configuration_metrics_and_checkpoints(gistnet, config_file
 
 
 RECORD_KEYS = {
-    "name", "domain", "part", "horizon", "offsets", "positions", "level", "k", "value", "unit", "n_spans",
-    "n_documents", "interval", "target", "met", "baselines",
+    "name", "domain", "kind", "index", "tokens_per_vector", "horizon", "offsets", "positions", "level", "k", "value",
+    "unit", "n_spans", "n_documents", "interval", "target", "met", "baselines",
 }  # fmt: skip
 
 
@@ -144,7 +144,7 @@ def test_evaluate_writes_figures_that_agree_with_each_other(gistnet, trained):
     assert {frozenset(figure) for figure in figures} == {frozenset(RECORD_KEYS)}
     assert [figure["offsets"] for figure in figures if figure["name"] == "kl"] == [[1, 12], [1, 8], [9, 12]] * 3
     assert {figure["positions"] for figure in figures} == {"center", "end", "compact"}
-    whole = [figure for figure in figures if figure["horizon"] and not figure["part"]]
+    whole = [figure for figure in figures if figure["horizon"] and not figure["kind"]]
     assert {(figure["domain"], figure["horizon"], figure["n_documents"]) for figure in whole} == {("narrative", 12, 4)}
     assert [MetricRecord.model_validate(figure).model_dump(mode="json") for figure in figures] == figures
 
@@ -242,7 +242,7 @@ def test_evaluate_reads_long_contexts_and_questions_where_asked_to(gistnet, trai
     )  # fmt: skip
     assert outcome.status == 0, outcome.err
     figures = json.loads((trained / "metrics.json").read_text(encoding="utf-8"))
-    (nll,) = (f for f in figures if (f["name"], f["part"]) == ("long_context_nll", "budget 1/4"))
+    (nll,) = (f for f in figures if f["name"] == "long_context_nll" and not f["kind"])
     assert (nll["domain"], nll["positions"], nll["n_documents"]) == ("narrative", "end", 3)
     assert nll["baselines"].keys() == {"full", "truncated", "shuffled", "mean"}
     (accuracy,) = (f for f in figures if f["name"] == "multiple_choice_accuracy")

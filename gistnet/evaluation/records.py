@@ -65,8 +65,12 @@ class MetricRecord(Section):
     """What was measured, a key of `UNITS`."""
     domain: str
     """Kind of text: narrative, code, structured, adversarial, or mixed for the weighted mean over kinds."""
-    part: str = ""
-    """Of what this is the figure, where a measure has parts: a head, a place in the span, a kind of token; or all."""
+    kind: str = ""
+    """Sub-group that is measured: a kind of token, question or pair, or a slot of the attention. Empty: everything."""
+    index: int | None = Field(default=None, ge=1)
+    """Head of a slot, or token of the span, counted from 1; None: all of them."""
+    tokens_per_vector: int | None = Field(default=None, ge=1)
+    """Budget of a context, one vector for so many tokens; None where no contexts of a budget are compared."""
     horizon: int | None = Field(default=None, ge=1)
     """H, the number of tokens predicted after each span; None where nothing is predicted."""
     offsets: tuple[int, int] | None = None
@@ -92,6 +96,11 @@ class MetricRecord(Section):
     def unit(self) -> str:
         """Unit of the value, the interval, the target and the baselines."""
         return UNITS[self.name]
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether this is a measure over everything: of no sub-group, no single head or token, and no budget."""
+        return not self.kind and self.index is None and self.tokens_per_vector is None
 
     @computed_field  # type: ignore[prop-decorator]
     @property

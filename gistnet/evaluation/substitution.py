@@ -91,7 +91,7 @@ class Substitution:
                     np.divide,
                     horizon=horizon,
                     offsets=(1, horizon),
-                    part=kind,
+                    kind=kind,
                     counted=counts > 0,
                 )
 
@@ -104,7 +104,7 @@ class Substitution:
         *,
         horizon: int,
         offsets: tuple[int, int],
-        part: str = "",
+        kind: str = "",
         counted: NDArray[np.bool_] | None = None,
     ) -> MetricRecord:
         """One figure: a function of the means of a replacement's column and of the columns `beside` it.
@@ -123,7 +123,7 @@ class Substitution:
         return MetricRecord(
             name=name,
             domain=self.population.name,
-            part=part,
+            kind=kind,
             horizon=horizon,
             offsets=offsets,
             positions=self.positions,

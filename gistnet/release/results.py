@@ -55,7 +55,7 @@ def results_tables(records: Sequence[MetricRecord]) -> str:
     KL, ΔNLL, the substitutability rate and the perplexity ratio over the whole horizon, and the shares recovered for
     each range of offsets, beside their baselines.
     """
-    shown = [r for r in records if not r.part and (r.name == _EACH_RANGE or _is_whole(r))]
+    shown = [r for r in records if r.is_whole and (r.name == _EACH_RANGE or _is_whole(r))]
     return "\n\n".join(_tables(shown))
 
 
@@ -97,7 +97,7 @@ def _tables(records: Sequence[MetricRecord]) -> Iterator[str]:
 
 def targets_table(records: Sequence[MetricRecord]) -> str:
     """Every figure that has a target, beside the replacements that cost nothing, and whether it is met."""
-    aimed = [record for record in records if record.target is not None and not record.part]
+    aimed = [record for record in records if record.target is not None and record.is_whole]
     if not aimed:
         return "None of the figures has a target."
     rows = [

@@ -11,7 +11,7 @@ from gistnet.evaluation.records import MetricRecord
 from gistnet.terminal import at_full_width
 
 BASELINES = ("drop", "last_token", "surprisal_token", "mean", "shuffled", "gists_below")
-# Too many for a terminal: a line for each offset, and the parts of measures other than kinds of tokens.
+# Too many for a terminal: a line for each offset.
 _IN_FULL = ("delta_nll_by_offset",)
 _BY_KIND = ("kl_by_kind", "delta_nll_by_kind")
 
@@ -20,18 +20,18 @@ def results_tables(records: Sequence[MetricRecord]) -> Iterator[Table]:
     """Tables of a gist's figures, their intervals and baselines, for each domain.
 
     One for each position policy and horizon; one of what is lost by kind of token, under the first policy; and one of
-    what nothing is predicted for. Parts of the last, and single offsets, are not shown.
+    what nothing is predicted for. Single offsets and heads, and contexts of a budget, are not shown.
     """
     if not records:
         return
     first_policy = records[0].positions
-    whole = [r for r in records if r.horizon is not None and not r.part and r.name not in _IN_FULL]
+    whole = [r for r in records if r.horizon is not None and r.is_whole and r.name not in _IN_FULL]
     for (domain, positions, horizon, level, k), shown in _grouped(whole):
         yield _table(f"{domain} · H = {horizon} · positions {positions} · level {level} · k = {k}", shown)
     by_kind = [r for r in records if r.name in _BY_KIND and r.positions == first_policy]
     for (domain, positions, horizon, _, _), shown in _grouped(by_kind):
         yield _table(f"{domain} · by kind of token · H = {horizon} · positions {positions}", shown, second="kind")
-    alone = [r for r in records if r.horizon is None and not r.part]
+    alone = [r for r in records if r.horizon is None and r.is_whole]
     for (domain, *_), shown in _grouped(alone):
         yield _table(f"{domain} · gists by themselves", shown, second=None)
 
@@ -54,7 +54,7 @@ def _table(title: str, records: Sequence[MetricRecord], second: Literal["offsets
         table.add_column(name.replace("_", " "), justify="right")
     table.add_column("target")
     for record in records:
-        place = {"offsets": offsets_text(record), "kind": record.part}
+        place = {"offsets": offsets_text(record), "kind": record.kind}
         table.add_row(
             record.name,
             *([place[second]] if second else []),

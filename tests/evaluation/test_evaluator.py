@@ -89,10 +89,10 @@ def test_every_record_has_its_baselines_and_a_consistent_recovered_share(run):
         assert record.baselines.keys() == {"drop", "last_token", "surprisal_token", "mean", "shuffled"}
         if record.interval is not None:
             assert record.interval[0] - 1e-9 <= record.value <= record.interval[1] + 1e-9
-        if not record.part:
+        if record.is_whole:
             assert record.interval is not None
             assert (record.n_spans, record.n_documents) == (10, 5)
-    by_key = {(r.name, r.positions, r.horizon, r.offsets): r for r in records if not r.part}
+    by_key = {(r.name, r.positions, r.horizon, r.offsets): r for r in records if r.is_whole}
     for policy in ("center", "end", "compact"):
         key = (policy, 12, (1, 12))
         kl, recovered = by_key[("kl", *key)], by_key[("recovered_kl", *key)]
@@ -114,7 +114,7 @@ def test_offsets_and_kinds_of_tokens_add_up_to_the_whole(run):
         assert np.mean([r.value for r in by_offset]) == pytest.approx(whole.value)
         assert np.mean([r.baselines["mean"] for r in by_offset]) == pytest.approx(whole.baselines["mean"])
         # The words of the corpus are common or other words, with spaces between them; each token is one letter.
-        kinds = {r.part: r for r in records if (r.name, r.positions) == ("delta_nll_by_kind", policy)}
+        kinds = {r.kind: r for r in records if (r.name, r.positions) == ("delta_nll_by_kind", policy)}
         assert kinds.keys() == {"punctuation", "common words", "other words"}
         counts = Counter(kinds_by_hand(run))
         assert counts.total() == 10 * 12
@@ -177,12 +177,12 @@ def test_the_mix_is_the_weighted_mean_of_the_domains(two_domains):
     records = evaluate(run.teacher, run.gistnet, run.dataset, config).records
     by_domain = {domain: [r for r in records if r.domain == domain] for domain in ("narrative", "code", "mixed")}
     assert len(by_domain["narrative"]) + len(by_domain["code"]) + len(by_domain["mixed"]) == len(records)
-    by_key = {(r.domain, r.name, r.part, r.horizon, r.offsets): r for r in records}
+    by_key = {(r.domain, r.name, r.kind, r.index, r.horizon, r.offsets): r for r in records}
     linear = ("kl", "delta_nll", "substitutability_rate", "kl_below_last_token", "delta_nll_by_offset", *GEOMETRY)
     checked = set()
     for record in by_domain["mixed"]:
         if record.name in linear:
-            key = (record.name, record.part, record.horizon, record.offsets)
+            key = (record.name, record.kind, record.index, record.horizon, record.offsets)
             parts = [by_key[domain, *key] for domain in ("narrative", "code")]
             assert record.value == pytest.approx(0.75 * parts[0].value + 0.25 * parts[1].value)
             assert record.n_spans == parts[0].n_spans + parts[1].n_spans

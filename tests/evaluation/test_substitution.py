@@ -47,8 +47,8 @@ def test_what_is_lost_by_kind_is_the_mean_over_tokens_and_not_over_spans():
     gist = np.array([[6.0, 1.0, 2.0], [0.0, 3.0, 1.0]])
     kinds = np.array([[NUMBERS, COMMON, COMMON], [NUMBERS, NUMBERS, COMMON]])
     records = list(substitution(gist, [0, 1]).by_kind(kinds))
-    assert [(r.name, r.part, r.offsets) for r in records] == [
-        (name, part, (1, 3)) for name in ("kl_by_kind", "delta_nll_by_kind") for part in ("numbers", "common words")
+    assert [(r.name, r.kind, r.offsets) for r in records] == [
+        (name, kind, (1, 3)) for name in ("kl_by_kind", "delta_nll_by_kind") for kind in ("numbers", "common words")
     ]
     assert [r.value for r in records] == pytest.approx([3, 4 / 3] * 2)
     assert records[0].baselines["drop"] == pytest.approx(4)
@@ -59,7 +59,7 @@ def test_what_is_lost_by_kind_is_the_mean_over_tokens_and_not_over_spans():
 def test_a_kind_that_not_every_draw_has_is_left_without_an_interval():
     kinds = np.array([[NAMES, OTHER], [OTHER, OTHER], [OTHER, PUNCTUATION]])
     records = list(substitution(np.ones((3, 2)), [0, 0, 1]).by_kind(kinds))
-    found = {r.part: (r.value, r.n_spans, r.n_documents, r.interval) for r in records if r.name == "kl_by_kind"}
+    found = {r.kind: (r.value, r.n_spans, r.n_documents, r.interval) for r in records if r.name == "kl_by_kind"}
     assert found == {
         "names": (1.0, 1, 1, None),
         "punctuation": (1.0, 1, 1, None),

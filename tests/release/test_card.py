@@ -59,7 +59,7 @@ def test_a_table_has_figures_intervals_baselines_and_targets() -> None:
 | substitutability_rate | 1–32 | **0.950** |  |  |  | > 0.9: met |
 | recovered_kl | 9–32 | **0.400** |  |  |  |  |"""
     shown = [KL, record("kl", 0.2, offsets=(1, 8)), RATE, record("recovered_kl", 0.4, offsets=(9, 32))]
-    shown += [record("delta_nll_by_offset", 0.1, offsets=(3, 3)), record("kl_by_kind", 0.2, part="names")]
+    shown += [record("delta_nll_by_offset", 0.1, offsets=(3, 3)), record("kl_by_kind", 0.2, kind="names")]
     assert results_tables(shown) == expected
 
 

@@ -124,7 +124,7 @@ def records(seed: int) -> list[MetricRecord]:
         for positions in ("center", "end")
         for n, domain in enumerate(("narrative", "code"))
         for record in _of_domain(domain, positions, 1 + 0.2 * n + 0.05 * seed + 0.03 * (positions == "center"))
-    ] + [_pairs(part, 0.71 - 0.05 * n) for n, part in enumerate(("", "number", "name", "negation"))]
+    ] + [_pairs(kind, 0.71 - 0.05 * n) for n, kind in enumerate(("", "number", "name", "negation"))]
 
 
 def _of_domain(domain: str, positions: str, scale: float) -> list[MetricRecord]:
@@ -133,7 +133,7 @@ def _of_domain(domain: str, positions: str, scale: float) -> list[MetricRecord]:
     def record(name: str, value: float, width: float = 0.03, **more: Any) -> MetricRecord:
         target = (
             None
-            if more.get("part")
+            if more.keys() & {"kind", "index"}
             else target_for(name, domain=domain, horizon=more.get("horizon"), offsets=more.get("offsets"))
         )
         return MetricRecord(
@@ -183,13 +183,13 @@ def _of_domain(domain: str, positions: str, scale: float) -> list[MetricRecord]:
     for n, kind in enumerate(("numbers", "names", "punctuation", "common words", "other words")):
         for name in ("delta_nll_by_kind", "kl_by_kind"):
             beside = {role: COST[role] * (1.6 - 0.25 * n) for role in ("drop", "last_token")}
-            found.append(record(name, COST["gist"] * (1.6 - 0.25 * n), part=kind, baselines=beside, **whole))
+            found.append(record(name, COST["gist"] * (1.6 - 0.25 * n), kind=kind, baselines=beside, **whole))
     for slot in (1, 2):
         found += [
-            record("attention_entropy", 2 + slot * head / 5, part=f"slot {slot}, head {head}") for head in range(1, 5)
+            record("attention_entropy", 2 + slot * head / 5, kind=f"slot {slot}", index=head) for head in range(1, 5)
         ]
     accuracies = [(token, 0.02 + 0.9 * (token / SPAN) ** 8) for token in range(1, SPAN + 1)]
-    return found + [record("reconstruction_accuracy", value, part=f"token {token}") for token, value in accuracies]
+    return found + [record("reconstruction_accuracy", value, index=token) for token, value in accuracies]
 
 
 def long_context_records() -> list[MetricRecord]:
@@ -197,15 +197,18 @@ def long_context_records() -> list[MetricRecord]:
     found = []
     for n, budget in enumerate((2, 4, 8, 16, 32)):
         for shift, positions in enumerate(("center", "end")):
-            place = {"domain": "narrative", "positions": positions, "n_spans": 8192, "n_documents": 16}
+            place = {
+                "domain": "narrative",
+                "positions": positions,
+                "n_spans": 8192,
+                "n_documents": 16,
+                "tokens_per_vector": budget,
+            }
             place |= {"horizon": 512, "offsets": (1, 512), "level": int(budget == 32)}
 
-            def record(
-                name: str, value: float, kind: str = "", budget: int = budget, place: Any = place, **more: Any
-            ) -> MetricRecord:
-                part = f"budget 1/{budget}" + (f", {kind}" if kind else "")
+            def record(name: str, value: float, kind: str = "", place: Any = place, **more: Any) -> MetricRecord:
                 interval = (value - 0.02, value + 0.02)
-                return MetricRecord(name=name, part=part, value=value, interval=interval, **place, **more)
+                return MetricRecord(name=name, kind=kind, value=value, interval=interval, **place, **more)
 
             truncated, full = 3.0 + 0.04 * n, 2.95
             nll = truncated - 0.005 * n - 0.003 * shift
@@ -216,14 +219,14 @@ def long_context_records() -> list[MetricRecord]:
                 found.append(record("long_context_recovered", (truncated - nll) / (truncated - full), baselines=shares))
             for extra, kind in enumerate(("", "names", "repeated")):
                 found.append(record("long_context_below_truncated", truncated - nll + 0.01 * extra, kind))
-            asked = {"positions": positions, "n_spans": 24, "n_documents": 24, "part": f"budget 1/{budget}"}
+            asked = {"positions": positions, "n_spans": 24, "n_documents": 24, "tokens_per_vector": budget}
             answers = {"full": 0.96, "truncated": 0.25, "chance": 0.25}
             found.append(
                 MetricRecord(
                     name="retrieval_accuracy", domain="synthetic", value=0.3 + 0.01 * shift, baselines=answers, **asked
                 )
             )
-    questions = {"positions": "end", "n_spans": 40, "n_documents": 8, "part": "budget 1/8"}
+    questions = {"positions": "end", "n_spans": 40, "n_documents": 8, "tokens_per_vector": 8}
     beside = {"full": 0.31, "no_context": 0.24, "chance": 0.25}
     return [
         *found,
@@ -233,12 +236,12 @@ def long_context_records() -> list[MetricRecord]:
     ]
 
 
-def _pairs(part: str, value: float) -> MetricRecord:
+def _pairs(kind: str, value: float) -> MetricRecord:
     return MetricRecord(
         name="pair_accuracy",
         domain="adversarial",
         positions="end",
-        part=part,
+        kind=kind,
         value=value,
         interval=(value - 0.06, value + 0.06),
         n_spans=64,

@@ -73,7 +73,7 @@ def chosen(page: Any) -> str:
 @needs_browser
 def test_figures_stand_beside_their_baselines(run: Path, open_page: Open) -> None:
     page = open_page(run / "report.html")
-    narrative = {r.name: r for r in records(0) if r.domain == "narrative" and r.positions == "end" and not r.part}
+    narrative = {r.name: r for r in records(0) if r.domain == "narrative" and r.positions == "end" and r.is_whole}
     assert page.locator(".big b").inner_text() == f"{narrative['recovered_kl'].value:.3f}"
     row = page.locator("#results tbody tr").first.inner_text()
     kl = MetricRecord.model_validate(next(r for r in records(0) if r.positions == "end" and r.name == "kl"))

@@ -33,12 +33,12 @@ def test_three_kinds_of_tables_and_neither_offsets_nor_heads():
         record("kl", 0.5, interval=(0.4, 0.6), **losses),
         record("delta_nll", 0.55, target=Target(below=0.5), **losses),
         record("delta_nll_by_offset", 0.25, horizon=12, offsets=(3, 3), baselines=BASELINES),
-        record("kl_by_kind", 1.25, part="names", **losses),
+        record("kl_by_kind", 1.25, kind="names", **losses),
         record("kl", 0.45, **losses | {"positions": "compact"}),
-        record("kl_by_kind", 1.5, part="names", **losses | {"positions": "compact"}),
+        record("kl_by_kind", 1.5, kind="names", **losses | {"positions": "compact"}),
         record("gist_diversity", 0.875, target=Target(above=0.5), baselines={"last_token": 0.5, "mean": 0.25}),
         record("attention_entropy", 3.0, target=Target(above=2.0, below=4.0), n_spans=1000),
-        record("attention_entropy", 3.5, part="slot 1, head 2"),
+        record("attention_entropy", 3.5, kind="slot 1", index=2),
     ]
     baselines = ["drop", "last token", "surprisal token", "mean", "shuffled"]
     costs = ["0.900", "0.600", "0.800", "3.000", "0.700"]

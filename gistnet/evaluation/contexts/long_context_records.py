@@ -8,7 +8,7 @@
     long_context_above_full       and how much higher than with the whole text
     long_context_covered          the share of the tokens that something in the gist context stands for
 
-`part` names the budget and the kind of token: "budget 1/8", "budget 1/8, names". `n_spans` counts scored tokens.
+`kind` is the kind of token, `tokens_per_vector` the budget, and `n_spans` counts scored tokens.
 """
 
 from collections.abc import Iterator, Mapping
@@ -50,6 +50,7 @@ def budget_records(
     documents, scored = scores.nll["full"].shape
     document_of_token = np.repeat(np.arange(documents), scored)
     place = {
+        "tokens_per_vector": tokens_per_vector,
         "domain": domain,
         "positions": positions,
         "level": scores.level,
@@ -61,12 +62,10 @@ def budget_records(
         if not counted.any():
             continue
         columns = {name: values.ravel()[counted] for name, values in scores.nll.items()}
-        named = place | {"part": f"budget 1/{tokens_per_vector}" + (f", {kind}" if kind else "")}
-        yield from _compared(columns, document_of_token[counted], named, resamples, seed)
+        yield from _compared(columns, document_of_token[counted], place | {"kind": kind}, resamples, seed)
     draws = DocumentDraws(np.arange(documents), resamples, seed)
     yield MetricRecord(
         name="long_context_covered",
-        part=f"budget 1/{tokens_per_vector}",
         value=float(scores.covered.mean()),
         interval=percentile_interval(draws.means(scores.covered)),
         n_spans=documents * scored,

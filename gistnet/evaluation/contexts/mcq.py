@@ -138,7 +138,7 @@ def evaluate_mcq(
         for record in _records(
             [of[budget, policy] for of in right],
             numbers.tolist(),
-            {"part": f"budget 1/{budget}", "positions": policy, "level": highest_level(every, budget, config)},
+            {"tokens_per_vector": budget, "positions": policy, "level": highest_level(every, budget, config)},
             config,
         )
     ]

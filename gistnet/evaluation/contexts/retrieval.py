@@ -43,7 +43,7 @@ def retrieval(
 
     Returns:
         `retrieval_accuracy` and `retrieval_nll` (of the right answer) for each policy and budget, of all cases and of
-        each kind: "budget 1/4", "budget 1/4, fact"; with `full`, `truncated`, `shuffled`, `mean`, and `chance`.
+        each kind; with `full`, `truncated`, `shuffled`, `mean`, and `chance`.
 
     Raises:
         TeacherError: the teacher has no tokenizer.
@@ -73,21 +73,20 @@ def retrieval(
         for record in _records(
             {name: np.stack([of[budget, policy][name] for of in asked]) for name in asked[0][budget, policy]},
             kinds,
-            f"budget 1/{budget}",
-            {"positions": policy, "level": highest_level(histories, budget, config)},
+            {"tokens_per_vector": budget, "positions": policy, "level": highest_level(histories, budget, config)},
             config,
         )
     ]
 
 
 def _records(
-    nll: Mapping[str, Floats], kinds: NDArray[np.str_], budget: str, place: Mapping[str, Any], config: RetrievalConfig
+    nll: Mapping[str, Floats], kinds: NDArray[np.str_], place: Mapping[str, Any], config: RetrievalConfig
 ) -> Iterator[MetricRecord]:
     """The records of one budget and policy: NLL of the answers by context, each `[cases, answers]`, the right first."""
     right = {name: np.array([share_right(of_case, 0) for of_case in answers]) for name, answers in nll.items()}
     cost = {name: answers[:, 0] for name, answers in nll.items()}
-    parts = {"": np.ones(len(kinds), dtype=bool)} | {kind: kinds == kind for kind in CASE_KINDS}
-    for part, rows in parts.items():
+    groups = {"": np.ones(len(kinds), dtype=bool)} | {kind: kinds == kind for kind in CASE_KINDS}
+    for kind, rows in groups.items():
         for name, columns in (("retrieval_accuracy", right), ("retrieval_nll", cost)):
             if not rows.any():
                 continue
@@ -98,7 +97,7 @@ def _records(
             yield MetricRecord(
                 name=name,
                 domain=DOMAIN,
-                part=f"{budget}, {part}" if part else budget,
+                kind=kind,
                 value=float(values.mean()),
                 interval=bootstrap_over_documents(
                     values, np.flatnonzero(rows), resamples=config.resamples, seed=config.seed

@@ -61,8 +61,8 @@ class Figure:
     n_documents: int
 
 
-Figures = dict[tuple[str, str], Figure]
-"""By the names of measure and part."""
+Figures = dict[tuple[str, str, int | None], Figure]
+"""By name of the measure, slot of the attention and head; the latter are "" and None for all."""
 
 
 def draw_spans(
@@ -139,7 +139,7 @@ def figures_of(spans: DrawnSpans, encoded: EncodedSpans, *, resamples: int, seed
     figures: Figures = {}
     for name, value in gist.items():
         rows = in_pairs if name == "adjacent_distance" else np.arange(len(spans.tokens))
-        figures[name, ""] = Figure(
+        figures[name, "", None] = Figure(
             value,
             _if_finite(resampled[name], draws),
             {"last_token": last_token[name], "mean": mean[name]},
@@ -147,13 +147,13 @@ def figures_of(spans: DrawnSpans, encoded: EncodedSpans, *, resamples: int, seed
             len(np.unique(spans.documents[rows])),
         )
     _, slots, heads = encoded.entropies.shape
-    entropies = {"": encoded.entropies.mean(axis=(1, 2))} | {
-        f"slot {slot + 1}, head {head + 1}": encoded.entropies[:, slot, head]
+    entropies: dict[tuple[str, int | None], Floats] = {("", None): encoded.entropies.mean(axis=(1, 2))} | {
+        (f"slot {slot + 1}", head + 1): encoded.entropies[:, slot, head]
         for slot in range(slots)
         for head in range(heads)
     }
-    for part, column in entropies.items():
-        figures["attention_entropy", part] = Figure(
+    for of, column in entropies.items():
+        figures["attention_entropy", *of] = Figure(
             float(column.mean()), _if_finite(draws.means(column), draws), {}, len(column), draws.documents
         )
     return figures
@@ -169,18 +169,19 @@ def mixed_figures(figures: Mapping[str, Figures], weights: Mapping[str, float]) 
 def geometry_records(figures: Mapping[str, Figures], *, positions: str, level: int) -> Iterator[MetricRecord]:
     """The records of figures by domain. Only means have targets, single heads have none."""
     for domain, of_domain in figures.items():
-        for (name, part), figure in of_domain.items():
+        for (name, slot, head), figure in of_domain.items():
             yield MetricRecord(
                 name=name,
                 domain=domain,
-                part=part,
+                kind=slot,
+                index=head,
                 positions=positions,
                 level=level,
                 value=figure.value,
                 n_spans=figure.n_spans,
                 n_documents=figure.n_documents,
                 interval=None if figure.resampled is None else metrics.percentile_interval(figure.resampled),
-                target=None if part else target_for(name, domain=domain, level=level),
+                target=None if slot else target_for(name, domain=domain, level=level),
                 baselines=figure.baselines,
             )
 

@@ -230,9 +230,9 @@ def _records(
     seed: int,
     resamples: int,
 ) -> list[MetricRecord]:
-    parts = {"": np.ones(len(kinds), dtype=bool)} | {kind: np.array(kinds) == kind for kind in PAIR_KINDS}
+    groups = {"": np.ones(len(kinds), dtype=bool)} | {kind: np.array(kinds) == kind for kind in PAIR_KINDS}
     records = []
-    for part, rows in parts.items():
+    for kind, rows in groups.items():
         if not rows.any():
             continue
         accuracy = {name: float(trials[rows].mean()) for name, trials in right.items()}
@@ -241,7 +241,7 @@ def _records(
             MetricRecord(
                 name="pair_accuracy",
                 domain=DOMAIN,
-                part=part,
+                kind=kind,
                 positions=policy,
                 level=level,
                 k=k,

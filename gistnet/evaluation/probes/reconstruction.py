@@ -108,7 +108,7 @@ def reconstruction(
 
     Returns:
         for each domain `reconstruction_ce` (nats per token), `reconstruction_accuracy` (0 to 1, of all tokens and of
-        each as a part, `token 1` to `token K`) and `reconstruction_mse`, with the baselines `last_token` and `shuffled`
+        each by its `index`, 1 to K) and `reconstruction_mse`, with the baselines `last_token` and `shuffled`
         (the gist of another document), for which probes are trained alike.
 
     Raises:
@@ -158,11 +158,11 @@ def _records(
 ) -> list[MetricRecord]:
     """The records of one domain, of the spans `rows` `[spans]`."""
 
-    def record(name: str, part: str, columns: dict[str, np.ndarray]) -> MetricRecord:
+    def record(name: str, columns: dict[str, np.ndarray], token: int | None = None) -> MetricRecord:
         means = {vector: float(column.mean()) for vector, column in columns.items()}
         return MetricRecord(
             name=name,
-            part=part,
+            index=token,
             domain=domain,
             positions=gistnet.positions,
             level=gistnet.level,
@@ -183,10 +183,9 @@ def _records(
         ("reconstruction_mse", "squared_error"),
     )
     records = [
-        record(name, "", {vector: values.mean(axis=1) for vector, values in tables[field].items()})
-        for name, field in named
+        record(name, {vector: values.mean(axis=1) for vector, values in tables[field].items()}) for name, field in named
     ]
     for offset in range(gistnet.config.span_tokens):
         at = {vector: values[:, offset] for vector, values in tables["correct"].items()}
-        records.append(record("reconstruction_accuracy", f"token {offset + 1}", at))
+        records.append(record("reconstruction_accuracy", at, offset + 1))
     return records

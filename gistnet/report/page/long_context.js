@@ -5,12 +5,6 @@ const LONG_BASELINES = ["full", "truncated", "shuffled", "mean"];
 const LONG_NAMES = ["long_context_nll", "retrieval_accuracy", "multiple_choice_accuracy"];
 const SCORED_KINDS = { "": "all tokens", names: "names", repeated: "words repeated from far" };
 
-/** "budget 1/8, names" → {budget: 8, kind: "names"}. */
-function budgetOf(record) {
-  const [, budget, kind = ""] = record.part.match(/^budget 1\/(\d+)(?:, (.*))?$/) ?? [];
-  return { budget: Number(budget), kind };
-}
-
 function longContextSection(run) {
   const measured = (run.figures ?? []).filter((record) => LONG_NAMES.includes(record.name));
   if (!measured.length) return;
@@ -35,15 +29,15 @@ function longContext(figures) {
 
 /** The records of a name and kind of token, from the largest budget to the smallest. */
 function byBudget(figures, name, domain, kind = "") {
-  return figures.filter((record) => record.name === name && record.domain === domain && budgetOf(record).kind === kind)
-    .sort((a, b) => budgetOf(a).budget - budgetOf(b).budget);
+  return figures.filter((record) => record.name === name && record.domain === domain && record.kind === kind)
+    .sort((a, b) => a.tokens_per_vector - b.tokens_per_vector);
 }
 
 /** A curve over budgets: places are powers of two, so that each halving is a step. */
 function budgetCurve(role, records, value, more = {}) {
   const banded = value === ownValue && records.every((record) => record.interval);
   return {
-    role, x: records.map((record) => Math.log2(budgetOf(record).budget)), y: records.map(value), marks: undefined,
+    role, x: records.map((record) => Math.log2(record.tokens_per_vector)), y: records.map(value), marks: undefined,
     band: banded && [0, 1].map((side) => records.map((record) => record.interval[side])), ...more,
   };
 }
@@ -102,7 +96,7 @@ function retrieved(figures) {
   return records.length && dotPlot({
     title: "Retrieval", unit: "share of cases", range: [0, 1],
     note: `A fact stated once, a row of a list, a passage that comes again: which of four answers is likeliest? ${whole(records[0].n_spans)} cases.`,
-    rows: records.map((record) => recordRow(record, budgetOf(record).kind || "all", `budget 1/${budgetOf(record).budget}`)),
+    rows: records.map((record) => recordRow(record, record.kind || "all", `budget 1/${record.tokens_per_vector}`)),
   });
 }
 
@@ -111,6 +105,6 @@ function answered(figures) {
   return records.length && dotPlot({
     title: "Multiple choice", unit: "share of questions", range: [0, 1],
     note: `${whole(records[0].n_spans)} questions about ${whole(records[0].n_documents)} articles.`,
-    rows: records.map((record) => recordRow(record, `budget 1/${budgetOf(record).budget}`)),
+    rows: records.map((record) => recordRow(record, `budget 1/${record.tokens_per_vector}`)),
   });
 }

@@ -32,7 +32,7 @@ function results(run, selection) {
 
 function metricsTable(figures, selection) {
   const names = [...new Set(figures.map((record) => record.name))].filter((name) => !APART.includes(name));
-  const rows = names.flatMap((name) => pick(figures, name, selection)).filter((record) => record.part === "");
+  const rows = names.flatMap((name) => pick(figures, name, selection)).filter(isWhole);
   if (!rows.length) return null;
   const used = BASELINES.filter((name) => rows.some((record) => isNumber(record.baselines[name])));
   const cells = (record) => [
@@ -47,7 +47,7 @@ function metricsTable(figures, selection) {
 }
 
 function byOffset(figures, selection) {
-  const records = pick(figures, "delta_nll_by_offset", selection).filter((record) => record.part === "").sort((a, b) => a.offsets[0] - b.offsets[0]);
+  const records = pick(figures, "delta_nll_by_offset", selection).filter(isWhole).sort((a, b) => a.offsets[0] - b.offsets[0]);
   if (!records.length) return null;
   const x = records.map((record) => record.offsets[0]);
   const banded = records.every((record) => record.interval);
@@ -89,8 +89,8 @@ function distribution(map, selection) {
 
 function byKind(figures, selection, path) {
   const figure = (name, title) => {
-    const records = pick(figures, name, selection).filter((record) => record.part);
-    return records.length && dotPlot({ title, note: measuredOn(records[0]), unit: records[0].unit, rows: records.map((record) => recordRow(record, record.part)) });
+    const records = pick(figures, name, selection).filter((record) => record.kind);
+    return records.length && dotPlot({ title, note: measuredOn(records[0]), unit: records[0].unit, rows: records.map((record) => recordRow(record, record.kind)) });
   };
   const found = [figure("delta_nll_by_kind", "ΔNLL by kind of token"), figure("kl_by_kind", "KL by kind of token")].filter(Boolean);
   return found.length ? found : [missing("What is lost by kind of token is not measured.", `gistnet evaluate ${path}`)];
@@ -99,7 +99,7 @@ function byKind(figures, selection, path) {
 /** Distances between gists, in every kind of text. */
 function geometry(figures, selection, path) {
   const names = ["gist_diversity", "adjacent_distance", "contrastive_gap", "gist_variance"];
-  const records = names.flatMap((name) => pick(figures, name, selection, ["positions", "level", "k"])).filter((record) => record.part === "");
+  const records = names.flatMap((name) => pick(figures, name, selection, ["positions", "level", "k"])).filter(isWhole);
   if (!records.length) return missing("The geometry of gists is not measured.", `gistnet evaluate ${path}`);
   return dotPlot({
     title: "Diversity of gists", unit: "cosine distance, and share of squared length for variance",
@@ -109,18 +109,18 @@ function geometry(figures, selection, path) {
 }
 
 function entropy(figures, selection, path) {
-  const parts = pick(figures, "attention_entropy", selection).map((record) => ({ record, place: record.part.match(/^slot (\d+), head (\d+)$/) })).filter(({ place }) => place);
+  const parts = pick(figures, "attention_entropy", selection).filter((record) => record.index);
   if (!parts.length) return missing("Attention entropy is not measured.", `gistnet evaluate ${path}`);
-  const slots = [...new Set(parts.map(({ place }) => Number(place[1])))].sort();
+  const slots = [...new Set(parts.map((record) => record.kind))].sort();
   const target = pickOne(figures, "attention_entropy", selection)?.target;
   return lineChart({
     title: "Attention entropy", xTitle: "head", yTitle: "bits", counts: true, height: 280,
     note: "How widely each head of the two slots looks over the span: 0 is one token, 5 bits all 32 alike. The key gives means.",
     lines: target ? ["above", "below"].filter((side) => isNumber(target[side])).map((side) => ({ y: target[side], label: `${side} ${target[side]}` })) : [],
     series: slots.map((slot, n) => {
-      const own = parts.filter(({ place }) => Number(place[1]) === slot).sort((a, b) => a.place[2] - b.place[2]);
-      const y = own.map(({ record }) => record.value);
-      return { role: n ? equal(n, `slot ${slot}`) : { ...look("gist"), label: `slot ${slot}` }, x: own.map(({ place }) => Number(place[2])), y, marks: "markers", note: number(y.reduce((a, b) => a + b, 0) / y.length, 2) };
+      const own = parts.filter((record) => record.kind === slot).sort((a, b) => a.index - b.index);
+      const y = own.map((record) => record.value);
+      return { role: n ? equal(n, slot) : { ...look("gist"), label: slot }, x: own.map((record) => record.index), y, marks: "markers", note: number(y.reduce((a, b) => a + b, 0) / y.length, 2) };
     }),
   });
 }
@@ -131,7 +131,7 @@ function pairTest(figures, selection, path) {
   return dotPlot({
     title: "Pair test", unit: "share of pairs", range: [0, 1], references: [{ value: 0.5, label: "chance" }],
     note: "Of two spans that differ in one detail: does the model, reading the gist, prefer the continuation that fits?",
-    rows: records.map((record) => recordRow(record, record.part || "all", `${whole(record.n_spans)} spans`)),
+    rows: records.map((record) => recordRow(record, record.kind || "all", `${whole(record.n_spans)} spans`)),
   });
 }
 
@@ -153,15 +153,15 @@ function bound(figures, selection, path) {
 
 function reconstruction(figures, selection, path) {
   const all = pick(figures, "reconstruction_accuracy", selection);
-  const parts = all.map((record) => ({ record, at: Number(record.part.match(/^token (\d+)$/)?.[1]) })).filter(({ at }) => at).sort((a, b) => a.at - b.at);
+  const parts = all.filter((record) => record.index).sort((a, b) => a.index - b.index);
   if (!parts.length) return missing("How many tokens a decoder reads back from a gist is not measured.", `gistnet evaluate ${path} --reconstruction`);
-  const x = parts.map(({ at }) => at);
-  const beside = BASELINES.filter((name) => parts.every(({ record }) => isNumber(record.baselines[name])));
-  const total = all.find((record) => record.part === "");
+  const x = parts.map((record) => record.index);
+  const beside = BASELINES.filter((name) => parts.every((record) => isNumber(record.baselines[name])));
+  const total = all.find(isWhole);
   return lineChart({
     title: "Reconstruction by position", xTitle: "token of the span", yTitle: "share of tokens", xName: "token", counts: true, yRange: [0, 1.02],
     note: "How often a small decoder, trained on frozen gists, names the token that stood at each place.",
-    series: [{ role: "gist", x, y: parts.map(({ record }) => record.value), note: total && number(total.value) },
-      ...beside.map((role) => ({ role, x, y: parts.map(({ record }) => record.baselines[role]) }))],
+    series: [{ role: "gist", x, y: parts.map((record) => record.value), note: total && number(total.value) },
+      ...beside.map((role) => ({ role, x, y: parts.map((record) => record.baselines[role]) }))],
   });
 }

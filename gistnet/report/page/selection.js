@@ -43,9 +43,14 @@ function pick(figures, name, selection, keys = Object.keys(SELECTED_BY)) {
   return found;
 }
 
-/** One record of a selection: the whole (no part) over a range of offsets, all unless given. */
+/** A measure over everything: of no sub-group, no single head or token, and no budget. */
+function isWhole(record) {
+  return record.kind === "" && record.index === null && record.tokens_per_vector === null;
+}
+
+/** One record of a selection: the whole over a range of offsets, all unless given. */
 function pickOne(figures, name, selection, offsets) {
-  return pick(figures, name, selection).find((record) => record.part === "" &&
+  return pick(figures, name, selection).find((record) => isWhole(record) &&
     (record.offsets === null || (offsets ? record.offsets.join() === offsets : record.offsets[0] === 1 && record.offsets[1] === record.horizon)));
 }
 

@@ -54,18 +54,18 @@ def plain_nll(teacher, tokens, scored: int) -> np.ndarray:
 
 def test_full_and_truncated_contexts_are_plain_forwards_over_their_tokens(teacher, encoder, documents):
     records = long_context(teacher, encoder, documents, CONFIG, domain="narrative")
-    found = {record.part: record for record in records if record.name == "long_context_nll"}
-    assert {"budget 1/2", "budget 1/8"} <= found.keys()
+    found = {r.tokens_per_vector: r for r in records if r.name == "long_context_nll" and not r.kind}
+    assert found.keys() == {2, 8}
     full = np.mean([plain_nll(teacher, document.tokens, 40) for document in documents])
-    for part, tokens_per_vector in (("budget 1/2", 2), ("budget 1/8", 8)):
+    for tokens_per_vector in (2, 8):
         kept = []
         for document in documents:
             n = len(document.tokens) - 40
             recent = n // tokens_per_vector - 4
             kept.append([*document.tokens[:4], *document.tokens[n - recent :]])
         truncated = np.mean([plain_nll(teacher, tokens, 40) for tokens in kept])
-        assert found[part].baselines["full"] == pytest.approx(full)
-        assert found[part].baselines["truncated"] == pytest.approx(truncated)
+        assert found[tokens_per_vector].baselines["full"] == pytest.approx(full)
+        assert found[tokens_per_vector].baselines["truncated"] == pytest.approx(truncated)
 
 
 @torch.no_grad()
@@ -76,7 +76,7 @@ def test_gist_contexts_are_plain_forwards_over_their_vectors(teacher, encoder, d
     found = {
         record.positions: record
         for record in long_context(teacher, encoder, two, config, domain="narrative")
-        if (record.name, record.part) == ("long_context_nll", "budget 1/2")
+        if (record.name, record.kind) == ("long_context_nll", "")
     }
     raw = 110 - 9 * 8
     spans = [document.tokens[:72].reshape(9, 8) for document in two]
@@ -106,11 +106,11 @@ def test_gist_contexts_are_plain_forwards_over_their_vectors(teacher, encoder, d
 def test_kinds_of_tokens_and_reach_are_told(teacher, encoder, documents):
     said: list[str] = []
     records = long_context(teacher, encoder, documents, CONFIG, domain="code", say=said.append)
-    parts = {record.part for record in records if record.name == "long_context_nll"}
-    assert {"budget 1/8", "budget 1/8, names", "budget 1/8, repeated"} <= parts
-    covered = {r.part: r for r in records if r.name == "long_context_covered"}
-    assert covered["budget 1/2"].value == 1.0
-    reach = covered["budget 1/8"].value
+    kinds = {(record.tokens_per_vector, record.kind) for record in records if record.name == "long_context_nll"}
+    assert {(8, ""), (8, "names"), (8, "repeated")} <= kinds
+    covered = {r.tokens_per_vector: r for r in records if r.name == "long_context_covered"}
+    assert covered[2].value == 1.0
+    reach = covered[8].value
     assert reach < 1  # with 8 tokens a gist, the sink leaves too few vectors for all
     assert said[-1] == f"With one vector for 8 tokens, gists reach {reach:.1%} of the context."
     assert all(record.domain == "code" for record in records)

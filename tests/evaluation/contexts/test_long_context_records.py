@@ -34,8 +34,8 @@ def made(nll, kinds, domain: str = "x") -> list[MetricRecord]:
     return list(found)
 
 
-def by_part(records, name: str) -> dict[str, MetricRecord]:
-    return {record.part: record for record in records if record.name == name}
+def by_kind(records, name: str) -> dict[str, MetricRecord]:
+    return {record.kind: record for record in records if record.name == name}
 
 
 def test_figures_are_those_of_a_calculation_by_hand():
@@ -44,16 +44,16 @@ def test_figures_are_those_of_a_calculation_by_hand():
             scores(NLL, {"": EVERY, "names": SOME}), 8, domain="narrative", positions="end", resamples=200, seed=0
         )
     )
-    nll = by_part(records, "long_context_nll")
-    assert set(nll) == {"budget 1/8", "budget 1/8, names"}
-    assert nll["budget 1/8"].value == pytest.approx(15 / 6)
-    assert nll["budget 1/8"].baselines == pytest.approx(
+    nll = by_kind(records, "long_context_nll")
+    assert set(nll) == {"", "names"}
+    assert nll[""].value == pytest.approx(15 / 6)
+    assert nll[""].baselines == pytest.approx(
         {"full": 12 / 6, "truncated": 18.5 / 6, "shuffled": 20 / 6, "mean": 27 / 6}
     )
-    assert nll["budget 1/8, names"].value == pytest.approx((3 + 2) / 2)
-    assert nll["budget 1/8, names"].n_spans == 2 and nll["budget 1/8"].n_spans == 6
+    assert nll["names"].value == pytest.approx((3 + 2) / 2)
+    assert nll["names"].n_spans == 2 and nll[""].n_spans == 6
 
-    all_ = {r.name: r for r in records if r.part == "budget 1/8"}
+    all_ = {r.name: r for r in records if not r.kind}
     assert all_["long_context_truncation_cost"].value == pytest.approx(6.5 / 6)
     assert all_["long_context_recovered"].value == pytest.approx(3.5 / 6.5)
     assert all_["long_context_recovered"].baselines == pytest.approx(
@@ -66,7 +66,7 @@ def test_figures_are_those_of_a_calculation_by_hand():
     assert all_["long_context_covered"].value == pytest.approx(0.9)
     assert all_["long_context_covered"].baselines == {"truncated": 0.125, "full": 1.0}
     for record in records:
-        assert (record.domain, record.positions, record.level) == ("narrative", "end", 1)
+        assert (record.domain, record.positions, record.level, record.tokens_per_vector) == ("narrative", "end", 1, 8)
         assert record.n_documents == 2 and (record.horizon, record.offsets) == (3, (1, 3))
 
 
@@ -95,7 +95,7 @@ def test_a_kind_without_tokens_has_no_record_and_one_document_no_interval():
     none, one = [[False] * 3] * 2, [[True, False, False], [False] * 3]
     kinds = {"": EVERY, "names": none, "repeated": one}
     records = made(NLL, kinds)
-    assert not [record for record in records if "names" in record.part]
-    repeated = [record for record in records if "repeated" in record.part]
+    assert not [record for record in records if record.kind == "names"]
+    repeated = [record for record in records if record.kind == "repeated"]
     assert repeated and all(record.interval is None and record.n_documents == 1 for record in repeated)
     assert "long_context_recovered" not in {record.name for record in repeated}

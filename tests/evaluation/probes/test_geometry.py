@@ -143,7 +143,7 @@ def test_figures_by_hand():
     """Two documents of two neighbours, at right angles to those of the other: as in the tests of the measures."""
     spans = spans_of([1, 1, 2, 2], [(0, 1), (2, 3)])
     figures = figures_of(spans, encoded(np.array([[1.0, 0], [3, 0], [0, 1], [0, 2]])), resamples=200, seed=0)
-    values = {name: figure.value for (name, part), figure in figures.items() if not part}
+    values = {name: figure.value for (name, slot, _), figure in figures.items() if not slot}
     assert values == pytest.approx(
         {
             "gist_diversity": 4 / 6,
@@ -155,10 +155,10 @@ def test_figures_by_hand():
             "attention_entropy": 1.5,
         }
     )
-    assert figures["gist_diversity", ""].baselines == pytest.approx({"last_token": 0, "mean": 0})
-    assert figures["gist_norm", ""].baselines == pytest.approx({"last_token": math.sqrt(2), "mean": math.sqrt(2)})
-    heads = {part: figure.value for (name, part), figure in figures.items() if part}
-    assert heads == {"slot 1, head 1": 1, "slot 1, head 2": 2, "slot 2, head 1": 0.5, "slot 2, head 2": 2.5}
+    assert figures["gist_diversity", "", None].baselines == pytest.approx({"last_token": 0, "mean": 0})
+    assert figures["gist_norm", "", None].baselines == pytest.approx({"last_token": math.sqrt(2), "mean": math.sqrt(2)})
+    heads = {(slot, head): figure.value for (_, slot, head), figure in figures.items() if slot}
+    assert heads == {("slot 1", 1): 1, ("slot 1", 2): 2, ("slot 2", 1): 0.5, ("slot 2", 2): 2.5}
 
 
 def test_intervals_are_those_of_the_plain_loop_over_drawn_documents():
@@ -194,13 +194,13 @@ def test_intervals_are_those_of_the_plain_loop_over_drawn_documents():
             "gist_variance": metrics.gist_variance(gists[rows]),
             "gist_norm": metrics.gist_norm(gists[rows]),
         }
-        resampled = {name: figures[name, ""].resampled[draw] for name in expected}
+        resampled = {name: figures[name, "", None].resampled[draw] for name in expected}
         assert resampled == pytest.approx(expected)
 
 
 def test_equal_gists_are_not_diverse_and_miss_their_targets():
     figures = figures_of(spans_of([1, 1, 2], [(0, 1)]), encoded(np.full((3, 4), 0.5)), resamples=200, seed=0)
-    records = {r.name: r for r in geometry_records({"narrative": figures}, positions="end", level=0) if not r.part}
+    records = {r.name: r for r in geometry_records({"narrative": figures}, positions="end", level=0) if r.is_whole}
     for name in ("gist_diversity", "adjacent_distance", "contrastive_gap", "gist_variance"):
         assert records[name].value == pytest.approx(0, abs=1e-12)
     assert [records[name].met for name in ("gist_diversity", "adjacent_distance", "contrastive_gap")] == [False] * 3
@@ -214,15 +214,15 @@ def test_equal_gists_are_not_diverse_and_miss_their_targets():
 
 def test_without_neighbours_there_is_no_adjacent_distance():
     figures = figures_of(spans_of([1, 2, 3], []), encoded(np.eye(3)), resamples=200, seed=0)
-    assert {name for name, part in figures if not part} == {
+    assert {name for name, slot, _ in figures if not slot} == {
         "gist_diversity", "gist_variance", "gist_norm", "attention_entropy",
     }  # fmt: skip
-    assert figures["gist_diversity", ""].value == pytest.approx(1)
+    assert figures["gist_diversity", "", None].value == pytest.approx(1)
 
 
 def test_a_single_span_or_document_has_what_can_be_said_of_it():
     figures = figures_of(spans_of([1], []), encoded(np.array([[3.0, 4.0]])), resamples=200, seed=0)
-    assert {name: figure.value for (name, part), figure in figures.items() if not part} == pytest.approx(
+    assert {name: figure.value for (name, slot, _), figure in figures.items() if not slot} == pytest.approx(
         {"gist_variance": 0, "gist_norm": 5, "attention_entropy": 1.5}
     )
     assert {figure.resampled for figure in figures.values()} == {None}
@@ -239,16 +239,16 @@ def test_the_mix_is_the_weighted_mean_of_what_all_domains_have():
     a = figures_of(spans_of([1, 1, 2, 2], [(0, 1), (2, 3)]), encoded(np.eye(4) * 2), resamples=200, seed=(0, 0))
     b = figures_of(spans_of([3, 4], []), encoded(np.ones((2, 4))), resamples=200, seed=(0, 1))
     mixed = mixed_figures({"a": a, "b": b, "unweighted": a}, {"a": 0.75, "b": 0.25})
-    assert mixed["gist_diversity", ""].value == pytest.approx(0.75)
-    assert ("adjacent_distance", "") not in mixed
-    assert mixed["gist_norm", ""].value == pytest.approx(2)
-    assert mixed["gist_norm", ""].baselines == pytest.approx({"last_token": 2, "mean": 2})
-    assert (mixed["gist_norm", ""].n_spans, mixed["gist_norm", ""].n_documents) == (6, 4)
+    assert mixed["gist_diversity", "", None].value == pytest.approx(0.75)
+    assert ("adjacent_distance", "", None) not in mixed
+    assert mixed["gist_norm", "", None].value == pytest.approx(2)
+    assert mixed["gist_norm", "", None].baselines == pytest.approx({"last_token": 2, "mean": 2})
+    assert (mixed["gist_norm", "", None].n_spans, mixed["gist_norm", "", None].n_documents) == (6, 4)
     np.testing.assert_allclose(
-        mixed["gist_variance", ""].resampled,
-        0.75 * a["gist_variance", ""].resampled + 0.25 * b["gist_variance", ""].resampled,
+        mixed["gist_variance", "", None].resampled,
+        0.75 * a["gist_variance", "", None].resampled + 0.25 * b["gist_variance", "", None].resampled,
     )
-    assert mixed["gist_diversity", ""].resampled is None  # b's may be one document drawn twice: no pairs
+    assert mixed["gist_diversity", "", None].resampled is None  # b's may be one document drawn twice: no pairs
     (variance,) = (r for r in geometry_records({"mixed": mixed}, positions="end", level=0) if r.name == "gist_variance")
     # Four vectors at right angles: the mean vector has a quarter of their squared length.
     assert (variance.value, variance.target) == (pytest.approx(0.75 * 0.75), Target(above=0.3))

@@ -98,10 +98,10 @@ def test_accuracies_are_those_of_plain_forwards(teacher, either):
     candidates = token_pairs(teacher.tokenizer, 14, seed=0)
     k = gists_in_a_row(candidates, 16, 4)
     pairs = [pair for pair in candidates if pair.fits(16 * k, 4)]
-    assert [record.part for record in records] == ["", "number", "name", "negation"]
+    assert [record.kind for record in records] == ["", "number", "name", "negation"]
     for what in ("gist", "full"):
         expected = accuracy_written_out(teacher, gistnet, pairs, k, what)
-        measured = {r.part: r.value if what == "gist" else r.baselines["full"] for r in records}
+        measured = {r.kind: r.value if what == "gist" else r.baselines["full"] for r in records}
         assert measured == pytest.approx(expected)
     assert 0 < records[0].value < 1  # otherwise the comparison says little
     assert (records[0].n_documents, records[0].n_spans, records[0].k) == (len(pairs), 2 * len(pairs), k)
@@ -125,14 +125,14 @@ def test_a_continuation_costs_the_mean_of_its_own_tokens(teacher):
 
 def test_where_the_span_is_dropped_both_trials_are_one_and_one_of_them_is_wrong(teacher, gistnet):
     """One token per word: texts that differ in a number or a name are of the same length, and so are their rests."""
-    by_part = {r.part: r for r in pair_test(teacher, gistnet, CONFIG, positions=["center"])}
-    assert by_part["number"].baselines["drop"] == by_part["name"].baselines["drop"] == 0.5
+    by_kind = {r.kind: r for r in pair_test(teacher, gistnet, CONFIG, positions=["center"])}
+    assert by_kind["number"].baselines["drop"] == by_kind["name"].baselines["drop"] == 0.5
 
 
 def test_every_policy_has_its_records_and_they_are_the_same_every_time(teacher, gistnet):
     first, second = (pair_test(teacher, gistnet, CONFIG, positions=["end", "compact"], seed=3) for _ in range(2))
     assert first == second
-    assert [r.positions for r in first if not r.part] == ["end", "compact"]
+    assert [r.positions for r in first if not r.kind] == ["end", "compact"]
     assert first[0].baselines["full"] == first[4].baselines["full"]
 
 

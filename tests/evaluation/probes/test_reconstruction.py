@@ -28,8 +28,8 @@ def measure(run, config=CONFIG):
 def test_an_untrained_gistnet_says_what_its_last_token_says(run):
     records = measure(run)
     names = ["reconstruction_ce", "reconstruction_accuracy", "reconstruction_mse"]
-    assert [(r.name, r.part) for r in records[:3]] == [(name, "") for name in names]
-    assert [(r.name, r.part) for r in records[3:]] == [("reconstruction_accuracy", f"token {n}") for n in range(1, 9)]
+    assert [(r.name, r.index) for r in records[:3]] == [(name, None) for name in names]
+    assert [(r.name, r.index) for r in records[3:]] == [("reconstruction_accuracy", n) for n in range(1, 9)]
     for record in records:
         assert record.value == record.baselines["last_token"]
         assert record.interval[0] <= record.value <= record.interval[1]
@@ -38,11 +38,11 @@ def test_an_untrained_gistnet_says_what_its_last_token_says(run):
 
 def test_the_last_token_knows_itself_and_the_gist_of_another_document_does_not(run):
     """Words and their bytes are random here, so another document says nothing."""
-    records = {(r.name, r.part): r for r in measure(run)}
-    last = records["reconstruction_accuracy", "token 8"]
+    records = {(r.name, r.index): r for r in measure(run)}
+    last = records["reconstruction_accuracy", 8]
     assert last.value > 0.8
     assert last.baselines["shuffled"] < 0.5
-    assert records["reconstruction_ce", ""].value < records["reconstruction_ce", ""].baselines["shuffled"]
+    assert records["reconstruction_ce", None].value < records["reconstruction_ce", None].baselines["shuffled"]
 
 
 def test_reconstruction_is_the_same_every_time(run):
