@@ -141,9 +141,8 @@ def evaluate(
     terminal.quieten()
     probes = ["evaluation.reconstruction={}"] if reconstruction else []
     probes += [f"evaluation.bound={{spans: {bound}}}"] if bound else []
-    contexts = "evaluation.contexts"
-    probes += [f"{contexts}.long_context={{}}", f"{contexts}.retrieval={{}}"] if long_context else []
-    probes += [f"{contexts}.questions={json.dumps(str(mcq))}"] if mcq is not None else []
+    probes += ["evaluation.contexts.long_context=true"] if long_context else []
+    probes += [f"evaluation.contexts.questions={json.dumps(str(mcq))}"] if mcq is not None else []
     trained = open_trained(path, (*probes, *(settings or ())))
     target = out if out is not None or trained.is_released else trained.run_folder / FIGURES_FILE
     if target is not None:

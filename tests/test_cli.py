@@ -235,11 +235,12 @@ def test_evaluate_reads_long_contexts_and_questions_where_asked_to(gistnet, trai
     asked = {"question": "Which way?", "options": ["over", "under"], "gold": 0}
     articles = (("the river walked over a bridge " * 5)[: 140 + n] for n in range(3))
     questions.write_text("".join(json.dumps({"article": article, **asked}) + "\n" for article in articles))
-    sizes = "{min_tokens: 230, max_tokens: 250, scored_tokens: 30, tokens_per_vector: [4], documents: 3}"
+    sizes = {"min_tokens": 230, "max_tokens": 250, "scored_tokens": 30, "documents": 3, "retrieval_cases": 0}
+    budgets = {"tokens_per_vector": "[4]", "question_tokens_per_vector": "[4]"}
+    settings = [f"evaluation.contexts.{name}={value}" for name, value in (sizes | budgets).items()]
     outcome = gistnet(
-        "evaluate", trained, "--mcq", questions, f"evaluation.contexts.long_context={sizes}",
-        "evaluation.contexts.multiple_choice={tokens_per_vector: [4]}", "evaluation.positions=[end]",
-    )  # fmt: skip
+        "evaluate", trained, "--long-context", "--mcq", questions, "evaluation.positions=[end]", *settings
+    )
     assert outcome.status == 0, outcome.err
     figures = json.loads((trained / "metrics.json").read_text(encoding="utf-8"))
     (nll,) = (f for f in figures if f["name"] == "long_context_nll" and not f["kind"])

@@ -64,32 +64,29 @@ class BoundConfig(Section):
         return self.model_dump(exclude={"spans", "vectors"})
 
 
-class BudgetConfig(Section):
-    """With what budgets contexts are compared, and what every comparison shares."""
+class ContextsConfig(Section):
+    """Long contexts that gists are judged in, and questions about them; all else is the evaluation's."""
 
+    long_context: bool = False
+    """Predict the ends of long held-out documents, and ask for what stands far back in them."""
+    questions: LocalPath | None = None
+    """A JSON lines file of multiple-choice questions over long articles; None asks none."""
     tokens_per_vector: tuple[PositiveInt, ...] = Field(default=(2, 4, 8, 16, 32), min_length=1)
-    """The budgets: one vector for every so many tokens of the context."""
-    positions: tuple[Positions, ...] = Field(default=("center",), min_length=1)
-    """The position policies under which gists are read."""
-    sink_tokens: int = Field(default=4, ge=1)
-    """First tokens that every context begins with."""
-    seed: Seed = 0
-    """Decides what is drawn, and whose gists stand in as `shuffled`."""
-    resamples: int = Field(default=1000, ge=100)
-    """Bootstrap resamples of the documents."""
-
-
-class LongContextConfig(BudgetConfig):
-    """On what documents contexts are compared; the budget counts what is before the scored tokens."""
-
+    """Budgets under which ends of documents are predicted: one vector for every so many tokens before them."""
+    question_tokens_per_vector: tuple[PositiveInt, ...] = Field(default=(4, 16), min_length=1)
+    """Budgets under which questions are answered; the question itself is no part of the context."""
     documents: int = Field(default=16, ge=2)
-    """Documents, two at least: each lends another its gists."""
+    """Documents of each domain, two at least: each lends another its gists."""
     min_tokens: int = Field(default=4096, ge=2)
     """The shortest document that counts, the scored tokens included."""
     max_tokens: int = Field(default=8192, ge=2)
     """Of a longer document, a passage of between `min_tokens` and this is read."""
     scored_tokens: int = Field(default=512, ge=1)
     """The last tokens of each document: predicted, in no context."""
+    retrieval_cases: int = Field(default=24, ge=0)
+    """Questions about facts, rows and passages, in turn; 0 asks none, and one alone has no other to lend it gists."""
+    retrieval_tokens: int = Field(default=2048, ge=1024)
+    """Length of the text before such a question."""
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:
@@ -98,44 +95,9 @@ class LongContextConfig(BudgetConfig):
                 f"got scored_tokens {self.scored_tokens}, min_tokens {self.min_tokens} and max_tokens "
                 f"{self.max_tokens}, expected the first less than the second, and that no more than the third"
             )
-        least = (self.min_tokens - self.scored_tokens) // max(self.tokens_per_vector)
-        if least <= self.sink_tokens:
-            raise ValueError(
-                f"the smallest budget is {least} vectors, expected more than the sink's {self.sink_tokens}: fewer "
-                "tokens_per_vector or longer documents"
-            )
+        if self.retrieval_cases == 1:
+            raise ValueError("retrieval_cases is 1, expected none or two at least")
         return self
-
-
-class RetrievalConfig(BudgetConfig):
-    """How many cases, in contexts of what length and budget; the question is no part of the context."""
-
-    cases: int = Field(default=24, ge=2)
-    """Cases, of the three kinds in turn; two at least: each lends another its gists."""
-    context_tokens: int = Field(default=2048, ge=1024)
-    """Length of the text before the question."""
-    tokens_per_vector: tuple[PositiveInt, ...] = Field(default=(4, 16), min_length=1)
-    """The budgets: one vector for every so many tokens of the context."""
-
-
-class MultipleChoiceConfig(BudgetConfig):
-    """With what budgets articles are read; the question is no part of them."""
-
-    tokens_per_vector: tuple[PositiveInt, ...] = Field(default=(4, 16), min_length=1)
-    """The budgets: one vector for every so many tokens of the article."""
-
-
-class ContextsConfig(Section):
-    """Which contexts gists are judged in; what is None is left out. The position policies are the evaluation's."""
-
-    long_context: LongContextConfig | None = None
-    """Documents whose end is predicted after contexts of equal budgets."""
-    retrieval: RetrievalConfig | None = None
-    """Facts, rows and passages from far back; read in text of the same documents."""
-    questions: LocalPath | None = None
-    """A JSON lines file of multiple-choice questions over long articles."""
-    multiple_choice: MultipleChoiceConfig = Field(default=MultipleChoiceConfig())
-    """How those are answered."""
 
 
 class EvaluationConfig(Section):

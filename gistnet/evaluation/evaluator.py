@@ -13,7 +13,7 @@ from gistnet.data.sampling import SpanLayout, WindowSample, validation_windows
 from gistnet.errors import DataError, TeacherError
 from gistnet.evaluation import metrics
 from gistnet.evaluation.config import EvaluationConfig
-from gistnet.evaluation.contexts.in_contexts import choose_passages, context_records
+from gistnet.evaluation.contexts.long_context import choose_passages, context_records
 from gistnet.evaluation.held_out import HeldOut, Measured
 from gistnet.evaluation.population import MIXED, Population
 from gistnet.evaluation.probes.geometry import (
@@ -93,7 +93,7 @@ def evaluate(
     _require_weighted(dataset, config.weights)
     if config.bound is not None and config.bound.vectors is not None:
         require_writable(config.bound.vectors)
-    passages = choose_passages(dataset, config.domains or dataset.domains("held_out"), config.contexts)
+    passages = choose_passages(dataset, config.domains or dataset.domains("held_out"), config)
     level_0 = _measure(teacher, gistnet.levels[0], dataset, config, say)
     levels = [level_0, *_measure_above(teacher, gistnet, dataset, config, say)]
     records = [record for level in levels for record in _substitution_records(level, config)]
@@ -104,7 +104,7 @@ def evaluate(
         figures = _geometry(teacher, level.gistnet, dataset, domains, config)
         records += geometry_records(figures, positions=config.positions[0], level=level.gistnet.level)
     records += _probes(teacher, level_0, dataset, config, say)
-    records += context_records(teacher, gistnet, passages, config.contexts, positions=config.positions, say=say)
+    records += context_records(teacher, gistnet, passages, config)
     records += _bound(teacher, level_0, dataset, config, say)
 
     say(f"Measuring every span of {config.map_documents} windows of {', '.join(domains)}, for the span map.")

@@ -1,4 +1,4 @@
-"""The contexts that are compared: as many vectors each, and the same document before the same text.
+"""Contexts of as many vectors each of one document, and the measures of what follows them.
 
     full        all tokens, whatever they cost: what there is to win
     truncated   the first tokens (the sink) and as many of the most recent as fit, numbered without gaps
@@ -10,19 +10,28 @@ Truncated contexts are numbered without gaps under every policy: that is how one
 predicts better so (SmolLM2-135M: by 0.003 to 0.022 nats per token, after 128 to 2048 tokens of three stories).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
+from transformers import DynamicCache
 
+from gistnet.context.assembly import Context
 from gistnet.context.in_memory import InMemoryHistory
 from gistnet.context.plan import Plan, Raw, default_plan
-from gistnet.errors import ConfigError
-from gistnet.evaluation.config import BudgetConfig
+from gistnet.context.reading import continued_mask
+from gistnet.errors import ConfigError, DataError
+from gistnet.evaluation.config import EvaluationConfig
+from gistnet.evaluation.metrics import bootstrap_over_documents
+from gistnet.evaluation.records import Baseline, MetricRecord
+from gistnet.evaluation.resampling import Floats
 from gistnet.model.teacher import Teacher
 from gistnet.objective.branches import Positions
+from gistnet.objective.losses import token_nll
 from gistnet.tree.history import tokens_per_gist
 
 COARSE_FROM = 16
@@ -35,7 +44,8 @@ def compare(
     teacher: Teacher,
     history: InMemoryHistory,
     other: InMemoryHistory,
-    config: BudgetConfig,
+    config: EvaluationConfig,
+    tokens_per_vector: Sequence[int],
     measure: Callable[[InMemoryHistory, Plan, Positions], Measured],
 ) -> dict[tuple[int, Positions], dict[str, Measured]]:
     """Measure every context, by budget and policy, then by name; the full one and each truncated one only once.
@@ -43,6 +53,7 @@ def compare(
     Args:
         history: what the contexts are of.
         other: whose gists stand in as `shuffled`.
+        tokens_per_vector: the budgets.
         measure: of a document, a plan for it, and a policy.
 
     Raises:
@@ -56,13 +67,16 @@ def compare(
     n, span = history.n_tokens, history.span_tokens
     full = measure(history, Plan([Raw(0, n)], span), "compact")
     found = {}
-    for budget in config.tokens_per_vector:
+    for budget in tokens_per_vector:
         plan = gist_plan(n, span, history.levels, budget, config.sink_tokens)
         truncated = measure(history, truncated_plan(n, span, budget, config.sink_tokens), "compact")
         for policy in config.positions:
             read = {name: measure(of, plan, policy) for name, of in replacements.items()}
             found[budget, policy] = {"full": full, "truncated": truncated, **read}
     return found
+
+
+# Plans and replacements -----------------------------------------------------------------------------------------------
 
 
 def gist_plan(n_tokens: int, span_tokens: int, levels: int, tokens_per_vector: int, sink_tokens: int) -> Plan:
@@ -75,8 +89,8 @@ def gist_plan(n_tokens: int, span_tokens: int, levels: int, tokens_per_vector: i
     return default_plan(n_tokens, span_tokens, usable, n_tokens // tokens_per_vector, sink_tokens=sink_tokens)
 
 
-def truncated_plan(n_tokens: int, span_tokens: int, tokens_per_vector: int, sink_tokens: int) -> Plan:
-    """The first tokens and the most recent ones, with one vector for every so many tokens of the document.
+def vectors_of(n_tokens: int, tokens_per_vector: int, sink_tokens: int) -> int:
+    """The budget of a context: one vector for every so many tokens.
 
     Raises:
         ConfigError: the budget leaves nothing beside the sink.
@@ -84,15 +98,22 @@ def truncated_plan(n_tokens: int, span_tokens: int, tokens_per_vector: int, sink
     budget = n_tokens // tokens_per_vector
     if budget <= sink_tokens:
         raise ConfigError(f"Got a budget of {budget} vectors, expected more than the sink's {sink_tokens}.")
+    return budget
+
+
+def truncated_plan(n_tokens: int, span_tokens: int, tokens_per_vector: int, sink_tokens: int) -> Plan:
+    """The first tokens and the most recent ones, with one vector for every so many tokens of the document.
+
+    Raises:
+        ConfigError: the budget leaves nothing beside the sink.
+    """
+    budget = vectors_of(n_tokens, tokens_per_vector, sink_tokens)
     return Plan([Raw(n_tokens - (budget - sink_tokens), n_tokens)], span_tokens, sink_tokens)
 
 
-def highest_level(histories: Sequence[InMemoryHistory], tokens_per_vector: int, config: BudgetConfig) -> int:
+def highest_level(histories: Sequence[InMemoryHistory], tokens_per_vector: int, sink_tokens: int) -> int:
     """The highest level of gists in the plans of one budget; 0 where there are none."""
-    plans = [
-        gist_plan(history.n_tokens, history.span_tokens, history.levels, tokens_per_vector, config.sink_tokens)
-        for history in histories
-    ]
+    plans = [gist_plan(h.n_tokens, h.span_tokens, h.levels, tokens_per_vector, sink_tokens) for h in histories]
     return max(0, max(piece.level for plan in plans for piece in plan.order))
 
 
@@ -112,3 +133,98 @@ def with_mean_embeddings(history: InMemoryHistory, teacher: Teacher) -> InMemory
         blocks = embedded[: len(gists) * size].view(len(gists), size, embedded.shape[1])
         means.append(blocks.double().mean(dim=1).half().cpu().numpy())
     return replace(history, level_gists=tuple(means))
+
+
+# Several continuations of one context ---------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def alternatives_nll(teacher: Teacher, context: Context, alternatives: Sequence[Sequence[int]]) -> list[Tensor]:
+    """Negative log-likelihood of the tokens of each alternative, `[tokens]` each, nats; the context is read once.
+
+    Args:
+        context: ends with a raw token, whose position the alternatives follow.
+        alternatives: token ids; none sees another.
+
+    Raises:
+        DataError: an alternative has no tokens.
+        TeacherError: a token is outside the vocabulary.
+    """
+    if not all(len(tokens) for tokens in alternatives):
+        raise DataError("Got an alternative of no tokens, expected one at least.")
+    # Without the model's configuration the cache keeps every key of sliding layers; the mask says which are seen.
+    cache = DynamicCache()
+    positions = context.position_ids[0]
+    last = _forward(teacher, context.inputs_embeds, positions, 0, cache)[-1:]
+    found = []
+    for tokens in alternatives:
+        fed = teacher.embed(torch.as_tensor(tokens)[None, :-1])
+        count = fed.shape[1]
+        hidden = last
+        if count:
+            following = positions[-1] + 1 + torch.arange(count, device=positions.device)
+            read = _forward(teacher, fed, torch.cat([positions, following]), len(positions), cache)
+            cache.crop(-count)
+            hidden = torch.cat([last, read])
+        found.append(token_nll(teacher, hidden[None], torch.as_tensor(tokens, device=teacher.device)[None])[0])
+    return found
+
+
+def _forward(teacher: Teacher, vectors: Tensor, positions: Tensor, first: int, cache: DynamicCache) -> Tensor:
+    """Read `vectors` `[1, n, dim]`, from index `first` of the positions on; the cache holds those before. `[n, dim]`"""
+    output = teacher.model.base_model(
+        inputs_embeds=vectors,
+        position_ids=positions[None, first:],
+        attention_mask=continued_mask(teacher, positions, first),
+        past_key_values=cache,
+        use_cache=True,
+    )
+    return cast(Tensor, output.last_hidden_state[0])
+
+
+def mean_nll(teacher: Teacher, context: Context, alternatives: Sequence[Sequence[int]]) -> Floats:
+    """The mean over each alternative's own tokens, `[alternatives]`, nats per token: what choices are made by."""
+    return np.array([float(nll.double().mean()) for nll in alternatives_nll(teacher, context, alternatives)])
+
+
+def share_right(nll: Floats, right: int) -> float:
+    """1 where the right alternative is the likeliest, 0 where another is; its share where several are."""
+    best = nll == nll.min()
+    return float(best[right] / best.sum())
+
+
+# Records --------------------------------------------------------------------------------------------------------------
+
+
+def budget_record(
+    name: str,
+    column: Floats,
+    documents: ArrayLike,
+    fields: Mapping[str, Any],
+    config: EvaluationConfig,
+    *,
+    statistic: Callable[..., Any] = lambda mean: mean,
+    given: tuple[Floats, ...] = (),
+    baselines: Mapping[str, Floats] | None = None,
+) -> MetricRecord:
+    """Record of a statistic of the means of a column and of the columns `given`, its interval over documents.
+
+    Args:
+        column: a value for each token, case or question, `[n]`.
+        documents: the document of each, `[n]`.
+        fields: further ones of the record; `n_spans` where it is not the column's length.
+        statistic: of the mean of the column, or of a baseline, and the means of `given`.
+        baselines: columns of the same by other contexts.
+    """
+    means = [values.mean() for values in given]
+    sizes = {"n_spans": len(column), "n_documents": len(np.unique(documents))}
+    beside = {other: float(statistic(values.mean(), *means)) for other, values in (baselines or {}).items()}
+    return MetricRecord(
+        name=name,
+        value=float(statistic(column.mean(), *means)),
+        interval=bootstrap_over_documents(
+            (column, *given), documents, statistic, resamples=config.resamples, seed=config.seed
+        ),
+        baselines=cast(dict[Baseline, float], beside),
+        **{**sizes, **fields},
+    )

@@ -14,9 +14,11 @@ several are lowest, each counts its share. A small teacher is near chance, so ev
     chance      one in as many as there are options
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import logging
+from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -28,16 +30,15 @@ from gistnet.context.plan import Plan, Raw
 from gistnet.data.inputs import read_lines, reading
 from gistnet.errors import DataError, TeacherError
 from gistnet.evaluation.baselines import other_documents
-from gistnet.evaluation.config import MultipleChoiceConfig
-from gistnet.evaluation.contexts.alternatives import mean_nll, share_right
-from gistnet.evaluation.contexts.equal_budget import compare, highest_level
-from gistnet.evaluation.metrics import bootstrap_over_documents
-from gistnet.evaluation.records import Baseline, MetricRecord
+from gistnet.evaluation.config import EvaluationConfig
+from gistnet.evaluation.contexts.equal_budget import budget_record, compare, highest_level, mean_nll, share_right
+from gistnet.evaluation.records import MetricRecord
 from gistnet.model.teacher import Teacher
 from gistnet.objective.branches import Positions
 from gistnet.tree.encoder import Encoder
 
-Say = Callable[[str], None]
+logger = logging.getLogger(__name__)
+
 DOMAIN = "multiple choice"
 
 
@@ -66,7 +67,7 @@ class Question(BaseModel):
 
 
 def read_questions(path: Path) -> list[tuple[str, Question]]:
-    """The questions of a file, each with its place, `FILE:line`; blank lines are skipped.
+    """The questions of a file, each with where it stands, `FILE:line`; blank lines are skipped.
 
     Raises:
         DataError: the file cannot be read or has no question, or a line is none; names the line and what was expected.
@@ -76,17 +77,17 @@ def read_questions(path: Path) -> list[tuple[str, Question]]:
         for number, line in enumerate(read_lines(path), start=1):
             if not line.strip():
                 continue
-            place = f"{path}:{number}"
+            where = f"{path}:{number}"
             try:
-                questions.append((place, Question.model_validate_json(line.decode("utf-8-sig"))))
+                questions.append((where, Question.model_validate_json(line.decode("utf-8-sig"))))
             except UnicodeDecodeError as error:
-                raise DataError(f"{place} is not UTF-8: {error.reason} at byte {error.start}.") from error
+                raise DataError(f"{where} is not UTF-8: {error.reason} at byte {error.start}.") from error
             except ValidationError as error:
                 first = error.errors()[0]
                 field = ".".join(map(str, first["loc"]))
                 reason = first["msg"].removeprefix("Value error, ")
                 raise DataError(
-                    f"{place} is no multiple-choice question ({field}{': ' if field else ''}{reason}), expected one "
+                    f"{where} is no multiple-choice question ({field}{': ' if field else ''}{reason}), expected one "
                     "JSON object with the texts article and question, a list of options, and gold, the index of the "
                     "right option from 0 on."
                 ) from error
@@ -100,13 +101,7 @@ class _Article(NamedTuple):
     history: InMemoryHistory
 
 
-def evaluate_mcq(
-    path: Path,
-    teacher: Teacher,
-    encoder: Encoder,
-    config: MultipleChoiceConfig | None = None,
-    say: Say = lambda message: None,
-) -> list[MetricRecord]:
+def multiple_choice(teacher: Teacher, encoder: Encoder, path: Path, config: EvaluationConfig) -> list[MetricRecord]:
     """Answer the questions of a file from each kind of context.
 
     Returns:
@@ -117,47 +112,45 @@ def evaluate_mcq(
         ConfigError: an article is beyond the teacher's positions, and the policy is not `compact`.
         TeacherError: the teacher has no tokenizer.
     """
-    config = config or MultipleChoiceConfig()
     if teacher.tokenizer is None:
         raise TeacherError(f"{teacher.name} has no tokenizer, expected one to read questions.")
+    budgets = config.contexts.question_tokens_per_vector
     questions = read_questions(path)
     articles = _compressed(questions, encoder, config, path)
     asked = [articles[question.article] for _, question in questions]
     numbers = torch.tensor([article.number for article in asked])
     borrowed = other_documents(numbers, config.seed).tolist()
     right = []
-    for row, (place, question) in enumerate(questions):
-        say(f"Answering question {row + 1} of {len(questions)}.")
-        histories = asked[row].history, asked[borrowed[row]].history
-        right.append(_answer(teacher, place, question, *histories, config))
+    for row, (line, question) in enumerate(questions):
+        logger.info("Answering question %d of %d.", row + 1, len(questions))
+        right.append(_answer(teacher, line, question, asked[row].history, asked[borrowed[row]].history, config))
     every = [article.history for article in articles.values()]
-    return [
-        record
-        for policy in config.positions
-        for budget in config.tokens_per_vector
-        for record in _records(
-            [of[budget, policy] for of in right],
-            numbers.tolist(),
-            {"tokens_per_vector": budget, "positions": policy, "level": highest_level(every, budget, config)},
-            config,
-        )
-    ]
+    records = []
+    for policy, budget in product(config.positions, budgets):
+        found = [of[budget, policy] for of in right]
+        columns = {name: np.array([of[name] for of in found]) for name in found[0]}
+        level = highest_level(every, budget, config.sink_tokens)
+        fields = {"domain": DOMAIN, "tokens_per_vector": budget, "positions": policy, "level": level}
+        gist = columns.pop("gist")
+        records.append(budget_record("multiple_choice_accuracy", gist, numbers, fields, config, baselines=columns))
+    return records
 
 
 def _compressed(
-    questions: Sequence[tuple[str, Question]], encoder: Encoder, config: MultipleChoiceConfig, path: Path
+    questions: Sequence[tuple[str, Question]], encoder: Encoder, config: EvaluationConfig, path: Path
 ) -> dict[str, _Article]:
     """The gists of each article, made once, by its text."""
     articles: dict[str, _Article] = {}
-    least = max(config.tokens_per_vector) * (config.sink_tokens + 1)
-    for place, question in questions:
+    coarsest = max(config.contexts.question_tokens_per_vector)
+    least = coarsest * (config.sink_tokens + 1)
+    for line, question in questions:
         if question.article in articles:
             continue
         history = compress(question.article, encoder)
         if history.n_tokens < least:
             raise DataError(
-                f"{place} has an article of {history.n_tokens} tokens, expected {least} at least: the smallest budget "
-                f"is one vector for {max(config.tokens_per_vector)} tokens, and {config.sink_tokens} are the sink's."
+                f"{line} has an article of {history.n_tokens} tokens, expected {least} at least: the smallest budget "
+                f"is one vector for {coarsest} tokens, and {config.sink_tokens} are the sink's."
             )
         articles[question.article] = _Article(len(articles), history)
     if len(articles) < 2:
@@ -167,11 +160,11 @@ def _compressed(
 
 def _answer(
     teacher: Teacher,
-    place: str,
+    line: str,
     question: Question,
     history: InMemoryHistory,
     other: InMemoryHistory,
-    config: MultipleChoiceConfig,
+    config: EvaluationConfig,
 ) -> dict[tuple[int, Positions], dict[str, float]]:
     """Whether the right option is chosen, by budget and policy, then by context."""
     assert teacher.tokenizer is not None
@@ -182,7 +175,7 @@ def _answer(
     room, sink = teacher.max_positions - asked, config.sink_tokens
     if room <= sink:
         raise DataError(
-            f"{place} has a question and an option of {asked} tokens together, expected room for an article within the "
+            f"{line} has a question and an option of {asked} tokens together, expected room for an article within the "
             f"{teacher.max_positions} positions of {teacher.name}."
         )
 
@@ -194,22 +187,5 @@ def _answer(
 
     nothing = chosen(history, Plan([], history.span_tokens), "compact")
     known = {"no_context": nothing, "chance": 1 / len(options)}
-    found = compare(teacher, history, other, config, chosen)
+    found = compare(teacher, history, other, config, config.contexts.question_tokens_per_vector, chosen)
     return {of: {**right, **known} for of, right in found.items()}
-
-
-def _records(
-    right: Sequence[dict[str, float]], articles: Sequence[int], place: dict[str, Any], config: MultipleChoiceConfig
-) -> Iterator[MetricRecord]:
-    columns = {name: np.array([of[name] for of in right]) for name in right[0]}
-    beside = {name: float(values.mean()) for name, values in columns.items() if name != "gist"}
-    yield MetricRecord(
-        name="multiple_choice_accuracy",
-        domain=DOMAIN,
-        value=float(columns["gist"].mean()),
-        interval=bootstrap_over_documents(columns["gist"], articles, resamples=config.resamples, seed=config.seed),
-        n_spans=len(right),
-        n_documents=len(set(articles)),
-        baselines=cast(dict[Baseline, float], beside),
-        **place,
-    )
