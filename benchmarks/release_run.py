@@ -22,10 +22,10 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # so that `python benchma
 from benchmarks.machine import ROOT, describe_device
 from gistnet.config import load_config
 from gistnet.errors import GistNetError
+from gistnet.evaluation.records import read_records
 from gistnet.files import write_json
 from gistnet.machine import describe_machine
-from gistnet.report.run_record import read_figures
-from gistnet.run_folder import FIGURES_FILE, METRICS_FILE
+from gistnet.run_folder import METRICS_FILE, RESULTS_FILE
 
 CONFIG = Path("configs/release.yaml")
 RELEASE = Path("released/smollm2-135m")
@@ -88,12 +88,12 @@ def commands(processes: int, settings: Sequence[str], *, hardware: str, made: Pa
 
 def long_context_figures(run_folder: Path) -> Path:
     """File of the evaluation of long contexts of a run."""
-    return run_folder / "long-context" / FIGURES_FILE
+    return run_folder / "long-context" / RESULTS_FILE
 
 
 def keep_long_context(figures: Path, kept: Path) -> None:
     """Keep the records of long contexts for README.md, with the machine that they were measured on."""
-    records = [r for r in read_figures(figures) if r.name.startswith(("long_context", "retrieval"))]
+    records = [r for r in read_records(figures) if r.name.startswith(("long_context", "retrieval"))]
     write_json(kept, {"machine": describe_machine(), "records": [record.model_dump(mode="json") for record in records]})
 
 

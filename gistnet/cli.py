@@ -110,7 +110,7 @@ def evaluate(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Where the figures go, with spans.json beside them; metrics.json in the run. Those of a release are "
+            help="Where the figures go, with spans.json beside them; results.json in the run. Those of a release are "
             "printed and compared with the ones it came with, which stay; they are written only where this says.",
             **PATH,
         ),
@@ -131,11 +131,11 @@ def evaluate(
 ) -> None:
     """Measure a trained GistNet on held-out documents, beside its baselines."""
     from gistnet.evaluation.evaluator import evaluate as measure
+    from gistnet.evaluation.records import read_records
     from gistnet.files import require_writable
     from gistnet.release.comparison import compare_figures
-    from gistnet.report.run_record import read_figures
     from gistnet.report.tables import results_tables
-    from gistnet.run_folder import FIGURES_FILE
+    from gistnet.run_folder import RESULTS_FILE
     from gistnet.session import open_trained
 
     terminal.quieten()
@@ -144,7 +144,7 @@ def evaluate(
     probes += ["evaluation.contexts.long_context=true"] if long_context else []
     probes += [f"evaluation.contexts.questions={json.dumps(str(mcq))}"] if mcq is not None else []
     trained = open_trained(path, (*probes, *(settings or ())))
-    target = out if out is not None or trained.is_released else trained.run_folder / FIGURES_FILE
+    target = out if out is not None or trained.is_released else trained.run_folder / RESULTS_FILE
     if target is not None:
         require_writable(target)
     dataset = trained.dataset(_say)
@@ -152,7 +152,7 @@ def evaluate(
     for table in results_tables(evaluation.records):  # before anything is written, which may fail
         terminal.out.print(table)
     if trained.is_released:
-        released = read_figures(trained.run_folder / FIGURES_FILE)
+        released = read_records(trained.run_folder / RESULTS_FILE)
         terminal.out.print(compare_figures(evaluation.records, released).sentence())
     kept = "nothing was written; --out keeps it"
     if target is not None:

@@ -2,7 +2,7 @@
 
     RUN/config.yaml      the resolved configuration
     RUN/metrics.jsonl    training and validation, one line each
-    RUN/metrics.json     every figure of the evaluation
+    RUN/results.json     every measure of the evaluation
     RUN/spans.json       the span map
     RUN/report.html      the report page
     RUN/checkpoints/     see `training.checkpoint`
@@ -25,7 +25,7 @@ from gistnet.yaml_format import read_yaml
 
 CONFIG_FILE = "config.yaml"
 METRICS_FILE = "metrics.jsonl"
-FIGURES_FILE = "metrics.json"
+RESULTS_FILE = "results.json"
 SPAN_MAP_FILE = "spans.json"
 REPORT_FILE = "report.html"
 CHECKPOINTS_FOLDER = "checkpoints"
@@ -33,7 +33,7 @@ TRACKERS_FOLDER = "trackers"
 BEST_FILE = "best.json"
 CHECKPOINT_FILES = {"gistnet", "optimiser.safetensors", "state.json", "manifest.json"}
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """The format of run folders: raised where an older gistnet could not read what a newer one writes."""
 
 
@@ -71,7 +71,7 @@ def left_by_a_run(folder: Path) -> list[Path]:
         raise _of_another_program(config)
     marks: list[tuple[Path, Callable[[Path], bool]]] = [
         (folder / METRICS_FILE, _is_log),
-        (folder / FIGURES_FILE, _is_figures),
+        (folder / RESULTS_FILE, _is_results),
         (folder / SPAN_MAP_FILE, _is_span_map),
         (folder / REPORT_FILE, _is_report),
         *((path, _is_checkpoint) for path in _entries(folder / CHECKPOINTS_FOLDER)),
@@ -124,7 +124,7 @@ def _is_log(path: Path) -> bool:
     return not first.endswith(b"\n") or (isinstance(_json(first), dict) and "step" in _json(first))
 
 
-def _is_figures(path: Path) -> bool:
+def _is_results(path: Path) -> bool:
     records = _json(path.read_bytes())
     return isinstance(records, list) and all(
         isinstance(r, dict) and {"name", "value", "n_spans"} <= r.keys() for r in records

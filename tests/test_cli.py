@@ -140,7 +140,7 @@ RECORD_KEYS = {
 def test_evaluate_writes_figures_that_agree_with_each_other(gistnet, trained):
     outcome = gistnet("evaluate", trained)
     assert outcome.status == 0
-    figures = json.loads((trained / "metrics.json").read_text(encoding="utf-8"))
+    figures = json.loads((trained / "results.json").read_text(encoding="utf-8"))
     assert {frozenset(figure) for figure in figures} == {frozenset(RECORD_KEYS)}
     assert [figure["offsets"] for figure in figures if figure["name"] == "kl"] == [[1, 12], [1, 8], [9, 12]] * 3
     assert {figure["positions"] for figure in figures} == {"center", "end", "compact"}
@@ -194,7 +194,7 @@ def test_evaluate_of_a_checkpoint_measures_that_one(gistnet, trained, tmp_path):
     assert figures[0][0]["value"] != figures[1][0]["value"]
     assert figures[0][0]["baselines"]["drop"] == figures[1][0]["baselines"]["drop"]
     assert (tmp_path / SPAN_MAP_FILE).is_file()
-    assert not any((trained / name).exists() for name in ("metrics.json", SPAN_MAP_FILE))
+    assert not any((trained / name).exists() for name in ("results.json", SPAN_MAP_FILE))
 
 
 def test_evaluate_finds_before_measuring_that_its_file_cannot_be_written(gistnet, trained, tmp_path, monkeypatch):
@@ -242,7 +242,7 @@ def test_evaluate_reads_long_contexts_and_questions_where_asked_to(gistnet, trai
         "evaluate", trained, "--long-context", "--mcq", questions, "evaluation.positions=[end]", *settings
     )
     assert outcome.status == 0, outcome.err
-    figures = json.loads((trained / "metrics.json").read_text(encoding="utf-8"))
+    figures = json.loads((trained / "results.json").read_text(encoding="utf-8"))
     (nll,) = (f for f in figures if f["name"] == "long_context_nll" and not f["kind"])
     assert (nll["domain"], nll["positions"], nll["n_documents"]) == ("narrative", "end", 3)
     assert nll["baselines"].keys() == {"full", "truncated", "shuffled", "mean"}
@@ -258,13 +258,13 @@ def test_evaluate_says_what_long_contexts_lack(gistnet, trained, tmp_path):
     (tmp_path / "bad.jsonl").write_text('{"article": "a"}\n')
     assert_refused(gistnet("evaluate", trained, "--mcq", tmp_path / "bad.jsonl"), "bad.jsonl:1 is no multiple-choice")
     assert_refused(gistnet("evaluate", trained, "--mcq", tmp_path / "none.jsonl"), "none.jsonl")
-    assert not (trained / "metrics.json").exists()
+    assert not (trained / "results.json").exists()
 
 
 def test_a_run_that_was_moved_is_evaluated_where_it_is(gistnet, trained, tmp_path):
     moved = trained.rename(tmp_path / "elsewhere")
     assert gistnet("evaluate", moved).status == 0
-    assert (moved / "metrics.json").is_file()
+    assert (moved / "results.json").is_file()
     assert not trained.exists()
 
 
@@ -341,7 +341,7 @@ def test_a_second_run_is_refused_continued_or_started_anew_as_asked(gistnet, con
         ("checkpoints", "a file"),
         ("trackers/notes.txt", "notes"),
         ("metrics.jsonl", '{"epoch": 1}\n'),
-        ("metrics.json", '{"accuracy": 0.9}'),
+        ("results.json", '{"accuracy": 0.9}'),
         ("spans.json", "[]"),
         ("report.html", "<title>mine</title>"),
     ],
@@ -354,7 +354,7 @@ def test_files_of_another_program_are_never_deleted_nor_written_over(
     path.parent.mkdir(parents=True)
     path.write_text(content)
     if name != "config.yaml":
-        (tmp_path / "run" / "config.yaml").write_text("format_version: 2\n")
+        (tmp_path / "run" / "config.yaml").write_text("format_version: 3\n")
     before = contents(tmp_path / "run")
     assert_refused(gistnet("train", "--config", config_file, *flag), name.split("/")[0], "another program")
     (tmp_path / "run" / "config.yaml").unlink()
@@ -689,7 +689,7 @@ def test_what_is_no_run_cannot_be_evaluated(gistnet, trained, tmp_path):
 )
 def test_an_evaluation_without_spans_is_refused_in_one_sentence(gistnet, trained, setting, words):
     assert_refused(gistnet("evaluate", trained, setting), *words)
-    assert not (trained / "metrics.json").exists()
+    assert not (trained / "results.json").exists()
 
 
 def test_a_run_folder_that_cannot_be_written_is_named(gistnet, config_file, tmp_path):

@@ -202,7 +202,7 @@ def test_a_file_that_is_no_configuration(tmp_path, content, words):
 def test_a_run_folder_of_a_newer_version_is_named_before_its_unknown_keys(config_file):
     text = config_file.read_text(encoding="utf-8")
     config_file.write_text(f"format_version: 99\nholography: true\n{text}", encoding="utf-8")
-    assert "is of format 99, written by a newer gistnet; expected at most 2" in refusal(config_file)
+    assert "format 99" in refusal(config_file)
 
 
 def test_a_file_that_cannot_be_read(tmp_path):

@@ -1,9 +1,11 @@
 """The record that one measurement becomes, and the targets that the spec sets for measurements."""
 
+from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, FiniteFloat, computed_field, model_validator
+from pydantic import Field, FiniteFloat, TypeAdapter, ValidationError, computed_field, model_validator
 
+from gistnet.errors import DataError
 from gistnet.settings import Section, Target
 
 UNITS = {
@@ -164,3 +166,23 @@ def target_for(
         and target_horizon in (None, horizon)
     )
     return next(matching, None)
+
+
+def read_records(path: Path) -> list[MetricRecord]:
+    """The records of a `results.json`.
+
+    Raises:
+        DataError: it cannot be read, is damaged, or holds a record that this version does not know.
+    """
+    try:
+        return TypeAdapter(list[MetricRecord]).validate_json(path.read_bytes())
+    except OSError as error:
+        raise DataError(f"Could not read {path}: {error.strerror}.") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ", ".join(map(str, first["loc"]))
+        reason = f"{field}: {first['msg']}" if field else first["msg"]
+        raise DataError(
+            f"{path} does not hold records of this version of gistnet ({reason.replace('Value error, ', '')}): it is "
+            "damaged, or a newer version wrote it."
+        ) from error

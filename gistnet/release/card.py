@@ -146,7 +146,7 @@ def _results_said(shown: Path, figures: ReleasedFigures, provenance: Provenance)
         f"nats per token; *recovered* is 1 − KL / KL of dropping the span. `gistnet evaluate {shown.name}` gives these "
         f"figures again, to the digit on a machine like this one ({device}, {machine['cores']} cores, torch "
         f"{machine['torch']}, transformers {machine['transformers']}){threads}{_also(shown, provenance)}; "
-        "`metrics.json` has all of them, and `report.html` shows them."
+        "`results.json` has all of them, and `report.html` shows them."
     )
 
 

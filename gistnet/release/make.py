@@ -32,7 +32,7 @@ from gistnet.release.overlap import DomainOverlap, measure_overlap
 from gistnet.release.provenance import Provenance
 from gistnet.release_folder import DATA_NOTES_FILE, HELD_OUT_FOLDER, LIMITS_FILE, PROVENANCE_FILE
 from gistnet.report.report import write_report
-from gistnet.run_folder import CONFIG_FILE, FIGURES_FILE, METRICS_FILE
+from gistnet.run_folder import CONFIG_FILE, METRICS_FILE, RESULTS_FILE
 from gistnet.session import TrainedGistNet, open_trained
 from gistnet.training.checkpoint import load_checkpoint
 from gistnet.version import __version__
@@ -76,10 +76,10 @@ def make_release(
         settings: `key=value` changes to how it is evaluated, and on what device.
         say: is called with a sentence before each longer part.
         also: further changes to these, for each of which it is evaluated once more. What `gistnet evaluate` measures of
-            the release where nothing is said is the first evaluation; the figures of all stand in `metrics.json`.
+            the release where nothing is said is the first evaluation; the figures of all stand in `results.json`.
 
     Returns:
-        What was measured of it, as `metrics.json` has it.
+        What was measured of it, as `results.json` has it.
 
     Raises:
         ConfigError: `out` is there already, or a setting is about something else than evaluation.
@@ -120,7 +120,7 @@ def make_release(
             known = {what_it_is(record) for record in records}
             more = evaluate(trained.teacher, trained.gistnet, held_out, evaluation, say).records
             records += [record for record in more if what_it_is(record) not in known]
-        Evaluation(records, first.span_map).write(folder / FIGURES_FILE)
+        Evaluation(records, first.span_map).write(folder / RESULTS_FILE)
         say("Comparing the held-out documents with those it was trained on.")
         overlap = measure_overlap(held_out, dataset, load_tokenizer(trained.config.teacher).decode)
         write_json(folder / PROVENANCE_FILE, _provenance(trained, told, also, overlap).model_dump(mode="json"))

@@ -1,16 +1,14 @@
 """The results of a release as Markdown, made from its records alone: for its card, and for whoever tells of it."""
 
 from collections.abc import Iterator, Sequence
-from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
-from gistnet.evaluation.records import Baseline, MetricRecord
+from gistnet.evaluation.records import Baseline, MetricRecord, read_records
 from gistnet.model.saved_gistnet import SavedGistNet, read_saved
 from gistnet.positions import POLICIES
-from gistnet.report.run_record import read_figures
-from gistnet.report.tables import BASELINES, interval_text, markdown, offsets_text, target_text
-from gistnet.run_folder import FIGURES_FILE
+from gistnet.report.tables import grouped, interval_text, markdown, results_rows, target_text
+from gistnet.run_folder import RESULTS_FILE
 
 _WHOLE_HORIZON = ("kl", "delta_nll", "substitutability_rate", "perplexity_ratio")
 _EACH_RANGE = "recovered_kl"
@@ -38,7 +36,7 @@ def read_released(folder: Path) -> ReleasedFigures:
         CheckpointError, DataError: its network or its figures are missing or damaged.
     """
     network, _ = read_saved(folder)
-    return ReleasedFigures(network, read_figures(folder / FIGURES_FILE))
+    return ReleasedFigures(network, read_records(folder / RESULTS_FILE))
 
 
 def summary(figures: ReleasedFigures) -> str:
@@ -64,34 +62,11 @@ def _is_whole(record: MetricRecord) -> bool:
 
 
 def _tables(records: Sequence[MetricRecord]) -> Iterator[str]:
-    for (domain, positions, horizon, level, k), group in groupby(
-        records, lambda r: (r.domain, r.positions, r.horizon, r.level, r.k)
-    ):
-        members = list(group)
-        kept = [name for name in BASELINES if any(name in record.baselines for record in members)]
-        header = [
-            "metric",
-            "offsets",
-            "**gist**",
-            "95 % interval",
-            *(name.replace("_", " ") for name in kept),
-            "target",
-        ]
-        rows = [
-            [
-                record.name,
-                offsets_text(record),
-                f"**{record.value:.3f}**",
-                interval_text(record),
-                *(f"{record.baselines[name]:.3f}" if name in record.baselines else "" for name in kept),
-                target_text(record),
-            ]
-            for record in members
-        ]
+    for (domain, positions, horizon, level, k), members in grouped(records):
         several = f", {k} gists in a row" if k > 1 else ""
         yield (
             f"{domain}, H = {horizon}, positions {positions}, level {level}{several}: {members[0].n_spans} spans of "
-            f"{members[0].n_documents} documents\n\n{markdown(header, rows)}"
+            f"{members[0].n_documents} documents\n\n{markdown(*results_rows(members), bold='gist')}"
         )
 
 
@@ -104,11 +79,11 @@ def targets_table(records: Sequence[MetricRecord]) -> str:
         [
             record.name,
             f"{record.domain}{'' if record.horizon is None else f', H = {record.horizon}'}, level {record.level}",
-            f"**{record.value:.3f}**",
+            f"{record.value:.3f}",
             interval_text(record),
             *(f"{record.baselines[name]:.3f}" if name in record.baselines else "" for name in _FREE),
             target_text(record),
         ]
         for record in aimed
     ]
-    return markdown(["metric", "text", "**gist**", "95 % interval", "drop", "last token", "target"], rows)
+    return markdown(["metric", "text", "gist", "95 % interval", "drop", "last token", "target"], rows, bold="gist")

@@ -1,22 +1,99 @@
-"""What the report page shows of a run, as plain JSON values: facts, stages, curves, events, figures, span map.
+"""A run folder read back, and what the report page shows of it as plain JSON values.
 
-Pure functions of a `RunRecord`; the page draws what it finds here and computes no figure of its own but the reading
-of a selection.
+The page draws what it finds here and computes nothing of its own but the reading of a selection. Nothing here imports
+torch, so that a report is written in a second.
 """
 
+import json
 import math
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from gistnet.report.run_record import RunRecord
+from gistnet.errors import DataError
+from gistnet.evaluation.probes.span_map import SpanMap
+from gistnet.evaluation.records import MetricRecord, read_records
+from gistnet.metrics_log import read_metrics
+from gistnet.run_folder import (
+    BEST_FILE,
+    CHECKPOINTS_FOLDER,
+    CONFIG_FILE,
+    METRICS_FILE,
+    RESULTS_FILE,
+    SPAN_MAP_FILE,
+    read_config_values,
+)
 
 MOST_POINTS = 800
 """Points of a training curve; a longer log is shown as means of consecutive lines."""
 
 _EVENTS = ("validation", "stage_end", "contrastive_weight_raised", "alarm")
+NETWORK_FILE = "config.json"
+"""What `GistNet.save_pretrained` writes. Importing its module would import torch."""
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A run's own words and numbers, as they lie in its folder."""
+
+    folder: Path
+    config: dict[str, Any]
+    """The resolved configuration as plain values, so that keys of another version are shown too."""
+    log: list[dict[str, Any]]
+    """The lines of `metrics.jsonl`, at least one of them a validation."""
+    results: list[MetricRecord] | None
+    """The evaluation, or None before there is one."""
+    span_map: SpanMap | None
+    """The span map, or None before there is one."""
+    best: str | None
+    """Name of the best checkpoint."""
+    network: dict[str, Any]
+    """What the best checkpoint, or a release, says of its network: trained parameters, compute; empty without one."""
+
+
+def read_run(folder: Path) -> RunRecord:
+    """Read a run folder; what evaluation adds to it may be absent, and the checkpoints may be gone.
+
+    Raises:
+        ConfigError: there is no configuration in YAML.
+        DataError: the folder or its log is missing, it has no validation yet, or a file is damaged or of a newer
+            version.
+    """
+    if not folder.is_dir():
+        raise DataError(f"There is no run folder at {folder}.")
+    log = read_metrics(folder / METRICS_FILE)
+    if not any(isinstance(line.get("validation"), dict) for line in log):
+        raise DataError(f"{folder / METRICS_FILE} holds no validation, expected one at least: train the run first.")
+    results, span_map = folder / RESULTS_FILE, folder / SPAN_MAP_FILE
+    checkpoints = folder / CHECKPOINTS_FOLDER
+    # The best of each stage, in order: that of the latest is the run's.
+    marks = [mark for mark in _read_if_there(checkpoints / BEST_FILE).values() if isinstance(mark, dict)]
+    best = marks[-1].get("checkpoint") if marks else None
+    return RunRecord(
+        folder=folder,
+        config=read_config_values(folder / CONFIG_FILE),
+        log=log,
+        results=read_records(results) if results.exists() else None,
+        span_map=SpanMap.read(span_map) if span_map.exists() else None,
+        best=best if isinstance(best, str) else None,
+        network=_read_if_there((folder if best is None else checkpoints / str(best) / "gistnet") / NETWORK_FILE),
+    )
+
+
+def _read_if_there(path: Path) -> dict[str, Any]:
+    """The JSON object in a file of a checkpoint; empty where it is gone or damaged, for a page that does without."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+# What the page shows --------------------------------------------------------------------------------------------------
 
 
 def run_data(run: RunRecord) -> dict[str, Any]:
@@ -31,13 +108,13 @@ def run_data(run: RunRecord) -> dict[str, Any]:
 
 
 def comparable_data(run: RunRecord) -> dict[str, Any]:
-    """What can be put side by side with other runs: name, curves and figures."""
+    """What can be put side by side with other runs: name, curves and results."""
     return {
         "name": run.folder.resolve().name,
         "positions": _positions(run.config),
         "curves": curves(run.log),
         "periods": _periods(run),
-        "figures": None if run.figures is None else [record.model_dump(mode="json") for record in run.figures],
+        "results": None if run.results is None else [record.model_dump(mode="json") for record in run.results],
     }
 
 
@@ -54,7 +131,7 @@ def differences(configs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def curves(log: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The log as columns: `training` and `validation`, each with `step`, `spans` and `values` by name."""
-    validations = [dict(line["validation"]) | _place(line) for line in log if isinstance(line.get("validation"), dict)]
+    validations = [dict(line["validation"]) | _step(line) for line in log if isinstance(line.get("validation"), dict)]
     training = [line for line in log if not any(event in line for event in _EVENTS)]
     return {
         "training": _columns(training, log, math.ceil(len(training) / MOST_POINTS) or 1),
@@ -73,7 +150,7 @@ def shortened(value: Any) -> Any:
     return value
 
 
-def _place(line: Mapping[str, Any]) -> dict[str, Any]:
+def _step(line: Mapping[str, Any]) -> dict[str, Any]:
     return {key: line[key] for key in ("step", "spans_seen", "stage") if key in line}
 
 
@@ -81,8 +158,8 @@ def _columns(lines: Sequence[Mapping[str, Any]], log: Sequence[Mapping[str, Any]
     """Columns of `lines`, each entry the mean over `averaged` consecutive ones; None where a name has no number."""
     groups = [lines[first : first + averaged] for first in range(0, len(lines), averaged)]
     steps = [group[-1]["step"] for group in groups]
-    places = ("step", "stage", "stage_step", "spans_seen")
-    names = dict.fromkeys(name for line in lines for name in line if name not in places)
+    no_values = ("step", "stage", "stage_step", "spans_seen")
+    names = dict.fromkeys(name for line in lines for name in line if name not in no_values)
     values = {name: [_mean(line.get(name) for line in group) for group in groups] for name in names}
     return {
         "step": steps,
@@ -108,7 +185,7 @@ def _spans_at(steps: Sequence[int], log: Sequence[Mapping[str, Any]]) -> list[in
 
 def _periods(run: RunRecord) -> list[dict[str, Any]]:
     """When each stage that has begun was trained: name, and from where to where in steps and in spans."""
-    names = [stage["name"] for stage in _configured(run.config)]
+    configured = dict(enumerate(_configured(run.config), start=1))
     last_step: dict[int, int] = {}
     for line in run.log:
         stage = line.get("stage", 1)
@@ -118,28 +195,26 @@ def _periods(run: RunRecord) -> list[dict[str, Any]]:
     spans = _spans_at(steps, run.log)
     return [
         {
-            "name": names[stage - 1] if stage <= len(names) else f"stage {stage}",
+            "name": stage["name"],
             "step": steps[n : n + 2],
             "spans": None if spans is None else spans[n : n + 2],
-            "targets": _configured(run.config)[stage - 1]["targets"] if stage <= len(names) else [],
+            "targets": stage["targets"],
         }
-        for n, stage in enumerate(sorted(last_step))
+        for n, stage in enumerate(configured.get(number, _stage({}, 1)) for number in sorted(last_step))
     ]
 
 
 def _configured(config: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The stages of a configuration; one that states none is a single stage."""
-    stages = config.get("stages") or [{"name": "training"}]
-    return [_stage(stage.get("name", f"stage {n}"), config, stage) for n, stage in enumerate(stages, start=1)]
+    """The stages of a configuration: name, settings and targets."""
+    return [_stage(stage, config.get("levels", 1)) for stage in config.get("stages") or [{}]]
 
 
-def _stage(name: str, config: Mapping[str, Any], stage: Mapping[str, Any]) -> dict[str, Any]:
-    train = {**config.get("train", {}), **stage.get("train", {})}
-    objective = {**config.get("objective", {}), **stage.get("objective", {})}
+def _stage(stage: Mapping[str, Any], levels: int) -> dict[str, Any]:
+    train, objective = stage.get("train", {}), stage.get("objective", {})
     return {
-        "name": name,
+        "name": stage.get("name", "unnamed"),
         "settings": {
-            "level": train.get("level") if config.get("levels", 1) > 1 else None,
+            "level": train.get("level") if levels > 1 else None,
             "H": objective.get("horizon_tokens"),
             "λ": objective.get("contrastive_weight"),
             "dropout": train.get("dropout"),
@@ -171,10 +246,10 @@ def _stages(run: RunRecord) -> list[dict[str, Any]]:
 
 def _events(log: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """What happened beside steps, in order: ends of stages, changes of λ, alarms."""
-    return [{"step": line["step"], "text": text} for line in log for text in _told(line)]
+    return [{"step": line["step"], "text": text} for line in log for text in _event_texts(line)]
 
 
-def _told(line: Mapping[str, Any]) -> Iterable[str]:
+def _event_texts(line: Mapping[str, Any]) -> Iterable[str]:
     if isinstance(end := line.get("stage_end"), dict):
         name, reason = end.get("name", "unnamed"), end.get("reason", "no reason given")
         yield f"Stage {line.get('stage', 1)}, {name}, ended: {reason}."
@@ -193,7 +268,7 @@ def _facts(run: RunRecord) -> list[tuple[str, str]]:
     shape = network.get("config", {})
     beside = f", beside its own first {shape.get('teacher_layers')} layers" if shape.get("reads") == "context" else ""
     facts = [
-        ("teacher", config.get("teacher", {}).get("name") or network.get("teacher", {}).get("name")),
+        ("teacher", config.get("teacher", {}).get("name")),
         ("architecture", config.get("gistnet", {}).get("architecture")),
         ("trained parameters", None if trained is None else f"{trained:,}"),
         ("compute per span", None if share is None else f"{share:.3g} of the teacher's{beside}"),
@@ -206,17 +281,9 @@ def _facts(run: RunRecord) -> list[tuple[str, str]]:
 
 
 def _positions(config: Mapping[str, Any]) -> str:
-    """The position policy, which all stages share; stated by each, or by an older run for all."""
-    for group in (config, *(config.get("stages") or [])):
-        if "positions" in group.get("objective", {}):
-            return _listed(group["objective"]["positions"])
-    return ""
-
-
-def _listed(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key} {share}" for key, share in value.items())
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value or "")
+    """The position policy, which all stages share."""
+    first, *_ = config.get("stages") or [{}]
+    return str(first.get("objective", {}).get("positions", ""))
 
 
 def _leaves(value: Any, key: str = "") -> Iterable[tuple[str, str]]:
@@ -228,4 +295,4 @@ def _leaves(value: Any, key: str = "") -> Iterable[tuple[str, str]]:
         for n, item in enumerate(value, start=1):
             yield from _leaves(item, f"{key}.{item.get('name', n) if isinstance(item, Mapping) else n}")
     else:
-        yield key, _listed(value) if isinstance(value, list) else str(value)
+        yield key, ", ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -1,7 +1,7 @@
 """The report: one HTML file that shows a run, or several side by side, and opens offline.
 
 Style, script and data are all in the file, and its content security policy forbids every request and every script but
-its own. Text from documents reaches the page as JSON and is shown as text, never as markup. The figures are drawn by
+its own. Text from documents reaches the page as JSON and is shown as text, never as markup. The charts are drawn by
 the page's own script: a plotting library that draws as much weighs megabytes and took seconds to start.
 
     gistnet report RUN                     writes RUN/report.html, within a second
@@ -21,8 +21,7 @@ from typing import Any
 
 from gistnet.errors import DataError
 from gistnet.files import write_text
-from gistnet.report.page_data import comparable_data, differences, run_data
-from gistnet.report.run_record import RunRecord, read_run
+from gistnet.report.page_data import RunRecord, comparable_data, differences, read_run, run_data
 from gistnet.run_folder import REPORT_FILE
 from gistnet.terminal import escaped
 from gistnet.version import __version__
@@ -30,7 +29,7 @@ from gistnet.version import __version__
 COMPARISON_FILE = "comparison.html"
 _SCRIPTS = (
     "dom.js",
-    "figures.js",
+    "looks.js",
     "charts.js",
     "dots.js",
     "selection.js",

@@ -26,50 +26,61 @@ def results_tables(records: Sequence[MetricRecord]) -> Iterator[Table]:
         return
     first_policy = records[0].positions
     whole = [r for r in records if r.horizon is not None and r.is_whole and r.name not in _IN_FULL]
-    for (domain, positions, horizon, level, k), shown in _grouped(whole):
+    for (domain, positions, horizon, level, k), shown in grouped(whole):
         yield _table(f"{domain} · H = {horizon} · positions {positions} · level {level} · k = {k}", shown)
     by_kind = [r for r in records if r.name in _BY_KIND and r.positions == first_policy]
-    for (domain, positions, horizon, _, _), shown in _grouped(by_kind):
+    for (domain, positions, horizon, _, _), shown in grouped(by_kind):
         yield _table(f"{domain} · by kind of token · H = {horizon} · positions {positions}", shown, second="kind")
     alone = [r for r in records if r.horizon is None and r.is_whole]
-    for (domain, *_), shown in _grouped(alone):
+    for (domain, *_), shown in grouped(alone):
         yield _table(f"{domain} · gists by themselves", shown, second=None)
 
 
-def _grouped(records: Sequence[MetricRecord]) -> Iterator[tuple[tuple[Any, ...], list[MetricRecord]]]:
+def grouped(records: Sequence[MetricRecord]) -> Iterator[tuple[tuple[Any, ...], list[MetricRecord]]]:
     """Records that follow each other, of one domain, policy, horizon, level and k."""
     for key, members in groupby(records, lambda r: (r.domain, r.positions, r.horizon, r.level, r.k)):
         yield key, list(members)
 
 
 def _table(title: str, records: Sequence[MetricRecord], second: Literal["offsets", "kind"] | None = "offsets") -> Table:
-    shown = [name for name in BASELINES if any(name in record.baselines for record in records)]
     spans = max(record.n_spans for record in records)
     documents = max(record.n_documents for record in records)
     table = Table(title=f"{title} · {spans} spans of {documents} documents", title_justify="left")
-    table.add_column("metric")
-    if second:
-        table.add_column(second)
-    for name in ("gist", "95 % interval", *shown):
-        table.add_column(name.replace("_", " "), justify="right")
-    table.add_column("target")
-    for record in records:
-        place = {"offsets": offsets_text(record), "kind": record.kind}
-        table.add_row(
-            record.name,
-            *([place[second]] if second else []),
-            f"{record.value:.3f}",
-            interval_text(record),
-            *(f"{record.baselines[name]:.3f}" if name in record.baselines else "" for name in shown),
-            target_text(record),
-        )
+    header, rows = results_rows(records, second)
+    for name in header:
+        table.add_column(name, justify="left" if name in ("metric", second, "target") else "right")
+    for row in rows:
+        table.add_row(*row)
     return at_full_width(table)
 
 
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table, its first column to the left and the others to the right."""
-    lines = [f"| {' | '.join(header)} |", f"|---|{'---:|' * (len(header) - 1)}"]
-    return "\n".join(lines + [f"| {' | '.join(row)} |" for row in rows])
+def results_rows(
+    records: Sequence[MetricRecord], second: Literal["offsets", "kind"] | None = "offsets"
+) -> tuple[list[str], list[list[str]]]:
+    """Header and cells of a table of records: gist, interval, the baselines that any of them has, target.
+
+    Args:
+        second: the second column, or None for none.
+    """
+    shown = [name for name in BASELINES if any(name in record.baselines for record in records)]
+    names = (name.replace("_", " ") for name in shown)
+    header = ["metric", *([second] if second else []), "gist", "95 % interval", *names, "target"]
+    rows = []
+    for record in records:
+        cells = {"offsets": offsets_text(record), "kind": record.kind}
+        beside = (f"{record.baselines[name]:.3f}" if name in record.baselines else "" for name in shown)
+        own = [record.name, *([cells[second]] if second else []), f"{record.value:.3f}", interval_text(record)]
+        rows.append([*own, *beside, target_text(record)])
+    return header, rows
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]], bold: str | None = None) -> str:
+    """A Markdown table, its first column to the left and the others to the right, one of them in bold."""
+    lines = [
+        f"| {' | '.join(f'**{cell}**' if name == bold else cell for name, cell in zip(header, row, strict=True))} |"
+        for row in (header, *rows)
+    ]
+    return "\n".join([lines[0], f"|---|{'---:|' * (len(header) - 1)}", *lines[1:]])
 
 
 def interval_text(record: MetricRecord) -> str:

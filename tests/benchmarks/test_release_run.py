@@ -40,7 +40,7 @@ def test_what_is_done_is_not_done_again(tmp_path: Path) -> None:
     assert train[6:] == ["--resume", *SETTINGS]
     (tmp_path / RELEASE).mkdir(parents=True)
     assert parts(tmp_path) == [everything[0], everything[2]]
-    touch(tmp_path / "runs/some/long-context/metrics.json")
+    touch(tmp_path / "runs/some/long-context/results.json")
     assert parts(tmp_path) == everything[:1]
 
 
@@ -70,7 +70,7 @@ def test_a_command_that_fails_ends_the_program_with_its_status(monkeypatch: pyte
 def test_records_of_long_contexts_are_kept_with_the_machine(tmp_path: Path) -> None:
     shared = {"domain": "narrative", "positions": "end", "value": 0.5, "n_spans": 16, "n_documents": 8}
     names = ("kl", "long_context_nll", "retrieval_accuracy")
-    figures, kept = tmp_path / "metrics.json", tmp_path / "kept.json"
+    figures, kept = tmp_path / "results.json", tmp_path / "kept.json"
     figures.write_text(json.dumps([{"name": name, **shared} for name in names]))
     keep_long_context(figures, kept)
     content = json.loads(kept.read_text())

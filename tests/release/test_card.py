@@ -128,7 +128,7 @@ def test_the_card_is_made_of_the_folder(finished_run: Path, release: Path, tmp_p
     assert NOTES in body
     assert "stories (narrative): `story-" in body
     assert f") with OMP_NUM_THREADS={torch.get_num_threads()}" in body
-    figures = json.loads((release / "metrics.json").read_bytes())
+    figures = json.loads((release / "results.json").read_bytes())
     whole = next(f for f in figures if f["name"] == "kl" and f["positions"] == saved["positions"])
     assert f"| kl | 1–12 | **{whole['value']:.3f}** |" in body
 

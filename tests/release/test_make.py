@@ -14,12 +14,12 @@ from gistnet.config import load_config
 from gistnet.data.dataset import PreparedDataset
 from gistnet.data.sampling import SpanLayout, validation_windows
 from gistnet.errors import CheckpointError, ConfigError, DataError
+from gistnet.evaluation.records import read_records
 from gistnet.model.config import GistNetConfig
 from gistnet.model.gistnet import GistNet
 from gistnet.model.teacher import Teacher
 from gistnet.release.make import make_release, require_small
 from gistnet.release_folder import ALWAYS_THERE
-from gistnet.report.run_record import read_figures
 from gistnet.session import open_gistnet, open_trained
 from gistnet.training.checkpoint import best_checkpoint
 from tests.conftest import Command
@@ -69,7 +69,7 @@ def test_it_is_measured_as_whoever_has_it_measures_it(
     assert load_config(config).teacher.compile
     monkeypatch.setattr(Teacher, "compile_layers", lambda self: pytest.fail("compiled"))
     make_release(run, tmp_path / "tiny-32", TOLD)
-    assert (tmp_path / "tiny-32" / "metrics.json").read_bytes() == (release / "metrics.json").read_bytes()
+    assert (tmp_path / "tiny-32" / "results.json").read_bytes() == (release / "results.json").read_bytes()
 
 
 def test_its_documents_are_those_that_the_evaluation_takes_of_the_whole_corpus(
@@ -101,10 +101,10 @@ def test_evaluating_it_gives_its_figures_to_the_digit_and_writes_nothing(
     before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
     outcome = gistnet("evaluate", copy, "--out", tmp_path / "again.json")
     assert outcome.status == 0, outcome.err
-    assert json.loads((tmp_path / "again.json").read_bytes()) == json.loads((release / "metrics.json").read_bytes())
-    count = len(read_figures(release / "metrics.json"))
+    assert json.loads((tmp_path / "again.json").read_bytes()) == json.loads((release / "results.json").read_bytes())
+    count = len(read_records(release / "results.json"))
     assert f"{count} of {count} figures are those of the release to the digit." in outcome.out
-    assert {record.level for record in read_figures(release / "metrics.json")} == {0, 1}
+    assert {record.level for record in read_records(release / "results.json")} == {0, 1}
 
     outcome = gistnet("evaluate", copy, "evaluation.documents=2", "evaluation.positions=[end]")
     assert outcome.status == 0, outcome.err
@@ -167,7 +167,7 @@ def test_release_is_a_command(gistnet: Command, finished_run: Path, tmp_path: Pa
     assert f"The release is in {out}" in outcome.out
     assert NOTES in (out / "README.md").read_text(encoding="utf-8")
     assert len(PreparedDataset.open(out / "held-out")) == 3
-    kl = [r for r in read_figures(out / "metrics.json") if (r.name, r.level, r.positions) == ("kl", 0, "end")]
+    kl = [r for r in read_records(out / "results.json") if (r.name, r.level, r.positions) == ("kl", 0, "end")]
     assert sorted((r.horizon, r.offsets) for r in kl if r.offsets[0] == 1) == [(4, (1, 4)), (12, (1, 8)), (12, (1, 12))]
     card = (out / "README.md").read_text(encoding="utf-8")
     assert "`gistnet evaluate mine 'evaluation.horizons=[4,12]'` those that it leaves out" in card

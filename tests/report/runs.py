@@ -44,7 +44,7 @@ def write_run(
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log(seed)), encoding="utf-8")
     if evaluated:
         figures = [record.model_dump(mode="json") for record in (*records(seed), *more)]
-        (folder / "metrics.json").write_text(json.dumps(figures), encoding="utf-8")
+        (folder / "results.json").write_text(json.dumps(figures), encoding="utf-8")
         span_map(seed, documents or [prose(seed, n) for n in range(4)]).write(folder / SPAN_MAP_FILE)
     return folder
 
@@ -61,13 +61,16 @@ def configuration(seed: int) -> dict[str, Any]:
         "seed": seed,
         "teacher": {"name": "tiny-teacher"},
         "gistnet": {"architecture": "bottleneck"},
-        "objective": {"positions": "end", "horizon_tokens": 32},
-        "train": {"steps": 600, "optimiser": {"learning_rate": 0.002 / (seed + 1)}},
         "stages": [
             {
                 "name": name,
-                "train": {"steps": 200, "probabilities": mix, "dropout": 0.1, "optimiser": {"learning_rate": 2e-3}},
-                "objective": {"horizon_tokens": horizon, "contrastive_weight": weight},
+                "train": {
+                    "steps": 200,
+                    "probabilities": mix,
+                    "dropout": 0.1,
+                    "optimiser": {"learning_rate": 0.002 / (seed + 1) if name == "narrative" else 0.002},
+                },
+                "objective": {"positions": "end", "horizon_tokens": horizon, "contrastive_weight": weight},
                 "targets": targets,
             }
             for name, horizon, weight, mix, targets in stages

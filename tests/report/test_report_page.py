@@ -200,7 +200,7 @@ def test_compared_runs_are_overlaid(run: Path, tmp_path: Path, open_page: Open) 
     assert page.locator("h1").inner_text() == "2 runs compared"
     assert page.locator("#overview tbody tr").nth(3).inner_text().split()[:1] == ["KL"]
     assert page.locator("#curves figure").first.locator(".key li").all_inner_texts()[0].startswith("a run")
-    assert "train.optimiser.learning_rate" in page.locator("#settings").inner_text()
+    assert "narrative.train.optimiser.learning_rate" in page.locator("#settings").inner_text()
 
 
 @needs_browser

@@ -1,6 +1,6 @@
 """The span map: held-out documents as text, with what became of each of their spans. Read by the report page.
 
-`evaluate` measures it; it is written beside `metrics.json`, as `spans.json`.
+`evaluate` measures it; it is written beside `results.json`, as `spans.json`.
 """
 
 import json

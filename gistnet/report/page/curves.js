@@ -1,7 +1,7 @@
 "use strict";
 /* Curves of training and validation, by stage; of one run, or of several overlaid. */
 
-/** What each figure of a single run draws: columns of `validation` or `training`, each in a look. */
+/** What each chart of a single run draws: columns of `validation` or `training`, each in a look. */
 const RANGES = { "": "all offsets", "_1_8": "offsets 1–8", "_9_32": "offsets 9–32" };
 const RUN_CURVES = [
   { title: "KL", unit: "nats per token", columns: [["validation", "kl", "gist"], ["validation", "kl_drop", "drop"], ["validation", "kl_last_token", "last_token"]],
@@ -21,7 +21,7 @@ const RUN_CURVES = [
   { title: "Learning rate", unit: "per step", columns: [["training", "learning_rate", { ...look("gist"), label: "learning rate" }]] },
 ];
 
-/** What each figure of a comparison draws: one column, in each run's look. */
+/** What each chart of a comparison draws: one column, in each run's look. */
 const COMPARED_CURVES = [
   ["KL", "nats per token", "validation", "kl"], ["ΔNLL", "nats per token", "validation", "delta_nll"],
   ["Recovered KL", "share of drop", "validation", "recovered_kl"], ["Recovered KL, offsets 1–8", "share of drop", "validation", "recovered_kl_1_8"],
@@ -31,12 +31,12 @@ const COMPARED_CURVES = [
 ];
 
 /** The horizontal axis: spans seen where the log knows them, else steps; a switch where it knows both. */
-function curvesSection(runs, figuresOf) {
+function curvesSection(runs, chartsOf) {
   const node = section("curves", "Curves", runs.length > 1
     ? "The same held-out measurements while each run trained. Runs that validated on other spans are not strictly comparable."
     : "Measured on held-out spans while training. A dotted line begins a stage, a dashed one is a target of its stage.");
   const grid = el("div", { class: "grid" });
-  const draw = (by) => grid.replaceChildren(...figuresOf(by).filter(Boolean));
+  const draw = (by) => grid.replaceChildren(...chartsOf(by).filter(Boolean));
   const bySpans = runs.every((run) => run.curves.validation.spans);
   if (bySpans) node.append(choice("Horizontal axis", [["spans", "spans seen"], ["step", "optimiser steps"]], "spans", draw));
   node.append(grid);
@@ -53,7 +53,7 @@ function averagedNote(note, curves, columns) {
   return [note, averaged > 1 && `Each training point is the mean of ${averaged} logged steps.`].filter(Boolean).join(" ") || null;
 }
 
-/** The figures of one run against `by`, "spans" or "step". */
+/** The charts of one run against `by`, "spans" or "step". */
 function runCurves(run, by) {
   const stages = run.periods.length > 1 ? run.periods.map((period, n) => ({ x: period[by][0], label: `${n + 1} ${period.name}` })) : [];
   const figure = ({ title, unit, columns, note, target }) => {
@@ -70,7 +70,7 @@ function runCurves(run, by) {
   return [...RUN_CURVES.map(figure), ...domainCurves(run).map(figure)];
 }
 
-/** Figures by kind of text, where training reads more than one. */
+/** Charts by kind of text, where training reads more than one. */
 function domainCurves(run) {
   const names = Object.keys(run.curves.validation.values);
   const own = /^(drop|last_token|1_8|9_32)/;
@@ -81,7 +81,7 @@ function domainCurves(run) {
   }));
 }
 
-/** The figures of several runs against `by`. */
+/** The charts of several runs against `by`. */
 function comparedCurves(runs, by) {
   return COMPARED_CURVES.map(([title, unit, from, name]) => lineChart({
     title, yTitle: unit, xTitle: axisTitle(by), counts: true,

@@ -6,30 +6,30 @@ const LONG_NAMES = ["long_context_nll", "retrieval_accuracy", "multiple_choice_a
 const SCORED_KINDS = { "": "all tokens", names: "names", repeated: "words repeated from far" };
 
 function longContextSection(run) {
-  const measured = (run.figures ?? []).filter((record) => LONG_NAMES.includes(record.name));
+  const measured = (run.results ?? []).filter((record) => LONG_NAMES.includes(record.name));
   if (!measured.length) return;
   const node = section("long-context", "Long context", "The end of long documents, predicted from contexts of as many vectors each: gists of what is old and recent text as it is, against the most recent text alone, gists of another document, and mean embeddings. The full text is what there is to win.");
   const policies = [...new Set(measured.map((record) => record.positions))];
   const body = el("div", { class: "stack" });
-  const draw = (policy) => body.replaceChildren(...longContext(run.figures.filter((record) => record.positions === policy)));
+  const draw = (policy) => body.replaceChildren(...longContext(run.results.filter((record) => record.positions === policy)));
   const first = policies.includes(run.positions) ? run.positions : policies[0];
   if (policies.length > 1) node.append(choice("Positions", policies.map((policy) => [policy, policy]), first, draw));
   node.append(body);
   draw(first);
 }
 
-function longContext(figures) {
-  const domains = [...new Set(figures.filter((record) => record.name === "long_context_nll").map((record) => record.domain))];
+function longContext(results) {
+  const domains = [...new Set(results.filter((record) => record.name === "long_context_nll").map((record) => record.domain))];
   return [
     ...domains.map((domain) => el("div", { class: "grid" },
-      ...[nllByBudget(figures, domain), recoveredByBudget(figures, domain), ...kindsByBudget(figures, domain)].filter(Boolean))),
-    el("div", { class: "grid" }, ...[retrieved(figures), answered(figures)].filter(Boolean)),
+      ...[nllByBudget(results, domain), recoveredByBudget(results, domain), ...kindsByBudget(results, domain)].filter(Boolean))),
+    el("div", { class: "grid" }, ...[retrieved(results), answered(results)].filter(Boolean)),
   ];
 }
 
 /** The records of a name and kind of token, from the largest budget to the smallest. */
-function byBudget(figures, name, domain, kind = "") {
-  return figures.filter((record) => record.name === name && record.domain === domain && record.kind === kind)
+function byBudget(results, name, domain, kind = "") {
+  return results.filter((record) => record.name === name && record.domain === domain && record.kind === kind)
     .sort((a, b) => a.tokens_per_vector - b.tokens_per_vector);
 }
 
@@ -56,8 +56,8 @@ function besideGist(records) {
     .map((name) => budgetCurve(name, records, (record) => record.baselines[name]));
 }
 
-function nllByBudget(figures, domain) {
-  const records = byBudget(figures, "long_context_nll", domain);
+function nllByBudget(results, domain) {
+  const records = byBudget(results, "long_context_nll", domain);
   if (!records.length) return null;
   const [gist, others] = [budgetCurve("gist", records, ownValue), besideGist(records)];
   return lineChart({
@@ -67,8 +67,8 @@ function nllByBudget(figures, domain) {
   });
 }
 
-function recoveredByBudget(figures, domain) {
-  const records = byBudget(figures, "long_context_recovered", domain);
+function recoveredByBudget(results, domain) {
+  const records = byBudget(results, "long_context_recovered", domain);
   if (!records.length) return el("p", { class: "missing", text: "Recovered is not shown: truncating cost nothing that could be told from 0." });
   const gist = budgetCurve("gist", records, ownValue);
   return lineChart({
@@ -80,9 +80,9 @@ function recoveredByBudget(figures, domain) {
 }
 
 /** How much better than truncating, on the tokens that have something to win. */
-function kindsByBudget(figures, domain) {
+function kindsByBudget(results, domain) {
   const series = Object.entries(SCORED_KINDS).map(([kind, label], n) => {
-    const records = byBudget(figures, "long_context_below_truncated", domain, kind);
+    const records = byBudget(results, "long_context_below_truncated", domain, kind);
     return records.length && budgetCurve(n ? equal(n, label) : { ...look("gist"), label }, records, ownValue);
   }).filter(Boolean);
   return series.length ? [lineChart({
@@ -91,8 +91,8 @@ function kindsByBudget(figures, domain) {
   })] : [];
 }
 
-function retrieved(figures) {
-  const records = figures.filter((record) => record.name === "retrieval_accuracy");
+function retrieved(results) {
+  const records = results.filter((record) => record.name === "retrieval_accuracy");
   return records.length && dotPlot({
     title: "Retrieval", unit: "share of cases", range: [0, 1],
     note: `A fact stated once, a row of a list, a passage that comes again: which of four answers is likeliest? ${whole(records[0].n_spans)} cases.`,
@@ -100,8 +100,8 @@ function retrieved(figures) {
   });
 }
 
-function answered(figures) {
-  const records = figures.filter((record) => record.name === "multiple_choice_accuracy");
+function answered(results) {
+  const records = results.filter((record) => record.name === "multiple_choice_accuracy");
   return records.length && dotPlot({
     title: "Multiple choice", unit: "share of questions", range: [0, 1],
     note: `${whole(records[0].n_spans)} questions about ${whole(records[0].n_documents)} articles.`,

@@ -26,8 +26,8 @@ function reportPage(run) {
 
 /** The figure that a run is judged by: the share recovered of what dropping the spans costs. */
 function recoveredFigure(run) {
-  const selection = run.figures && firstSelection(run.figures, run.positions);
-  const found = run.figures ? [undefined, "1,8", "9,32"].map((offsets) => pickOne(run.figures, "recovered_kl", selection, offsets)).filter(Boolean) : [];
+  const selection = run.results && firstSelection(run.results, run.positions);
+  const found = run.results ? [undefined, "1,8", "9,32"].map((offsets) => pickOne(run.results, "recovered_kl", selection, offsets)).filter(Boolean) : [];
   const records = [...new Set(found)];
   const rows = records.length ? records.map((record) => recordRow(record, `offsets ${offsetsOf(record)}`)) : validatedRows(run.curves.validation.values);
   const { value, interval: around } = rows[0].marks[0];
@@ -36,7 +36,7 @@ function recoveredFigure(run) {
     el("p", { class: "big" }, el("b", { text: number(value) }), el("span", {}, "recovered of what dropping the spans costs in KL",
       around && el("small", { text: `95 % interval ${interval(around)}` }), el("small", { text: source }))),
     dotPlot({ rows, range: [Math.min(0, ...rows.flatMap((row) => row.marks.slice(0, 1).flatMap((mark) => [mark.value, ...(mark.interval || [])]))), 1], unit: "0: no better than dropping the span · 1: as good as its full text" }),
-    ...(run.figures ? [] : [missing("Intervals and the other baselines come with the evaluation.", `gistnet evaluate ${run.path}`)]));
+    ...(run.results ? [] : [missing("Intervals and the other baselines come with the evaluation.", `gistnet evaluate ${run.path}`)]));
 }
 
 /** The newest validation as rows, for a run that has not been evaluated. */
@@ -63,10 +63,10 @@ function stagesTable(run) {
 
 /** A stage's own targets; a run without stages is held to those of its evaluation. */
 function stageTargets(run, stage) {
-  if (stage.targets.length || run.stages.length > 1 || !run.figures) return stage.targets;
-  const selection = firstSelection(run.figures, run.positions);
-  const names = [...new Set(run.figures.filter((record) => record.target).map((record) => record.name))];
-  return names.map((name) => pickOne(run.figures, name, selection)).filter((record) => record?.target)
+  if (stage.targets.length || run.stages.length > 1 || !run.results) return stage.targets;
+  const selection = firstSelection(run.results, run.positions);
+  const names = [...new Set(run.results.filter((record) => record.target).map((record) => record.name))];
+  return names.map((name) => pickOne(run.results, name, selection)).filter((record) => record?.target)
     .map(({ name, value, met, target }) => ({ name, value, met, ...target }));
 }
 
@@ -74,9 +74,9 @@ function stageTargets(run, stage) {
 
 function comparisonPage({ runs, differences }) {
   const top = headline(`${runs.length} runs compared`, runs.map((run) => run.name).join(" · "));
-  const evaluated = runs.filter((run) => run.figures);
+  const evaluated = runs.filter((run) => run.results);
   const body = el("div", { class: "stack" });
-  const all = evaluated.flatMap((run) => run.figures);
+  const all = evaluated.flatMap((run) => run.results);
   if (evaluated.length) {
     const selection = { now: firstSelection(all, evaluated[0].positions) };
     const show = (chosen) => {
@@ -86,7 +86,7 @@ function comparisonPage({ runs, differences }) {
     top.append(...[selectionBar(all, selection, show), body].filter(Boolean));
     show(selection.now);
   }
-  for (const run of runs) if (!run.figures) top.append(missing(`${run.name} has not been evaluated.`, "gistnet evaluate RUN"));
+  for (const run of runs) if (!run.results) top.append(missing(`${run.name} has not been evaluated.`, "gistnet evaluate RUN"));
   curvesSection(runs, (by) => comparedCurves(runs, by));
   const settings = section("settings", "Settings that differ");
   settings.append(differences.length
@@ -99,7 +99,7 @@ const COMPARED = ["recovered_kl", "kl", "delta_nll", "substitutability_rate", "p
 
 /** One selection of several runs: the headline, the table, and ΔNLL by offset. */
 function compared(runs, selection) {
-  const of = (run, name, offsets) => run.figures && pickOne(run.figures, name, name === "pair_accuracy" ? { ...selection, domain: "adversarial" } : selection, offsets);
+  const of = (run, name, offsets) => run.results && pickOne(run.results, name, name === "pair_accuracy" ? { ...selection, domain: "adversarial" } : selection, offsets);
   const found = runs.map((run) => of(run, "recovered_kl"));
   const samples = new Set(found.filter(Boolean).map(measuredOn));
   const rows = found.map((record, n) => record && {
@@ -117,7 +117,7 @@ function compared(runs, selection) {
     lineChart({
       title: "ΔNLL by offset", xTitle: "tokens after the span", yTitle: "nats per token", height: 280, xName: "offset", counts: true,
       series: runs.flatMap((run, n) => {
-        const records = run.figures ? pick(run.figures, "delta_nll_by_offset", selection).sort((a, b) => a.offsets[0] - b.offsets[0]) : [];
+        const records = run.results ? pick(run.results, "delta_nll_by_offset", selection).sort((a, b) => a.offsets[0] - b.offsets[0]) : [];
         return records.length ? [{ role: equal(n, run.name), x: records.map((record) => record.offsets[0]), y: records.map((record) => record.value), marks: "lines", note: "" }] : [];
       }),
     }),

@@ -2,37 +2,37 @@
 /* The evaluation of one run: every figure beside its baselines, under one selection. */
 
 const BASELINES = ["drop", "last_token", "surprisal_token", "mean", "shuffled", "gists_below", "full", "gist"];
-const APART = ["delta_nll_by_offset", "delta_nll_by_kind", "kl_by_kind", "bound_kl", "bound_recovered_kl", "share_of_bound"]; // have figures of their own
+const APART = ["delta_nll_by_offset", "delta_nll_by_kind", "kl_by_kind", "bound_kl", "bound_recovered_kl", "share_of_bound"]; // have results of their own
 
 function resultsSection(run) {
   const node = section("results", "Results", "Every figure beside what could be had for nothing, on the same held-out spans; intervals are 95 %, bootstrapped over documents.");
-  if (!run.figures) return node.append(missing("The run has not been evaluated yet.", `gistnet evaluate ${run.path}`));
-  const selection = { now: firstSelection(run.figures, run.positions) };
+  if (!run.results) return node.append(missing("The run has not been evaluated yet.", `gistnet evaluate ${run.path}`));
+  const selection = { now: firstSelection(run.results, run.positions) };
   const body = el("div", { class: "stack" });
   const show = (chosen) => {
     selection.now = chosen;
-    body.replaceChildren(...results(run, chosen).filter(Boolean));
+    body.replaceChildren(...shownResults(run, chosen).filter(Boolean));
   };
-  const bar = selectionBar(run.figures, selection, show);
+  const bar = selectionBar(run.results, selection, show);
   node.append(...[bar, body].filter(Boolean));
   show(selection.now);
 }
 
-function results(run, selection) {
-  const { figures } = run;
+function shownResults(run, selection) {
+  const { results } = run;
   return [
-    metricsTable(figures, selection),
-    el("div", { class: "grid" }, byOffset(figures, selection) ?? missing("ΔNLL by offset is not in metrics.json.", `gistnet evaluate ${run.path}`),
+    metricsTable(results, selection),
+    el("div", { class: "grid" }, byOffset(results, selection) ?? missing("ΔNLL by offset is not in results.json.", `gistnet evaluate ${run.path}`),
       run.map ? distribution(run.map, selection) : missing("The distribution over spans comes with the span map.", `gistnet evaluate ${run.path}`)),
-    el("div", { class: "grid" }, ...byKind(figures, selection, run.path)),
-    el("div", { class: "grid" }, geometry(figures, selection, run.path), entropy(figures, selection, run.path), pairTest(figures, selection, run.path),
-      bound(figures, selection, run.path), reconstruction(figures, selection, run.path)),
+    el("div", { class: "grid" }, ...byKind(results, selection, run.path)),
+    el("div", { class: "grid" }, geometry(results, selection, run.path), entropy(results, selection, run.path), pairTest(results, selection, run.path),
+      bound(results, selection, run.path), reconstruction(results, selection, run.path)),
   ];
 }
 
-function metricsTable(figures, selection) {
-  const names = [...new Set(figures.map((record) => record.name))].filter((name) => !APART.includes(name));
-  const rows = names.flatMap((name) => pick(figures, name, selection)).filter(isWhole);
+function metricsTable(results, selection) {
+  const names = [...new Set(results.map((record) => record.name))].filter((name) => !APART.includes(name));
+  const rows = names.flatMap((name) => pick(results, name, selection)).filter(isWhole);
   if (!rows.length) return null;
   const used = BASELINES.filter((name) => rows.some((record) => isNumber(record.baselines[name])));
   const cells = (record) => [
@@ -42,12 +42,12 @@ function metricsTable(figures, selection) {
     verdict(record.target, record.met),
   ];
   const columns = ["metric", "offsets", "gist", "95 % interval", ...used.map(plain), "target"];
-  return el("figure", { class: "chart" }, el("figcaption", {}, el("h3", { text: "All figures" }), el("p", { text: measuredOn(rows[0]) })),
-    table("All figures", columns, rows.map(cells)));
+  return el("figure", { class: "chart" }, el("figcaption", {}, el("h3", { text: "All measures" }), el("p", { text: measuredOn(rows[0]) })),
+    table("All measures", columns, rows.map(cells)));
 }
 
-function byOffset(figures, selection) {
-  const records = pick(figures, "delta_nll_by_offset", selection).filter(isWhole).sort((a, b) => a.offsets[0] - b.offsets[0]);
+function byOffset(results, selection) {
+  const records = pick(results, "delta_nll_by_offset", selection).filter(isWhole).sort((a, b) => a.offsets[0] - b.offsets[0]);
   if (!records.length) return null;
   const x = records.map((record) => record.offsets[0]);
   const banded = records.every((record) => record.interval);
@@ -87,9 +87,9 @@ function distribution(map, selection) {
   });
 }
 
-function byKind(figures, selection, path) {
+function byKind(results, selection, path) {
   const figure = (name, title) => {
-    const records = pick(figures, name, selection).filter((record) => record.kind);
+    const records = pick(results, name, selection).filter((record) => record.kind);
     return records.length && dotPlot({ title, note: measuredOn(records[0]), unit: records[0].unit, rows: records.map((record) => recordRow(record, record.kind)) });
   };
   const found = [figure("delta_nll_by_kind", "ΔNLL by kind of token"), figure("kl_by_kind", "KL by kind of token")].filter(Boolean);
@@ -97,9 +97,9 @@ function byKind(figures, selection, path) {
 }
 
 /** Distances between gists, in every kind of text. */
-function geometry(figures, selection, path) {
+function geometry(results, selection, path) {
   const names = ["gist_diversity", "adjacent_distance", "contrastive_gap", "gist_variance"];
-  const records = names.flatMap((name) => pick(figures, name, selection, ["positions", "level", "k"])).filter(isWhole);
+  const records = names.flatMap((name) => pick(results, name, selection, ["positions", "level", "k"])).filter(isWhole);
   if (!records.length) return missing("The geometry of gists is not measured.", `gistnet evaluate ${path}`);
   return dotPlot({
     title: "Diversity of gists", unit: "cosine distance, and share of squared length for variance",
@@ -108,11 +108,11 @@ function geometry(figures, selection, path) {
   });
 }
 
-function entropy(figures, selection, path) {
-  const parts = pick(figures, "attention_entropy", selection).filter((record) => record.index);
+function entropy(results, selection, path) {
+  const parts = pick(results, "attention_entropy", selection).filter((record) => record.index);
   if (!parts.length) return missing("Attention entropy is not measured.", `gistnet evaluate ${path}`);
   const slots = [...new Set(parts.map((record) => record.kind))].sort();
-  const target = pickOne(figures, "attention_entropy", selection)?.target;
+  const target = pickOne(results, "attention_entropy", selection)?.target;
   return lineChart({
     title: "Attention entropy", xTitle: "head", yTitle: "bits", counts: true, height: 280,
     note: "How widely each head of the two slots looks over the span: 0 is one token, 5 bits all 32 alike. The key gives means.",
@@ -125,8 +125,8 @@ function entropy(figures, selection, path) {
   });
 }
 
-function pairTest(figures, selection, path) {
-  const records = pick(figures, "pair_accuracy", selection, ["positions", "level", "k"]);
+function pairTest(results, selection, path) {
+  const records = pick(results, "pair_accuracy", selection, ["positions", "level", "k"]);
   if (!records.length) return missing("The pair test is not measured.", `gistnet evaluate ${path}`);
   return dotPlot({
     title: "Pair test", unit: "share of pairs", range: [0, 1], references: [{ value: 0.5, label: "chance" }],
@@ -136,10 +136,10 @@ function pairTest(figures, selection, path) {
 }
 
 /** How near the gists come to the best vector that could be found for each span. */
-function bound(figures, selection, path) {
-  const records = ["bound_kl", "bound_recovered_kl"].map((name) => pickOne(figures, name, selection)).filter(Boolean);
+function bound(results, selection, path) {
+  const records = ["bound_kl", "bound_recovered_kl"].map((name) => pickOne(results, name, selection)).filter(Boolean);
   if (!records.length) return missing("The bound, a vector optimised for each span, is not measured.", `gistnet evaluate ${path} --bound 8`);
-  const share = pickOne(figures, "share_of_bound", selection);
+  const share = pickOne(results, "share_of_bound", selection);
   const reached = share ? ` Gists recover ${number(share.value)} of what it does${share.interval ? ` (${interval(share.interval)})` : ""}.` : "";
   return dotPlot({
     title: "Optimised-vector bound", unit: "KL in nats per token, recovered as share of drop",
@@ -151,8 +151,8 @@ function bound(figures, selection, path) {
   });
 }
 
-function reconstruction(figures, selection, path) {
-  const all = pick(figures, "reconstruction_accuracy", selection);
+function reconstruction(results, selection, path) {
+  const all = pick(results, "reconstruction_accuracy", selection);
   const parts = all.filter((record) => record.index).sort((a, b) => a.index - b.index);
   if (!parts.length) return missing("How many tokens a decoder reads back from a gist is not measured.", `gistnet evaluate ${path} --reconstruction`);
   const x = parts.map((record) => record.index);

@@ -1,17 +1,17 @@
 "use strict";
-/* Which of the evaluation's figures are shown: kind of text, horizon, position policy, and what else varies. */
+/* Which of the evaluation's results are shown: kind of text, horizon, position policy, and what else varies. */
 
 const SELECTED_BY = { domain: "text", horizon: "horizon H", positions: "positions", level: "level", k: "gists in a row" };
 
-/** The values each key takes among `figures`, in their order. */
-function choices(figures) {
+/** The values each key takes among `results`, in their order. */
+function choices(results) {
   return Object.fromEntries(Object.keys(SELECTED_BY).map((key) =>
-    [key, [...new Set(figures.map((record) => record[key]).filter((value) => value !== null))]]));
+    [key, [...new Set(results.map((record) => record[key]).filter((value) => value !== null))]]));
 }
 
 /** What is shown first: the mean over kinds of text where there is one at the first horizon, read as in training. */
-function firstSelection(figures, positions) {
-  const measured = figures.filter((record) => record.name === "kl");
+function firstSelection(results, positions) {
+  const measured = results.filter((record) => record.name === "kl");
   const options = choices(measured);
   const isMixed = measured.some((record) => record.domain === "mixed" && record.horizon === options.horizon[0]);
   const preferred = { domain: isMixed ? "mixed" : options.domain[0], positions };
@@ -20,8 +20,8 @@ function firstSelection(figures, positions) {
 }
 
 /** A row of menus, one for each key with a choice; `onChange` gets the new selection. */
-function selectionBar(figures, selection, onChange) {
-  const options = choices(figures.filter((record) => record.name === "kl"));
+function selectionBar(results, selection, onChange) {
+  const options = choices(results.filter((record) => record.name === "kl"));
   const menus = Object.entries(options).filter(([, values]) => values.length > 1).map(([key, values]) => {
     const menu = el("select", { on: { change: () => onChange({ ...selection.now, [key]: values[menu.selectedIndex] }) } },
       ...values.map((value) => el("option", { text: String(value), selected: value === selection.now[key] })));
@@ -34,8 +34,8 @@ function selectionBar(figures, selection, onChange) {
  * The records of `name` for a selection. What a measurement does not depend on is not asked of it: a record without
  * horizon fits any, and one measured under a single policy is shown under all, with its own policy in the caption.
  */
-function pick(figures, name, selection, keys = Object.keys(SELECTED_BY)) {
-  let found = figures.filter((record) => record.name === name);
+function pick(results, name, selection, keys = Object.keys(SELECTED_BY)) {
+  let found = results.filter((record) => record.name === name);
   for (const key of keys) {
     const several = new Set(found.map((record) => record[key])).size > 1;
     if (key === "domain" || several) found = found.filter((record) => record[key] === null || record[key] === selection[key]);
@@ -49,8 +49,8 @@ function isWhole(record) {
 }
 
 /** One record of a selection: the whole over a range of offsets, all unless given. */
-function pickOne(figures, name, selection, offsets) {
-  return pick(figures, name, selection).find((record) => isWhole(record) &&
+function pickOne(results, name, selection, offsets) {
+  return pick(results, name, selection).find((record) => isWhole(record) &&
     (record.offsets === null || (offsets ? record.offsets.join() === offsets : record.offsets[0] === 1 && record.offsets[1] === record.horizon)));
 }
 

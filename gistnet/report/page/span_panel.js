@@ -1,5 +1,5 @@
 "use strict";
-/* What is inside one span: its figures, its tokens with the slots' attention, its losses by offset, its neighbours. */
+/* What is inside one span: its losses, its tokens with the slots' attention, ΔNLL by offset, its neighbours. */
 
 function spanPanel(map, one, span) {
   const tokens = one.tokens.slice(span.start, span.start + map.map.span_tokens);

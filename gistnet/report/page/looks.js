@@ -1,5 +1,5 @@
 "use strict";
-/* What figures share: how each series looks, keys, numbers as tables. */
+/* What charts share: how each series looks, keys, numbers as tables. */
 
 /** How each series looks: a colour of the style sheet, and a dash and a marker that tell it apart without colour. */
 const LOOKS = {
