@@ -61,16 +61,13 @@ from gistnet.model.config import GistNetConfig, TeacherConfig
 from gistnet.model.gistnet import GistNet
 from gistnet.model.loading import load_tokenizer
 from gistnet.model.teacher import Teacher
-from gistnet.tree.compress import compress_files
-from gistnet.tree.encoder import Encoder
+from gistnet.tree.compress import TextFiles, compress_files, read_texts
+from gistnet.tree.encoder import Encoder, encode_levels
 from gistnet.tree.gist_encoder import GistEncoder
-from gistnet.tree.history import count_gists
-from gistnet.tree.progress import CompressionDisplay
-from gistnet.tree.storage.snapshot import Document
-from gistnet.tree.stub_encoder import StubEncoder
-from gistnet.tree.texts import TextFiles, read_texts
+from gistnet.tree.storage.snapshot import TreeDocument
 from gistnet.tree.tree import GistTree
 from gistnet.tree_session import LoadEncoder
+from tests.stub_encoder import StubEncoder
 
 # Speed ----------------------------------------------------------------------------------------------------------------
 
@@ -137,8 +134,7 @@ def compress(folder: Path, encoder: Encoder) -> dict[str, Any]:
     before = peak_megabytes("cpu")
     files = TextFiles(paths=(str(folder / BOOK),))
     with GistTree.create(folder / TREE, encoder) as tree:
-        with CompressionDisplay() as display:
-            done, seconds = timed(lambda: compress_files(files, tree, encoder, progress=display.update), "cpu")
+        done, seconds = timed(lambda: compress_files(files, tree, encoder), "cpu")
         peak = peak_megabytes("cpu")
         _, seconds_again = timed(lambda: compress_files(files, tree, encoder), "cpu")
     with GistTree.open(folder / TREE, encoder, writable=True) as tree:
@@ -163,14 +159,15 @@ def append_pieces(folder: Path, encoder: Encoder) -> dict[str, Any]:
     warm_up(encoder)
     with GistTree.open(folder / TREE) as whole, GistTree.create(folder / "pieces", encoder) as tree:
         (name,) = whole.documents()
-        n_tokens = whole.document(name).n_tokens
-        tokens = whole.tokens(0, n_tokens, name)
+        wanted = whole.document(name)
+        n_tokens = wanted.n_tokens
+        tokens = wanted.tokens(0, n_tokens)
         cuts = np.sort(np.random.default_rng(0).choice(np.arange(1, n_tokens), PIECES - 1, replace=False))
         _, seconds = timed(lambda: [tree.append(piece, name) for piece in np.split(tokens, cuts)], "cpu")
-        identical = np.array_equal(tree.tokens(0, n_tokens, name), tokens)
-        for level in range(encoder.info.levels):
-            count = count_gists(n_tokens, encoder.info.span_tokens, level)
-            ours, theirs = (each.gists(level, 0, count, name).view(np.uint16) for each in (tree, whole))
+        document = tree.document(name)
+        identical = np.array_equal(document.tokens(0, n_tokens), tokens)
+        for level, count in enumerate(wanted.n_gists):
+            ours, theirs = (each.gists(level, 0, count).view(np.uint16) for each in (document, wanted))
             identical = identical and np.array_equal(ours, theirs)
     return {"pieces": PIECES, "tokens_per_second": n_tokens / seconds, "identical": identical}
 
@@ -194,15 +191,16 @@ def large(folder: Path, n_tokens: int, repeats: int) -> dict[str, Any]:
 
     def first_read() -> None:
         with GistTree.open(folder / "large") as tree:
-            tree.nodes(0, draw.integers(0, gists, NODES).tolist())
+            tree.document().nodes(0, draw.integers(0, gists, NODES).tolist())
 
     result: dict[str, Any] = {"encoder": "stub", "tokens": n_tokens, "build_seconds": seconds}
     result["open_milliseconds"] = _percentiles(lambda: GistTree.open(folder / "large").close(), repeats)
     result[f"open_and_read_{NODES}_nodes_milliseconds"] = _percentiles(first_read, repeats)
     with GistTree.open(folder / "large") as tree:
-        tree.nodes(0, [0])
+        document = tree.document()
+        document.nodes(0, [0])
         result[f"read_{NODES}_nodes_milliseconds"] = _percentiles(
-            lambda: tree.nodes(0, draw.integers(0, gists, NODES).tolist()), repeats
+            lambda: document.nodes(0, draw.integers(0, gists, NODES).tolist()), repeats
         )
         for level in range(encoder.info.levels):
             search = partial(tree.search, draw.normal(size=576), level)
@@ -373,7 +371,7 @@ def read_until_stopped(folder: Path, notes: Notes, stop: Path, report: Path, see
     """
     draw = random.Random(seed)
     seen: Counter[str] = Counter()
-    held: tuple[Document, int, int] | None = None
+    held: tuple[TreeDocument, int, int] | None = None
     with GistTree.open(folder) as tree:
         while not stop.exists():
             acknowledged = {words[1]: words[2] for words in notes.lines() if words[0] == "acknowledged"}
@@ -397,7 +395,7 @@ def read_until_stopped(folder: Path, notes: Notes, stop: Path, report: Path, see
     report.write_text(json.dumps(seen))
 
 
-def look(document: Document, weights: int, draw: random.Random) -> None:
+def look(document: TreeDocument, weights: int, draw: random.Random) -> None:
     """Check a random part of a document, or all of it: its tokens, and gists of each level by these weights alone."""
     check(document.levels == 3, f"{document.name}: only {document.levels} levels are complete")
     stub, n = encoder(weights), document.n_tokens
@@ -409,11 +407,8 @@ def look(document: Document, weights: int, draw: random.Random) -> None:
         first, last = start // per_gist, stop // per_gist
         if first == last:
             break
-        below: NDArray[np.generic] = content(document.name, first * per_gist, last * per_gist).reshape(-1, 8)
-        for each in range(level + 1):
-            at = first * per_gist // 8 ** (each + 1)
-            gists = stub.encode(each, below, at)
-            below = gists.reshape(-1, 8, 16) if each < level else gists
+        tokens = content(document.name, first * per_gist, last * per_gist)
+        gists = encode_levels(stub, tokens, levels=level + 1, start=first * per_gist)[-1]
         found = document.gists(level, first, last)
         check(np.array_equal(found.view(np.uint16), gists.view(np.uint16)), f"gists of level {level} are wrong")
 

@@ -1,4 +1,4 @@
-"""What each gist of a tree costs its reader, measured on the document itself, so that one knows which to expand.
+"""Losses of the gists of a tree, measured on the document itself, so that one knows which gists to expand.
 
 A span of the document is replaced by its stored gist, alone, in a window that the teacher can read, and KL and ΔNLL
 over the next H tokens are taken (D3), with the engine that training and evaluation use. Windows follow each other so
@@ -6,7 +6,9 @@ that every span is measured once, with `context_tokens` of the document before i
 anything before it, or with fewer than H tokens after it, cannot be measured; a span that no window holds neither.
 """
 
-from collections.abc import Callable, Iterator
+import logging
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -19,8 +21,12 @@ from gistnet.model.teacher import PrefillOutput, Teacher
 from gistnet.objective.branches import SegmentBatch, gist_replacements, replaced_hidden
 from gistnet.objective.losses import token_losses
 from gistnet.positions import Positions
-from gistnet.tree.history import History, count_gists, tokens_per_gist
+from gistnet.tree.compress import LOG_SECONDS
+from gistnet.tree.document import CompressedDocument
+from gistnet.tree.encoder import count_gists, tokens_per_gist
 from gistnet.tree.tree import GistTree
+
+logger = logging.getLogger(__name__)
 
 BRANCHES_PER_PASS = 64
 
@@ -70,7 +76,7 @@ class _Window(NamedTuple):
 
 
 def measure_quality(
-    history: History,
+    document: CompressedDocument,
     teacher: Teacher,
     level: int = 0,
     options: QualityOptions = QualityOptions(),
@@ -84,11 +90,11 @@ def measure_quality(
         TeacherError: a token of the document is outside the vocabulary.
     """
     prefix = teacher.tokenizer.window_prefix if teacher.tokenizer is not None else ()
-    span = tokens_per_gist(history.span_tokens, level)
+    span = tokens_per_gist(document.span_tokens, level)
     body = min(options.window_tokens, teacher.max_positions) - len(prefix)
-    for window in _windows(history.n_tokens, span, body, bool(prefix), options, first):
-        tokens = np.concatenate([np.array(prefix, np.int64), history.tokens(window.begin, window.end)])
-        gists = history.gists(level, window.first, window.last)
+    for window in _windows(document.n_tokens, span, body, bool(prefix), options, first):
+        tokens = np.concatenate([np.array(prefix, np.int64), document.tokens(window.begin, window.end)])
+        gists = document.gists(level, window.first, window.last)
         starts = np.arange(window.first, window.last) * span - window.begin + len(prefix)
         yield Measurement(window.first, *_measure_window(teacher, tokens, gists, starts, span, options))
 
@@ -148,18 +154,11 @@ def _measure_branches(
     return torch.stack([losses.kl.mean(dim=1), losses.delta_nll.mean(dim=1)])
 
 
-def add_quality(
-    tree: GistTree,
-    teacher: Teacher,
-    options: QualityOptions = QualityOptions(),
-    *,
-    progress: Callable[[str, int, Measurement], None] = lambda document, level, measured: None,
-) -> int:
-    """Measure the gists of a tree, level by level, and keep what they cost with them; what is measured stays.
+def add_quality(tree: GistTree, teacher: Teacher, options: QualityOptions = QualityOptions()) -> int:
+    """Measure the gists of a tree, level by level, and keep their losses with them; what is measured stays.
 
     Args:
         tree: open for writing.
-        progress: is told of the gists of each window, with their document and level, once they are written.
 
     Returns:
         How many gists were measured now.
@@ -171,15 +170,17 @@ def add_quality(
     made_for = tree.info().teacher
     if not made_for.same_model(teacher.fingerprint):
         raise TeacherError(f"The tree is of {made_for.describe()}; got the teacher {teacher.fingerprint.describe()}.")
-    total = 0
+    total, logged = 0, time.monotonic()
     for name in tree.documents():
-        history = tree.document(name)
-        for level in range(history.levels):
-            count = count_gists(history.n_tokens, history.span_tokens, level)
-            known = np.flatnonzero(~np.isnan(tree.quality(name, level, 0, count).kl))
+        document = tree.document(name)
+        for level in range(document.levels):
+            count = count_gists(document.n_tokens, document.span_tokens, level)
+            known = np.flatnonzero(~np.isnan(document.quality(level, 0, count).kl))
             first = int(known[-1]) + 1 if len(known) else 0  # they are measured in order
-            for measured in measure_quality(history, teacher, level, options, first=first):
-                tree.set_quality(name, level, measured.first, measured.kl.tolist(), measured.delta_nll.tolist())
+            for measured in measure_quality(document, teacher, level, options, first=first):
+                tree.set_quality(name, level, measured.first, measured.kl, measured.delta_nll)
                 total += len(measured.kl)
-                progress(name, level, measured)
+                if time.monotonic() - logged >= LOG_SECONDS:
+                    logged = time.monotonic()
+                    logger.info("measuring %s, level %d, gist %d", name, level, measured.first)
     return total

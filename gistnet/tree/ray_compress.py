@@ -1,4 +1,4 @@
-"""The same compression on many processes or machines, under Ray Data (`pip install gistnet[ray]`).
+"""Compression on many processes or machines, under Ray Data (`pip install gistnet[ray]`).
 
     files ──► reader: text, tokens, portions ──► encoders: gists, level by level ──► this process: the tree
 
@@ -12,7 +12,7 @@ for bit, where machines and numbers of threads are the same.
 import os
 import pickle
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from functools import cache, partial
 from typing import Any
@@ -23,25 +23,56 @@ from numpy.typing import NDArray
 from gistnet.data.inputs import MatchedFile
 from gistnet.data.tokenise import Tokenize
 from gistnet.errors import CheckpointError, ConfigError, GistNetError
-from gistnet.tree.compress import Progress, append_portions
-from gistnet.tree.encoder import Encoder, EncoderInfo
-from gistnet.tree.history import tokens_per_gist
-from gistnet.tree.ready_gists import ReadyGists
-from gistnet.tree.texts import (
+from gistnet.tree.compress import (
     PORTION_TOKENS,
+    CompressTotals,
     Portion,
     TextFiles,
+    append_portions,
     match_texts,
     read_portions,
     survey,
     texts_of,
 )
+from gistnet.tree.encoder import Encoder, EncoderInfo, encode_levels, tokens_per_gist
 from gistnet.tree.tree import GistTree
 
 MakeEncoder = Callable[[], Encoder]
 MakeTokenize = Callable[[], Tokenize]
 Batch = dict[str, Any]
-"""What Ray hands around, columns of rows; here always one row."""
+"""Columns of rows, as Ray hands them around; here always one row."""
+
+
+class ReadyGists:
+    """Encoder that hands out gists which the same one made in another process, and makes the rest itself."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self.info, self.tokenize = encoder.info, encoder.tokenize
+        self._encode = encoder.encode
+        self._start = 0
+        self._gists: Sequence[NDArray[np.float16]] = ()
+
+    @contextmanager
+    def supplied(self, start: int, gists: Sequence[NDArray[np.float16]]) -> Iterator[None]:
+        """Hand out gists `[n, dim]` of each level, from 0 on, inside the block.
+
+        Args:
+            start: the token of the document at hand at which the first gist of every level begins.
+        """
+        self._start, self._gists = start, gists
+        try:
+            yield
+        finally:
+            self._gists = ()
+
+    def encode(self, level: int, spans: NDArray[np.generic], first: int) -> NDArray[np.float16]:
+        """The gists that were supplied, where all of these are among them; otherwise those of the encoder."""
+        if level < len(self._gists):
+            offset = first - self._start // tokens_per_gist(self.info.span_tokens, level)
+            count = self.info.reads_from(level, first) + len(spans) - first
+            if offset >= 0 and offset + count <= len(self._gists[level]):
+                return self._gists[level][offset : offset + count]
+        return self._encode(level, spans, first)
 
 
 def compress_files_with_ray(
@@ -54,15 +85,14 @@ def compress_files_with_ray(
     workers: int,
     gpus_per_worker: float = 0,
     portion_tokens: int = PORTION_TOKENS,
-    progress: Callable[[Progress], None] = lambda progress: None,
-) -> Progress:
-    """As `compress_files`, with gists made by actors of the Ray cluster that this process is connected to.
+) -> CompressTotals:
+    """Run `compress_files` with gists made by actors of the Ray cluster that this process is connected to.
 
     Where it is connected to none, to that of the environment variable `RAY_ADDRESS`, or to one on this machine that
     ends with the call. Every machine must be able to read the files under their names.
 
     Args:
-        files, progress: as for `compress_files`.
+        files: as for `compress_files`.
         tree: open for writing, with `ready` as its encoder.
         ready: through which the gists reach the tree.
         make_encoder: makes the encoder of an actor, of the same fingerprint as that behind `ready`; is pickled.
@@ -108,7 +138,7 @@ def compress_files_with_ray(
             )
         )
         with closing(_unpack(row["packed"]) for row in dataset.iter_rows()) as portions:
-            return append_portions(tree, total, portions, append, portion_tokens, progress)
+            return append_portions(tree, total, portions, append, portion_tokens)
 
 
 def _make_same(make_encoder: MakeEncoder, fingerprint: str) -> Encoder:
@@ -142,18 +172,18 @@ def _portions_of(
     files: TextFiles, info: EncoderInfo, portion_tokens: int, make_tokenize: MakeTokenize, file: MatchedFile
 ) -> Iterator[Portion]:
     """Portions of the documents of a file, for an encoder."""
-    return with_what_precedes(read_portions(texts_of(file, files), make_tokenize(), portion_tokens), info)
+    return with_preceding(read_portions(texts_of(file, files), make_tokenize(), portion_tokens), info)
 
 
 def _with_gists(known: Mapping[str, int], make_encoder: MakeEncoder, portion: Portion) -> Iterator[Portion]:
     """A portion with its gists, or without where the tree, with its `known` tokens by document, holds all of it."""
     held = portion.start + len(portion.tokens) <= known.get(portion.document, 0)
-    gists = () if held else gists_of_portion(make_encoder(), portion)
-    yield portion._replace(before=portion.before[:0], gists=gists)
+    gists = () if held else encode_levels(make_encoder(), portion.tokens, start=portion.start, before=portion.before)
+    yield portion._replace(before=portion.before[:0], gists=tuple(gists))
 
 
 def _pack(value: object) -> bytes:
-    """What a row holds: any value; of an error that an actor raised, Ray would keep only the traceback."""
+    """Value of a row: any object, also an error that an actor raised, of which Ray would keep only the traceback."""
     return pickle.dumps(value)
 
 
@@ -169,7 +199,7 @@ def _unpack(packed: bytes) -> Any:
     return value
 
 
-def with_what_precedes(portions: Iterable[Portion], info: EncoderInfo) -> Iterator[Portion]:
+def with_preceding(portions: Iterable[Portion], info: EncoderInfo) -> Iterator[Portion]:
     """Portions of documents, in order, each with the tokens before it that its gists of level 0 are made of.
 
     All but the last of a document consist of whole spans.
@@ -181,23 +211,6 @@ def with_what_precedes(portions: Iterable[Portion], info: EncoderInfo) -> Iterat
         needed = 0 if portion.is_last else end - info.reads_from(0, end // span) * span
         before = np.concatenate([before, portion.tokens])
         before = before[len(before) - needed :]
-
-
-def gists_of_portion(encoder: Encoder, portion: Portion) -> tuple[NDArray[np.float16], ...]:
-    """The gists `[n, dim]` of each level whose spans all begin in a portion, from level 0 on."""
-    span, start = encoder.info.span_tokens, portion.start
-    gists: list[NDArray[np.float16]] = []
-    below: NDArray[np.generic] = portion.tokens
-    before: NDArray[np.generic] = portion.before
-    for level in range(encoder.info.levels):
-        count, (first, within) = len(below) // span, divmod(start, tokens_per_gist(span, level))
-        if not count or within or len(before) != (first - encoder.info.reads_from(level, first)) * span:
-            break
-        spans = np.concatenate([before, below[: count * span]])
-        gists.append(encoder.encode(level, spans.reshape(-1, span, *below.shape[1:]), first))
-        below = gists[-1]
-        before = below[:0]
-    return tuple(gists)
 
 
 def _aligned(portion_tokens: int, span_tokens: int) -> int:

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks import tree as benchmark
-from gistnet.tree.stub_encoder import StubEncoder
 from gistnet.tree.tree import GistTree
+from tests.stub_encoder import StubEncoder
 
 
 @pytest.fixture(autouse=True)

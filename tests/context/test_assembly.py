@@ -6,9 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from gistnet.context.assembly import assemble
+from gistnet.context.assembly import assemble, read_context
 from gistnet.context.plan import Gists, Plan, Raw
-from gistnet.context.reading import read_context
 from gistnet.errors import ConfigError, DataError, TeacherError
 from gistnet.model.teacher import Teacher
 from gistnet.objective.branches import Positions, Replacements, SegmentBatch, gist_replacements, replaced_hidden

@@ -8,17 +8,16 @@ import pytest
 import torch
 from transformers import TextStreamer
 
-from gistnet.context.assembly import assemble
+from gistnet.context.assembly import assemble, read_context
 from gistnet.context.generate import _surroundings as surroundings
 from gistnet.context.generate import generate
-from gistnet.context.in_memory import InMemoryHistory, compress
 from gistnet.context.plan import Gists, Plan, Raw
-from gistnet.context.reading import read_context
 from gistnet.errors import ConfigError, DataError, TeacherError
 from gistnet.model.config import GistNetConfig, TeacherConfig
 from gistnet.model.gistnet import GistNet
 from gistnet.model.teacher import Teacher
 from gistnet.model.tokenizer import TeacherTokenizer
+from gistnet.tree.document import InMemoryDocument, compress
 from gistnet.tree.gist_encoder import GistEncoder
 from tests.teachers import tiny_teacher
 from tests.tokenizers import BOS, END, EOS, THINK, TURN, merging, metaspace, sentencepiece_like, unigram
@@ -43,7 +42,7 @@ def chat_teacher(teacher: Teacher) -> Teacher:
 
 
 @pytest.fixture
-def history(teacher: Teacher) -> InMemoryHistory:
+def history(teacher: Teacher) -> InMemoryDocument:
     return compress(TEXT, encoder_of(teacher))
 
 
@@ -69,7 +68,7 @@ def test_five_lines_from_a_text_to_an_answer(teacher_folder: Path) -> None:
     assert len(answer.context) == 4 + 12 + 18 + 6
 
 
-def test_without_a_template_the_prompt_follows_the_document(teacher: Teacher, history: InMemoryHistory) -> None:
+def test_without_a_template_the_prompt_follows_the_document(teacher: Teacher, history: InMemoryDocument) -> None:
     for chat in (None, False):
         answer = generate(history, " It", teacher=teacher, budget=60, chat=chat, max_new_tokens=4)
         expected = assemble(history, answer.context.plan, teacher, after=ids(teacher, " It"))
@@ -80,7 +79,7 @@ def test_without_a_template_the_prompt_follows_the_document(teacher: Teacher, hi
         assert answer.text == teacher.tokenizer.decode(answer.tokens)
 
 
-def test_the_document_stands_in_the_users_turn(chat_teacher: Teacher, history: InMemoryHistory) -> None:
+def test_the_document_stands_in_the_users_turn(chat_teacher: Teacher, history: InMemoryDocument) -> None:
     """All raw, what the teacher reads is the rendered conversation, token for token."""
     answer = generate(history, "Where? ", teacher=chat_teacher, budget=200, max_new_tokens=3)
     rendered = f"![user]{TEXT}\n\nWhere?[/][bot]"
@@ -150,7 +149,7 @@ def test_eos_that_ends_texts_is_not_before_the_document_and_not_after_the_prompt
     ],
 )
 def test_a_template_that_refuses_a_users_turn_is_named(
-    teacher: Teacher, history: InMemoryHistory, template: str
+    teacher: Teacher, history: InMemoryDocument, template: str
 ) -> None:
     teacher.tokenizer.inner.chat_template = template
     with pytest.raises(TeacherError, match="chat=False"):
@@ -158,7 +157,7 @@ def test_a_template_that_refuses_a_users_turn_is_named(
     assert generate(history, "Who?", teacher=teacher, budget=100, chat=False, max_new_tokens=2).tokens
 
 
-def test_a_template_that_depends_on_the_text_is_refused(teacher: Teacher, history: InMemoryHistory) -> None:
+def test_a_template_that_depends_on_the_text_is_refused(teacher: Teacher, history: InMemoryDocument) -> None:
     teacher.tokenizer.inner.chat_template = "{{ messages[0]['content'] }}[{{ messages[0]['content'] | length }}]"
     with pytest.raises(TeacherError, match="another message"):
         generate(history, "Who?", teacher=teacher, budget=100)
@@ -178,13 +177,13 @@ def test_a_template_that_depends_on_the_text_is_refused(teacher: Teacher, histor
     ],
 )
 def test_options_that_only_writing_shows_to_be_impossible_are_refused(
-    teacher: Teacher, history: InMemoryHistory, options: dict[str, Any]
+    teacher: Teacher, history: InMemoryDocument, options: dict[str, Any]
 ) -> None:
     with pytest.raises(ConfigError, match="transformers refuses"):
         generate(history, "?", teacher=teacher, budget=60, max_new_tokens=3, **options)
 
 
-def test_stop_strings_stop(teacher: Teacher, history: InMemoryHistory) -> None:
+def test_stop_strings_stop(teacher: Teacher, history: InMemoryDocument) -> None:
     free = generate(history, "?", teacher=teacher, budget=60, max_new_tokens=30).tokens
     texts = [teacher.tokenizer.decode([token]) for token in free]
     stop = next(text for text in texts[1:] if text.isascii() and text not in texts[0])
@@ -193,7 +192,7 @@ def test_stop_strings_stop(teacher: Teacher, history: InMemoryHistory) -> None:
 
 
 def test_what_is_not_the_options_fault_keeps_its_traceback(
-    teacher: Teacher, history: InMemoryHistory, monkeypatch: pytest.MonkeyPatch
+    teacher: Teacher, history: InMemoryDocument, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(**arguments: Any) -> None:
         raise RuntimeError("broken")
@@ -203,13 +202,13 @@ def test_what_is_not_the_options_fault_keeps_its_traceback(
         generate(history, "?", teacher=teacher, budget=60, max_new_tokens=3)
 
 
-def test_a_prompt_that_is_not_unicode_is_refused(teacher: Teacher, history: InMemoryHistory) -> None:
+def test_a_prompt_that_is_not_unicode_is_refused(teacher: Teacher, history: InMemoryDocument) -> None:
     for chat in (None, False):
         with pytest.raises(DataError, match="Unicode"):
             generate(history, "Who\udc80?", teacher=teacher, budget=100, chat=chat)
 
 
-def test_a_plan_in_place_of_a_budget(teacher: Teacher, history: InMemoryHistory) -> None:
+def test_a_plan_in_place_of_a_budget(teacher: Teacher, history: InMemoryDocument) -> None:
     plan = Plan([Gists(0, 0, 10), Raw(80, 134)], span_tokens=8)
     answer = generate(history, "?", teacher=teacher, plan=plan, max_new_tokens=2, positions="end")
     assert answer.context.plan == plan
@@ -220,7 +219,7 @@ def test_a_plan_in_place_of_a_budget(teacher: Teacher, history: InMemoryHistory)
         generate(history, "?", teacher=teacher)
 
 
-def test_it_stops_at_the_end_token_of_model_or_tokenizer(teacher: Teacher, history: InMemoryHistory) -> None:
+def test_it_stops_at_the_end_token_of_model_or_tokenizer(teacher: Teacher, history: InMemoryDocument) -> None:
     free = generate(history, "?", teacher=teacher, budget=60, max_new_tokens=12)
     third = free.tokens[2]
     tokenizer = teacher.tokenizer.inner
@@ -230,7 +229,9 @@ def test_it_stops_at_the_end_token_of_model_or_tokenizer(teacher: Teacher, histo
     assert stopped.text == teacher.tokenizer.decode(stopped.tokens[:-1])  # the end token is no text
 
 
-def test_sampling_and_streaming(teacher: Teacher, history: InMemoryHistory, capsys: pytest.CaptureFixture[str]) -> None:
+def test_sampling_and_streaming(
+    teacher: Teacher, history: InMemoryDocument, capsys: pytest.CaptureFixture[str]
+) -> None:
     def sampled(seed: int) -> list[int]:
         torch.manual_seed(seed)
         options = {"do_sample": True, "temperature": 5.0, "top_k": 200}
@@ -243,7 +244,7 @@ def test_sampling_and_streaming(teacher: Teacher, history: InMemoryHistory, caps
     assert capsys.readouterr().out == answer.text + "\n"
 
 
-def test_bad_input_is_refused(teacher: Teacher, history: InMemoryHistory) -> None:
+def test_bad_input_is_refused(teacher: Teacher, history: InMemoryDocument) -> None:
     with pytest.raises(DataError, match="empty prompt"):
         generate(history, " \n", teacher=teacher, budget=60)
     for prompt, budget in (("x" * 60, 60), ("x" * 56, 60), ("x", 5)):

@@ -4,9 +4,8 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
-from gistnet.context.assembly import Context, assemble
+from gistnet.context.assembly import Context, assemble, continue_context
 from gistnet.context.plan import Gists, Plan, Raw
-from gistnet.context.reading import continue_context
 from gistnet.errors import ConfigError
 from gistnet.model.attention_passes import BranchPass
 from gistnet.model.teacher import Teacher

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from gistnet.context.generate import generate
-from gistnet.context.in_memory import InMemoryHistory, compress
 from gistnet.model.config import GistNetConfig, TeacherConfig
 from gistnet.model.gistnet import GistNet
 from gistnet.model.teacher import Teacher
+from gistnet.tree.document import InMemoryDocument, compress
 from gistnet.tree.gist_encoder import GistEncoder
 
 pytestmark = pytest.mark.skipif(
@@ -27,11 +27,11 @@ def teacher() -> Teacher:
 
 
 @pytest.fixture(scope="module")
-def history(teacher: Teacher) -> InMemoryHistory:
+def history(teacher: Teacher) -> InMemoryDocument:
     return compress(TEXT, GistEncoder(teacher, GistNet.build(GistNetConfig(architecture="bottleneck"), teacher)))
 
 
-def test_a_text_that_fits_is_answered_as_by_transformers_alone(teacher: Teacher, history: InMemoryHistory) -> None:
+def test_a_text_that_fits_is_answered_as_by_transformers_alone(teacher: Teacher, history: InMemoryDocument) -> None:
     answer = generate(history, PROMPT, teacher=teacher, budget=1000, max_new_tokens=24)
     conversation = [{"role": "user", "content": f"{TEXT}\n\n{PROMPT}"}]
     ids = teacher.tokenizer.inner.apply_chat_template(
@@ -44,7 +44,7 @@ def test_a_text_that_fits_is_answered_as_by_transformers_alone(teacher: Teacher,
     assert "assert" in answer.text
 
 
-def test_a_text_that_does_not_fit_is_answered_from_gists(teacher: Teacher, history: InMemoryHistory) -> None:
+def test_a_text_that_does_not_fit_is_answered_from_gists(teacher: Teacher, history: InMemoryDocument) -> None:
     """Of an untrained GistNet, so what it says is not looked at."""
     answer = generate(history, PROMPT, teacher=teacher, budget=160, max_new_tokens=8)
     levels = answer.context.levels

@@ -5,8 +5,8 @@ import pytest
 from numpy.typing import NDArray
 
 from gistnet.errors import ConfigError, DataError
-from gistnet.tree.stub_encoder import StubEncoder
 from gistnet.tree.tree import GistTree
+from tests.stub_encoder import StubEncoder
 
 
 def cosines(gists: NDArray[np.float16], query: NDArray[np.generic]) -> NDArray[np.float64]:
@@ -30,7 +30,7 @@ def test_hits_are_the_nearest_by_cosine_over_all_documents(filled: GistTree, lev
     wanted = [
         (float(score), name, index)
         for name, count in counts.items()
-        for index, score in enumerate(cosines(filled.gists(level, 0, count[level], name), query))
+        for index, score in enumerate(cosines(filled.document(name).gists(level, 0, count[level]), query))
     ]
     wanted.sort(reverse=True)
     hits = filled.search(query, level, k=12)
@@ -43,17 +43,17 @@ def test_hits_are_the_nearest_by_cosine_over_all_documents(filled: GistTree, lev
 
 
 def test_one_document_can_be_searched_alone(filled: GistTree) -> None:
-    query = filled.gists(0, 7, 8)[0]
+    query = filled.document().gists(0, 7, 8)[0]
     assert filled.search(query, k=1)[0].document == "main"
     hits = filled.search(query, k=60, document="it's")
     assert sorted(hit.index for hit in hits) == list(range(50))  # fewer than asked for
-    best = int(np.argmax(cosines(filled.gists(0, 0, 50, "it's"), query)))
+    best = int(np.argmax(cosines(filled.document("it's").gists(0, 0, 50), query)))
     assert hits[0].index == best
 
 
 def test_a_text_is_repeated_until_it_fills_a_span(filled: GistTree, stub: StubEncoder) -> None:
     """K = 4: "ab" is searched as "abab", "abcdef" as "abcd" and "efab"; at level 1, K² = 16 tokens."""
-    gists = filled.gists(0, 0, 100)
+    gists = filled.document().gists(0, 0, 100)
     spans = np.frombuffer(b"abababcdefab", dtype=np.uint8).reshape(3, 4).astype(np.int64)
     short = cosines(gists, stub.encode(0, spans[:1], 0)[0])
     (hit,) = filled.search("ab", k=1, document="main")
@@ -62,7 +62,7 @@ def test_a_text_is_repeated_until_it_fills_a_span(filled: GistTree, stub: StubEn
     found = filled.search("abcdef", k=5, document="main")
     assert [hit.index for hit in found] == np.argsort(-long)[:5].tolist()
     below = stub.encode(0, np.frombuffer(b"ab" * 8, dtype=np.uint8).reshape(4, 4).astype(np.int64), 0)
-    above = cosines(filled.gists(1, 0, 25), stub.encode(1, below[None], 0)[0])
+    above = cosines(filled.document().gists(1, 0, 25), stub.encode(1, below[None], 0)[0])
     assert filled.search("ab", level=1, k=1, document="main")[0].index == int(np.argmax(above))
 
 

@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 
 from gistnet.errors import CheckpointError, ConfigError, DataError, StorageError
+from gistnet.locks import FileLock
 from gistnet.tree import tree as tree_module
-from gistnet.tree.storage import catalog, compact, location, transaction
+from gistnet.tree.storage import catalog, maintenance, writing
 from gistnet.tree.storage.catalog import FORMAT_VERSION
-from gistnet.tree.storage.lock import FileLock
-from gistnet.tree.stub_encoder import StubEncoder
+from gistnet.tree.storage.tables import Location, Table
 from gistnet.tree.tree import GistTree
+from tests.stub_encoder import StubEncoder
 
 TOKENS = np.random.default_rng(0).integers(0, 1000, 400)
 
@@ -28,7 +29,8 @@ def n_files(folder: Path) -> int:
 
 def holds(tree: GistTree, n: int) -> bool:
     """Whether the tree is whole, and has exactly the first n of `TOKENS`."""
-    return tree.document().n_tokens == n and np.array_equal(tree.tokens(0, n), TOKENS[:n]) and tree.verify().ok
+    document = tree.document()
+    return document.n_tokens == n and np.array_equal(document.tokens(0, n), TOKENS[:n]) and tree.verify().ok
 
 
 def refuse(*arguments: object, **named: object) -> None:
@@ -167,7 +169,7 @@ def test_a_reader_stays_at_its_generation_while_another_writes_and_cleans(tree: 
         assert holds(early, 10) and holds(late, 103)
         early.refresh()
         assert holds(early, 400)
-        generations = catalog.Table.open(late._current.location, "catalog").versions()
+        generations = Table.open(late._current.location, "catalog").versions()
         assert late.info().version in generations and len(generations) == 3  # and nobody keeps the others
     assert holds(tree, 400)
 
@@ -201,7 +203,7 @@ def test_compaction_comes_by_itself_and_its_failure_is_not_that_of_the_append(
         raise StorageError("Could not write: No space left on device.")
 
     with monkeypatch.context() as patch:
-        patch.setattr(compact, "compact", full)
+        patch.setattr(maintenance, "compact", full)
         for n in range(100):
             assert tree.append(TOKENS[n : n + 1]) == n + 1
     assert n_files(tmp_path / "tree") > 500
@@ -340,15 +342,15 @@ def test_rows_of_another_writer_never_slip_in(store: str, stub: StubEncoder, mon
     """The worst moment: another appends to the tables between our look at them and our append."""
     GistTree.create(store, stub).close()
     with GistTree.open(store, stub, writable=True) as one, GistTree.open(store, stub, writable=True) as two:
-        newest = compact.Table._newest
+        newest = Table._newest
 
-        def interrupted(table: compact.Table) -> lance.LanceDataset:
+        def interrupted(table: Table) -> lance.LanceDataset:
             dataset = newest(table)
-            monkeypatch.setattr(compact.Table, "_newest", newest)
-            two._current.table("tokens").append(transaction.layout.token_rows("main", 0, np.array([7, 7, 7])))
+            monkeypatch.setattr(Table, "_newest", newest)
+            two._current.table("tokens").append(writing.layout.token_rows("main", 0, np.array([7, 7, 7])))
             return dataset
 
-        monkeypatch.setattr(compact.Table, "_newest", interrupted)
+        monkeypatch.setattr(Table, "_newest", interrupted)
         with pytest.raises(StorageError, match=r"Another writer appended to .*tokens\.lance"):
             one.append(TOKENS[:50])
         assert one.append(TOKENS[:60]) == 60
@@ -358,21 +360,21 @@ def test_rows_of_another_writer_never_slip_in(store: str, stub: StubEncoder, mon
 def test_on_an_object_store_the_last_day_is_kept(
     store: str, stub: StubEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    root = location.Location(store)
+    root = Location(store)
     with GistTree.create(store, stub) as tree, GistTree.open(store) as reader:
         for n in range(0, 40, 4):
             tree.append(TOKENS[n : n + 4])
         tree.reencode(StubEncoder(2))
         tree.compact()
-        assert len(catalog.Table.open(root, "catalog").versions()) == tree.info().version  # all
+        assert len(Table.open(root, "catalog").versions()) == tree.info().version  # all
         reader.refresh()
         assert holds(reader, 40)
-        monkeypatch.setattr(compact, "KEPT_SECONDS", -1)
+        monkeypatch.setattr(maintenance, "KEPT_SECONDS", -1)
         tree.compact()
-        assert len(catalog.Table.open(root, "catalog").versions()) == 2
+        assert len(Table.open(root, "catalog").versions()) == 2
         with pytest.raises(StorageError, match=r"Could not open .*No such file or directory"):
             catalog.read(root, 2)
-        assert not catalog.Table.exists(root, "gists/stub0001/L0")
+        assert not Table.exists(root, "gists/stub0001/L0")
         assert holds(tree, 40)
 
 
@@ -424,7 +426,7 @@ def test_what_is_no_place_for_a_tree_is_refused(uri: str, stub: StubEncoder) -> 
 def test_another_format_is_refused(tree: GistTree, tmp_path: Path, opening: Callable[[Path], GistTree]) -> None:
     tree.append(TOKENS[:50])
     state = tree._current.catalog.state.model_copy(update={"format": FORMAT_VERSION + 1})
-    transaction.commit(tree._current, state)
+    writing.commit(tree._current, state)
     tree.close()
     with pytest.raises(DataError, match=f"format {FORMAT_VERSION + 1}, expected {FORMAT_VERSION}"):
         opening(tmp_path / "tree")

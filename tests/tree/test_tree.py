@@ -14,13 +14,13 @@ import torch
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from gistnet.context.in_memory import compress
 from gistnet.errors import CheckpointError, ConfigError, DataError, StorageError, TeacherError
+from gistnet.tree.document import compress
 from gistnet.tree.encoder import Encoder, EncoderInfo
 from gistnet.tree.gist_encoder import GistEncoder
-from gistnet.tree.stub_encoder import StubEncoder
-from gistnet.tree.tree import GistTree, only_document
+from gistnet.tree.tree import GistTree
 from tests.gistnets import context_gistnet, woken_gistnet
+from tests.stub_encoder import StubEncoder
 from tests.teachers import tiny_teacher
 from tests.tokenizers import FAST
 
@@ -53,7 +53,7 @@ def test_a_text_in_pieces_has_the_tokens_of_the_text_where_cuts_are_between_them
             tree.append("".join(pieces[:2]), "other")
             tree.append("".join(pieces[2:]), "other")
         for document in ("main", "other"):
-            assert tree.tokens(0, len(whole), document).tolist() == whole
+            assert tree.document(document).tokens(0, len(whole)).tolist() == whole
             assert tree.document(document).n_tokens == len(whole)
 
 
@@ -101,15 +101,15 @@ def test_a_hundred_pieces_give_the_bits_of_one(
         one.append(tokens)
         for start, stop in pairwise(cuts):
             many.append(tokens[start:stop])
-        assert np.array_equal(many.tokens(0, 997), tokens)
+        assert np.array_equal(many.document().tokens(0, 997), tokens)
         for level, count in enumerate(counts):
-            ours, theirs = (each.gists(level, 0, count).view(np.uint16) for each in (one, many))
+            ours, theirs = (each.document().gists(level, 0, count).view(np.uint16) for each in (one, many))
             assert np.array_equal(ours, theirs)
             assert len(np.unique(ours, axis=0)) == count
         report = many.verify()
         assert (report.ok, report.recomputed) == (True, sum(counts))
         in_memory = compress(tokens, encoder)
-        assert np.array_equal(in_memory.gists(0, 0, counts[0]), many.gists(0, 0, counts[0]))
+        assert np.array_equal(in_memory.gists(0, 0, counts[0]), many.document().gists(0, 0, counts[0]))
 
 
 def test_documents_are_apart_in_whatever_order_they_grow(tree: GistTree, stub: StubEncoder) -> None:
@@ -123,8 +123,8 @@ def test_documents_are_apart_in_whatever_order_they_grow(tree: GistTree, stub: S
     assert tree.documents() == ["b", "a", 'it\'s "α"']
     for name, tokens in wanted.items():
         spans = np.array(tokens[: len(tokens) // 4 * 4]).reshape(-1, 4)
-        assert tree.tokens(0, len(tokens), name).tolist() == tokens
-        assert np.array_equal(tree.gists(0, 0, len(spans), name), stub.encode(0, spans, 0))
+        assert tree.document(name).tokens(0, len(tokens)).tolist() == tokens
+        assert np.array_equal(tree.document(name).gists(0, 0, len(spans)), stub.encode(0, spans, 0))
     report = tree.verify()
     assert report.ok and report.tokens == sum(map(len, wanted.values()))
 
@@ -135,13 +135,13 @@ def test_a_long_append_is_read_in_part(tree: GistTree) -> None:
     tree.append(tokens[:3])
     tree.append(tokens[3:])
     for start, stop in ((0, 20_001), (8190, 8200), (16_386, 16_388), (20_000, 20_001), (5, 5)):
-        assert np.array_equal(tree.tokens(start, stop), tokens[start:stop])
+        assert np.array_equal(tree.document().tokens(start, stop), tokens[start:stop])
 
 
 def test_text_is_tokenised(tree: GistTree) -> None:
     assert tree.append("ab") == 2
     assert tree.append("Δ") == 4
-    assert tree.tokens(0, 4).tolist() == [97, 98, 0xCE, 0x94]
+    assert tree.document().tokens(0, 4).tolist() == [97, 98, 0xCE, 0x94]
     assert tree.append("") == 4
 
 
@@ -149,7 +149,7 @@ def test_integers_of_any_kind_are_tokens(tree: GistTree) -> None:
     for n, tokens in enumerate(([1, 2], np.array([3, 4], np.uint16), torch.tensor([5, 6]), range(7, 9)), start=1):
         assert tree.append(tokens) == 2 * n
     assert tree.append([]) == 8
-    assert tree.tokens(0, 8).tolist() == list(range(1, 9))
+    assert tree.document().tokens(0, 8).tolist() == list(range(1, 9))
     assert tree.append([], "nothing") == 0
     assert tree.documents() == ["main"]
 
@@ -187,22 +187,25 @@ def test_the_only_document_needs_no_name_and_an_empty_one_is_none(tree: GistTree
             tree.append([1], name)
         for unknown in ("", "c"):
             with pytest.raises(DataError, match=repr(unknown)):
-                only_document(tree, unknown)
+                tree.only_document(unknown)
         if len(names) == 1:
-            assert only_document(tree, None) == "a"
+            assert tree.only_document(None).name == "a"
         else:
             with pytest.raises(ConfigError, match=f"{len(names)} documents"):
-                only_document(tree, None)
-    assert only_document(tree, "b") == "b"
+                tree.only_document(None)
+    assert tree.only_document("b").name == "b"
 
 
 def test_what_is_not_there_is_refused(tree: GistTree) -> None:
     tree.append(draw(40))
     for ask, message in (
-        (lambda: tree.gists(2, 0, 1), "Got level 2, expected one of 0 to 1."),
-        (lambda: tree.node(-1, 0), "Got level -1, expected one of 0 to 1."),
-        (lambda: tree.tokens(30, 41), "Got the range 30 to 41 of tokens of 'main', expected one within 0 to 40."),
-        (lambda: tree.node(0, 10), "Got the range 10 to 11 of gists of level 0 of 'main'"),
+        (lambda: tree.document().gists(2, 0, 1), "Got level 2, expected one of 0 to 1."),
+        (lambda: tree.document().nodes(-1, [0])[0], "Got level -1, expected one of 0 to 1."),
+        (
+            lambda: tree.document().tokens(30, 41),
+            "Got the range 30 to 41 of tokens of 'main', expected one within 0 to 40.",
+        ),
+        (lambda: tree.document().nodes(0, [10])[0], "Got the range 10 to 11 of gists of level 0 of 'main'"),
         (lambda: tree.document("other"), "Got the document 'other', expected one that is in the tree"),
         (lambda: tree.add_gists(np.zeros((1, 8)), 5), "Got level 5"),
     ):
@@ -215,20 +218,20 @@ def test_a_node_knows_its_place(tree: GistTree, stub: StubEncoder) -> None:
     """Of 40 tokens, 10 gists of level 0 and 2 of level 1: gists 8 and 9 have no parent yet."""
     before = datetime.now(UTC)
     tree.append(draw(40))
-    node = tree.node(1, 1)
+    node = tree.document().nodes(1, [1])[0]
     assert (node.start, node.stop, node.parent, node.children) == (16, 32, None, range(4, 8))
     assert (node.document, node.level, node.index, node.gist_version) == ("main", 1, 1, "stub0001")
     assert before - timedelta(seconds=1) <= node.made <= datetime.now(UTC)
-    assert np.array_equal(node.vector, tree.gists(1, 1, 2)[0])
+    assert np.array_equal(node.vector, tree.document().gists(1, 1, 2)[0])
     assert node.quality is None
-    below = tree.nodes(0, [7, 9, 7, 0])
+    below = tree.document().nodes(0, [7, 9, 7, 0])
     assert [(each.index, each.start, each.stop, each.parent) for each in below] == [
         (7, 28, 32, 1),
         (9, 36, 40, None),
         (7, 28, 32, 1),
         (0, 0, 4, 0),
     ]
-    assert all(np.array_equal(each.vector, tree.gists(0, each.index, each.index + 1)[0]) for each in below)
+    assert all(np.array_equal(each.vector, tree.document().gists(0, each.index, each.index + 1)[0]) for each in below)
     assert below[0].children == range(0)
 
 
@@ -238,12 +241,12 @@ def test_quality_is_kept_with_the_nodes_it_was_measured_on(tree: GistTree) -> No
     tree.set_quality("main", 0, 2, [0.1, 0.2, 0.3], [1.0, 2.0, 3.0])
     tree.set_quality("main", 0, 4, [0.9, 0.8], [9.0, -8.0])
     tree.set_quality("main", 1, 0, [7.0], [7.0])
-    kl, delta_nll = tree.quality("main", 0, 1, 7)
+    kl, delta_nll = tree.document().quality(0, 1, 7)
     assert np.allclose(kl, [np.nan, 0.1, 0.2, 0.9, 0.8, np.nan], equal_nan=True)
     assert np.allclose(delta_nll, [np.nan, 1, 2, 9, -8, np.nan], equal_nan=True)
-    assert np.allclose(tree.quality("main", 0, 3, 5).kl, [0.2, 0.9])
-    assert np.isnan(tree.quality("other", 0, 0, 10).kl).all()
-    nodes = tree.nodes(0, [5, 1])
+    assert np.allclose(tree.document().quality(0, 3, 5).kl, [0.2, 0.9])
+    assert np.isnan(tree.document("other").quality(0, 0, 10).kl).all()
+    nodes = tree.document().nodes(0, [5, 1])
     assert nodes[0].quality is not None and nodes[0].quality.delta_nll == -8.0
     assert nodes[1].quality is None
     for bad, message in (
@@ -301,7 +304,7 @@ def test_gists_that_are_missing_are_made_at_the_next_opening(tmp_path: Path, stu
         assert reader.document("other").levels == 0  # a reader makes nothing
     with GistTree.open(tmp_path / "tree", stub, writable=True) as tree:
         assert tree.document("other").levels == 2
-        assert np.array_equal(tree.gists(0, 0, 25), stub.encode(0, tokens[:100].reshape(25, 4), 0))
+        assert np.array_equal(tree.document().gists(0, 0, 25), stub.encode(0, tokens[:100].reshape(25, 4), 0))
         assert tree.verify().missing == 0
 
 
@@ -320,7 +323,7 @@ def test_a_batch_is_acknowledged_as_a_whole(tree: GistTree, stub: StubEncoder) -
             tree.compact()
     assert tree.info().version == version + 1
     assert len(tree.documents()) == 7
-    assert np.array_equal(tree.tokens(0, 3, "document 2"), draw(3, seed=2))
+    assert np.array_equal(tree.document("document 2").tokens(0, 3), draw(3, seed=2))
     report = tree.verify()
     assert (report.ok, report.missing) == (True, 1)  # of level 1 "elsewhere"
 
@@ -352,7 +355,7 @@ def test_an_append_whose_gists_cannot_be_made_leaves_nothing(tmp_path: Path) -> 
             tree.append([7])
             with pytest.raises(DataError):
                 tree.append([8, 13, 1, 1, 1])
-        assert tree.tokens(0, 6).tolist() == [1, 2, 3, 4, 5, 6]
+        assert tree.document().tokens(0, 6).tolist() == [1, 2, 3, 4, 5, 6]
         assert tree.verify().ok
 
 

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from gistnet.context.assembly import Context
-from gistnet.context.reading import continued_mask
+from gistnet.context.assembly import Context, continued_mask
 from gistnet.errors import DataError
 from gistnet.evaluation.resampling import Floats
 from gistnet.model.teacher import Teacher

@@ -17,13 +17,13 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from gistnet.context.in_memory import InMemoryHistory
 from gistnet.context.plan import Plan, Raw, default_plan
 from gistnet.errors import ConfigError
 from gistnet.evaluation.config import BudgetConfig
 from gistnet.model.teacher import Teacher
 from gistnet.objective.branches import Positions
-from gistnet.tree.history import tokens_per_gist
+from gistnet.tree.document import InMemoryDocument
+from gistnet.tree.encoder import tokens_per_gist
 
 COARSE_FROM = 16
 """Gists above level 0 are for budgets that have less than one vector for so many tokens."""
@@ -33,10 +33,10 @@ Measured = TypeVar("Measured")
 
 def compare(
     teacher: Teacher,
-    history: InMemoryHistory,
-    other: InMemoryHistory,
+    history: InMemoryDocument,
+    other: InMemoryDocument,
     config: BudgetConfig,
-    measure: Callable[[InMemoryHistory, Plan, Positions], Measured],
+    measure: Callable[[InMemoryDocument, Plan, Positions], Measured],
 ) -> dict[tuple[int, Positions], dict[str, Measured]]:
     """Measure every context, by budget and policy, then by name; the full one and each truncated one only once.
 
@@ -87,7 +87,7 @@ def truncated_plan(n_tokens: int, span_tokens: int, tokens_per_vector: int, sink
     return Plan([Raw(n_tokens - (budget - sink_tokens), n_tokens)], span_tokens, sink_tokens)
 
 
-def highest_level(histories: Sequence[InMemoryHistory], tokens_per_vector: int, config: BudgetConfig) -> int:
+def highest_level(histories: Sequence[InMemoryDocument], tokens_per_vector: int, config: BudgetConfig) -> int:
     """The highest level of gists in the plans of one budget; 0 where there are none."""
     plans = [
         gist_plan(history.n_tokens, history.span_tokens, history.levels, tokens_per_vector, config.sink_tokens)
@@ -96,14 +96,14 @@ def highest_level(histories: Sequence[InMemoryHistory], tokens_per_vector: int, 
     return max(0, max(piece.level for plan in plans for piece in plan.order))
 
 
-def with_gists_of(history: InMemoryHistory, other: InMemoryHistory) -> InMemoryHistory:
+def with_gists_of(history: InMemoryDocument, other: InMemoryDocument) -> InMemoryDocument:
     """The same tokens with another document's gists, from its beginning on, and again where it is shorter."""
     levels = zip(history.level_gists, other.level_gists, strict=True)
     borrowed = tuple(np.resize(others, own.shape) for own, others in levels)
     return replace(history, level_gists=borrowed)
 
 
-def with_mean_embeddings(history: InMemoryHistory, teacher: Teacher) -> InMemoryHistory:
+def with_mean_embeddings(history: InMemoryDocument, teacher: Teacher) -> InMemoryDocument:
     """The same tokens with the mean of the embeddings of its tokens in place of each gist."""
     embedded = teacher.embed(torch.from_numpy(history.token_ids))
     means = []

@@ -16,13 +16,13 @@ import numpy as np
 import torch
 
 from gistnet.context.assembly import Context, assemble
-from gistnet.context.in_memory import InMemoryHistory, compress
 from gistnet.context.plan import default_plan
 from gistnet.errors import ConfigError, TeacherError
 from gistnet.evaluation.contexts.alternatives import alternatives_hidden
 from gistnet.model.teacher import Teacher
 from gistnet.objective.branches import Positions
 from gistnet.objective.losses import token_nll
+from gistnet.tree.document import InMemoryDocument, compress
 from gistnet.tree.encoder import Encoder
 
 Request = tuple[Any, list[int], list[int]]
@@ -58,7 +58,7 @@ def compressed_lm(
 
     def context_of(tokens: list[int]) -> Context:
         fits = len(tokens) <= budget
-        raw = InMemoryHistory(
+        raw = InMemoryDocument(
             np.array(tokens), (), encoder.info.span_tokens, encoder.info.positions, encoder.info.teacher
         )
         history = raw if fits else compress(tokens, encoder)

@@ -14,10 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from gistnet.context.assembly import assemble
-from gistnet.context.in_memory import InMemoryHistory, compress
+from gistnet.context.assembly import assemble, read_context
 from gistnet.context.plan import Plan
-from gistnet.context.reading import read_context
 from gistnet.errors import ConfigError, DataError, TeacherError
 from gistnet.evaluation.baselines import other_documents
 from gistnet.evaluation.config import LongContextConfig
@@ -31,8 +29,8 @@ from gistnet.evaluation.token_kinds import token_kinds
 from gistnet.model.teacher import Teacher
 from gistnet.objective.branches import Positions
 from gistnet.objective.losses import token_nll
+from gistnet.tree.document import CompressedDocument, InMemoryDocument, compress
 from gistnet.tree.encoder import Encoder
-from gistnet.tree.history import History
 
 Say = Callable[[str], None]
 
@@ -75,7 +73,9 @@ def long_context(
     return records
 
 
-def scored_nll(teacher: Teacher, scored: NDArray[np.int64], history: History, plan: Plan, policy: Positions) -> Floats:
+def scored_nll(
+    teacher: Teacher, scored: NDArray[np.int64], history: CompressedDocument, plan: Plan, policy: Positions
+) -> Floats:
     """NLL of the tokens that follow a context, `[scored]`, nats; one forward over the context and them."""
     context = assemble(history, plan, teacher, positions=policy, after=scored[:-1].tolist())
     hidden = read_context(teacher, context)[:, -len(scored) :]
@@ -117,7 +117,7 @@ def _noted(teacher: Teacher, document: LongDocument, scored: int) -> _Noted:
 
 def _gathered(
     read: Sequence[Mapping[str, Floats]],
-    histories: Sequence[InMemoryHistory],
+    histories: Sequence[InMemoryDocument],
     noted: Sequence[_Noted],
     budget: int,
     config: LongContextConfig,

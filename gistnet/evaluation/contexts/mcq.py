@@ -23,7 +23,6 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from gistnet.context.assembly import assemble
-from gistnet.context.in_memory import InMemoryHistory, compress
 from gistnet.context.plan import Plan, Raw
 from gistnet.data.inputs import read_lines, reading
 from gistnet.errors import DataError, TeacherError
@@ -35,6 +34,7 @@ from gistnet.evaluation.metrics import bootstrap_over_documents
 from gistnet.evaluation.records import Baseline, MetricRecord
 from gistnet.model.teacher import Teacher
 from gistnet.objective.branches import Positions
+from gistnet.tree.document import InMemoryDocument, compress
 from gistnet.tree.encoder import Encoder
 
 Say = Callable[[str], None]
@@ -97,7 +97,7 @@ def read_questions(path: Path) -> list[tuple[str, Question]]:
 
 class _Article(NamedTuple):
     number: int
-    history: InMemoryHistory
+    history: InMemoryDocument
 
 
 def evaluate_mcq(
@@ -169,8 +169,8 @@ def _answer(
     teacher: Teacher,
     place: str,
     question: Question,
-    history: InMemoryHistory,
-    other: InMemoryHistory,
+    history: InMemoryDocument,
+    other: InMemoryDocument,
     config: MultipleChoiceConfig,
 ) -> dict[tuple[int, Positions], dict[str, float]]:
     """Whether the right option is chosen, by budget and policy, then by context."""
@@ -186,7 +186,7 @@ def _answer(
             f"{teacher.max_positions} positions of {teacher.name}."
         )
 
-    def chosen(of: InMemoryHistory, plan: Plan, policy: Positions) -> float:
+    def chosen(of: InMemoryDocument, plan: Plan, policy: Positions) -> float:
         if plan.vectors > room and all(isinstance(piece, Raw) for piece in plan.pieces):
             plan = Plan([Raw(of.n_tokens - (room - sink), of.n_tokens)], of.span_tokens, sink)
         context = assemble(of, plan, teacher, positions=policy, after=prompt)

@@ -12,7 +12,6 @@ import torch
 from numpy.typing import NDArray
 
 from gistnet.context.assembly import assemble
-from gistnet.context.in_memory import InMemoryHistory, compress
 from gistnet.context.plan import Plan
 from gistnet.errors import TeacherError
 from gistnet.evaluation.baselines import other_documents
@@ -26,6 +25,7 @@ from gistnet.evaluation.records import Baseline, MetricRecord
 from gistnet.evaluation.resampling import Floats
 from gistnet.model.teacher import Teacher
 from gistnet.objective.branches import Positions
+from gistnet.tree.document import InMemoryDocument, compress
 from gistnet.tree.encoder import Encoder
 
 Say = Callable[[str], None]
@@ -60,7 +60,7 @@ def retrieval(
     for number, (case, history) in enumerate(zip(cases, histories, strict=True)):
         say(f"Asking for a {case.kind}, case {number + 1} of {len(cases)}.")
 
-        def answered(of: InMemoryHistory, plan: Plan, policy: Positions, case: RetrievalCase = case) -> Floats:
+        def answered(of: InMemoryDocument, plan: Plan, policy: Positions, case: RetrievalCase = case) -> Floats:
             context = assemble(of, plan, teacher, positions=policy, after=case.question)
             return mean_nll(teacher, context, case.answers)
 

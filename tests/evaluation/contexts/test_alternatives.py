@@ -5,19 +5,19 @@ import pytest
 import torch
 
 from gistnet.context.assembly import assemble
-from gistnet.context.in_memory import InMemoryHistory
 from gistnet.context.plan import Gists, Plan, Raw
 from gistnet.errors import DataError, TeacherError
 from gistnet.evaluation.contexts.alternatives import alternatives_hidden, alternatives_nll
 from gistnet.model.teacher import Teacher
+from gistnet.tree.document import InMemoryDocument
 from tests.teachers import FAMILIES, tiny_teacher
 
 IDS = np.random.default_rng(0).integers(0, 97, 60)
 GISTS = np.random.default_rng(1).normal(size=(7, 32)).astype(np.float16)
 
 
-def history_for(teacher: Teacher) -> InMemoryHistory:
-    return InMemoryHistory(IDS, (GISTS,), 8, "center", teacher.fingerprint)
+def history_for(teacher: Teacher) -> InMemoryDocument:
+    return InMemoryDocument(IDS, (GISTS,), 8, "center", teacher.fingerprint)
 
 
 @torch.no_grad()

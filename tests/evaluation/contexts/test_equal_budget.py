@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 
-from gistnet.context.in_memory import InMemoryHistory
 from gistnet.context.plan import Gists, Raw
 from gistnet.errors import ConfigError
 from gistnet.evaluation.contexts.equal_budget import (
@@ -13,14 +12,15 @@ from gistnet.evaluation.contexts.equal_budget import (
     with_gists_of,
     with_mean_embeddings,
 )
+from gistnet.tree.document import InMemoryDocument
 from tests.teachers import tiny_teacher
 
 
-def history(tokens: int, seed: int = 0) -> InMemoryHistory:
+def history(tokens: int, seed: int = 0) -> InMemoryDocument:
     draw = np.random.default_rng(seed)
     levels = (tokens // 4, tokens // 16)
     gists = tuple(draw.normal(size=(count, 32)).astype(np.float16) for count in levels)
-    return InMemoryHistory(draw.integers(0, 97, tokens), gists, 4, "center", tiny_teacher("llama").fingerprint)
+    return InMemoryDocument(draw.integers(0, 97, tokens), gists, 4, "center", tiny_teacher("llama").fingerprint)
 
 
 @pytest.mark.parametrize("tokens", [3584, 5001, 7680])

@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from gistnet.context.assembly import assemble
-from gistnet.context.in_memory import compress
 from gistnet.context.plan import default_plan
 from gistnet.errors import ConfigError, TeacherError
 from gistnet.evaluation.contexts.harness import compressed_lm
 from gistnet.model.config import TeacherConfig
 from gistnet.model.teacher import Teacher
 from gistnet.model.tokenizer import TeacherTokenizer
+from gistnet.tree.document import compress
 from gistnet.tree.gist_encoder import GistEncoder
 from tests.gistnets import woken_gistnet
 from tests.tokenizers import BOS, END, EOS, TURN, merging

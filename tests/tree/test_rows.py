@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gistnet.errors import DataError
-from gistnet.tree.storage.row_index import RowIndex
+from gistnet.tree.storage.rows import RowIndex
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 4)), min_size=1, max_size=40), st.integers(0, 40))
