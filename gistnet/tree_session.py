@@ -4,12 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gistnet.context.generate import Generation, generate
-from gistnet.data.tokenise import Tokenize
 from gistnet.errors import TeacherError
-from gistnet.model.teacher import load_tokenizer
 from gistnet.positions import Positions, policy_of
 from gistnet.release_folder import find_folder
-from gistnet.session import open_gistnet, open_teacher, teacher_config
+from gistnet.session import open_gistnet, open_teacher
 from gistnet.tree.compress import CompressTotals, TextFiles, compress_files
 from gistnet.tree.gist_encoder import GistEncoder
 from gistnet.tree.quality import QualityOptions, add_quality
@@ -31,15 +29,6 @@ class LoadEncoder:
             CheckpointError: there is no usable checkpoint, or it belongs to another teacher.
         """
         return GistEncoder(*open_gistnet(self.checkpoint))
-
-    def tokenize(self) -> Tokenize:
-        """What the encoder tokenises texts with, loaded without the language model.
-
-        Raises:
-            CheckpointError: there is no usable checkpoint.
-            TeacherError: its teacher has no tokenizer.
-        """
-        return load_tokenizer(teacher_config(self.checkpoint)).encode
 
 
 def open_or_create(uri: str, encoder: GistEncoder | ReadyGists) -> GistTree:
@@ -71,9 +60,7 @@ def compress_into(
     with open_or_create(uri, ready) as tree:
         if not workers:
             return compress_files(files, tree, ready)
-        return compress_files_with_ray(
-            files, tree, ready, load, load.tokenize, workers=workers, gpus_per_worker=gpus_per_worker
-        )
+        return compress_files_with_ray(files, tree, ready, load, workers=workers, gpus_per_worker=gpus_per_worker)
 
 
 def measure_tree(uri: str, checkpoint: Path) -> int:

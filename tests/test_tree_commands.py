@@ -4,7 +4,6 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,14 +14,12 @@ import yaml
 from click.testing import Result
 from numpy.typing import NDArray
 from safetensors import safe_open
-from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from gistnet import tree_commands as commands
 from gistnet import tree_session as session
 from gistnet.config import load_config
 from gistnet.context.generate import generate
-from gistnet.data.tokenise import Tokenize
 from gistnet.errors import ConfigError, DataError, GistNetError, StorageError
 from gistnet.model.teacher import Teacher
 from gistnet.session import open_gistnet, open_trained, train
@@ -153,7 +150,6 @@ def test_workers_are_those_of_ray(
         tree: GistTree,
         ready: ReadyGists,
         make_encoder: LoadEncoder,
-        make_tokenize: Callable[[], Tokenize],
         **options: float,
     ) -> CompressTotals:
         asked.update(options, paths=files.paths, encoder=make_encoder().info.fingerprint)
@@ -261,20 +257,6 @@ def test_a_saved_gistnet_is_a_checkpoint_too(checkpoint: Path, book: Path, tmp_p
     edited["teacher"]["weights_hash"] = "0" * 64
     (tmp_path / "elsewhere" / "config.json").write_text(json.dumps(edited))
     assert "Got the teacher" in str(refused("compress", tmp_path / "elsewhere", book, "--tree", tree))
-
-
-def test_the_tokens_of_an_encoder_are_made_without_its_language_model(
-    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    expected = LoadEncoder(checkpoint)().tokenize(BOOK)
-    saved = open_trained(checkpoint).folder
-
-    def refuse(*arguments: object, **options: object) -> None:
-        raise AssertionError("a language model is loaded")
-
-    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", refuse)
-    for folder in (checkpoint, saved.parent, saved):  # a run, its checkpoint, and the GistNet in that
-        assert np.array_equal(LoadEncoder(folder).tokenize()(BOOK), expected)
 
 
 def test_what_needs_no_model_loads_no_torch(compressed: Path, tmp_path: Path) -> None:

@@ -1,10 +1,11 @@
-"""Compression under Ray Data: the tree of a single process to the bit, also when workers are killed on the way."""
+"""Compression under Ray: the tree of a single process to the bit, also when workers are killed on the way."""
 
 import builtins
 import os
+import pickle
 import random
 import signal
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +17,16 @@ from gistnet.errors import CheckpointError, ConfigError, DataError
 from gistnet.tree.compress import CompressTotals, Portion, TextFiles, compress_files
 from gistnet.tree.encoder import encode_levels
 from gistnet.tree.ray_compress import (
+    PORTIONS_AHEAD,
     ReadyGists,
-    _Actor,
+    Worker,
     _aligned,
-    _make_same,
-    _pack,
-    _unpack,
     _with_gists,
     compress_files_with_ray,
     with_preceding,
 )
 from gistnet.tree.tree import GistTree
-from tests.stub_encoder import StubEncoder
+from tests.stub_encoder import FailingEncoder, StubEncoder
 from tests.tree.test_compress import ENCODER, contents
 
 PORTION = 64
@@ -71,9 +70,7 @@ def single(files: TextFiles, tmp_path_factory: pytest.TempPathFactory) -> dict[s
 def compress(files: TextFiles, uri: Path, encoder: StubEncoder) -> tuple[CompressTotals, dict[str, list[bytes]]]:
     ready = ReadyGists(encoder)
     with GistTree.open(str(uri), ready, writable=True) as tree:
-        done = compress_files_with_ray(
-            files, tree, ready, lambda: encoder, lambda: encoder.tokenize, workers=2, portion_tokens=PORTION
-        )
+        done = compress_files_with_ray(files, tree, ready, lambda: encoder, workers=2, portion_tokens=PORTION)
         return done, contents(tree)
 
 
@@ -98,40 +95,45 @@ def test_a_killed_worker_and_an_earlier_run_change_nothing(
 
 def test_a_worker_makes_gists_only_where_the_tree_lacks_tokens() -> None:
     portion = Portion("a", 128, np.arange(64), 64, is_last=False)
+    worker = Worker(lambda: ENCODER, ENCODER.info.fingerprint)
     for known in ({}, {"a": 191}, {"a": 192}, {"b": 999}):
-        held = known == {"a": 192}
-        counts = [] if held else [16, 4, 1]
-        (returned,) = _with_gists(known, cannot_load if held else lambda: ENCODER, portion)
+        submit = refuse if known == {"a": 192} else worker.encode
+        (returned,) = _with_gists([portion], known, [submit], lambda made: made)
         assert np.array_equal(returned.tokens, portion.tokens)
-        assert [len(made) for made in returned.gists] == counts
+        assert [len(made) for made in returned.gists] == ([] if submit is refuse else [16, 4, 1])
 
 
-class Refusing(StubEncoder):
-    """Refuses all tokens."""
-
-    def encode(self, level: int, spans: NDArray[np.generic], first: int) -> NDArray[np.float16]:
-        raise DataError("Got tokens, expected none.")
-
-
-def cannot_load() -> StubEncoder:
+def refuse(portion: Portion | None = None) -> Any:
     raise DataError("Got no checkpoint, expected one.")
 
 
-def test_what_an_actor_refuses_reaches_us_in_its_words() -> None:
-    portion = Portion("a", 0, np.arange(64), 64, is_last=False)
-    (batch,) = _Actor(Refusing, partial(_with_gists, {}))({"packed": [_pack(portion)]})
-    with pytest.raises(DataError, match=r"^Got tokens, expected none\.$"):
-        _unpack(batch["packed"][0])
-    for sent, said in [(portion, "no checkpoint"), (DataError("Got an empty file."), "an empty file")]:
-        (batch,) = _Actor(cannot_load, partial(_with_gists, {}))({"packed": [_pack(sent)]})
-        with pytest.raises(DataError, match=said):
-            _unpack(batch["packed"][0])
+def test_portions_stay_in_order_and_few_are_ahead() -> None:
+    portions = [Portion("a", 64 * n, np.arange(64), 64, is_last=False) for n in range(20)]
+    begun: list[tuple[int, int]] = []
+    submit = [lambda portion, worker=worker: begun.append((worker, portion.start)) for worker in range(3)]
+    got = []
+    for portion in _with_gists(portions, {"a": 128}, submit, lambda work: ()):
+        got.append(portion.start)
+        assert len(begun) + 2 - len(got) <= 3 * PORTIONS_AHEAD + 1
+    assert got == [64 * n for n in range(20)]
+    assert begun == [(n % 3, 64 * (n + 2)) for n in range(18)], "the first two are there"
 
 
-def test_an_actor_with_another_gistnet_is_refused() -> None:
-    assert _make_same(lambda: ENCODER, ENCODER.info.fingerprint) is ENCODER
-    with pytest.raises(CheckpointError, match=f"expected {ENCODER.info.fingerprint}"):
-        _make_same(lambda: StubEncoder(ENCODER.seed + 1, levels=ENCODER.info.levels), ENCODER.info.fingerprint)
+@pytest.mark.parametrize(
+    ("make", "kind", "word"),
+    [
+        (refuse, DataError, r"^Got no checkpoint, expected one\.$"),
+        (lambda: FailingEncoder(levels=3), DataError, "not a finite"),
+        (lambda: StubEncoder(ENCODER.seed + 1, levels=3), CheckpointError, ENCODER.info.fingerprint),
+    ],
+)
+def test_an_error_of_a_worker_reaches_us_in_its_words(
+    make: Callable[[], StubEncoder], kind: type[Exception], word: str
+) -> None:
+    worker = Worker(make, ENCODER.info.fingerprint)
+    portion = Portion("a", 0, np.full(64, 13), 64, is_last=False)
+    with pytest.raises(kind, match=word):
+        list(_with_gists([portion], {}, [worker.encode], lambda made: pickle.loads(pickle.dumps(made))))
 
 
 def test_without_ray_the_package_to_install_is_named(

@@ -20,7 +20,7 @@ from gistnet.tree.encoder import Encoder, EncoderInfo
 from gistnet.tree.gist_encoder import GistEncoder
 from gistnet.tree.tree import GistTree
 from tests.gistnets import context_gistnet, woken_gistnet
-from tests.stub_encoder import StubEncoder
+from tests.stub_encoder import FailingEncoder, StubEncoder
 from tests.teachers import tiny_teacher
 from tests.tokenizers import FAST
 
@@ -334,15 +334,6 @@ def test_a_batch_that_raises_leaves_nothing(tree: GistTree) -> None:
         raise KeyError
     assert tree.documents() == []
     assert tree.append([1]) == 1
-
-
-class FailingEncoder(StubEncoder):
-    """Fails at spans that begin with token 13."""
-
-    def encode(self, level: int, spans: NDArray[np.generic], first: int) -> NDArray[np.float16]:
-        if level == 0 and (spans[:, 0] == 13).any():
-            raise DataError("A gist of level 0 is not a finite float16 vector.")
-        return super().encode(level, spans, first)
 
 
 def test_an_append_whose_gists_cannot_be_made_leaves_nothing(tmp_path: Path) -> None:
