@@ -1,15 +1,13 @@
 """Packed engine and spec loop: seconds a span, where they go, and that both agree. Cost of a context."""
 
 import itertools
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig
-from transformers.generation.streamers import BaseStreamer
+from transformers import Cache, GenerationConfig
 
 from benchmarks.flops import TeacherSize, engine_flops
 from benchmarks.machine import now, peak_megabytes, reset_peak, timed
@@ -209,30 +207,20 @@ def differences_of_kernels(device: str) -> dict[str, float | str]:
     return found
 
 
-class _Stopwatch(BaseStreamer):
-    """Time of the prompt and of each new token. (On a GPU, `put` waits for the token.)"""
-
-    def __init__(self) -> None:
-        self.times: list[float] = []
-
-    def put(self, value: Any) -> None:
-        self.times.append(time.perf_counter())
-
-    def end(self) -> None:
-        """Nothing to finish."""
-
-
 def measure_context(teacher: Teacher, context: Context, new_tokens: int = 32) -> dict[str, Any]:
     """Bytes of a context's keys and values, seconds to the first new token, and tokens a second after it."""
-    stopwatch = _Stopwatch()
-    for count, streamer in ((2, None), (new_tokens, stopwatch)):  # the first warms up
+
+    def write(count: int) -> Cache:
         settings = GenerationConfig(max_new_tokens=count, min_new_tokens=count, do_sample=False, pad_token_id=0)
-        _, cache = continue_context(teacher, context, settings, streamer)
-    began, first, *_, last = stopwatch.times
+        return continue_context(teacher, context, settings)[1]
+
+    write(2)  # warms up
+    _, first = timed(partial(write, 1), teacher.device.type)
+    cache, all_seconds = timed(partial(write, new_tokens), teacher.device.type)
     stored = [part[..., : len(context), :] for layer in cache.layers for part in (layer.keys, layer.values)]
     return {
         "vectors": len(context),
         "kv_bytes": sum(part.numel() * part.element_size() for part in stored),
-        "first_token_seconds": first - began,
-        "tokens_per_second": (new_tokens - 1) / (last - first),
+        "first_token_seconds": first,
+        "tokens_per_second": (new_tokens - 1) / (all_seconds - first),
     }

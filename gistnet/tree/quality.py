@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from gistnet.errors import ConfigError, TeacherError
-from gistnet.model.teacher import PrefillOutput, Teacher
+from gistnet.model.teacher import Teacher
 from gistnet.objective.branches import SegmentBatch, gist_replacements, replaced_hidden
 from gistnet.objective.losses import token_losses
 from gistnet.positions import Positions
@@ -127,31 +127,18 @@ def _measure_window(
     """KL and ΔNLL, `[n]` each, of gists `[n, dim]` that each replace `span` tokens of a window from its start on."""
     window = torch.from_numpy(tokens).to(teacher.device)[None]
     read = teacher.prefill(window)
-    parts = [
-        _measure_branches(teacher, read, window, gists[chunk], starts[chunk], span, options)
-        for chunk in (slice(n, n + BRANCHES_PER_PASS) for n in range(0, len(starts), BRANCHES_PER_PASS))
-    ]
+    parts = []
+    for first in range(0, len(starts), BRANCHES_PER_PASS):
+        chunk = slice(first, first + BRANCHES_PER_PASS)
+        begins = torch.from_numpy(starts[chunk]).to(teacher.device)
+        segments = SegmentBatch(window, torch.zeros_like(begins), begins, span, 1, options.horizon_tokens)
+        vectors = torch.tensor(gists[chunk], device=teacher.device)[:, None]  # a copy: what a tree gives is read-only
+        replacements = gist_replacements(segments, vectors, options.positions)
+        hidden = replaced_hidden(teacher, read, segments, replacements)
+        losses = token_losses(teacher, segments.original_hidden(read), hidden, segments.targets)
+        parts.append(torch.stack([losses.kl.mean(dim=1), losses.delta_nll.mean(dim=1)]))
     kl, delta_nll = torch.cat(parts, dim=1).float().cpu().numpy()
     return kl, delta_nll
-
-
-def _measure_branches(
-    teacher: Teacher,
-    read: PrefillOutput,
-    window: torch.Tensor,
-    gists: NDArray[np.float16],
-    starts: NDArray[np.int64],
-    span: int,
-    options: QualityOptions,
-) -> torch.Tensor:
-    """KL and ΔNLL of gists of one window, `[2, n]`."""
-    begins = torch.from_numpy(starts).to(teacher.device)
-    segments = SegmentBatch(window, torch.zeros_like(begins), begins, span, 1, options.horizon_tokens)
-    vectors = torch.tensor(gists, device=teacher.device)[:, None]  # a copy: what a tree gives is read-only
-    replacements = gist_replacements(segments, vectors, options.positions)
-    hidden = replaced_hidden(teacher, read, segments, replacements)
-    losses = token_losses(teacher, segments.original_hidden(read), hidden, segments.targets)
-    return torch.stack([losses.kl.mean(dim=1), losses.delta_nll.mean(dim=1)])
 
 
 def add_quality(tree: GistTree, teacher: Teacher, options: QualityOptions = QualityOptions()) -> int:

@@ -15,7 +15,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -160,9 +159,7 @@ class GistTree:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     def refresh(self) -> None:
@@ -378,7 +375,7 @@ class GistTree:
                 self._snapshot = maintenance.reencode(snapshot, encoder)
         self._encoder = encoder
 
-    def compact(self) -> None:
+    def compact(self, bytes_per_file: int = maintenance.MANY_BYTES) -> None:
         """Put small appends together, and remove versions that nobody reads; by itself after every 64 commits.
 
         On a local disk, what a living reader has is kept. On an object store, where readers cannot be seen, a reader
@@ -388,9 +385,6 @@ class GistTree:
             StorageError: the system refused, or another writer was first; what was acknowledged stays.
         """
         self._alone("compact")
-        self._compact(maintenance.MANY_BYTES)
-
-    def _compact(self, bytes_per_file: int) -> None:
         snapshot = self._fresh()
         with self._noticing_failure():
             self._snapshot = maintenance.compact(snapshot, bytes_per_file)
@@ -408,7 +402,7 @@ class GistTree:
         generations = self._current.catalog.generation - self._current.catalog.state.compacted
         if generations >= COMPACT_EVERY:
             with suppress(GistNetError):  # what was appended is acknowledged; the next append tries again
-                self._compact(maintenance.FEW_BYTES)
+                self.compact(maintenance.FEW_BYTES)
 
     @contextmanager
     def _noticing_failure(self) -> Iterator[None]:

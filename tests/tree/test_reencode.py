@@ -136,6 +136,7 @@ def test_another_span_length_and_more_levels(filled: GistTree) -> None:
 def test_qualities_belong_to_the_gists_they_were_measured_on(filled: GistTree) -> None:
     filled.set_quality("main", 0, 0, [1.0], [2.0])
     filled.reencode(StubEncoder(2))
-    assert filled.document().nodes(0, [0])[0].quality is None
+    assert np.isnan(filled.document().nodes(0, [0])[0].kl)
     filled.reencode(StubEncoder(1))
-    assert filled.document().nodes(0, [0])[0].quality == (1.0, 2.0)
+    node = filled.document().nodes(0, [0])[0]
+    assert (node.kl, node.delta_nll) == (1.0, 2.0)

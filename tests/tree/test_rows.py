@@ -32,7 +32,6 @@ def test_rows_are_those_that_a_search_finds(appends: list[tuple[str, int]], cut:
                     if name == document and begin < stop and begin + length > start and start < stop
                 ]
                 assert index.rows(document, start, stop).tolist() == held
-            assert index.row(document, start) == index.rows(document, start, start + 1)[0]
         last = max((begin for name, begin, _ in table if name == document), default=-1)
         assert index.next_key(document) == last + 1
 
@@ -43,4 +42,4 @@ def test_keys_that_do_not_rise_are_damage() -> None:
     with pytest.raises(DataError, match=r"^The table gists/x/L0 is damaged at 'a': 1 follows 1\.$"):
         index.extend(pa.chunked_array([["a"]]), np.array([1]))
     with pytest.raises(DataError, match="the row of 0 is missing"):
-        index.row("b", 0)
+        index.rows("b", 0, 1)

@@ -64,7 +64,7 @@ def test_a_commit_that_happened_but_failed_afterwards_is_not_repeated(
 ) -> None:
     tree.append(TOKENS[:100])
     with monkeypatch.context() as patch:
-        patch.setattr(catalog, "flush_to_disk", refuse)
+        patch.setattr(catalog, "_written", refuse)
         with pytest.raises(OSError):
             tree.append(TOKENS[100:150])
     assert tree.append(TOKENS[150:200]) == 200

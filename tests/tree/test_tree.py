@@ -223,7 +223,7 @@ def test_a_node_knows_its_place(tree: GistTree, stub: StubEncoder) -> None:
     assert (node.document, node.level, node.index, node.gist_version) == ("main", 1, 1, "stub0001")
     assert before - timedelta(seconds=1) <= node.made <= datetime.now(UTC)
     assert np.array_equal(node.vector, tree.document().gists(1, 1, 2)[0])
-    assert node.quality is None
+    assert np.isnan(node.kl)
     below = tree.document().nodes(0, [7, 9, 7, 0])
     assert [(each.index, each.start, each.stop, each.parent) for each in below] == [
         (7, 28, 32, 1),
@@ -247,8 +247,7 @@ def test_quality_is_kept_with_the_nodes_it_was_measured_on(tree: GistTree) -> No
     assert np.allclose(tree.document().quality(0, 3, 5).kl, [0.2, 0.9])
     assert np.isnan(tree.document("other").quality(0, 0, 10).kl).all()
     nodes = tree.document().nodes(0, [5, 1])
-    assert nodes[0].quality is not None and nodes[0].quality.delta_nll == -8.0
-    assert nodes[1].quality is None
+    assert nodes[0].delta_nll == -8.0 and np.isnan(nodes[1].kl)
     for bad, message in (
         (lambda: tree.set_quality("main", 0, 9, [1.0, 1.0], [1.0, 1.0]), "the range 9 to 11"),
         (lambda: tree.set_quality("main", 0, 0, [1.0], []), "1 of kl and 0 of delta_nll"),

@@ -29,7 +29,7 @@ from gistnet.locks import FileLock
 from gistnet.model.fingerprint import TeacherFingerprint
 from gistnet.settings import Section
 from gistnet.tree.encoder import GistVersion
-from gistnet.tree.storage.tables import Location, Table, flush_to_disk
+from gistnet.tree.storage.tables import Location, Table
 
 NAME = "catalog"
 FORMAT_VERSION = 2
@@ -132,8 +132,7 @@ def commit(location: Location, base: Catalog, state: TreeState, documents: Mappi
 
 
 def _written(table: Table, state: TreeState, documents: Mapping[str, Counts]) -> Catalog:
-    if table.location.folder is not None:
-        flush_to_disk(table.files_since(None))
+    table.location.flush(table.files_since(None))
     return Catalog(table.version, state, documents)
 
 
@@ -153,8 +152,11 @@ def _checksum(state: bytes, rows: pa.Table) -> int:
 
 
 @contextmanager
-def guard(folder: Path, *, shared: bool) -> Iterator[None]:
+def guard(folder: Path | None, *, shared: bool) -> Iterator[None]:
     """Keep readers from pinning a version (exclusive), or the writer from cleaning versions (shared)."""
+    if folder is None:
+        yield
+        return
     (folder / _PINS).mkdir(exist_ok=True)
     lock = FileLock(folder / _PINS / _GUARD, shared=shared)
     try:

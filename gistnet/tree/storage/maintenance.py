@@ -11,7 +11,6 @@ not write to a local folder cannot pin: it loses its generation at the next comp
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +21,7 @@ from gistnet.tree.storage import catalog
 from gistnet.tree.storage import rows as layout
 from gistnet.tree.storage.catalog import Catalog, Counts, TableState
 from gistnet.tree.storage.snapshot import Snapshot, TreeDocument
-from gistnet.tree.storage.tables import Table, flush_to_disk
+from gistnet.tree.storage.tables import Table
 from gistnet.tree.storage.writing import PORTION_GISTS, Transaction, commit, create_tables, gist_schemas
 
 _COMMIT_GISTS = 8192
@@ -108,7 +107,7 @@ def _pending_view(snapshot: Snapshot) -> Snapshot:
 def compact(snapshot: Snapshot, bytes_per_file: int = MANY_BYTES) -> Snapshot:
     """Compact all tables, acknowledge that, and remove what no reader can have."""
     tables = _compacted(snapshot, bytes_per_file)
-    with _readers_waiting(snapshot):
+    with catalog.guard(snapshot.location.folder, shared=False):
         kept = _kept(snapshot)
         state, oldest = snapshot.catalog.state, min(kept, default=snapshot.catalog.generation)
         gone = {name for name, since in state.retired.items() if since <= oldest}
@@ -130,18 +129,8 @@ def _compacted(snapshot: Snapshot, bytes_per_file: int) -> dict[str, TableState]
         after = before.compact(max(1, bytes_per_file // bytes_per_row))
         tables[name] = state.model_copy(update={"version": after.version})
         files += after.files_since(before)
-    if snapshot.location.folder is not None:
-        flush_to_disk(files)
+    snapshot.location.flush(files)
     return tables
-
-
-@contextmanager
-def _readers_waiting(snapshot: Snapshot) -> Iterator[None]:
-    if snapshot.location.folder is None:
-        yield
-    else:
-        with catalog.guard(snapshot.location.folder, shared=False):
-            yield
 
 
 def _kept(snapshot: Snapshot) -> dict[int, Catalog]:

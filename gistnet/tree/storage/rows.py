@@ -257,12 +257,6 @@ class RowIndex:
         first, _, counts = self._runs[document]
         return first[-1] + counts[-1]
 
-    def row(self, document: str, key: int) -> int:
-        """The row whose key is `key`, or the last before it."""
-        run = self._run(document, key)
-        first, rows, counts = self._runs[document]
-        return int(rows[run] + min(key - first[run], counts[run] - 1))
-
     def rows(self, document: str, start: int, stop: int) -> NDArray[np.int64]:
         """The rows from that of `start` to that of `stop - 1`, in the order of their keys."""
         if start == stop:

@@ -31,21 +31,12 @@ _Extents = list[tuple[int, int, int]]  # start, stop, row
 
 
 class Quality(NamedTuple):
-    """Losses of a gist against the tokens that it stands for, on what follows them."""
-
-    kl: float
-    """KL(prediction after the tokens ‖ prediction after the gist), nats per token."""
-    delta_nll: float
-    """Nats per token."""
-
-
-class Qualities(NamedTuple):
-    """Losses of consecutive gists, NaN for one that was not measured."""
+    """Losses of gists against the tokens that they stand for, on what follows them; NaN where not measured."""
 
     kl: NDArray[np.float32]
-    """`[n]` nats per token."""
+    """KL(prediction after the tokens ‖ prediction after the gist), nats per token, `[n]`."""
     delta_nll: NDArray[np.float32]
-    """`[n]` nats per token."""
+    """Nats per token, `[n]`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,8 +58,9 @@ class Node:
     gist_version: str
     """The fingerprint of the GistNet that made it."""
     made: datetime
-    quality: Quality | None
-    """None where it was not measured."""
+    kl: float
+    delta_nll: float
+    """As in `Quality`, NaN where not measured."""
     vector: NDArray[np.float16]
     """`[dim]`"""
 
@@ -244,9 +236,9 @@ class TreeDocument(CompressedDocument):
             self.require_gists(level, index, index + 1)
         if not len(indices):
             return []
-        row_index = self._snapshot.index(self._snapshot.gists_name(level))
-        numbers = [row_index.row(self.name, index) for index in indices]
-        found = self._gist_rows(level, np.array(indices), np.array(numbers))
+        rows = self._snapshot.index(self._snapshot.gists_name(level))
+        numbers = np.concatenate([rows.rows(self.name, index, index + 1) for index in indices])
+        found = self._gist_rows(level, np.array(indices), numbers)
         start = min(indices)
         kl, delta_nll = self.quality(level, start, max(indices) + 1)
         span, size = self.span_tokens, tokens_per_gist(self.span_tokens, level)
@@ -262,13 +254,14 @@ class TreeDocument(CompressedDocument):
                 children=range(index * span, (index + 1) * span) if level else range(0),
                 gist_version=self.gist_version,
                 made=_EPOCH + timedelta(microseconds=int(found.made[n])),
-                quality=None if np.isnan(kl[at]) else Quality(kl[at].item(), delta_nll[at].item()),
+                kl=float(kl[index - start]),
+                delta_nll=float(delta_nll[index - start]),
                 vector=found.vectors[n],
             )
-            for n, (index, at) in enumerate((int(index), int(index) - start) for index in indices)
+            for n, index in enumerate(map(int, indices))
         ]
 
-    def quality(self, level: int, start: int, stop: int) -> Qualities:
+    def quality(self, level: int, start: int, stop: int) -> Quality:
         """Losses of the gists `start` to `stop`, where they were measured; of two measurements the later.
 
         Raises:
@@ -286,7 +279,7 @@ class TreeDocument(CompressedDocument):
                 values = measured.kl[skipped : skipped + stop - start - at]
                 kl[at : at + len(values)] = values
                 delta_nll[at : at + len(values)] = measured.delta_nll[skipped : skipped + len(values)]
-        return Qualities(kl, delta_nll)
+        return Quality(kl, delta_nll)
 
     def export(self, path: Path, level: int | None = None, start: int = 0, stop: int | None = None) -> tuple[int, ...]:
         """Write a range of the tokens, int64 `[n]`, or of the gists of a level, float16 `[n, dim]`, atomically.

@@ -71,18 +71,19 @@ class Location:
             return str(self.folder.absolute() / name)
         return f"{self.uri.rstrip('/')}/{name}"
 
+    def flush(self, files: Iterable[Path]) -> None:
+        """Flush files of a local disk, and the folders that name them, so that they outlive a loss of power.
 
-def flush_to_disk(files: Iterable[Path]) -> None:
-    """Flush files, and the folders that name them, so that they outlive a loss of power.
-
-    All at once, since a file system writes its journal once for flushes that arrive together (measured on ext4: nine in
-    1 ms, against 32 ms one by one).
-    """
-    files = list(files)
-    entries = [*files, *{file.parent for file in files}]
-    if entries:
-        with ThreadPoolExecutor(len(entries)) as pool:
-            list(pool.map(_flush, entries))
+        All at once, since a file system writes its journal once for flushes that arrive together (measured on ext4:
+        nine in 1 ms, against 32 ms one by one). An object store has nothing to flush.
+        """
+        if self.folder is None:
+            return
+        files = list(files)
+        entries = [*files, *{file.parent for file in files}]
+        if entries:
+            with ThreadPoolExecutor(len(entries)) as pool:
+                list(pool.map(_flush, entries))
 
 
 def _flush(path: Path) -> None:

@@ -16,7 +16,7 @@ from gistnet.tree.storage import catalog
 from gistnet.tree.storage import rows as layout
 from gistnet.tree.storage.catalog import FORMAT_VERSION, Counts, TableState, TreeState
 from gistnet.tree.storage.snapshot import Snapshot, TreeDocument
-from gistnet.tree.storage.tables import Location, Table, flush_to_disk
+from gistnet.tree.storage.tables import Location, Table
 
 PORTION_GISTS = 512
 """Encoded at once."""
@@ -67,8 +67,7 @@ def gist_schemas(version: GistVersion) -> dict[str, pa.Schema]:
 def create_tables(location: Location, schemas: dict[str, pa.Schema], since: int) -> dict[str, TableState]:
     """Tables without rows, to be named by the generation `since`."""
     tables = [Table.create(location, name, schema) for name, schema in schemas.items()]
-    if location.folder is not None:
-        flush_to_disk([file for table in tables for file in table.files_since(None)])
+    location.flush(file for table in tables for file in table.files_since(None))
     return {table.name: TableState(version=table.version, n_rows=0, since=since) for table in tables}
 
 
@@ -223,8 +222,7 @@ class Transaction:
             files += after.files_since(before)
             state = states[name]
             states[name] = TableState(version=after.version, n_rows=state.n_rows + rows.num_rows, since=state.since)
-        if self._snapshot.location.folder is not None:
-            flush_to_disk(files)
+        self._snapshot.location.flush(files)
         return states
 
     def commit(self) -> Snapshot:
