@@ -57,7 +57,7 @@ class Context:
     plan: Plan
 
     def __len__(self) -> int:
-        """How many vectors there are."""
+        """Number of vectors."""
         return self.inputs_embeds.shape[1]
 
     @property
@@ -201,7 +201,7 @@ def continue_context(
         teacher: the language model that the context was assembled for.
         context: ends with a raw token, whose position the new ones follow.
         settings: how transformers generates; `max_new_tokens` must be set.
-        streamer: told of each token as it comes.
+        streamer: given each token as it comes.
 
     Raises:
         ConfigError: the new tokens would have positions that the teacher was not trained for.
@@ -209,7 +209,7 @@ def continue_context(
     last = int(context.position_ids[0, -1])
     if last + settings.max_new_tokens > teacher.max_positions:  # the last new token is written, not read
         raise ConfigError(
-            f"Got {settings.max_new_tokens} new tokens after position {last}, expected room for them within the "
+            f"Got {settings.max_new_tokens} new tokens after position {last}, expected them to fit within the "
             f"{teacher.max_positions} positions of {teacher.name}: shorten either, or use the policy 'compact'."
         )
     settings = copy.copy(settings)
@@ -237,7 +237,7 @@ def continued_mask(teacher: Teacher, positions: Tensor, first: int) -> Tensor | 
 
 
 def _slides(teacher: Teacher) -> bool:
-    """Whether some layers have a sliding window."""
+    """True where some layers have a sliding window."""
     layer_types = getattr(teacher.config, "layer_types", None)
     window = getattr(teacher.config, "sliding_window", None)
     return window is not None and (layer_types is None or "sliding_attention" in layer_types)

@@ -69,7 +69,7 @@ def generate(
         positions: where gists stand; None decides as `assemble` does.
         chat: whether to use the chat template; None uses it where there is one.
         max_new_tokens: the most tokens to write; it stops earlier at an end token.
-        streamer: of transformers, told of each token as it comes (`TextStreamer` prints them).
+        streamer: of transformers, given each token as it comes (`TextStreamer` prints them).
         options: of transformers' generation, such as `do_sample=True, temperature=0.7`; without any it is greedy.
             (Repetition penalties see the new tokens only: gists have no ids.)
 

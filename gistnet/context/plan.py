@@ -190,7 +190,7 @@ def default_plan(
 
 @dataclass(frozen=True)
 class _Filling:
-    """How `default_plan` shares a budget among levels; `top` is the coarsest one."""
+    """Shares of a budget among levels in `default_plan`; `top` is the coarsest one."""
 
     span_tokens: int
     top: int
@@ -207,7 +207,7 @@ class _Filling:
         return [*older, _piece(level, count - own, count)]
 
     def _own_nodes(self, level: int, count: int, budget: int) -> int:
-        """How many of the newest nodes stay of this level: as many as end at a border of the level above."""
+        """Number of the newest nodes that stay of this level: as many as end at a border of the level above."""
         span, tail = self.span_tokens, count % self.span_tokens
         shared_blocks = max(0, round((self.share * budget - tail) / span))
         if self._fewest(level, count) > budget:

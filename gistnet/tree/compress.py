@@ -54,7 +54,7 @@ class TextFiles(Section):
     """Folder from which paths are names; None makes absolute paths names, as for a tree in an object store."""
 
     def named_from(self, tree: Path | None) -> Self:
-        """The same files, named for the tree in a local folder, or for one that is elsewhere."""
+        """Files with `base` set for the tree in a local folder, or for one that is elsewhere."""
         return self.model_copy(update={"base": None if tree is None else tree.resolve().parent})
 
 
@@ -82,7 +82,7 @@ class Portion(NamedTuple):
     characters: int
     """About how many characters it stands for; exact in the sum over the portions of a document."""
     is_last: bool
-    """Whether the document ends here."""
+    """True where the document ends here."""
     before: NDArray[np.int64] = np.empty(0, dtype=np.int64)
     """Tokens that precede it, where its gists are made of them, too."""
     gists: tuple[NDArray[np.float16], ...] = ()
@@ -256,41 +256,19 @@ class ResumeTracker:
         )
 
 
-def match_texts(files: TextFiles) -> list[MatchedFile]:
-    """The files that the patterns match, each with the name of its document.
-
-    Raises:
-        DataError: a pattern matches no file, or a file is empty.
-    """
-    paths = matching_paths("files", files.paths)
-    return [MatchedFile(path, _name(path, files.base)) for path in paths]
-
-
-def _name(path: Path, base: Path | None) -> str:
-    return path.as_posix() if base is None else Path(os.path.relpath(path, base)).as_posix()
-
-
 def read_texts(files: TextFiles) -> Iterator[Text]:
     """The documents of files, in the order in which the files are named.
 
     Raises:
         DataError: a pattern matches no file, or a file is empty, cannot be read, or is not UTF-8; it is named.
     """
-    for file in match_texts(files):
-        yield from texts_of(file, files)
-
-
-def texts_of(file: MatchedFile, files: TextFiles) -> Iterator[Text]:
-    """The documents of one of the files.
-
-    Raises:
-        DataError: it cannot be read, or is not UTF-8.
-    """
-    if not is_jsonl(file.path, files.text_field):
-        yield Text(file.name, read_text(file.path))
-        return
-    for name, text in read_records(file, files):
-        yield Text(name, iter((text,)))
+    for path in matching_paths("files", files.paths):
+        name = (path if files.base is None else Path(os.path.relpath(path, files.base))).as_posix()
+        if is_jsonl(path, files.text_field):
+            for line_name, text in read_records(MatchedFile(path, name), files):
+                yield Text(line_name, iter((text,)))
+        else:
+            yield Text(name, read_text(path))
 
 
 def survey(files: TextFiles) -> Survey:

@@ -1,4 +1,4 @@
-"""What a tree needs of a GistNet: token ids of a text, and gists of spans, level by level.
+"""Encoders: token ids of a text, and gists of spans, level by level. A tree needs no more of a GistNet.
 
 Nothing here imports torch, so that a tree can be read, verified and searched without it.
 """
@@ -21,7 +21,7 @@ class GistVersion(Section):
     """Record of the GistNet that made a set of gists; a tree keeps one for the gists that are read."""
 
     fingerprint: str = Field(pattern="^[0-9A-Za-z]+$")
-    """Of the weights of all levels; tables are named by it."""
+    """Hash of the weights of all levels; tables are named by it."""
     span_tokens: int
     """K: tokens to a gist of level 0, and gists of a level to one of the next."""
     levels: int
@@ -32,7 +32,7 @@ class GistVersion(Section):
 
 
 class EncoderInfo(GistVersion):
-    """Description of an encoder: all but its weights and its tokenizer. It can be sent to another process."""
+    """Description of an encoder: all but its weights and its tokenizer."""
 
     teacher: TeacherFingerprint
     """The language model whose tokens it reads and for which its gists are made."""

@@ -33,13 +33,13 @@ BRANCHES_PER_PASS = 64
 
 @dataclass(frozen=True)
 class QualityOptions:
-    """How gists are measured.
+    """Options of measuring gists.
 
     Attributes:
         horizon_tokens: H, the tokens after a span whose prediction is compared.
         positions: where the gist stands, as the GistNet was trained.
         window_tokens: read at once, the tokenizer's prefix included; the teacher's positions where those are fewer.
-        context_tokens: of the document before a span, where there are so many and the window has room.
+        context_tokens: of the document before a span, where there are so many and they fit into the window.
     """
 
     horizon_tokens: int = 32

@@ -46,7 +46,7 @@ class LevelInfo:
 
     gists: int
     bytes: int
-    """Of the data files, as of this version."""
+    """Size of the data files of this version."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class GistTree:
 
     @staticmethod
     def exists(uri: str | Path, *, storage_options: dict[str, str] | None = None) -> bool:
-        """Whether there is a tree."""
+        """True where there is a tree."""
         return catalog.exists(Location(str(uri), storage_options))
 
     @classmethod

@@ -55,9 +55,9 @@ class TreeState(Section):
     """In the precision in which the active GistNet read the tokens."""
     vocabulary_size: int
     active: GistVersion
-    """Whose gists are read."""
+    """The GistNet whose gists are read."""
     pending: GistVersion | None
-    """Whose gists are being made to take the place of the active ones, and are not complete."""
+    """The GistNet whose gists are being made to replace the active ones, and are not complete."""
     retired: dict[str, int]
     """Fingerprints whose gists no generation from the one given on names, to be removed when no reader has them."""
     compacted: int
@@ -86,7 +86,7 @@ _SCHEMA = pa.schema([("document", pa.string()), ("tokens", pa.int64()), ("gists"
 
 
 def exists(location: Location) -> bool:
-    """Whether there is a tree."""
+    """True where there is a tree."""
     if location.folder is not None and not (location.folder / f"{NAME}.lance").is_dir():
         return False  # where a file is in the way, Lance would take seconds to say so
     return Table.exists(location, NAME)

@@ -53,7 +53,7 @@ def _missing_gists(snapshot: Snapshot, encoder: Encoder) -> Transaction | None:
 
 
 def reencode(snapshot: Snapshot, encoder: Encoder) -> Snapshot:
-    """Make all gists anew, and let them take the place of those there are; resumes where an earlier call stopped.
+    """Make all gists anew to replace those there are; resumes where an earlier call stopped.
 
     The gists of the new version are committed as they are made, but none is read before all are there.
     """
@@ -181,7 +181,7 @@ class VerifyReport:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is damaged."""
+        """True where nothing is damaged."""
         return not self.problems
 
 

@@ -52,13 +52,13 @@ QUALITY_SCHEMA = _schema(
 
 
 def gists_schema(dim: int) -> pa.Schema:
-    """Of the gists of one level, vectors of `dim` entries."""
+    """Columns of the gists of one level, vectors of `dim` entries."""
     vector, made = pa.list_(pa.float16(), dim), pa.timestamp("us", tz="UTC")
     return _schema(document=_TEXT, index=_INT64, vector=vector, made=made, checksum=_UINT32)
 
 
 def schema_of(name: str, dim: int) -> pa.Schema:
-    """Of the table `name` of a tree whose gists have `dim` entries."""
+    """Columns of the table `name` of a tree whose gists have `dim` entries."""
     return {TOKENS: TOKENS_SCHEMA, QUALITY: QUALITY_SCHEMA}.get(name) or gists_schema(dim)
 
 
@@ -137,7 +137,7 @@ def read_gist_rows(name: str, table: pa.Table) -> Gists:
 
 
 def read_quality_rows(table: pa.Table) -> Iterator[Measured]:
-    """What each row measured."""
+    """Losses in each row."""
     kl, offsets = _lists(table, "kl")
     delta_nll, delta_offsets = _lists(table, "delta_nll")
     documents = _documents(table, QUALITY)

@@ -60,7 +60,7 @@ class Node:
     made: datetime
     kl: float
     delta_nll: float
-    """As in `Quality`, NaN where not measured."""
+    """See `Quality`; NaN where not measured."""
     vector: NDArray[np.float16]
     """`[dim]`"""
 

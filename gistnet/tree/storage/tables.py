@@ -161,7 +161,7 @@ class Table:
 
     @staticmethod
     def exists(location: Location, name: str) -> bool:
-        """Whether there is a table of this name."""
+        """True where there is a table of this name."""
         uri = location.join(f"{name}.lance")
         try:
             with lance_errors("open", uri):

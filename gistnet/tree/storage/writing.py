@@ -98,7 +98,7 @@ class PendingDocument:
 
     @property
     def changed(self) -> bool:
-        """Whether there is anything to be written."""
+        """True where there is anything to be written."""
         return self.counts != self._stored
 
     def n_possible(self, level: int) -> int:
@@ -182,7 +182,7 @@ class Transaction:
         self._pending: dict[str, PendingDocument] = {}
         self._rows: dict[str, list[pa.Table]] = {}
         self.failed = False
-        """Whether a change was added only in part, so that none must be committed."""
+        """Set once a change was added only in part, so that none must be committed."""
 
     def document(self, name: str) -> PendingDocument:
         """A document, with what this transaction has added so far."""
