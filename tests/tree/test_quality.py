@@ -138,7 +138,7 @@ def test_what_was_measured_is_kept_with_the_tree_and_measured_once(teacher: Teac
                 span = slice(part.first, part.first + len(part.kl))
                 assert np.allclose(kept.kl[span], part.kl)
                 assert np.allclose(kept.delta_nll[span], part.delta_nll)
-        with pytest.raises(TeacherError, match=r"The tree is of tiny-llama .*; got the teacher tiny-qwen3"):
+        with pytest.raises(TeacherError, match="tiny-qwen3"):
             add_quality(tree, tiny_teacher("qwen3"), options)
 
 

@@ -39,7 +39,7 @@ def test_rows_are_those_that_a_search_finds(appends: list[tuple[str, int]], cut:
 def test_keys_that_do_not_rise_are_damage() -> None:
     index = RowIndex("gists/x/L0")
     index.extend(pa.chunked_array([["a", "a"]]), np.array([0, 1]))
-    with pytest.raises(DataError, match=r"^The table gists/x/L0 is damaged at 'a': 1 follows 1\.$"):
+    with pytest.raises(DataError, match="damaged"):
         index.extend(pa.chunked_array([["a"]]), np.array([1]))
-    with pytest.raises(DataError, match="the row of 0 is missing"):
+    with pytest.raises(DataError, match="missing"):
         index.rows("b", 0, 1)

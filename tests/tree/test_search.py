@@ -67,25 +67,24 @@ def test_a_text_is_repeated_until_it_fills_a_span(filled: GistTree, stub: StubEn
 
 
 def test_queries_that_cannot_be_searched_for(filled: GistTree) -> None:
-    for ask, message in (
-        (lambda: filled.search(np.zeros(8)), "zero or not finite"),
-        (lambda: filled.search(np.full(8, np.nan)), "zero or not finite"),
-        (lambda: filled.search(np.ones(7)), r"shape [7], expected a vector of 8 numbers or a text"),
-        (lambda: filled.search(np.ones(8), level=2), "Got level 2"),
-        (lambda: filled.search("text", level=2), "Got level 2"),
-        (lambda: filled.search(np.ones(8), k=0), "Got k = 0"),
-        (lambda: filled.search(""), "without tokens"),
-        (lambda: filled.search(np.ones(8), document="x"), "Got the document 'x'"),
+    for ask, word in (
+        (lambda: filled.search(np.zeros(8)), "zero"),
+        (lambda: filled.search(np.full(8, np.nan)), "finite"),
+        (lambda: filled.search(np.ones(7)), "shape"),
+        (lambda: filled.search(np.ones(8), level=2), "level 2"),
+        (lambda: filled.search("text", level=2), "level 2"),
+        (lambda: filled.search(np.ones(8), k=0), "k = 0"),
+        (lambda: filled.search(""), "tokens"),
+        (lambda: filled.search(np.ones(8), document="x"), "document 'x'"),
     ):
-        with pytest.raises(DataError) as caught:
+        with pytest.raises(DataError, match=word):
             ask()
-        assert message in str(caught.value)
 
 
 def test_a_text_needs_an_encoder(filled: GistTree) -> None:
     with (
         GistTree.open(filled.info().uri) as reader,
-        pytest.raises(ConfigError, match="without an encoder, expected one to search for a text"),
+        pytest.raises(ConfigError, match="encoder"),
     ):
         reader.search("text")
 

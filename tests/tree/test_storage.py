@@ -95,7 +95,7 @@ def test_everything_is_flushed_before_the_catalog_names_it(
 
 
 def test_a_second_writer_is_refused(tree: GistTree, tmp_path: Path, stub: StubEncoder) -> None:
-    sentence = f"is being written by process {os.getpid()}, expected one writer at a time."
+    sentence = f"process {os.getpid()}"
     for attempt in (
         lambda: GistTree.open(tmp_path / "tree", stub, writable=True),
         lambda: GistTree.create(tmp_path / "tree", stub),
@@ -220,7 +220,7 @@ def test_a_full_disk_loses_nothing(small_disk: Path, stub: StubEncoder) -> None:
         ballast = small_disk / "ballast"
         free = os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_bsize
         ballast.write_bytes(bytes(free - 8192))
-        with pytest.raises(StorageError, match=r"^Could not write .*: No space left on device\.$"):
+        with pytest.raises(StorageError, match="No space"):
             for _ in range(30):
                 tree.append(TOKENS, "another")
         ballast.unlink()
@@ -244,7 +244,7 @@ def test_a_disk_that_refuses_any_of_the_writes(tree: GistTree, monkeypatch: pyte
 
     with monkeypatch.context() as patch:
         patch.setattr(lance, "write_dataset", full)
-        with pytest.raises(StorageError, match=rf"^Could not write .*{table}\.lance: No space left on device\.$"):
+        with pytest.raises(StorageError, match=rf"{table}\.lance: No space left on device\.$"):
             tree.append(TOKENS[100:200])
     assert holds(tree, 100)
     assert tree.append(TOKENS[100:200]) == 200
@@ -255,15 +255,14 @@ def test_places_that_cannot_be_written(tmp_path: Path, stub: StubEncoder) -> Non
     (tmp_path / "file").write_text("precious")
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "letter.txt").write_text("precious")
-    for place, kind, message in (
-        ("/proc/tree", StorageError, "Could not create the tree /proc/tree: No such file or directory."),
-        (tmp_path / "file" / "tree", StorageError, "Not a directory."),
-        (tmp_path / "file", StorageError, "File exists."),
-        (tmp_path / "folder", DataError, "has 'letter.txt' in it, expected a new or empty folder"),
+    for place, kind, word in (
+        ("/proc/tree", StorageError, "/proc/tree"),
+        (tmp_path / "file" / "tree", StorageError, "Not a directory"),
+        (tmp_path / "file", StorageError, "exists"),
+        (tmp_path / "folder", DataError, "letter.txt"),
     ):
-        with pytest.raises(kind) as caught:
+        with pytest.raises(kind, match=word):
             GistTree.create(place, stub)
-        assert message in str(caught.value)
     assert (tmp_path / "folder" / "letter.txt").read_text() == "precious"
     assert len(list((tmp_path / "folder").iterdir())) == 1
 
@@ -328,7 +327,7 @@ def test_of_two_writers_of_an_object_store_one_wins(store: str, stub: StubEncode
     GistTree.create(store, stub).close()
     with GistTree.open(store, stub, writable=True) as one, GistTree.open(store, stub, writable=True) as two:
         assert one.append(TOKENS[:50]) == 50
-        with pytest.raises(StorageError, match=r"^Another writer changed .*; nothing of this was kept\.$"):
+        with pytest.raises(StorageError, match="Another writer"):
             two.append([7, 7, 7, 7, 7])
         assert two.append(TOKENS[50:100]) == 100  # which has seen the first by now
         with pytest.raises(StorageError, match="Another writer"):
@@ -351,7 +350,7 @@ def test_rows_of_another_writer_never_slip_in(store: str, stub: StubEncoder, mon
             return dataset
 
         monkeypatch.setattr(Table, "_newest", interrupted)
-        with pytest.raises(StorageError, match=r"Another writer appended to .*tokens\.lance"):
+        with pytest.raises(StorageError, match="Another writer"):
             one.append(TOKENS[:50])
         assert one.append(TOKENS[:60]) == 60
         assert holds(one, 60)
@@ -372,7 +371,7 @@ def test_on_an_object_store_the_last_day_is_kept(
         monkeypatch.setattr(maintenance, "KEPT_SECONDS", -1)
         tree.compact()
         assert len(Table.open(root, "catalog").versions()) == 2
-        with pytest.raises(StorageError, match=r"Could not open .*No such file or directory"):
+        with pytest.raises(StorageError, match="No such file"):
             catalog.read(root, 2)
         assert not Table.exists(root, "gists/stub0001/L0")
         assert holds(tree, 40)
@@ -389,27 +388,27 @@ def test_a_network_that_is_not_there_is_no_damage() -> None:
             look("s3://bucket/tree", storage_options=options)
 
 
-def test_file_uris_are_local_folders(tmp_path: Path, stub: StubEncoder) -> None:
-    with GistTree.create(f"file://{tmp_path}/a%20tree", stub) as tree:
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "file://{}/a%20tree",
+        "FILE://{}/a tree",
+        "file:{}/a tree",
+        "file://localhost{}/a tree",
+        "{}//a tree//",
+        "~/a tree",
+    ],
+)
+def test_spellings_of_a_local_folder(
+    tmp_path: Path, stub: StubEncoder, monkeypatch: pytest.MonkeyPatch, uri: str
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with GistTree.create(uri.format(tmp_path), stub) as tree:
         tree.append(TOKENS[:50])
-        with pytest.raises(StorageError, match="one writer at a time"):
+        with pytest.raises(StorageError, match="one writer"):
             GistTree.open(tmp_path / "a tree", writable=True)
     with GistTree.open(tmp_path / "a tree") as reader:
         assert holds(reader, 50)
-
-
-def test_a_tilde_is_the_home_folder(tmp_path: Path, stub: StubEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
-    GistTree.create("~/a", stub).close()
-    GistTree.create(Path("~/b"), stub).close()
-    assert GistTree.exists(tmp_path / "a")
-    assert GistTree.exists(tmp_path / "b")
-
-
-@pytest.mark.parametrize("uri", ["file:{}/tree", "FILE://{}/tree", "file://localhost{}/tree", "{}//tree//"])
-def test_spellings_of_a_local_folder(tmp_path: Path, stub: StubEncoder, uri: str) -> None:
-    GistTree.create(uri.format(tmp_path), stub).close()
-    assert GistTree.exists(tmp_path / "tree")
 
 
 @pytest.mark.parametrize(
@@ -428,5 +427,5 @@ def test_another_format_is_refused(tree: GistTree, tmp_path: Path, opening: Call
     state = tree._current.catalog.state.model_copy(update={"format": FORMAT_VERSION + 1})
     writing.commit(tree._current, state)
     tree.close()
-    with pytest.raises(DataError, match=f"format {FORMAT_VERSION + 1}, expected {FORMAT_VERSION}"):
+    with pytest.raises(DataError, match=f"format {FORMAT_VERSION + 1}"):
         opening(tmp_path / "tree")

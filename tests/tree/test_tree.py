@@ -71,9 +71,6 @@ def test_gists_are_those_of_the_blocks_and_the_tail_stays_tokens(tree: GistTree,
     assert np.array_equal(history.gists(0, 0, 18), level_0)
     assert np.array_equal(history.gists(0, 11, 14), level_0[11:14])
     assert np.array_equal(history.gists(1, 0, 4), level_1)
-    for level, count in ((0, 18), (1, 4)):
-        with pytest.raises(DataError, match=rf"gists of level {level} of 'main', expected one within 0 to {count}"):
-            history.gists(level, 0, count + 1)
 
 
 def encoder_in_context() -> GistEncoder:
@@ -155,13 +152,13 @@ def test_integers_of_any_kind_are_tokens(tree: GistTree) -> None:
 
 
 BAD_TOKENS = [
-    ([5, 1000], r"^Got the token 1000 at 1, expected ids 0 to 999\.$"),
-    ([-1], r"the token -1 at 0"),
-    (np.array([2**64 - 1], np.uint64), r"the token 18446744073709551615 at 0"),
-    ([1.5], r"type float64, expected integers"),
-    ([[1, 2]], r"shape \[1, 2\]"),
-    ([True], r"type bool"),
-    ("a\ud800b", r"^Got a text with '\\ud800' at character 1, expected valid Unicode\.$"),
+    ([5, 1000], "1000 at 1"),
+    ([-1], "-1 at 0"),
+    (np.array([2**64 - 1], np.uint64), "18446744073709551615"),
+    ([1.5], "float64"),
+    ([[1, 2]], "shape"),
+    ([True], "bool"),
+    ("a\ud800b", "Unicode"),
 ]
 
 
@@ -198,20 +195,19 @@ def test_the_only_document_needs_no_name_and_an_empty_one_is_none(tree: GistTree
 
 def test_what_is_not_there_is_refused(tree: GistTree) -> None:
     tree.append(draw(40))
-    for ask, message in (
-        (lambda: tree.document().gists(2, 0, 1), "Got level 2, expected one of 0 to 1."),
-        (lambda: tree.document().nodes(-1, [0])[0], "Got level -1, expected one of 0 to 1."),
-        (
-            lambda: tree.document().tokens(30, 41),
-            "Got the range 30 to 41 of tokens of 'main', expected one within 0 to 40.",
-        ),
-        (lambda: tree.document().nodes(0, [10])[0], "Got the range 10 to 11 of gists of level 0 of 'main'"),
-        (lambda: tree.document("other"), "Got the document 'other', expected one that is in the tree"),
-        (lambda: tree.add_gists(np.zeros((1, 8)), 5), "Got level 5"),
+    document = tree.document()
+    for ask in (
+        lambda: document.gists(2, 0, 1),
+        lambda: document.gists(0, 0, 11),
+        lambda: document.tokens(30, 41),
+        lambda: document.nodes(-1, [0]),
+        lambda: document.nodes(0, [3, 10]),
+        lambda: document.quality(1, 0, 3),
+        lambda: tree.document("other"),
+        lambda: tree.add_gists(np.zeros((1, 8)), 5),
     ):
-        with pytest.raises(DataError) as caught:
+        with pytest.raises(DataError, match="expected one"):
             ask()
-        assert message in str(caught.value)
 
 
 def test_a_node_knows_its_place(tree: GistTree, stub: StubEncoder) -> None:
@@ -271,16 +267,15 @@ def test_gists_made_elsewhere(tmp_path: Path, stub: StubEncoder) -> None:
         assert tree.append(tokens[:3]) == 3  # completes nothing
         assert tree.append(tokens[3:], gists=False) == 40
         assert tree.document().levels == 0  # none is complete
-        for gists, level, message in (
-            (level_0, 1, "Got 10 gists of level 1 for 'main', expected 0 at most: its gists of level 0"),
-            (stub.encode(0, draw(44).reshape(11, 4), 0), 0, "Got 11 gists of level 0 for 'main', expected 10 at most"),
-            (level_0[:, :7], 0, r"shape [10, 7]"),
-            (level_0.astype(np.int64), 0, "type int64"),
-            (np.full((1, 8), 1e6), 0, "not finite"),
+        for gists, level, word in (
+            (level_0, 1, "0 at most"),
+            (stub.encode(0, draw(44).reshape(11, 4), 0), 0, "10 at most"),
+            (level_0[:, :7], 0, "shape"),
+            (level_0.astype(np.int64), 0, "int64"),
+            (np.full((1, 8), 1e6), 0, "finite"),
         ):
-            with pytest.raises(DataError) as caught:
+            with pytest.raises(DataError, match=word):
                 tree.add_gists(gists, level)
-            assert message in str(caught.value)
         assert tree.add_gists(level_0[:6], 0) == 6
         assert tree.add_gists(level_0[6:], 0) == 10
         assert tree.document().levels == 1
@@ -341,7 +336,7 @@ def test_an_append_whose_gists_cannot_be_made_leaves_nothing(tmp_path: Path) -> 
         with pytest.raises(DataError, match="not a finite"):
             tree.append([1, 2, 3, 13, 4, 5, 6])
         assert tree.append([6]) == 6
-        with pytest.raises(StorageError, match="nothing of the batch was kept"), tree.batch():
+        with pytest.raises(StorageError, match="batch"), tree.batch():
             tree.append([7])
             with pytest.raises(DataError):
                 tree.append([8, 13, 1, 1, 1])
@@ -367,9 +362,9 @@ def test_encoders_that_do_not_belong_to_the_tree(tmp_path: Path, stub: StubEncod
         1, teacher=stub.info.teacher.model_copy(update={"name": "other", "config_hash": "d" * 16})
     )
     for writable in (False, True):
-        with pytest.raises(TeacherError, match=r"is for stub \(.*; got a GistNet for other \(config dddddddd"):
+        with pytest.raises(TeacherError, match="dddddddd"):
             GistTree.open(tmp_path / "tree", other_teacher, writable=writable)
-        with pytest.raises(CheckpointError, match=r"stub0001 .*got stub0002 .*call reencode"):
+        with pytest.raises(CheckpointError, match="stub0002"):
             GistTree.open(tmp_path / "tree", StubEncoder(2), writable=writable)
     with GistTree.open(tmp_path / "tree", writable=True) as tree, pytest.raises(TeacherError, match="got a GistNet"):
         tree.reencode(other_teacher)
