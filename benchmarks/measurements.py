@@ -1,4 +1,4 @@
-"""Measurements of the packed engine and of the spec's loop: seconds a span, where they go, and that both agree."""
+"""Packed engine and spec loop: seconds a span, where they go, and that both agree. Cost of a context."""
 
 import itertools
 from collections.abc import Callable
@@ -7,10 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import Cache, GenerationConfig
 
 from benchmarks.flops import TeacherSize, engine_flops
 from benchmarks.machine import now, peak_megabytes, reset_peak, timed
 from benchmarks.workload import Branches, all_starts, build_gistnet, build_teacher, engine, loop, read_text, spread
+from gistnet.context.assembly import Context, continue_context
 from gistnet.model.gistnet import GistNet
 from gistnet.model.prefix_attention import largest_difference_of_kernels
 from gistnet.model.teacher import Teacher
@@ -203,3 +205,22 @@ def differences_of_kernels(device: str) -> dict[str, float | str]:
         except Exception as error:  # the other kernels are tried all the same
             found[name] = f"{type(error).__name__}: {error}"
     return found
+
+
+def measure_context(teacher: Teacher, context: Context, new_tokens: int = 32) -> dict[str, Any]:
+    """Bytes of a context's keys and values, seconds to the first new token, and tokens a second after it."""
+
+    def write(count: int) -> Cache:
+        settings = GenerationConfig(max_new_tokens=count, min_new_tokens=count, do_sample=False, pad_token_id=0)
+        return continue_context(teacher, context, settings)[1]
+
+    write(2)  # warms up
+    _, first = timed(partial(write, 1), teacher.device.type)
+    cache, all_seconds = timed(partial(write, new_tokens), teacher.device.type)
+    stored = [part[..., : len(context), :] for layer in cache.layers for part in (layer.keys, layer.values)]
+    return {
+        "vectors": len(context),
+        "kv_bytes": sum(part.numel() * part.element_size() for part in stored),
+        "first_token_seconds": first,
+        "tokens_per_second": (new_tokens - 1) / (all_seconds - first),
+    }

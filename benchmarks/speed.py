@@ -53,11 +53,10 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # so that `python benchmarks/…` works, and `-m benchmarks.…`
 
+
 from benchmarks import machine, measurements, workload
 from benchmarks.flops import TeacherSize
 from gistnet.context.assembly import assemble
-from gistnet.context.cost import measure_cost
-from gistnet.context.in_memory import compress
 from gistnet.context.plan import Plan, Raw
 from gistnet.evaluation.contexts.equal_budget import gist_plan
 from gistnet.files import write_json
@@ -65,6 +64,7 @@ from gistnet.machine import describe_machine
 from gistnet.model.gistnet import GistNet
 from gistnet.model.teacher import Teacher
 from gistnet.objective.objective import encoding_precision
+from gistnet.tree.document import compress
 from gistnet.tree.gist_encoder import GistEncoder
 
 Arguments = argparse.Namespace
@@ -414,8 +414,8 @@ def run_context(asked: Arguments) -> None:
     for ratio in (2, 4, 8, 16, 32):
         plans[f"1/{ratio}"] = gist_plan(len(tokens), encoder.info.span_tokens, encoder.info.levels, ratio, 4)
     for name, plan in plans.items():
-        cost = measure_cost(teacher, assemble(document, plan, teacher, positions="end"))
-        content["budgets"].append({"budget": name, **dataclasses.asdict(cost)})
+        context = assemble(document, plan, teacher, positions="end")
+        content["budgets"].append({"budget": name, **measurements.measure_context(teacher, context)})
         print(machine.in_short(content["budgets"][-1]), flush=True)
         write_json(asked.out, content)
 

@@ -2,8 +2,6 @@
 
     python benchmarks/tree.py speed --quick           20,000 tokens, and a tree of 50,000 (two minutes on two cores)
     python benchmarks/tree.py speed                   200,000 tokens, and a tree of a million (five to ten minutes)
-    python benchmarks/tree.py speed --text BOOK       another text than what comes with Python: a file, or JSON lines
-    python benchmarks/tree.py speed --checkpoint RUN  a trained GistNet, not an untrained `bottleneck` of two levels
     python benchmarks/tree.py kills                   200 kills (two minutes)
     python benchmarks/tree.py kills --kills 20        what the tests run
 
@@ -61,16 +59,12 @@ from gistnet.model.config import GistNetConfig, TeacherConfig
 from gistnet.model.gistnet import GistNet
 from gistnet.model.loading import load_tokenizer
 from gistnet.model.teacher import Teacher
-from gistnet.tree.compress import compress_files
-from gistnet.tree.encoder import Encoder
+from gistnet.tree.compress import TextFiles, compress_files
+from gistnet.tree.encoder import Encoder, encode_levels
 from gistnet.tree.gist_encoder import GistEncoder
-from gistnet.tree.history import count_gists
-from gistnet.tree.progress import CompressionDisplay
-from gistnet.tree.storage.snapshot import Document
-from gistnet.tree.stub_encoder import StubEncoder
-from gistnet.tree.texts import TextFiles, read_texts
+from gistnet.tree.storage.snapshot import TreeDocument
 from gistnet.tree.tree import GistTree
-from gistnet.tree_session import LoadEncoder
+from tests.stub_encoder import StubEncoder
 
 # Speed ----------------------------------------------------------------------------------------------------------------
 
@@ -80,16 +74,15 @@ BOOK, TREE = "book.txt", "tree"
 
 def run_speed(asked: argparse.Namespace) -> None:
     """Run each part in a process of its own, print the figures, write the results."""
-    results: dict[str, Any] = {"machine": describe_machine(), "text": (asked.text or Path("installation")).name}
+    results: dict[str, Any] = {"machine": describe_machine(), "text": "installation", "gistnet": "untrained bottleneck"}
     results["load_average_at_start"] = os.getloadavg()[0]  # what else the machine was doing
-    results["gistnet"] = "untrained bottleneck" if asked.checkpoint is None else asked.checkpoint.name
     book_tokens, tree_tokens, repeats = (20_000, 50_000, 20) if asked.quick else (200_000, 1_000_000, 200)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        in_own_process(write_book, folder / BOOK, asked.text, book_tokens)
+        in_own_process(write_book, folder / BOOK, book_tokens)
         parts: dict[str, tuple[Any, ...]] = {
-            "compress": (with_encoder, compress, folder, asked.checkpoint),
-            "pieces": (with_encoder, append_pieces, folder, asked.checkpoint),
+            "compress": (with_encoder, compress, folder),
+            "pieces": (with_encoder, append_pieces, folder),
             "large": (large, folder, tree_tokens, repeats),
         }
         for part, call in parts.items():
@@ -100,45 +93,34 @@ def run_speed(asked: argparse.Namespace) -> None:
         raise SystemExit("The tree that was appended in pieces differs from the one that was appended at once.")
 
 
-def write_book(path: Path, text: Path | None, n_tokens: int) -> None:
-    """Write the text to compress into a file of its own: the first texts there are, about so many tokens of them."""
+def write_book(path: Path, n_tokens: int) -> None:
+    """Write the text to compress into a file of its own: the first of Python's texts, about so many tokens of them."""
     tokenizer = load_tokenizer(TeacherConfig())
-    if text is None:
-        texts = (text for _, text in read_installation("narrative"))
-    else:
-        texts = ("".join(blocks) for _, blocks in read_texts(TextFiles(paths=(str(text),))))
-    kept: list[str] = []
+    texts = (text for _, text in read_installation("narrative"))
     found = 0
-    for piece in (piece for text in texts for piece in pieces_of(f"{text}\n\n", tokenizer.encode, 2000)):
-        kept.append(piece)
-        found += len(tokenizer.encode(piece))
-        if found >= n_tokens:
-            break
-    path.write_text("".join(kept), encoding="utf-8")
+    with path.open("w", encoding="utf-8") as book:
+        for piece in (piece for text in texts for piece in pieces_of(f"{text}\n\n", tokenizer.encode, 2000)):
+            book.write(piece)
+            found += len(tokenizer.encode(piece))
+            if found >= n_tokens:
+                break
 
 
-def load_encoder(checkpoint: Path | None) -> GistEncoder:
-    """GistNet of a checkpoint, or an untrained one of two levels, which costs the same."""
-    if checkpoint is not None:
-        return LoadEncoder(checkpoint)()
+def with_encoder(part: Callable[..., dict[str, Any]], folder: Path) -> dict[str, Any]:
+    """Measure a part in this process with an untrained GistNet of two levels, which costs what a trained one does."""
     teacher = Teacher.from_pretrained(TeacherConfig())
     config = GistNetConfig(architecture="bottleneck")
-    return GistEncoder(teacher, GistNet.build(config, teacher, below=GistNet.build(config, teacher)))
-
-
-def with_encoder(part: Callable[..., dict[str, Any]], folder: Path, checkpoint: Path | None) -> dict[str, Any]:
-    """Load the encoder in this process, and measure a part with it."""
-    return part(folder, load_encoder(checkpoint))
+    encoder = GistEncoder(teacher, GistNet.build(config, teacher, below=GistNet.build(config, teacher)))
+    encoder.encode(0, np.zeros((1, encoder.info.span_tokens), dtype=np.int64), 0)  # warms up
+    return part(folder, encoder)
 
 
 def compress(folder: Path, encoder: Encoder) -> dict[str, Any]:
     """Compress `folder / BOOK` into a new tree, `folder / TREE`, and do so once more."""
-    warm_up(encoder)
     before = peak_megabytes("cpu")
     files = TextFiles(paths=(str(folder / BOOK),))
     with GistTree.create(folder / TREE, encoder) as tree:
-        with CompressionDisplay() as display:
-            done, seconds = timed(lambda: compress_files(files, tree, encoder, progress=display.update), "cpu")
+        done, seconds = timed(lambda: compress_files(files, tree, encoder), "cpu")
         peak = peak_megabytes("cpu")
         _, seconds_again = timed(lambda: compress_files(files, tree, encoder), "cpu")
     with GistTree.open(folder / TREE, encoder, writable=True) as tree:
@@ -160,24 +142,18 @@ def compress(folder: Path, encoder: Encoder) -> dict[str, Any]:
 
 def append_pieces(folder: Path, encoder: Encoder) -> dict[str, Any]:
     """Append the tokens of `folder / TREE` to another tree in pieces, and compare every bit."""
-    warm_up(encoder)
     with GistTree.open(folder / TREE) as whole, GistTree.create(folder / "pieces", encoder) as tree:
         (name,) = whole.documents()
-        n_tokens = whole.document(name).n_tokens
-        tokens = whole.tokens(0, n_tokens, name)
-        cuts = np.sort(np.random.default_rng(0).choice(np.arange(1, n_tokens), PIECES - 1, replace=False))
+        wanted = whole.document(name)
+        tokens = wanted.tokens(0, wanted.n_tokens)
+        cuts = np.sort(np.random.default_rng(0).choice(np.arange(1, len(tokens)), PIECES - 1, replace=False))
         _, seconds = timed(lambda: [tree.append(piece, name) for piece in np.split(tokens, cuts)], "cpu")
-        identical = np.array_equal(tree.tokens(0, n_tokens, name), tokens)
-        for level in range(encoder.info.levels):
-            count = count_gists(n_tokens, encoder.info.span_tokens, level)
-            ours, theirs = (each.gists(level, 0, count, name).view(np.uint16) for each in (tree, whole))
+        document = tree.document(name)
+        identical = np.array_equal(document.tokens(0, len(tokens)), tokens)
+        for level, count in enumerate(wanted.n_gists):
+            ours, theirs = (each.gists(level, 0, count).view(np.uint16) for each in (document, wanted))
             identical = identical and np.array_equal(ours, theirs)
-    return {"pieces": PIECES, "tokens_per_second": n_tokens / seconds, "identical": identical}
-
-
-def warm_up(encoder: Encoder) -> None:
-    """Make one gist, so that nothing is loaded or allocated for the first time while the clock runs."""
-    encoder.encode(0, np.zeros((1, encoder.info.span_tokens), dtype=np.int64), 0)
+    return {"pieces": PIECES, "tokens_per_second": len(tokens) / seconds, "identical": identical}
 
 
 def large(folder: Path, n_tokens: int, repeats: int) -> dict[str, Any]:
@@ -194,15 +170,16 @@ def large(folder: Path, n_tokens: int, repeats: int) -> dict[str, Any]:
 
     def first_read() -> None:
         with GistTree.open(folder / "large") as tree:
-            tree.nodes(0, draw.integers(0, gists, NODES).tolist())
+            tree.document().nodes(0, draw.integers(0, gists, NODES).tolist())
 
     result: dict[str, Any] = {"encoder": "stub", "tokens": n_tokens, "build_seconds": seconds}
     result["open_milliseconds"] = _percentiles(lambda: GistTree.open(folder / "large").close(), repeats)
     result[f"open_and_read_{NODES}_nodes_milliseconds"] = _percentiles(first_read, repeats)
     with GistTree.open(folder / "large") as tree:
-        tree.nodes(0, [0])
+        document = tree.document()
+        document.nodes(0, [0])
         result[f"read_{NODES}_nodes_milliseconds"] = _percentiles(
-            lambda: tree.nodes(0, draw.integers(0, gists, NODES).tolist()), repeats
+            lambda: document.nodes(0, draw.integers(0, gists, NODES).tolist()), repeats
         )
         for level in range(encoder.info.levels):
             search = partial(tree.search, draw.normal(size=576), level)
@@ -260,10 +237,7 @@ def run_kills(asked: argparse.Namespace) -> None:
 
 
 def kill_writers(kills: int, folder: Path, seed: int = 0) -> dict[str, Any]:
-    """Kill writers in `folder` while two readers look, then verify the tree.
-
-    Returns:
-        Counts of what happened.
+    """Kill writers in `folder` while two readers look, then verify the tree; returns counts of what happened.
 
     Raises:
         RuntimeError: something was lost or torn; the process that saw it has printed what.
@@ -365,15 +339,10 @@ def write_until_killed(folder: Path, notes: Notes, seed: int) -> None:
 
 
 def read_until_stopped(folder: Path, notes: Notes, stop: Path, report: Path, seed: int) -> None:
-    """Look at the tree as fast as possible, and fail at the first thing that is not as it must be.
-
-    Args:
-        stop: a file that ends it once it is there.
-        report: where it counts what it has looked at.
-    """
+    """Look at the tree until the file `stop` is there; fail at the first error, and count the looks in `report`."""
     draw = random.Random(seed)
     seen: Counter[str] = Counter()
-    held: tuple[Document, int, int] | None = None
+    held: tuple[TreeDocument, int, int] | None = None
     with GistTree.open(folder) as tree:
         while not stop.exists():
             acknowledged = {words[1]: words[2] for words in notes.lines() if words[0] == "acknowledged"}
@@ -397,7 +366,7 @@ def read_until_stopped(folder: Path, notes: Notes, stop: Path, report: Path, see
     report.write_text(json.dumps(seen))
 
 
-def look(document: Document, weights: int, draw: random.Random) -> None:
+def look(document: TreeDocument, weights: int, draw: random.Random) -> None:
     """Check a random part of a document, or all of it: its tokens, and gists of each level by these weights alone."""
     check(document.levels == 3, f"{document.name}: only {document.levels} levels are complete")
     stub, n = encoder(weights), document.n_tokens
@@ -409,11 +378,8 @@ def look(document: Document, weights: int, draw: random.Random) -> None:
         first, last = start // per_gist, stop // per_gist
         if first == last:
             break
-        below: NDArray[np.generic] = content(document.name, first * per_gist, last * per_gist).reshape(-1, 8)
-        for each in range(level + 1):
-            at = first * per_gist // 8 ** (each + 1)
-            gists = stub.encode(each, below, at)
-            below = gists.reshape(-1, 8, 16) if each < level else gists
+        tokens = content(document.name, first * per_gist, last * per_gist)
+        gists = encode_levels(stub, tokens, levels=level + 1, start=first * per_gist)[-1]
         found = document.gists(level, first, last)
         check(np.array_equal(found.view(np.uint16), gists.view(np.uint16)), f"gists of level {level} are wrong")
 
@@ -433,8 +399,6 @@ def main() -> None:
     commands = parser.add_subparsers(required=True)
     speed = commands.add_parser("speed")
     speed.add_argument("--quick", action="store_true")
-    speed.add_argument("--text", type=Path)
-    speed.add_argument("--checkpoint", type=Path)
     speed.add_argument("--out", type=Path, help="the file of results")
     speed.set_defaults(run=run_speed)
     kills = commands.add_parser("kills")

@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from gistnet.config import load_config
     from gistnet.context.assembly import assemble
     from gistnet.context.generate import generate
-    from gistnet.context.in_memory import compress
     from gistnet.context.plan import default_plan
     from gistnet.evaluation.evaluator import evaluate
     from gistnet.model.gistnet import GistNet
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from gistnet.preparation import prepare_data
     from gistnet.report.report import write_comparison, write_report
     from gistnet.session import open_trained, train
+    from gistnet.tree.document import compress
     from gistnet.tree.gist_encoder import GistEncoder
     from gistnet.tree.tree import GistTree
 
@@ -53,7 +53,7 @@ _HOMES = {
     "SpanContext": "gistnet.model.span_context",
     "Teacher": "gistnet.model.teacher",
     "assemble": "gistnet.context.assembly",
-    "compress": "gistnet.context.in_memory",
+    "compress": "gistnet.tree.document",
     "default_plan": "gistnet.context.plan",
     "encode": "gistnet.objective.objective",
     "evaluate": "gistnet.evaluation.evaluator",

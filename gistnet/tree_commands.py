@@ -9,7 +9,6 @@ from typing import Annotated
 
 import typer
 from rich.table import Table
-from rich.text import Text
 
 from gistnet import terminal
 from gistnet.paths import required_name
@@ -38,31 +37,19 @@ def compress(
     gpus_per_worker: Annotated[float, typer.Option(min=0, help="GPUs, or a share of one, for each of them.")] = 0,
 ) -> None:
     """Compress documents into a tree; what is there already is passed over, what was interrupted is continued."""
-    from gistnet.tree.progress import CompressionDisplay
-    from gistnet.tree.texts import TextFiles
+    from gistnet.tree.compress import TextFiles
     from gistnet.tree_session import compress_into, measure_tree
 
     terminal.quieten()
     texts = TextFiles(paths=tuple(files), text_field=text_field, id_field=id_field)
-    with CompressionDisplay() as display:
-        done = compress_into(
-            tree, checkpoint, texts, workers=workers, gpus_per_worker=gpus_per_worker, progress=display.update
-        )
+    done = compress_into(tree, checkpoint, texts, workers=workers, gpus_per_worker=gpus_per_worker)
     empty = f"; {done.empty} without text are not" if done.empty else ""
     terminal.out.print(
-        f"{done.documents - done.empty} of {done.total.documents} documents are in {tree}{empty}: "
+        f"{done.documents - done.empty} of {done.documents} documents are in {tree}{empty}: "
         f"{done.appended_tokens:,} tokens appended, {done.found_tokens:,} found there."
     )
     if quality:
-        with terminal.err.status("measuring") as status:
-            measured = measure_tree(
-                tree,
-                checkpoint,
-                progress=lambda name, level, part: status.update(
-                    Text(terminal.escaped(f"measuring {name}, level {level}, gist {part.first}"))
-                ),
-            )
-        terminal.out.print(f"Measured {measured:,} gists.")
+        terminal.out.print(f"Measured {measure_tree(tree, checkpoint):,} gists.")
 
 
 def generate(
@@ -177,9 +164,8 @@ def export(
     stop: Annotated[int | None, typer.Option(help="One more than the last; the end.", show_default=False)] = None,
 ) -> None:
     """Write tokens, or gists of a level, to a file for other programs."""
-    from gistnet.tree.arrays import export_array
-    from gistnet.tree.tree import GistTree, only_document
+    from gistnet.tree.tree import GistTree
 
     with GistTree.open(tree) as opened:
-        shape = export_array(opened, out, document=only_document(opened, document), level=level, start=start, stop=stop)
+        shape = opened.only_document(document).export(out, level, start, stop)
     terminal.out.print(f"Wrote {'tokens' if level is None else 'gists'} of shape {list(shape)} to {out}.")

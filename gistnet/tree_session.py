@@ -1,23 +1,19 @@
 """From a checkpoint to what is done with a tree: compress files into it, measure, search, and answer from it."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from gistnet.context.generate import Generation, generate
-from gistnet.data.tokenise import Tokenize
 from gistnet.errors import TeacherError
-from gistnet.model.teacher import load_tokenizer
 from gistnet.positions import Positions, policy_of
 from gistnet.release_folder import find_folder
-from gistnet.session import open_gistnet, open_teacher, teacher_config
-from gistnet.tree.compress import Progress, compress_files
+from gistnet.session import open_gistnet, open_teacher
+from gistnet.tree.compress import CompressTotals, TextFiles, compress_files
 from gistnet.tree.gist_encoder import GistEncoder
-from gistnet.tree.node import Hit
-from gistnet.tree.quality import Measurement, QualityOptions, add_quality
-from gistnet.tree.ready_gists import ReadyGists
-from gistnet.tree.texts import TextFiles
-from gistnet.tree.tree import GistTree, only_document
+from gistnet.tree.quality import QualityOptions, add_quality
+from gistnet.tree.ray_compress import ReadyGists, compress_files_with_ray
+from gistnet.tree.storage.snapshot import Hit
+from gistnet.tree.tree import GistTree
 
 
 @dataclass(frozen=True)
@@ -33,15 +29,6 @@ class LoadEncoder:
             CheckpointError: there is no usable checkpoint, or it belongs to another teacher.
         """
         return GistEncoder(*open_gistnet(self.checkpoint))
-
-    def tokenize(self) -> Tokenize:
-        """What the encoder tokenises texts with, loaded without the language model.
-
-        Raises:
-            CheckpointError: there is no usable checkpoint.
-            TeacherError: its teacher has no tokenizer.
-        """
-        return load_tokenizer(teacher_config(self.checkpoint)).encode
 
 
 def open_or_create(uri: str, encoder: GistEncoder | ReadyGists) -> GistTree:
@@ -62,8 +49,7 @@ def compress_into(
     *,
     workers: int = 0,
     gpus_per_worker: float = 0,
-    progress: Callable[[Progress], None] = lambda progress: None,
-) -> Progress:
+) -> CompressTotals:
     """Compress files into a tree, in this process or, where `workers` are asked for, in theirs under Ray.
 
     Raises:
@@ -73,20 +59,11 @@ def compress_into(
     ready = ReadyGists(load())
     with open_or_create(uri, ready) as tree:
         if not workers:
-            return compress_files(files, tree, ready, progress=progress)
-        from gistnet.tree.ray_compress import compress_files_with_ray
-
-        return compress_files_with_ray(
-            files, tree, ready, load, load.tokenize, workers=workers, gpus_per_worker=gpus_per_worker, progress=progress
-        )
+            return compress_files(files, tree, ready)
+        return compress_files_with_ray(files, tree, ready, load, workers=workers, gpus_per_worker=gpus_per_worker)
 
 
-def measure_tree(
-    uri: str,
-    checkpoint: Path,
-    *,
-    progress: Callable[[str, int, Measurement], None] = lambda document, level, measured: None,
-) -> int:
+def measure_tree(uri: str, checkpoint: Path) -> int:
     """Measure those gists of a tree that have not been, with the positions that the checkpoint was trained with.
 
     Returns:
@@ -98,7 +75,7 @@ def measure_tree(
     teacher, gistnet = open_gistnet(checkpoint)
     options = QualityOptions(positions=policy_of(gistnet.positions))
     with GistTree.open(uri, GistEncoder(teacher, gistnet), writable=True) as tree:
-        return add_quality(tree, teacher, options, progress=progress)
+        return add_quality(tree, teacher, options)
 
 
 def search_text(
@@ -115,7 +92,7 @@ def search_text(
         if teacher.tokenizer is None:
             raise TeacherError(f"{teacher.name} has no tokenizer, expected one to show text.")
         decode = teacher.tokenizer.decode
-        return [(hit, decode(tree.tokens(hit.start, hit.stop, hit.document).tolist())) for hit in hits]
+        return [(hit, decode(tree.document(hit.document).tokens(hit.start, hit.stop).tolist())) for hit in hits]
 
 
 def answer(
@@ -138,10 +115,10 @@ def answer(
         GistNetError: as `GistTree.open`, `open_teacher` and `generate`; or it is not clear which document.
     """
     with GistTree.open(uri) as tree:
-        history = tree.document(only_document(tree, document))
-        teacher = open_teacher(history.teacher)
+        compressed = tree.only_document(document)
+        teacher = open_teacher(compressed.teacher)
         return generate(
-            history,
+            compressed,
             prompt,
             teacher=teacher,
             budget=budget,

@@ -4,9 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,27 +14,23 @@ import yaml
 from click.testing import Result
 from numpy.typing import NDArray
 from safetensors import safe_open
-from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from gistnet import tree_commands as commands
 from gistnet import tree_session as session
 from gistnet.config import load_config
 from gistnet.context.generate import generate
-from gistnet.context.in_memory import compress as compress_text
-from gistnet.data.tokenise import Tokenize
 from gistnet.errors import ConfigError, DataError, GistNetError, StorageError
 from gistnet.model.teacher import Teacher
 from gistnet.session import open_gistnet, open_trained, train
-from gistnet.tree import ray_compress
-from gistnet.tree.compress import Progress, compress_files
+from gistnet.tree.compress import CompressTotals, TextFiles, compress_files
+from gistnet.tree.document import compress as compress_text
 from gistnet.tree.gist_encoder import GistEncoder
 from gistnet.tree.quality import QualityOptions, add_quality
-from gistnet.tree.ready_gists import ReadyGists
-from gistnet.tree.stub_encoder import StubEncoder
-from gistnet.tree.texts import TextFiles
+from gistnet.tree.ray_compress import ReadyGists
 from gistnet.tree.tree import GistTree
 from gistnet.tree_session import LoadEncoder
+from tests.stub_encoder import StubEncoder
 
 BOOK = "the river and the stone walked over a quiet bridge, seven lanterns " * 12
 APP = typer.Typer()
@@ -103,13 +97,12 @@ def test_compress_makes_a_tree_and_a_second_call_finds_it(checkpoint: Path, book
     first = run("compress", checkpoint, book, "--tree", tmp_path / "tree")
     assert first.exit_code == 0, first.output
     assert first.stdout == f"1 of 1 documents are in {tmp_path / 'tree'}: 804 tokens appended, 0 found there.\n"
-    assert "100%  library/book.txt  documents 1/1  804 tokens" in first.stderr
     second = run("compress", checkpoint, book, "--tree", tmp_path / "tree")
     assert "0 tokens appended, 804 found there." in second.stdout
     trained = open_trained(checkpoint)
     spans = tokens_of(trained.teacher)[:800].reshape(100, 8)
     with GistTree.open(tmp_path / "tree") as tree:
-        gists = tree.gists(0, 0, 100, "library/book.txt")
+        gists = tree.document("library/book.txt").gists(0, 0, 100)
     assert np.array_equal(gists, LoadEncoder(checkpoint)().encode(0, spans, 0))
     expected = trained.gistnet(trained.teacher.embed(torch.from_numpy(spans)))
     assert np.allclose(gists, expected.detach().numpy(), atol=2e-2, rtol=1e-3)
@@ -132,9 +125,9 @@ def test_quality_is_measured_with_the_positions_of_the_checkpoint(
     """100 spans of 8 tokens; the first has nothing before it, and the last three no 32 tokens after them."""
     positions = []
 
-    def spy(tree: GistTree, teacher: Teacher, options: QualityOptions, **rest: Any) -> int:
+    def spy(tree: GistTree, teacher: Teacher, options: QualityOptions) -> int:
         positions.append(options.positions)
-        return add_quality(tree, teacher, options, **rest)
+        return add_quality(tree, teacher, options)
 
     monkeypatch.setattr(session, "add_quality", spy)
     result = run("compress", checkpoint, book, "--tree", tmp_path / "tree", "--quality")
@@ -142,7 +135,7 @@ def test_quality_is_measured_with_the_positions_of_the_checkpoint(
     assert "Measured 95 gists." in result.stdout
     assert positions == ["end"]
     with GistTree.open(tmp_path / "tree") as tree:
-        kl = tree.quality("library/book.txt", 0, 0, 100).kl
+        kl = tree.document("library/book.txt").quality(0, 0, 100).kl
     assert np.flatnonzero(np.isnan(kl)).tolist() == [0, 96, 97, 98, 99]
     assert np.nanmin(kl) > 0
 
@@ -157,14 +150,12 @@ def test_workers_are_those_of_ray(
         tree: GistTree,
         ready: ReadyGists,
         make_encoder: LoadEncoder,
-        make_tokenize: Callable[[], Tokenize],
-        progress: Any,
         **options: float,
-    ) -> Progress:
+    ) -> CompressTotals:
         asked.update(options, paths=files.paths, encoder=make_encoder().info.fingerprint)
-        return compress_files(files, tree, ready, progress=progress)
+        return compress_files(files, tree, ready)
 
-    monkeypatch.setattr(ray_compress, "compress_files_with_ray", compress)
+    monkeypatch.setattr(session, "compress_files_with_ray", compress)
     options = ("--workers", 3, "--gpus-per-worker", 0.5)
     assert run("compress", checkpoint, book, "--tree", tmp_path / "tree", *options).exit_code == 0
     fingerprint = LoadEncoder(checkpoint)().info.fingerprint
@@ -221,7 +212,7 @@ def test_export_writes_what_the_tree_holds(compressed: Path, checkpoint: Path, t
         "gists of shape [2, 32]" in run("tree", "export", compressed, gists, *range_, "--stop", 7, "--level", 0).stdout
     )
     with GistTree.open(compressed) as tree:
-        expected = tree.gists(0, 5, 7, name)
+        expected = tree.document(name).gists(0, 5, 7)
         version = tree.info().gist_version
     if suffix == ".npy":
         assert np.array_equal(np.load(tokens), tokens_of(open_trained(checkpoint).teacher)[5:])
@@ -266,20 +257,6 @@ def test_a_saved_gistnet_is_a_checkpoint_too(checkpoint: Path, book: Path, tmp_p
     edited["teacher"]["weights_hash"] = "0" * 64
     (tmp_path / "elsewhere" / "config.json").write_text(json.dumps(edited))
     assert "Got the teacher" in str(refused("compress", tmp_path / "elsewhere", book, "--tree", tree))
-
-
-def test_the_tokens_of_an_encoder_are_made_without_its_language_model(
-    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    expected = LoadEncoder(checkpoint)().tokenize(BOOK)
-    saved = open_trained(checkpoint).folder
-
-    def refuse(*arguments: object, **options: object) -> None:
-        raise AssertionError("a language model is loaded")
-
-    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", refuse)
-    for folder in (checkpoint, saved.parent, saved):  # a run, its checkpoint, and the GistNet in that
-        assert np.array_equal(LoadEncoder(folder).tokenize()(BOOK), expected)
 
 
 def test_what_needs_no_model_loads_no_torch(compressed: Path, tmp_path: Path) -> None:

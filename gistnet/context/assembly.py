@@ -1,22 +1,33 @@
 """Contexts: the vectors that the teacher reads in place of a long document, some of them tokens and some gists.
 
-Positions follow the policies that GistNets are trained with (`gistnet.objective.branches.Positions`). With `center` and
-`end` raw tokens keep their places in the document, and gists stand in the middle of their span or on its last token, so
-gaps stay where gists are and where text is left out. With `compact` the vectors are numbered without gaps. In all of
-them what stands before the document (BOS, a template's head) shifts it, and what follows goes on behind its last piece.
+Positions follow the policies that GistNets are trained with (`gistnet.positions`). With `center` and `end` raw tokens
+keep their positions in the document, and gists stand in the middle of their span or on its last token, so gaps stay
+where gists are and where text is left out. With `compact` the vectors are numbered without gaps. In all of them BOS or
+a template's head before the document shifts it, and a prompt follows its last piece.
+
+A context is read by transformers' own forward. Where its positions have gaps, sliding-window layers need care:
+transformers measures distance in indices, training measured it in positions (D9), and a gist 40 indices back may be
+1000 positions back. So such layers are given masks made from the positions; their cache then keeps all keys, because
+the index does not tell which of them are near enough. Everything else is left to transformers.
 """
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import Cache, DynamicCache, GenerationConfig
+from transformers.generation.streamers import BaseStreamer
 
 from gistnet.context.plan import RAW_LEVEL, Piece, Plan, Raw
 from gistnet.errors import ConfigError, DataError, TeacherError
 from gistnet.model.teacher import Teacher
 from gistnet.positions import Positions, policy_of
-from gistnet.tree.history import History, tokens_per_gist
+from gistnet.tree.document import CompressedDocument
+from gistnet.tree.encoder import tokens_per_gist
 
 NOT_OF_THE_DOCUMENT = -1
 """Stands in `Context.spans` for vectors that are no part of the document: BOS, a template, a prompt."""
@@ -24,7 +35,7 @@ NOT_OF_THE_DOCUMENT = -1
 
 @dataclass(frozen=True)
 class Context:
-    """A context of n vectors, and what each of them stands for.
+    """Context of n vectors, and the tokens that each of them stands for.
 
     Attributes:
         inputs_embeds: `[1, n, dim]`, in the teacher's number format.
@@ -34,7 +45,7 @@ class Context:
         spans: `[n, 2]`, the first token of the document that a vector stands for, and the one after its last.
         levels: `[n]`, the level of the gist; `RAW_LEVEL` for a token.
         positions: the position policy.
-        plan: what was taken of the document.
+        plan: the parts of the document that are in it.
     """
 
     inputs_embeds: Tensor
@@ -46,14 +57,15 @@ class Context:
     plan: Plan
 
     def __len__(self) -> int:
-        """How many vectors there are."""
+        """Number of vectors."""
         return self.inputs_embeds.shape[1]
 
     @property
     def model_inputs(self) -> dict[str, Tensor]:
-        """What a model of transformers, and its `generate`, must be given.
+        """Arguments of a model of transformers and of its `generate`.
 
-        Sliding layers count indices there; `gistnet.context.reading` lets them count positions, as training does.
+        Sliding layers count indices there; `read_context` and `continue_context` let them count positions, as training
+        does.
         """
         return {
             "inputs_embeds": self.inputs_embeds,
@@ -64,7 +76,7 @@ class Context:
 
 @torch.no_grad()
 def assemble(
-    history: History,
+    document: CompressedDocument,
     plan: Plan,
     teacher: Teacher,
     *,
@@ -75,7 +87,7 @@ def assemble(
     """The context that a plan makes of a document.
 
     Args:
-        history: the document.
+        document: compressed.
         plan: what stands in it as tokens, and what as gists.
         teacher: the language model that will read it, and for which the gists were made.
         positions: where gists stand; None for the policy that they were trained for, or `compact` where the document
@@ -89,26 +101,26 @@ def assemble(
             policies, and none is given.
         TeacherError: the document is of another teacher.
     """
-    if plan.span_tokens != history.span_tokens:
+    if plan.span_tokens != document.span_tokens:
         raise DataError(
-            f"Got a plan for spans of {plan.span_tokens} tokens, expected {history.span_tokens} as the history has."
+            f"Got a plan for spans of {plan.span_tokens} tokens, expected {document.span_tokens} as the document has."
         )
-    if not history.teacher.same_model(teacher.fingerprint):
+    if not document.teacher.same_model(teacher.fingerprint):
         raise TeacherError(
-            f"Got a document compressed for {history.teacher.describe()}, expected one for "
+            f"Got a document compressed for {document.teacher.describe()}, expected one for "
             f"{teacher.fingerprint.describe()}."
         )
     if before is None:
         before = () if teacher.tokenizer is None else teacher.tokenizer.window_prefix
     fits = len(before) + plan.end + len(after) <= teacher.max_positions
-    policy = positions or (policy_of(history.positions) if fits else "compact")
+    policy = positions or (policy_of(document.positions) if fits else "compact")
     if not len(before) + plan.vectors + len(after):
         raise DataError("Got a plan of nothing, expected a context of at least one vector.")
     spans, levels = _document_map(plan)
-    ends = [_of_tokens(before), *(_piece_vectors(history, piece, teacher) for piece in plan.order), _of_tokens(after)]
+    ends = [_of_tokens(before), *(_piece_vectors(document, piece, teacher) for piece in plan.order), _of_tokens(after)]
     vectors = torch.cat([teacher.embed(part) if part.dtype == torch.long else part for part in ends])
     position_ids = _positions(spans, levels, policy, len(before), len(after), plan)
-    _require_room(position_ids, policy, teacher)
+    _require_trained_positions(position_ids, policy, teacher)
     outside = [torch.full((len(part), 2), NOT_OF_THE_DOCUMENT) for part in (before, after)]
     raw = [torch.full((len(part),), RAW_LEVEL) for part in (before, after)]
     return Context(
@@ -127,7 +139,7 @@ def _of_tokens(tokens: Sequence[int]) -> Tensor:
 
 
 def _document_map(plan: Plan) -> tuple[Tensor, Tensor]:
-    """What each vector of the plan stands for: tokens `[n, 2]` and level `[n]`."""
+    """Tokens `[n, 2]` that each vector of the plan stands for, and its level `[n]`."""
     spans, levels = [torch.empty(0, 2, dtype=torch.long)], [torch.empty(0, dtype=torch.long)]
     for piece in plan.order:
         size = tokens_per_gist(plan.span_tokens, piece.level)
@@ -137,11 +149,11 @@ def _document_map(plan: Plan) -> tuple[Tensor, Tensor]:
     return torch.cat(spans), torch.cat(levels)
 
 
-def _piece_vectors(history: History, piece: Piece, teacher: Teacher) -> Tensor:
+def _piece_vectors(document: CompressedDocument, piece: Piece, teacher: Teacher) -> Tensor:
     """The token ids of a raw piece, `[n]`, or the gists of another, `[n, dim]`."""
     if isinstance(piece, Raw):
-        return torch.tensor(history.tokens(piece.start, piece.stop), dtype=torch.long)
-    gists = torch.tensor(history.gists(piece.level, piece.start, piece.stop))
+        return torch.tensor(document.tokens(piece.start, piece.stop), dtype=torch.long)
+    gists = torch.tensor(document.gists(piece.level, piece.start, piece.stop))
     return gists.to(teacher.device, teacher.dtype)
 
 
@@ -156,7 +168,7 @@ def _positions(spans: Tensor, levels: Tensor, policy: Positions, before: int, af
     return torch.cat([torch.arange(before), before + spans[:, 0] + within, following])
 
 
-def _require_room(position_ids: Tensor, policy: Positions, teacher: Teacher) -> None:
+def _require_trained_positions(position_ids: Tensor, policy: Positions, teacher: Teacher) -> None:
     if (last := int(position_ids[-1])) < teacher.max_positions:
         return
     if policy == "compact":
@@ -168,3 +180,102 @@ def _require_room(position_ids: Tensor, policy: Positions, teacher: Teacher) -> 
         f"Got positions up to {last} with the policy '{policy}', expected less than the {teacher.max_positions} "
         f"of {teacher.name}: a longer document needs the policy 'compact'."
     )
+
+
+@torch.no_grad()
+def read_context(teacher: Teacher, context: Context) -> Tensor:
+    """Final hidden states of a whole context, `[1, n, dim]`; `teacher.logits` makes predictions of them."""
+    inputs: dict[str, Any] = dict(context.model_inputs)
+    if _slides(teacher) and context.positions != "compact":
+        inputs["attention_mask"] = _masks_by_position(teacher, context.position_ids[0], 0)
+    return teacher.model.base_model(**inputs, use_cache=False).last_hidden_state
+
+
+@torch.no_grad()
+def continue_context(
+    teacher: Teacher, context: Context, settings: GenerationConfig, streamer: BaseStreamer | None = None
+) -> tuple[list[int], Cache]:
+    """Generate after a context: the new token ids, and the KV cache of everything read.
+
+    Args:
+        teacher: the language model that the context was assembled for.
+        context: ends with a raw token, whose position the new ones follow.
+        settings: how transformers generates; `max_new_tokens` must be set.
+        streamer: given each token as it comes.
+
+    Raises:
+        ConfigError: the new tokens would have positions that the teacher was not trained for.
+    """
+    last = int(context.position_ids[0, -1])
+    if last + settings.max_new_tokens > teacher.max_positions:  # the last new token is written, not read
+        raise ConfigError(
+            f"Got {settings.max_new_tokens} new tokens after position {last}, expected them to fit within the "
+            f"{teacher.max_positions} positions of {teacher.name}: shorten either, or use the policy 'compact'."
+        )
+    settings = copy.copy(settings)
+    settings.return_dict_in_generate = True
+    cache = DynamicCache() if _slides(teacher) and context.positions != "compact" else None
+    with _sliding_by_position(teacher, context, settings.max_new_tokens if cache is not None else 0):
+        output = teacher.model.generate(
+            **context.model_inputs,
+            generation_config=settings,
+            past_key_values=cache,
+            streamer=streamer,
+            tokenizer=None if teacher.tokenizer is None else teacher.tokenizer.inner,  # for `stop_strings`
+        )
+    return output.sequences[0].tolist(), output.past_key_values
+
+
+def continued_mask(teacher: Teacher, positions: Tensor, first: int) -> Tensor | dict[str, Tensor]:
+    """Attention mask of the vectors from `first` on, where a cache holds those before; see `_masks_by_position`.
+
+    Ones say that all is one document, and leave transformers its fastest attention.
+    """
+    if _slides(teacher):
+        return _masks_by_position(teacher, positions, first)
+    return torch.ones(1, len(positions), dtype=torch.bool, device=positions.device)
+
+
+def _slides(teacher: Teacher) -> bool:
+    """True where some layers have a sliding window."""
+    layer_types = getattr(teacher.config, "layer_types", None)
+    window = getattr(teacher.config, "sliding_window", None)
+    return window is not None and (layer_types is None or "sliding_attention" in layer_types)
+
+
+def _masks_by_position(teacher: Teacher, positions: Tensor, first: int) -> Tensor | dict[str, Tensor]:
+    """Attention mask `[1, 1, n - first, n]` by distance in positions; one by kind of layer, where there are several.
+
+    Args:
+        positions: `[n]`, of all keys.
+        first: the index of the first query among them.
+    """
+    distance = positions[first:, None] - positions[None, :]
+    causal = (distance >= 0)[None, None]
+    near = causal & (distance < teacher.config.sliding_window)
+    if getattr(teacher.config, "layer_types", None) is None:
+        return near
+    return {"full_attention": causal, "sliding_attention": near}
+
+
+@contextmanager
+def _sliding_by_position(teacher: Teacher, context: Context, new_tokens: int) -> Iterator[None]:
+    """Within the block every forward of the model gets masks by position; without new tokens, nothing changes."""
+    if not new_tokens:
+        yield
+        return
+    last = context.position_ids[0, -1]
+    following = last + 1 + torch.arange(new_tokens, device=last.device)
+    positions = torch.cat([context.position_ids[0], following])
+
+    def give_masks(model: Any, arguments: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        read = options["past_key_values"].get_seq_length()
+        total = read + options["position_ids"].shape[-1]
+        return arguments, {**options, "attention_mask": _masks_by_position(teacher, positions[:total], read)}
+
+    # A hook, because `generate` makes its own masks and hands on no others.
+    hook = teacher.model.register_forward_pre_hook(give_masks, with_kwargs=True)
+    try:
+        yield
+    finally:
+        hook.remove()

@@ -1,7 +1,7 @@
 """The teacher answers a prompt about a long document that it reads as gists and tokens.
 
-    history = compress(text, encoder)
-    print(generate(history, "Who crossed the bridge?", teacher=teacher, budget=512).text)
+    document = compress(text, encoder)
+    print(generate(document, "Who crossed the bridge?", teacher=teacher, budget=512).text)
 
 Where the tokenizer has a chat template, document and prompt are one turn of the user: the document, an empty line, the
 prompt. The template is rendered around a marker for the document and cut there and at the prompt, so that every control
@@ -18,14 +18,13 @@ import torch
 from transformers import GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
-from gistnet.context.assembly import Context, assemble
+from gistnet.context.assembly import Context, assemble, continue_context
 from gistnet.context.plan import Plan, default_plan
-from gistnet.context.reading import continue_context
 from gistnet.errors import ConfigError, DataError, TeacherError
 from gistnet.model.teacher import Teacher
 from gistnet.model.tokenizer import TeacherTokenizer, require_unicode
 from gistnet.positions import Positions
-from gistnet.tree.history import History
+from gistnet.tree.document import CompressedDocument
 
 SINK_TOKENS = 4
 """So many tokens at least are raw at the beginning of a context (D11): the template's head, or else the document's."""
@@ -33,7 +32,7 @@ SINK_TOKENS = 4
 
 @dataclass(frozen=True)
 class Generation:
-    """What the teacher wrote.
+    """Text that the teacher wrote.
 
     Attributes:
         text: without special tokens.
@@ -47,7 +46,7 @@ class Generation:
 
 
 def generate(
-    history: History,
+    document: CompressedDocument,
     prompt: str,
     *,
     teacher: Teacher,
@@ -62,7 +61,7 @@ def generate(
     """Let the teacher answer a prompt, or continue a text, with a compressed document before it.
 
     Args:
-        history: the document: of a tree, or from `compress`.
+        document: of a tree, or from `compress`.
         prompt: what follows it.
         teacher: the language model that the gists were made for.
         budget: the most vectors that the teacher reads, template and prompt included; makes the default plan.
@@ -70,7 +69,7 @@ def generate(
         positions: where gists stand; None decides as `assemble` does.
         chat: whether to use the chat template; None uses it where there is one.
         max_new_tokens: the most tokens to write; it stops earlier at an end token.
-        streamer: of transformers, told of each token as it comes (`TextStreamer` prints them).
+        streamer: of transformers, given each token as it comes (`TextStreamer` prints them).
         options: of transformers' generation, such as `do_sample=True, temperature=0.7`; without any it is greedy.
             (Repetition penalties see the new tokens only: gists have no ids.)
 
@@ -89,11 +88,11 @@ def generate(
     settings = _generation_settings(teacher, max_new_tokens, options)
     before, after = _surroundings(teacher.tokenizer, prompt, chat, teacher.name)
     if plan is None and budget is not None:
-        plan = _plan_within(budget, history, len(before), len(after))
+        plan = _plan_within(budget, document, len(before), len(after))
     elif plan is None or budget is not None:
         got = "neither" if plan is None else "both"
         raise ConfigError(f"Got {got} of a budget and a plan, expected one of them.")
-    context = assemble(history, plan, teacher, positions=positions, before=before, after=after)
+    context = assemble(document, plan, teacher, positions=positions, before=before, after=after)
     try:
         tokens, _ = continue_context(teacher, context, settings, streamer)
     except (ValueError, TypeError, LookupError, RuntimeError) as error:
@@ -104,7 +103,7 @@ def generate(
     return Generation(teacher.tokenizer.inner.decode(tokens, skip_special_tokens=True), tokens, context)
 
 
-def _plan_within(budget: int, history: History, before: int, after: int) -> Plan:
+def _plan_within(budget: int, document: CompressedDocument, before: int, after: int) -> Plan:
     """The default plan with the vectors that prompt and template leave."""
     sink = max(0, SINK_TOKENS - before)
     left = budget - before - after
@@ -113,7 +112,7 @@ def _plan_within(budget: int, history: History, before: int, after: int) -> Plan
             f"Got a budget of {budget} vectors, expected more than the {before + after} of the prompt with its "
             f"template and {sink} of the sink."
         )
-    return default_plan(history.n_tokens, history.span_tokens, history.levels, left, sink_tokens=sink)
+    return default_plan(document.n_tokens, document.span_tokens, document.levels, left, sink_tokens=sink)
 
 
 def _surroundings(
@@ -126,9 +125,9 @@ def _surroundings(
     if chat is False or not has_template:
         (after,) = tokenizer.encode_batch([prompt], continued=True)
         return list(tokenizer.window_prefix), after
-    document = f"document-{hashlib.sha256(prompt.encode()).hexdigest()}"  # in no prompt but by design
-    head, tail = _rendered_around(document, document, tokenizer, teacher_name)
-    same_head, rest = _rendered_around(document, f"{document}\n\n{prompt}", tokenizer, teacher_name)
+    marker = f"document-{hashlib.sha256(prompt.encode()).hexdigest()}"  # in no prompt but by design
+    head, tail = _rendered_around(marker, marker, tokenizer, teacher_name)
+    same_head, rest = _rendered_around(marker, f"{marker}\n\n{prompt}", tokenizer, teacher_name)
     if same_head != head or not rest.endswith(tail):
         raise TeacherError(
             f"The chat template of {teacher_name} writes other things around another message, expected the same; "
@@ -138,11 +137,11 @@ def _surroundings(
     text, control = tokenizer.split_at_control(tail)
     (asked,) = tokenizer.encode_batch([rest.removesuffix(tail) + text], continued=True)
     (ending,) = tokenizer.encode_batch([control], control=True)
-    return tokenizer.encode_head(head, document), [*asked, *ending]
+    return tokenizer.encode_head(head, marker), [*asked, *ending]
 
 
-def _rendered_around(document: str, message: str, tokenizer: TeacherTokenizer, teacher_name: str) -> tuple[str, str]:
-    """What the chat template writes before and after the document in a user's message."""
+def _rendered_around(marker: str, message: str, tokenizer: TeacherTokenizer, teacher_name: str) -> tuple[str, str]:
+    """Text of the chat template before and after the document in a user's message."""
     turn = {"role": "user", "content": message}
     try:
         rendered = tokenizer.inner.apply_chat_template([turn], tokenize=False, add_generation_prompt=True)
@@ -151,11 +150,11 @@ def _rendered_around(document: str, message: str, tokenizer: TeacherTokenizer, t
             f"The chat template of {teacher_name} refuses a conversation of one user's turn ({_reason(error)}), "
             "expected it to render one; chat=False goes without it."
         ) from error
-    if rendered.count(document) != 1:
+    if rendered.count(marker) != 1:
         raise TeacherError(
-            f"The chat template of {teacher_name} shows a message {rendered.count(document)} times, expected once."
+            f"The chat template of {teacher_name} shows a message {rendered.count(marker)} times, expected once."
         )
-    head, tail = rendered.split(document)
+    head, tail = rendered.split(marker)
     return head, tail
 
 
@@ -197,7 +196,7 @@ def _reason(error: Exception) -> str:
 
 
 def _end_tokens(teacher: Teacher) -> list[int]:
-    """What ends a text by the model's settings, and what by the tokenizer, which for a chat model ends its turn."""
+    """End tokens by the model's settings, and that of the tokenizer, which for a chat model ends its turn."""
     stated = teacher.model.generation_config.eos_token_id
     ends = {stated} if isinstance(stated, int) else set(stated or ())
     if teacher.tokenizer is not None:

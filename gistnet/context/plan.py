@@ -1,4 +1,4 @@
-"""Which parts of a document stand in a context as tokens, and which as gists of which level. Pure: no torch, no text.
+"""Plans: the parts of a document that stand in a context as tokens, or as gists of a level. Pure: no torch, no text.
 
 A plan is a list of pieces in the order of the document, without overlaps; text between two pieces is left out. Gists of
 a level stand for blocks of K^(level+1) tokens that begin at multiples of that number.
@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from gistnet.errors import ConfigError, DataError
-from gistnet.tree.history import tokens_per_gist
+from gistnet.tree.encoder import tokens_per_gist
 
 RAW_LEVEL = -1
 """The level of a raw token: one below the gists that are made of tokens."""
@@ -47,12 +47,12 @@ Piece = Raw | Gists
 
 @dataclass(frozen=True)
 class Plan:
-    """What a context holds of a document.
+    """Parts of a document that a context holds.
 
     Attributes:
         pieces: in the order of the document and without overlaps. Empty ones are left out and neighbours of one level
             joined, so that plans that mean the same are equal.
-        span_tokens: K of the history.
+        span_tokens: K of the document.
         sink_tokens: so many first tokens stand raw in front, whatever the pieces are; at most K / 2, so that they
             precede the first gist in every position policy. (For a longer one, let the plan begin with a `Raw`.)
 
@@ -106,12 +106,12 @@ class Plan:
 
     @property
     def vectors(self) -> int:
-        """How many vectors the context has."""
+        """Number of vectors of the context."""
         return sum(piece.stop - piece.start for piece in self.order)
 
     @property
     def tokens_covered(self) -> int:
-        """How many tokens of the document something stands for; the others are left out."""
+        """Number of tokens of the document that something stands for; the others are left out."""
         extents = [self.extent(piece) for piece in self.pieces]
         sink_alone = min(self.sink.stop, extents[0][0]) if extents else self.sink.stop
         return sink_alone + sum(stop - start for start, stop in extents)
@@ -190,7 +190,7 @@ def default_plan(
 
 @dataclass(frozen=True)
 class _Filling:
-    """How `default_plan` shares a budget among levels; `top` is the coarsest one."""
+    """Shares of a budget among levels in `default_plan`; `top` is the coarsest one."""
 
     span_tokens: int
     top: int
@@ -207,7 +207,7 @@ class _Filling:
         return [*older, _piece(level, count - own, count)]
 
     def _own_nodes(self, level: int, count: int, budget: int) -> int:
-        """How many of the newest nodes stay of this level: as many as end at a border of the level above."""
+        """Number of the newest nodes that stay of this level: as many as end at a border of the level above."""
         span, tail = self.span_tokens, count % self.span_tokens
         shared_blocks = max(0, round((self.share * budget - tail) / span))
         if self._fewest(level, count) > budget:
@@ -248,7 +248,7 @@ def _joined(pieces: Sequence[Piece]) -> Iterator[Piece]:
 
 
 def _within(plan: Plan, start: int, stop: int) -> Iterator[Piece]:
-    """What the pieces have of tokens `start` to `stop - 1`: parts of finer ones, the whole of a coarser one."""
+    """Parts of the pieces within tokens `start` to `stop - 1`: parts of finer ones, the whole of a coarser one."""
     for piece in plan.pieces:
         size = tokens_per_gist(plan.span_tokens, piece.level)
         first, last = max(piece.start, start // size), min(piece.stop, -(-stop // size))

@@ -1,40 +1,107 @@
-"""Texts into a tree: in portions, so that memory does not grow with a text, and continued where an earlier run stopped.
+"""Compress the documents of files into a tree, in portions, and continue where an earlier run stopped.
 
 The tokens of the tree are the record of what has been done: a run reads and tokenises every text again, which costs
 little beside making gists, compares with what the tree holds of it, and appends what is missing. So a text that is in
 the tree entirely is passed over, a part of one is continued, one that has grown is too if its tokens so far are the
 same, and one that has changed is refused: the tree never holds a mixture. A portion is acknowledged when the tree has
 it on disk, and gists have the same bits whatever the portions, so that killing a run and running it again gives the
-tree of one run.
+tree of one run. Memory does not grow with a text.
+
+A text file is one document, named by its path from the folder in which the tree lies (`books/emma.txt`), however that
+path was typed; each line of a JSON lines file is one, named by its id. Nothing here holds more of a text file than a
+piece of it; of a JSON lines file one line is held.
 """
 
+import logging
+import os
+import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
+from gistnet.data.inputs import MatchedFile, is_jsonl, matching_paths, read_text
+from gistnet.data.sources import read_records
+from gistnet.data.tokenise import Tokenize, pieces_of_blocks
 from gistnet.errors import DataError
+from gistnet.settings import Name, Section
 from gistnet.tree.encoder import Encoder
-from gistnet.tree.texts import PORTION_TOKENS, Portion, Survey, TextFiles, read_portions, read_texts, survey
+from gistnet.tree.storage.snapshot import TreeDocument
 from gistnet.tree.tree import GistTree
 
+logger = logging.getLogger(__name__)
 
-class Progress(NamedTuple):
-    """How far a run has come. Tokens are those that this run appended, or found in the tree."""
+PORTION_TOKENS = 16384
+LOG_SECONDS = 10.0
+"""Least time between two messages; the last portion always gets one."""
 
-    total: Survey
-    """All there is to do."""
-    document: str
-    """The document at hand."""
+
+class TextFiles(Section):
+    """Files whose documents are to be compressed."""
+
+    paths: tuple[Name, ...] = Field(min_length=1)
+    """Files or glob patterns; `~` is the home folder, `**` any depth of folders."""
+    text_field: Name = "text"
+    """Key of a document's text in a line of JSONL."""
+    id_field: Name = "id"
+    """Key of its name; a line without it is called `<file>:<line>`."""
+    base: Path | None = None
+    """Folder from which paths are names; None makes absolute paths names, as for a tree in an object store."""
+
+    def named_from(self, tree: Path | None) -> Self:
+        """Files with `base` set for the tree in a local folder, or for one that is elsewhere."""
+        return self.model_copy(update={"base": None if tree is None else tree.resolve().parent})
+
+
+class Text(NamedTuple):
+    """A document's name, and its text in blocks of any length, to be read before the next document is asked for."""
+
+    name: str
+    blocks: Iterator[str]
+
+
+class Survey(NamedTuple):
+    """Size of the texts to compress."""
+
     documents: int
-    """Documents that are done: in the tree entirely, or empty."""
     characters: int
+
+
+class Portion(NamedTuple):
+    """Consecutive tokens of a document."""
+
+    document: str
+    start: int
+    """The index of the first of them in the document."""
+    tokens: NDArray[np.int64]
+    characters: int
+    """About how many characters it stands for; exact in the sum over the portions of a document."""
+    is_last: bool
+    """True where the document ends here."""
+    before: NDArray[np.int64] = np.empty(0, dtype=np.int64)
+    """Tokens that precede it, where its gists are made of them, too."""
+    gists: tuple[NDArray[np.float16], ...] = ()
+    """Those of its gists that have been made already, `[n, dim]` of each level from 0 on."""
+
+
+@dataclass
+class CompressTotals:
+    """Counts of a run of `compress_files`."""
+
+    documents: int = 0
+    """Documents that are done: in the tree entirely, or empty."""
+    characters: int = 0
     """Characters whose tokens are in the tree."""
-    appended_characters: int
+    appended_characters: int = 0
     """Those of them whose portions this run appended."""
-    appended_tokens: int
-    found_tokens: int
+    appended_tokens: int = 0
+    found_tokens: int = 0
+    """Tokens that were in the tree before."""
     empty: int = 0
     """Documents without tokens, of which a tree keeps nothing."""
 
@@ -45,8 +112,7 @@ def compress_files(
     encoder: Encoder,
     *,
     portion_tokens: int = PORTION_TOKENS,
-    progress: Callable[[Progress], None] = lambda progress: None,
-) -> Progress:
+) -> CompressTotals:
     """Append the documents of files to a tree, each under its name.
 
     Args:
@@ -54,10 +120,6 @@ def compress_files(
         tree: open for writing, with the encoder.
         encoder: makes tokens of the texts; the tree makes gists of them with it.
         portion_tokens: appended and acknowledged at a time, of one document or of many short ones.
-        progress: is told after every acknowledgement.
-
-    Returns:
-        The last progress.
 
     Raises:
         DataError: a file cannot be read, is empty or not UTF-8, or two documents share a name (the tree is then as it
@@ -68,7 +130,7 @@ def compress_files(
     total = survey(files)
     portions = read_portions(read_texts(files), encoder.tokenize, portion_tokens)
     return append_portions(
-        tree, total, portions, lambda tokens, portion: tree.append(tokens, portion.document), portion_tokens, progress
+        tree, total, portions, lambda tokens, portion: tree.append(tokens, portion.document), portion_tokens
     )
 
 
@@ -78,9 +140,8 @@ def append_portions(
     portions: Iterable[Portion],
     append: Callable[[NDArray[np.int64], Portion], object],
     batch_tokens: int,
-    progress: Callable[[Progress], None],
-) -> Progress:
-    """Append what a tree lacks of portions that come in order, so many tokens of one or many documents at a time.
+) -> CompressTotals:
+    """Append the tokens that a tree lacks of portions that come in order; acknowledge `batch_tokens` at a time.
 
     Args:
         append: appends tokens of a portion to its document.
@@ -88,18 +149,18 @@ def append_portions(
     Raises:
         DataError: as `compress_files`.
     """
-    account = Account(tree, total)
+    tracker = ResumeTracker(tree, total)
     for batch in _batches(portions, batch_tokens):
-        missing = [account.missing(portion) for portion in batch]
+        missing = [tracker.missing(portion) for portion in batch]
         with tree.batch():
             for portion, tokens in zip(batch, missing, strict=True):
                 if len(tokens):
                     append(tokens, portion)
         for portion, tokens in zip(batch, missing, strict=True):
-            account.note(portion, len(tokens))
-        progress(account.progress)
-    account.require_same_texts()
-    return account.progress
+            tracker.count(portion, len(tokens))
+        tracker.log(batch[-1].document)
+    tracker.require_same_texts()
+    return tracker.totals
 
 
 def _batches(portions: Iterable[Portion], tokens: int) -> Iterator[list[Portion]]:
@@ -116,57 +177,134 @@ def _batches(portions: Iterable[Portion], tokens: int) -> Iterator[list[Portion]
         yield batch
 
 
-class Account:
-    """What of the documents is in the tree already, and what a run has added to it."""
+class ResumeTracker:
+    """Comparison of the texts with the documents that the tree held before, and counts of the run."""
 
     def __init__(self, tree: GistTree, total: Survey) -> None:
-        self._tree = tree
+        self.totals = CompressTotals()
+        self._tree, self._total = tree, total
         self._in_tree = set(tree.documents())
-        self._known = 0
+        self._held: TreeDocument | None = None
         self._refused: dict[str, int] = {}
-        self.progress = Progress(total, "", 0, 0, 0, 0, 0)
+        self._started = self._logged = time.monotonic()
 
     def missing(self, portion: Portion) -> NDArray[np.int64]:
-        """The tokens of a portion that the tree does not hold yet; none of a text that is not the one it holds.
+        """The tokens of a portion that the tree does not hold yet; none of a text that differs from the one it holds.
 
-        Portions come in order, so a text is found to be another one before anything of it has been appended.
+        Portions come in order, so a text is found to differ before anything of it has been appended.
         """
         name, start, tokens = portion.document, portion.start, portion.tokens
         if start == 0:
-            self._known = self._tree.document(name).n_tokens if name in self._in_tree else 0
-        common = min(max(self._known - start, 0), len(tokens))
-        held = self._tree.tokens(start, start + common, name) if common else tokens[:0]
+            self._held = self._tree.document(name) if name in self._in_tree else None
+        if self._held is None:
+            return tokens
+        known = self._held.n_tokens
+        common = min(max(known - start, 0), len(tokens))
+        held = self._held.tokens(start, start + common) if common else tokens[:0]
         differs = np.flatnonzero(held != tokens[:common])
         if len(differs):
             self._refused.setdefault(name, start + int(differs[0]))
-        elif portion.is_last and self._known > start + common:
+        elif portion.is_last and known > start + common:
             self._refused.setdefault(name, start + common)
         return tokens[:0] if name in self._refused else tokens[common:]
 
     def require_same_texts(self) -> None:
-        """Refuse texts that are not those that the tree holds under their names, once all others are in the tree.
+        """Refuse texts that differ from those that the tree holds under their names, once all others are in the tree.
 
         Raises:
             DataError: there are some.
         """
         if self._refused:
-            name, place = next(iter(self._refused.items()))
+            name, index = next(iter(self._refused.items()))
             more = f" (as do {len(self._refused) - 1} others under theirs)" if len(self._refused) > 1 else ""
             raise DataError(
-                f"The text of {name!r} differs from token {place} on from the one that the tree holds under that name"
+                f"The text of {name!r} differs from token {index} on from the one that the tree holds under that name"
                 f"{more}; expected the same text, or another name."
             )
 
-    def note(self, portion: Portion, appended_tokens: int) -> None:
+    def count(self, portion: Portion, appended_tokens: int) -> None:
         """Count a portion that is in the tree now, of which this run appended so many tokens."""
-        before = self.progress
-        self.progress = Progress(
-            total=before.total,
-            document=portion.document,
-            documents=before.documents + portion.is_last,
-            characters=before.characters + portion.characters,
-            appended_characters=before.appended_characters + (portion.characters if appended_tokens else 0),
-            appended_tokens=before.appended_tokens + appended_tokens,
-            found_tokens=before.found_tokens + len(portion.tokens) - appended_tokens,
-            empty=before.empty + (portion.start == 0 and portion.is_last and not len(portion.tokens)),
+        totals = self.totals
+        totals.documents += portion.is_last
+        totals.characters += portion.characters
+        totals.appended_characters += portion.characters if appended_tokens else 0
+        totals.appended_tokens += appended_tokens
+        totals.found_tokens += len(portion.tokens) - appended_tokens
+        totals.empty += portion.start == 0 and portion.is_last and not len(portion.tokens)
+
+    def log(self, document: str) -> None:
+        """Log the share that is done, the rate, and the time left, every few seconds."""
+        totals, now = self.totals, time.monotonic()
+        if not totals.appended_tokens:
+            self._started = now  # finding what the tree held is no measure of the rate
+        if now - self._logged < LOG_SECONDS and totals.characters != self._total.characters:
+            return
+        self._logged, seconds = now, now - self._started
+        left = "unknown time"
+        if totals.appended_characters:
+            remaining = self._total.characters - totals.characters
+            left = str(timedelta(seconds=round(seconds / totals.appended_characters * remaining)))
+        logger.info(
+            "%.0f%%  %s  documents %d/%d  %s tokens  %s tokens/s  %s left",
+            100 * totals.characters / self._total.characters,
+            document,
+            totals.documents,
+            self._total.documents,
+            f"{totals.appended_tokens:,}",
+            f"{totals.appended_tokens / seconds if seconds else 0:,.0f}",
+            left,
         )
+
+
+def read_texts(files: TextFiles) -> Iterator[Text]:
+    """The documents of files, in the order in which the files are named.
+
+    Raises:
+        DataError: a pattern matches no file, or a file is empty, cannot be read, or is not UTF-8; it is named.
+    """
+    for path in matching_paths("files", files.paths):
+        name = (path if files.base is None else Path(os.path.relpath(path, files.base))).as_posix()
+        if is_jsonl(path, files.text_field):
+            for line_name, text in read_records(MatchedFile(path, name), files):
+                yield Text(line_name, iter((text,)))
+        else:
+            yield Text(name, read_text(path))
+
+
+def survey(files: TextFiles) -> Survey:
+    """Read everything once, so that what cannot be compressed is refused before anything is.
+
+    Reading is a thousand times faster than compressing.
+
+    Raises:
+        DataError: as `read_texts`; or two documents have the same name, or there is no text at all.
+    """
+    names: set[str] = set()
+    characters = 0
+    for name, blocks in read_texts(files):
+        if name in names:
+            raise DataError(f"Got two documents called {name!r}, expected names that differ.")
+        names.add(name)
+        characters += sum(map(len, blocks))
+    if not characters:
+        raise DataError(f"Got {len(names)} documents without any text in {', '.join(files.paths)}, expected some.")
+    return Survey(len(names), characters)
+
+
+def read_portions(texts: Iterable[Text], tokenize: Tokenize, portion_tokens: int = PORTION_TOKENS) -> Iterator[Portion]:
+    """The tokens of documents in portions of `portion_tokens`; the last of each is what is left, perhaps nothing.
+
+    Texts are tokenised in pieces, as in a prepared corpus, so the tokens do not depend on the portions.
+    """
+    for name, blocks in texts:
+        start, characters = 0, 0
+        waiting = np.empty(0, dtype=np.int64)
+        for number, piece in enumerate(pieces_of_blocks(blocks, tokenize)):
+            waiting = np.concatenate([waiting, tokenize(piece, continued=number > 0)])
+            characters += len(piece)
+            while len(waiting) > portion_tokens:
+                share = characters * portion_tokens // len(waiting)
+                yield Portion(name, start, waiting[:portion_tokens], share, is_last=False)
+                waiting, characters = waiting[portion_tokens:], characters - share
+                start += portion_tokens
+        yield Portion(name, start, waiting, characters, is_last=True)

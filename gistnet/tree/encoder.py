@@ -1,23 +1,27 @@
-"""What a tree needs of a GistNet: gists of spans, level by level, the same bits whatever the portions.
+"""Encoders: token ids of a text, and gists of spans, level by level. A tree needs no more of a GistNet.
 
 Nothing here imports torch, so that a tree can be read, verified and searched without it.
 """
 
-from typing import Protocol
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from gistnet.errors import DataError
 from gistnet.model.fingerprint import TeacherFingerprint
 from gistnet.settings import Section
+
+_NO_TOKENS = np.empty(0, dtype=np.int64)
 
 
 class GistVersion(Section):
     """Record of the GistNet that made a set of gists; a tree keeps one for the gists that are read."""
 
     fingerprint: str = Field(pattern="^[0-9A-Za-z]+$")
-    """Of the weights of all levels; tables are named by it."""
+    """Hash of the weights of all levels; tables are named by it."""
     span_tokens: int
     """K: tokens to a gist of level 0, and gists of a level to one of the next."""
     levels: int
@@ -28,7 +32,7 @@ class GistVersion(Section):
 
 
 class EncoderInfo(GistVersion):
-    """Description of an encoder: all but its weights and its tokenizer. It can be sent to another process."""
+    """Description of an encoder: all but its weights and its tokenizer."""
 
     teacher: TeacherFingerprint
     """The language model whose tokens it reads and for which its gists are made."""
@@ -53,11 +57,11 @@ class EncoderInfo(GistVersion):
 
 
 class Encoder(Protocol):
-    """Makes the gists of a tree. A GistNet of several levels is one, `StubEncoder` another."""
+    """Makes the gists of a tree. `GistEncoder` is one, of a GistNet of several levels."""
 
     @property
     def info(self) -> EncoderInfo:
-        """Fingerprint, shape and teacher; the same at every call."""
+        """Fingerprint, shape and teacher; constant."""
 
     def tokenize(self, text: str, *, continued: bool = False) -> NDArray[np.int64]:
         """Token ids of a text, without BOS and EOS; `continued`: the text follows another one."""
@@ -75,3 +79,63 @@ class Encoder(Protocol):
                 `[spans, K, dim]`. The first of them is span `info.reads_from(level, first)` of its document and level.
             first: the index of the first gist to make; there is one for it and for each of the spans after it.
         """
+
+
+def tokens_per_gist(span_tokens: int, level: int) -> int:
+    """Number of tokens that a gist of a level stands for: K^(level+1)."""
+    return int(span_tokens ** (level + 1))
+
+
+def count_gists(n_tokens: int, span_tokens: int, level: int) -> int:
+    """Number of gists of a level of `n_tokens`: complete blocks only, the tail stays tokens."""
+    return n_tokens // tokens_per_gist(span_tokens, level)
+
+
+def encode_levels(
+    encoder: Encoder,
+    tokens: NDArray[np.int64],
+    *,
+    levels: int | None = None,
+    start: int = 0,
+    before: NDArray[np.int64] = _NO_TOKENS,
+) -> list[NDArray[np.float16]]:
+    """Gists `[n, dim]` of each level of consecutive tokens, from level 0 on, of complete blocks only.
+
+    Args:
+        levels: how many levels to make; None for all of the encoder's.
+        start: the index of the first token in its document. Levels end where no block begins at it.
+        before: the tokens that precede it, as far back as gists of level 0 read; too few end the levels.
+    """
+    info, gists = encoder.info, []
+    below: NDArray[np.generic] = tokens
+    preceding: NDArray[np.generic] = before
+    for level in range(info.levels if levels is None else levels):
+        count = len(below) // info.span_tokens
+        first, within = divmod(start, tokens_per_gist(info.span_tokens, level))
+        if within or len(preceding) != (first - info.reads_from(level, first)) * info.span_tokens:
+            break
+        if count:
+            spans = np.concatenate([preceding, below[: count * info.span_tokens]])
+            made = encoder.encode(level, spans.reshape(-1, info.span_tokens, *below.shape[1:]), first)
+        else:
+            made = np.empty((0, info.dim), dtype=np.float16)
+        gists.append(made)
+        below, preceding = made, made[:0]
+    return gists
+
+
+def require_tokens(values: Sequence[int] | NDArray[Any], vocabulary_size: int) -> NDArray[np.int64]:
+    """Token ids as int64 `[n]`.
+
+    Raises:
+        DataError: they are no ids of the vocabulary.
+    """
+    ids = np.asarray(values)
+    if ids.size == 0 and ids.ndim == 1:
+        return _NO_TOKENS
+    if ids.ndim != 1 or ids.dtype.kind not in "iu":
+        raise DataError(f"Got tokens of shape {list(ids.shape)} and type {ids.dtype}, expected integers [n].")
+    outside = np.flatnonzero((ids < 0) | (ids >= vocabulary_size))
+    if len(outside):
+        raise DataError(f"Got the token {ids[outside[0]]} at {outside[0]}, expected ids 0 to {vocabulary_size - 1}.")
+    return ids.astype(np.int64)

@@ -1,4 +1,4 @@
-"""What each gist of a tree costs its reader, measured on the document itself, so that one knows which to expand.
+"""Losses of the gists of a tree, measured on the document itself, so that one knows which gists to expand.
 
 A span of the document is replaced by its stored gist, alone, in a window that the teacher can read, and KL and ΔNLL
 over the next H tokens are taken (D3), with the engine that training and evaluation use. Windows follow each other so
@@ -6,7 +6,9 @@ that every span is measured once, with `context_tokens` of the document before i
 anything before it, or with fewer than H tokens after it, cannot be measured; a span that no window holds neither.
 """
 
-from collections.abc import Callable, Iterator
+import logging
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -15,25 +17,29 @@ import torch
 from numpy.typing import NDArray
 
 from gistnet.errors import ConfigError, TeacherError
-from gistnet.model.teacher import PrefillOutput, Teacher
+from gistnet.model.teacher import Teacher
 from gistnet.objective.branches import SegmentBatch, gist_replacements, replaced_hidden
 from gistnet.objective.losses import token_losses
 from gistnet.positions import Positions
-from gistnet.tree.history import History, count_gists, tokens_per_gist
+from gistnet.tree.compress import LOG_SECONDS
+from gistnet.tree.document import CompressedDocument
+from gistnet.tree.encoder import count_gists, tokens_per_gist
 from gistnet.tree.tree import GistTree
+
+logger = logging.getLogger(__name__)
 
 BRANCHES_PER_PASS = 64
 
 
 @dataclass(frozen=True)
 class QualityOptions:
-    """How gists are measured.
+    """Options of measuring gists.
 
     Attributes:
         horizon_tokens: H, the tokens after a span whose prediction is compared.
         positions: where the gist stands, as the GistNet was trained.
         window_tokens: read at once, the tokenizer's prefix included; the teacher's positions where those are fewer.
-        context_tokens: of the document before a span, where there are so many and the window has room.
+        context_tokens: of the document before a span, where there are so many and they fit into the window.
     """
 
     horizon_tokens: int = 32
@@ -70,7 +76,7 @@ class _Window(NamedTuple):
 
 
 def measure_quality(
-    history: History,
+    document: CompressedDocument,
     teacher: Teacher,
     level: int = 0,
     options: QualityOptions = QualityOptions(),
@@ -84,11 +90,11 @@ def measure_quality(
         TeacherError: a token of the document is outside the vocabulary.
     """
     prefix = teacher.tokenizer.window_prefix if teacher.tokenizer is not None else ()
-    span = tokens_per_gist(history.span_tokens, level)
+    span = tokens_per_gist(document.span_tokens, level)
     body = min(options.window_tokens, teacher.max_positions) - len(prefix)
-    for window in _windows(history.n_tokens, span, body, bool(prefix), options, first):
-        tokens = np.concatenate([np.array(prefix, np.int64), history.tokens(window.begin, window.end)])
-        gists = history.gists(level, window.first, window.last)
+    for window in _windows(document.n_tokens, span, body, bool(prefix), options, first):
+        tokens = np.concatenate([np.array(prefix, np.int64), document.tokens(window.begin, window.end)])
+        gists = document.gists(level, window.first, window.last)
         starts = np.arange(window.first, window.last) * span - window.begin + len(prefix)
         yield Measurement(window.first, *_measure_window(teacher, tokens, gists, starts, span, options))
 
@@ -121,45 +127,25 @@ def _measure_window(
     """KL and ΔNLL, `[n]` each, of gists `[n, dim]` that each replace `span` tokens of a window from its start on."""
     window = torch.from_numpy(tokens).to(teacher.device)[None]
     read = teacher.prefill(window)
-    parts = [
-        _measure_branches(teacher, read, window, gists[chunk], starts[chunk], span, options)
-        for chunk in (slice(n, n + BRANCHES_PER_PASS) for n in range(0, len(starts), BRANCHES_PER_PASS))
-    ]
+    parts = []
+    for first in range(0, len(starts), BRANCHES_PER_PASS):
+        chunk = slice(first, first + BRANCHES_PER_PASS)
+        begins = torch.from_numpy(starts[chunk]).to(teacher.device)
+        segments = SegmentBatch(window, torch.zeros_like(begins), begins, span, 1, options.horizon_tokens)
+        vectors = torch.tensor(gists[chunk], device=teacher.device)[:, None]  # a copy: what a tree gives is read-only
+        replacements = gist_replacements(segments, vectors, options.positions)
+        hidden = replaced_hidden(teacher, read, segments, replacements)
+        losses = token_losses(teacher, segments.original_hidden(read), hidden, segments.targets)
+        parts.append(torch.stack([losses.kl.mean(dim=1), losses.delta_nll.mean(dim=1)]))
     kl, delta_nll = torch.cat(parts, dim=1).float().cpu().numpy()
     return kl, delta_nll
 
 
-def _measure_branches(
-    teacher: Teacher,
-    read: PrefillOutput,
-    window: torch.Tensor,
-    gists: NDArray[np.float16],
-    starts: NDArray[np.int64],
-    span: int,
-    options: QualityOptions,
-) -> torch.Tensor:
-    """KL and ΔNLL of gists of one window, `[2, n]`."""
-    begins = torch.from_numpy(starts).to(teacher.device)
-    segments = SegmentBatch(window, torch.zeros_like(begins), begins, span, 1, options.horizon_tokens)
-    vectors = torch.tensor(gists, device=teacher.device)[:, None]  # a copy: what a tree gives is read-only
-    replacements = gist_replacements(segments, vectors, options.positions)
-    hidden = replaced_hidden(teacher, read, segments, replacements)
-    losses = token_losses(teacher, segments.original_hidden(read), hidden, segments.targets)
-    return torch.stack([losses.kl.mean(dim=1), losses.delta_nll.mean(dim=1)])
-
-
-def add_quality(
-    tree: GistTree,
-    teacher: Teacher,
-    options: QualityOptions = QualityOptions(),
-    *,
-    progress: Callable[[str, int, Measurement], None] = lambda document, level, measured: None,
-) -> int:
-    """Measure the gists of a tree, level by level, and keep what they cost with them; what is measured stays.
+def add_quality(tree: GistTree, teacher: Teacher, options: QualityOptions = QualityOptions()) -> int:
+    """Measure the gists of a tree, level by level, and keep their losses with them; what is measured stays.
 
     Args:
         tree: open for writing.
-        progress: is told of the gists of each window, with their document and level, once they are written.
 
     Returns:
         How many gists were measured now.
@@ -171,15 +157,17 @@ def add_quality(
     made_for = tree.info().teacher
     if not made_for.same_model(teacher.fingerprint):
         raise TeacherError(f"The tree is of {made_for.describe()}; got the teacher {teacher.fingerprint.describe()}.")
-    total = 0
+    total, logged = 0, time.monotonic()
     for name in tree.documents():
-        history = tree.document(name)
-        for level in range(history.levels):
-            count = count_gists(history.n_tokens, history.span_tokens, level)
-            known = np.flatnonzero(~np.isnan(tree.quality(name, level, 0, count).kl))
+        document = tree.document(name)
+        for level in range(document.levels):
+            count = count_gists(document.n_tokens, document.span_tokens, level)
+            known = np.flatnonzero(~np.isnan(document.quality(level, 0, count).kl))
             first = int(known[-1]) + 1 if len(known) else 0  # they are measured in order
-            for measured in measure_quality(history, teacher, level, options, first=first):
-                tree.set_quality(name, level, measured.first, measured.kl.tolist(), measured.delta_nll.tolist())
+            for measured in measure_quality(document, teacher, level, options, first=first):
+                tree.set_quality(name, level, measured.first, measured.kl, measured.delta_nll)
                 total += len(measured.kl)
-                progress(name, level, measured)
+                if time.monotonic() - logged >= LOG_SECONDS:
+                    logged = time.monotonic()
+                    logger.info("measuring %s, level %d, gist %d", name, level, measured.first)
     return total

@@ -2,7 +2,7 @@
 
     with GistTree.create("my-tree", encoder) as tree:
         tree.append("text of any length")           # acknowledged when it returns
-        history = tree.document("main")             # tokens and gists, for a context to be assembled from
+        document = tree.document("main")            # tokens and gists, for a context to be assembled from
         hits = tree.search("what was it about?")
 
 One process writes, any number read. What `append` returned for is there after `kill -9` of the writer, whenever it
@@ -13,36 +13,74 @@ refreshed to, and nothing of what is written meanwhile.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gistnet.errors import ConfigError, DataError, GistNetError, StorageError
+from gistnet.errors import CheckpointError, ConfigError, DataError, GistNetError, StorageError, TeacherError
 from gistnet.files import lock_for_writing
 from gistnet.locks import FileLock
-from gistnet.tree.encoder import Encoder
-from gistnet.tree.history import require_range
-from gistnet.tree.reader import MAIN, TreeReader
-from gistnet.tree.storage import catalog, compact, reencode
+from gistnet.model.fingerprint import TeacherFingerprint
+from gistnet.model.tokenizer import require_unicode
+from gistnet.tree.document import require_level
+from gistnet.tree.encoder import Encoder, encode_levels, require_tokens, tokens_per_gist
+from gistnet.tree.storage import catalog, maintenance
 from gistnet.tree.storage import rows as layout
-from gistnet.tree.storage.inputs import require_document, require_finite, tokens_of
-from gistnet.tree.storage.location import Location
-from gistnet.tree.storage.opening import create_tree, load, require_encoder
-from gistnet.tree.storage.snapshot import Document, Snapshot
-from gistnet.tree.storage.transaction import Transaction
+from gistnet.tree.storage.maintenance import VerifyReport
+from gistnet.tree.storage.snapshot import Hit, Snapshot, TreeDocument
+from gistnet.tree.storage.tables import Location
+from gistnet.tree.storage.writing import Transaction, create_tree
 
+MAIN = "main"
+"""The document of a tree of one."""
 COMPACT_EVERY = 64
 """Commits between two compactions, which come by themselves."""
 
 
-class GistTree(TreeReader):
-    """A tree, open for reading, or for reading and writing. Made by `create` and `open`; for one thread."""
+@dataclass(frozen=True)
+class LevelInfo:
+    """The gists of one level, all documents together."""
+
+    gists: int
+    bytes: int
+    """Size of the data files of this version."""
+
+
+@dataclass(frozen=True)
+class TreeInfo:
+    """A summary of one version of a tree."""
+
+    uri: str
+    version: int
+    """The generation: it rises with every write."""
+    documents: int
+    tokens: int
+    token_bytes: int
+    levels: list[LevelInfo]
+    """From level 0 on."""
+    gist_version: str
+    """The fingerprint of the GistNet whose gists are read."""
+    pending_version: str | None
+    """The fingerprint of one whose gists are being made to replace them, and are not complete."""
+    teacher: TeacherFingerprint
+    span_tokens: int
+    """K: tokens to a gist of level 0, and gists of a level to one of the next."""
+    dim: int
+
+
+class GistTree:
+    """A tree at one generation, until `refresh`, open for reading, or for reading and writing. For one thread.
+
+    Made by `create` and `open`.
+    """
 
     def __init__(self, snapshot: Snapshot, encoder: Encoder | None, lock: FileLock | None, writable: bool) -> None:
         """Not for use: see `create` and `open`."""
-        super().__init__(snapshot, encoder)
+        self._snapshot: Snapshot | None = snapshot
+        self._encoder = encoder
         self._lock = lock
         self._writable = writable
         self._batch: Transaction | None = None
@@ -50,7 +88,7 @@ class GistTree(TreeReader):
 
     @staticmethod
     def exists(uri: str | Path, *, storage_options: dict[str, str] | None = None) -> bool:
-        """Whether there is a tree."""
+        """True where there is a tree."""
         return catalog.exists(Location(str(uri), storage_options))
 
     @classmethod
@@ -64,7 +102,7 @@ class GistTree(TreeReader):
 
         Raises:
             DataError: there is a tree already, or a folder with something else in it.
-            StorageError: the place cannot be written.
+            StorageError: the location cannot be written.
         """
         snapshot, lock = create_tree(Location(str(uri), storage_options), encoder)
         return cls(snapshot, encoder, lock, writable=True)
@@ -91,21 +129,21 @@ class GistTree(TreeReader):
             DataError: there is no tree, it is damaged, or it has another format.
             TeacherError: the encoder is for another language model.
             CheckpointError: the encoder is another GistNet than the tree's.
-            StorageError: the place cannot be read or written, or another writer has it.
+            StorageError: the location cannot be read or written, or another writer has it.
         """
         location = Location(str(uri), storage_options)
-        snapshot = load(location, pinned=not writable)
+        snapshot = Snapshot.load(location, pinned=not writable)
         if encoder is not None:
-            require_encoder(snapshot, encoder)
+            _require_encoder(snapshot, encoder)
         lock = lock_for_writing(location.folder, "tree") if writable and location.folder is not None else None
         tree = cls(snapshot, encoder, lock, writable)
         try:
             if writable:
                 # What the writer before us did, after we looked and before it gave the lock back.
-                tree._snapshot = load(location, tree._current, pinned=False)
+                tree._snapshot = Snapshot.load(location, tree._current, pinned=False)
             if writable and encoder is not None:
-                require_encoder(tree._current, encoder)
-                tree._snapshot = reencode.make_missing_gists(tree._current, encoder)
+                _require_encoder(tree._current, encoder)
+                tree._snapshot = maintenance.make_missing_gists(tree._current, encoder)
         except BaseException:
             tree.close()
             raise
@@ -113,25 +151,109 @@ class GistTree(TreeReader):
 
     def close(self) -> None:
         """Give up the lock, and the generation that was read. What was acknowledged needs no closing."""
-        super().close()
+        self._snapshot = None
         if self._lock is not None:
             self._lock.close()
             self._lock = None
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
     def refresh(self) -> None:
-        """Go to the newest generation. Documents that were asked for before stay where they are."""
-        super().refresh()
+        """Go to the newest generation. Documents that were asked for before stay as they were."""
+        self._snapshot = Snapshot.load(self._current.location, self._current)
         self._behind = False
 
-    def document(self, name: str = MAIN) -> Document:
-        """A document, for a context to be assembled from; it stays as it is now.
+    @property
+    def folder(self) -> Path | None:
+        """The local folder of the tree, or None for an object store."""
+        return self._current.location.folder
+
+    def documents(self) -> list[str]:
+        """The names of the documents, in the order in which they began."""
+        return list(self._current.catalog.documents)
+
+    def document(self, name: str = MAIN) -> TreeDocument:
+        """A document with its tokens, gists and nodes; it stays as it is now.
 
         Raises:
             DataError: there is no such document.
         """
         if self._writable and self._current.pin is None:
-            self.refresh()  # what a writer wrote over is soon cleaned away; what it gave out must stay
-        return super().document(name)
+            self.refresh()  # pin the generation before handing out a document: old ones are cleaned away
+        return TreeDocument(self._current, name)
+
+    def only_document(self, name: str | None) -> TreeDocument:
+        """The document of this name, or the only one where no name is given.
+
+        Raises:
+            ConfigError: there are several documents, or none, and no name.
+            DataError: there is no document of this name.
+        """
+        names = self.documents()
+        if name is None and len(names) != 1:
+            raise ConfigError(f"The tree has {len(names)} documents, expected --document to name one.")
+        return self.document(names[0] if name is None else name)
+
+    def search(
+        self, query: str | NDArray[np.generic], level: int = 0, k: int = 10, document: str | None = None
+    ) -> list[Hit]:
+        """The k gists of a level that are nearest to a vector `[dim]` or a text, by cosine, best first.
+
+        A text is repeated until it fills whole blocks of the level, and turned into gists: one shorter than a span has
+        no gist of its own.
+
+        Args:
+            query: a vector, several `[n, dim]` (a gist counts by the nearest of them), or a text.
+            level: whose gists are searched.
+            k: how many to find; fewer where there are fewer.
+            document: to search only this one; by default all.
+
+        Raises:
+            DataError: there is no such level or document, or the query is no direction, or a gist found is damaged.
+            ConfigError: the query is a text, and the tree was opened without an encoder.
+        """
+        if isinstance(query, str):
+            require_level(level, self._current.version.levels)
+            encoder = self._need_encoder("to search for a text")
+            tokens = self._token_ids(query, encoder.info.vocabulary_size)
+            if not len(tokens):
+                raise DataError("Got a query without tokens, expected one at least.")
+            block = tokens_per_gist(encoder.info.span_tokens, level)
+            repeated = np.resize(tokens, -(-len(tokens) // block) * block)
+            query = encode_levels(encoder, repeated, levels=level + 1)[-1]
+        return self._current.search(query, level, k, document)
+
+    def info(self) -> TreeInfo:
+        """A summary."""
+        snapshot = self._current
+        state, counts = snapshot.catalog.state, snapshot.catalog.documents.values()
+        version = snapshot.version
+        tables = [snapshot.table(snapshot.gists_name(level)) for level in range(version.levels)]
+        return TreeInfo(
+            uri=snapshot.location.uri,
+            version=snapshot.catalog.generation,
+            documents=len(counts),
+            tokens=sum(each.tokens for each in counts),
+            token_bytes=snapshot.table(layout.TOKENS).n_bytes,
+            levels=[LevelInfo(gists=table.n_rows, bytes=table.n_bytes) for table in tables],
+            gist_version=version.fingerprint,
+            pending_version=None if state.pending is None else state.pending.fingerprint,
+            teacher=state.teacher,
+            span_tokens=version.span_tokens,
+            dim=version.dim,
+        )
+
+    def verify(self) -> VerifyReport:
+        """Read everything and recompute every checksum; with an encoder, make every gist again and compare its bits.
+
+        Gists have the same bits on one type of machine with one number of threads; elsewhere they may differ in the
+        last bit, which the report then says.
+        """
+        return maintenance.verify(self._current, self._encoder)
 
     def append(self, tokens: str | Sequence[int] | NDArray[Any], document: str = MAIN, *, gists: bool = True) -> int:
         """Put tokens, or a text, at the end of a document, and make the gists that they complete.
@@ -141,8 +263,8 @@ class GistTree(TreeReader):
 
         A text continues what the document holds: what the tokenizer puts at the beginning of a text, such as a space,
         is put before the first one only. Tokens that are there stay, so a text in pieces has the tokens of the text
-        in one if every cut is between two of those tokens. Before the space in front of a word is such a place for
-        nearly every tokenizer; within a word, among white space, or after the space mostly is not.
+        in one if every cut is between two of those tokens: for nearly every tokenizer before the space in front of a
+        word; mostly not within a word, among white space, or after the space.
 
         Args:
             tokens: ids, or a text that the teacher's tokenizer turns into ids.
@@ -157,12 +279,12 @@ class GistTree(TreeReader):
             ConfigError: gists are to be made, and the tree was opened without an encoder.
             StorageError: the system refused (full disk), or another writer was first.
         """
-        require_document(document)
+        _require_name(document)
         state = self._current.catalog.state
         with self._transaction() as transaction:
-            growth, span = transaction.growth(document), state.active.span_tokens
-            ids = tokens_of(tokens, state.vocabulary_size, self._encoder, continued=growth.n_tokens > 0)
-            if gists and growth.n_tokens % span + len(ids) >= span:
+            there, span = transaction.document(document).n_tokens, state.active.span_tokens
+            ids = self._token_ids(tokens, state.vocabulary_size, continued=there > 0)
+            if gists and there % span + len(ids) >= span:
                 self._need_encoder("to make gists (or append with gists=False and add them)")
             return transaction.append(document, ids, self._encoder if gists else None)
 
@@ -183,31 +305,33 @@ class GistTree(TreeReader):
             DataError: they are no gists of this tree, or more than the level below is enough for.
             StorageError: the system refused, or another writer was first.
         """
-        self._current.require_level(level)
         with self._transaction() as transaction:
-            growth = transaction.growth(document)
-            growth.add_gists(level, np.asarray(gists))
-            return growth.n_gists[level]
+            pending = transaction.document(document)
+            pending.add_gists(level, np.asarray(gists))
+            return pending.n_gists[level]
 
     def set_quality(
-        self, document: str, level: int, start: int, kl: Sequence[float], delta_nll: Sequence[float]
+        self,
+        document: str,
+        level: int,
+        start: int,
+        kl: Sequence[float] | NDArray[np.generic],
+        delta_nll: Sequence[float] | NDArray[np.generic],
     ) -> None:
-        """Record what gists from `start` on lose, in nats per token; a later record takes the place of an earlier one.
+        """Record what gists from `start` on lose, in nats per token; a later record replaces an earlier one.
 
         Raises:
             DataError: there are no such gists, or the numbers are not as many, or not finite.
             StorageError: the system refused, or another writer was first.
         """
-        snapshot = self._current
-        snapshot.require_level(level)
-        values = [require_finite(kl, "kl"), require_finite(delta_nll, "delta_nll")]
-        if len(values[0]) != len(values[1]):
-            raise DataError(f"Got {len(values[0])} of kl and {len(values[1])} of delta_nll, expected as many of both.")
-        count = snapshot.counts(document).gists[level]
-        require_range(start, start + len(values[0]), count, f"gists of level {level} of {document!r}")
-        if not len(values[0]):
+        kl, delta_nll = _require_finite(kl, "kl"), _require_finite(delta_nll, "delta_nll")
+        if len(kl) != len(delta_nll):
+            raise DataError(f"Got {len(kl)} of kl and {len(delta_nll)} of delta_nll, expected as many of both.")
+        measured_on = TreeDocument(self._current, document)
+        measured_on.require_gists(level, start, start + len(kl))
+        if not len(kl):
             return
-        measured = layout.Measured(snapshot.version.fingerprint, document, level, start, values[0], values[1])
+        measured = layout.Measured(measured_on.gist_version, document, level, start, kl, delta_nll)
         with self._transaction() as transaction:
             transaction.add_rows(layout.QUALITY, layout.quality_rows(measured))
 
@@ -243,15 +367,15 @@ class GistTree(TreeReader):
         """
         self._alone("reencode")
         snapshot = self._fresh()
-        require_encoder(snapshot, encoder, same_version=False)
+        _require_encoder(snapshot, encoder, same_version=False)
         with self._noticing_failure():
             if encoder.info.fingerprint == snapshot.version.fingerprint:
-                self._snapshot = reencode.make_missing_gists(snapshot, encoder)
+                self._snapshot = maintenance.make_missing_gists(snapshot, encoder)
             else:
-                self._snapshot = reencode.reencode(snapshot, encoder)
+                self._snapshot = maintenance.reencode(snapshot, encoder)
         self._encoder = encoder
 
-    def compact(self) -> None:
+    def compact(self, bytes_per_file: int = maintenance.MANY_BYTES) -> None:
         """Put small appends together, and remove versions that nobody reads; by itself after every 64 commits.
 
         On a local disk, what a living reader has is kept. On an object store, where readers cannot be seen, a reader
@@ -261,12 +385,9 @@ class GistTree(TreeReader):
             StorageError: the system refused, or another writer was first; what was acknowledged stays.
         """
         self._alone("compact")
-        self._compact(compact.MANY_BYTES)
-
-    def _compact(self, bytes_per_file: int) -> None:
         snapshot = self._fresh()
         with self._noticing_failure():
-            self._snapshot = compact.compact(snapshot, bytes_per_file)
+            self._snapshot = maintenance.compact(snapshot, bytes_per_file)
 
     @contextmanager
     def _transaction(self) -> Iterator[Transaction]:
@@ -281,7 +402,7 @@ class GistTree(TreeReader):
         generations = self._current.catalog.generation - self._current.catalog.state.compacted
         if generations >= COMPACT_EVERY:
             with suppress(GistNetError):  # what was appended is acknowledged; the next append tries again
-                self._compact(compact.FEW_BYTES)
+                self.compact(maintenance.FEW_BYTES)
 
     @contextmanager
     def _noticing_failure(self) -> Iterator[None]:
@@ -303,17 +424,62 @@ class GistTree(TreeReader):
         if self._batch is not None:
             raise ConfigError(f"Got {what} inside a batch, expected it after the batch has ended.")
 
+    @property
+    def _current(self) -> Snapshot:
+        if self._snapshot is None:
+            raise ConfigError("The tree was closed, expected an open one.")
+        return self._snapshot
 
-def only_document(tree: TreeReader, name: str | None) -> str:
-    """The name, or that of the only document where none is given.
+    def _need_encoder(self, purpose: str) -> Encoder:
+        if self._encoder is None:
+            raise ConfigError(f"The tree was opened without an encoder, expected one {purpose}.")
+        return self._encoder
+
+    def _token_ids(
+        self, tokens: str | Sequence[int] | NDArray[Any], vocabulary_size: int, *, continued: bool = False
+    ) -> NDArray[np.int64]:
+        """Token ids `[n]` of ids or a text, which may continue another one."""
+        if isinstance(tokens, str):
+            require_unicode(tokens, "a text")
+            tokens = self._need_encoder("to tokenise a text").tokenize(tokens, continued=continued)
+        return require_tokens(tokens, vocabulary_size)
+
+
+def _require_encoder(snapshot: Snapshot, encoder: Encoder, *, same_version: bool = True) -> None:
+    """Refuse an encoder that cannot write to this tree, or that did not make its gists.
 
     Raises:
-        ConfigError: there are several documents, or none, and no name.
-        DataError: there is no document of this name.
+        TeacherError: it is for another language model.
+        CheckpointError: it is another GistNet than the tree's, or its teacher has another precision, and `same_version`
+            is asked for.
     """
-    if name is not None:
-        return tree.document(name).name
-    names = tree.documents()
-    if len(names) != 1:
-        raise ConfigError(f"The tree has {len(names)} documents, expected --document to name one.")
-    return names[0]
+    state, uri, info = snapshot.catalog.state, snapshot.location.uri, encoder.info
+    if not state.teacher.same_model(info.teacher):
+        raise TeacherError(
+            f"The tree {uri} is for {state.teacher.describe()}; got a GistNet for {info.teacher.describe()}."
+        )
+    if same_version and state.active != info.version:
+        raise CheckpointError(
+            f"The gists of the tree {uri} were made by the GistNet {state.active.fingerprint} (teacher in "
+            f"{state.teacher.precision}), got {info.fingerprint} (teacher in {info.teacher.precision}): "
+            "open the tree without an encoder and call reencode to make them anew."
+        )
+
+
+def _require_name(document: str) -> None:
+    """Refuse what cannot name a document: empty, not a text, or not valid Unicode."""
+    if not isinstance(document, str) or not document:
+        raise DataError(f"Got the document {document!r}, expected a name.")
+    require_unicode(document, "a document's name")
+    if "\0" in document:
+        raise DataError(f"Got the document {document!r}, expected a name without NUL.")
+
+
+def _require_finite(values: Sequence[float] | NDArray[Any], name: str) -> NDArray[np.float32]:
+    """Numbers `[n]` as float32; refuses others."""
+    array = np.asarray(values)
+    if array.ndim != 1 or (array.size and array.dtype.kind not in "fiu"):
+        raise DataError(f"Got {name} of shape {list(array.shape)} and type {array.dtype}, expected numbers [n].")
+    if not np.isfinite(array).all():
+        raise DataError(f"Got a {name} that is not finite, expected nats per token.")
+    return array.astype(np.float32)

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks import tree as benchmark
-from gistnet.tree.stub_encoder import StubEncoder
 from gistnet.tree.tree import GistTree
+from tests.stub_encoder import StubEncoder
 
 
 @pytest.fixture(autouse=True)
@@ -51,8 +51,9 @@ def test_a_book_is_the_first_texts_there_are(tmp_path: Path, monkeypatch: pytest
             return [0] * len(text)
 
     monkeypatch.setattr(benchmark, "load_tokenizer", lambda config: Letters())
-    (tmp_path / "text").write_text("one " * 1000 + "two " * 2000)
-    benchmark.write_book(tmp_path / "book", tmp_path / "text", 9000)
+    texts = [("a", "one " * 1000), ("b", "two " * 2000)]
+    monkeypatch.setattr(benchmark, "read_installation", lambda domain: texts)
+    benchmark.write_book(tmp_path / "book", 9000)
     book = (tmp_path / "book").read_text()
-    assert book.startswith("one " * 1000 + "two")
+    assert book.startswith("one " * 1000 + "\n\ntwo")
     assert 9000 <= len(book) <= 11_000

@@ -6,13 +6,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from gistnet.context.assembly import assemble
+from gistnet.context.assembly import assemble, read_context
 from gistnet.context.plan import Gists, Plan, Raw
-from gistnet.context.reading import read_context
 from gistnet.errors import ConfigError, DataError, TeacherError
 from gistnet.model.teacher import Teacher
 from gistnet.objective.branches import Positions, Replacements, SegmentBatch, gist_replacements, replaced_hidden
-from tests.context.histories import random_history
+from tests.context.documents import random_document
 from tests.teachers import FAMILIES, tiny_teacher
 
 SPAN, N_TOKENS = 8, 140
@@ -36,12 +35,12 @@ def branch_logits(teacher: Teacher, tokens: torch.Tensor, start: int, stop: int,
 @pytest.mark.parametrize("family", FAMILIES)
 def test_tokens_alone_are_read_as_the_plain_text(family: str) -> None:
     teacher = tiny_teacher(family)
-    history = random_history(N_TOKENS, teacher)
-    tokens = torch.from_numpy(history.token_ids)[None]
+    document = random_document(N_TOKENS, teacher)
+    tokens = torch.from_numpy(document.token_ids)[None]
     with torch.no_grad():
         expected = teacher.model(tokens, use_cache=False).logits
     for policy in POLICIES:
-        context = assemble(history, plan_of(Raw(0, N_TOKENS), sink=4), teacher, positions=policy)
+        context = assemble(document, plan_of(Raw(0, N_TOKENS), sink=4), teacher, positions=policy)
         torch.testing.assert_close(teacher.logits(read_context(teacher, context)), expected)
         with torch.no_grad():
             torch.testing.assert_close(teacher.model(**context.model_inputs).logits, expected)
@@ -59,10 +58,10 @@ def test_gists_are_read_as_the_branches_of_training(
 ) -> None:
     """In sliding layers (a window of 20 positions), too; every prediction after the gists, not the first alone."""
     teacher = tiny_teacher(family)
-    history = random_history(N_TOKENS, teacher)
-    tokens = torch.from_numpy(history.token_ids)[None]
-    context = assemble(history, plan_of(Raw(0, start), gists, Raw(stop, N_TOKENS)), teacher, positions=policy)
-    vectors = torch.from_numpy(history.gists(gists.level, gists.start, gists.stop)).double()[None]
+    document = random_document(N_TOKENS, teacher)
+    tokens = torch.from_numpy(document.token_ids)[None]
+    context = assemble(document, plan_of(Raw(0, start), gists, Raw(stop, N_TOKENS)), teacher, positions=policy)
+    vectors = torch.from_numpy(document.gists(gists.level, gists.start, gists.stop)).double()[None]
     with torch.no_grad():
         expected = branch_logits(teacher, tokens, start, stop, vectors, policy)
         read = teacher.logits(read_context(teacher, context))
@@ -79,10 +78,10 @@ def test_gists_are_read_as_the_branches_of_training(
 def test_without_a_mask_the_gaps_would_be_borders_of_documents(family: str) -> None:
     """What the explicit mask is for (D8): the text behind a gap must see what is before it."""
     teacher = tiny_teacher(family)
-    history = random_history(60, teacher)
-    other = dataclasses.replace(history, level_gists=(history.level_gists[0] * 2, history.level_gists[1]))
+    document = random_document(60, teacher)
+    other = dataclasses.replace(document, level_gists=(document.level_gists[0] * 2, document.level_gists[1]))
     plan = plan_of(Raw(0, 24), Gists(0, 3, 4), Raw(32, 48))
-    inputs = [assemble(h, plan, teacher, positions="center").model_inputs for h in (history, other)]
+    inputs = [assemble(h, plan, teacher, positions="center").model_inputs for h in (document, other)]
     with torch.no_grad():
         seen = [teacher.model(**i, use_cache=False).logits[:, 30:] for i in inputs]
         for i in inputs:
@@ -96,11 +95,11 @@ def test_without_a_mask_the_gaps_would_be_borders_of_documents(family: str) -> N
 def test_the_sink_precedes_the_gist_that_also_stands_for_it(family: str) -> None:
     """The branch [gist] after 4 tokens, at position 4 = K / 2 of the first span, then text from token 8 on."""
     teacher = tiny_teacher(family)
-    history = random_history(60, teacher)
-    tokens = torch.from_numpy(history.token_ids)[None]
-    context = assemble(history, plan_of(Gists(0, 0, 1), Raw(8, 60), sink=4), teacher)
+    document = random_document(60, teacher)
+    tokens = torch.from_numpy(document.token_ids)[None]
+    context = assemble(document, plan_of(Gists(0, 0, 1), Raw(8, 60), sink=4), teacher)
     assert context.position_ids[0].tolist() == [0, 1, 2, 3, 4, *range(8, 60)]
-    gist = torch.from_numpy(history.gists(0, 0, 1)).double()[None]
+    gist = torch.from_numpy(document.gists(0, 0, 1)).double()[None]
     one = torch.tensor([0])
     segments = SegmentBatch(tokens, one, one + 4, span_tokens=4, gists=1, horizon=52)
     replacement = Replacements(gist, torch.tensor([[4]]), torch.tensor([8]))
@@ -112,7 +111,7 @@ def test_the_sink_precedes_the_gist_that_also_stands_for_it(family: str) -> None
 
 def test_positions_spans_and_levels_by_hand() -> None:
     teacher = tiny_teacher("llama")
-    history = random_history(N_TOKENS, teacher)
+    document = random_document(N_TOKENS, teacher)
     plan = plan_of(Gists(1, 0, 1), Gists(0, 8, 10), Raw(80, 82), Raw(90, 92), sink=2)
     expected = {
         "center": [0, 1, 2, 3, 34, 70, 78, 82, 83, 92, 93, 94, 95, 96],
@@ -120,7 +119,7 @@ def test_positions_spans_and_levels_by_hand() -> None:
         "compact": list(range(14)),
     }
     for policy in POLICIES:
-        context = assemble(history, plan, teacher, positions=policy, before=(1, 2), after=(5, 6, 7))
+        context = assemble(document, plan, teacher, positions=policy, before=(1, 2), after=(5, 6, 7))
         assert context.position_ids.tolist() == [expected[policy]]
         assert context.attention_mask.tolist() == [[1] * 14]
         assert context.spans.tolist() == [
@@ -133,9 +132,9 @@ def test_positions_spans_and_levels_by_hand() -> None:
     # Vectors: embeddings of the tokens, gists as they are stored.
     rows = context.inputs_embeds[0]
     assert torch.equal(rows[:2], teacher.embed(torch.tensor([1, 2])))
-    assert torch.equal(rows[2:4], teacher.embed(torch.from_numpy(history.token_ids[:2])))
-    assert torch.equal(rows[4], torch.from_numpy(history.level_gists[1][0]).double())
-    assert torch.equal(rows[5:7], torch.from_numpy(history.level_gists[0][8:10]).double())
+    assert torch.equal(rows[2:4], teacher.embed(torch.from_numpy(document.token_ids[:2])))
+    assert torch.equal(rows[4], torch.from_numpy(document.level_gists[1][0]).double())
+    assert torch.equal(rows[5:7], torch.from_numpy(document.level_gists[0][8:10]).double())
     assert torch.equal(rows[-3:], teacher.embed(torch.tensor([5, 6, 7])))
 
 
@@ -143,11 +142,11 @@ def test_positions_spans_and_levels_by_hand() -> None:
 def test_what_is_in_front_shifts_the_document(policy: Positions) -> None:
     """BOS and text are the window [BOS, text] of training."""
     teacher = tiny_teacher("qwen3")
-    history = random_history(60, teacher)
-    tokens = torch.cat([torch.tensor([1]), torch.from_numpy(history.token_ids)])[None]
+    document = random_document(60, teacher)
+    tokens = torch.cat([torch.tensor([1]), torch.from_numpy(document.token_ids)])[None]
     plan = plan_of(Raw(0, 16), Gists(0, 2, 4), Raw(32, 50))
-    context = assemble(history, plan, teacher, positions=policy, before=(1,), after=history.token_ids[50:].tolist())
-    gists = torch.from_numpy(history.gists(0, 2, 4)).double()[None]
+    context = assemble(document, plan, teacher, positions=policy, before=(1,), after=document.token_ids[50:].tolist())
+    gists = torch.from_numpy(document.gists(0, 2, 4)).double()[None]
     with torch.no_grad():
         expected = branch_logits(teacher, tokens, 17, 33, gists, policy)
         read = teacher.logits(read_context(teacher, context))
@@ -156,39 +155,39 @@ def test_what_is_in_front_shifts_the_document(policy: Positions) -> None:
 
 def test_beyond_the_trained_positions_only_compact_reaches() -> None:
     teacher = tiny_teacher("llama")  # 256 positions
-    history = random_history(400, teacher)
+    document = random_document(400, teacher)
     plan = plan_of(Gists(0, 0, 40), Raw(320, 400))
     for policy in ("center", "end"):
-        with pytest.raises(ConfigError, match=r"positions up to 399 with the policy .* needs the policy 'compact'"):
-            assemble(history, plan, teacher, positions=policy)
-    assert assemble(history, plan, teacher, positions="compact").position_ids.max() == 119
-    assert assemble(history, plan, teacher).positions == "compact"  # unasked, where there is no other way
-    at_the_end = replace(history, positions="end")
+        with pytest.raises(ConfigError, match="399"):
+            assemble(document, plan, teacher, positions=policy)
+    assert assemble(document, plan, teacher, positions="compact").position_ids.max() == 119
+    assert assemble(document, plan, teacher).positions == "compact"  # unasked, where there is no other way
+    at_the_end = replace(document, positions="end")
     assert assemble(at_the_end, plan_of(Gists(0, 0, 32)), teacher).positions == "end"  # as trained, where that fits
-    assert len(assemble(history, plan_of(Raw(0, 256)), teacher)) == 256
+    assert len(assemble(document, plan_of(Raw(0, 256)), teacher)) == 256
     for policy in POLICIES:
         with pytest.raises(ConfigError, match=r"257 vectors|up to 256"):
-            assemble(history, plan_of(Raw(0, 257)), teacher, positions=policy)
+            assemble(document, plan_of(Raw(0, 257)), teacher, positions=policy)
 
 
 def test_what_does_not_fit_together_is_refused() -> None:
     teacher = tiny_teacher("llama")
-    history = random_history(100, teacher)
+    document = random_document(100, teacher)
     with pytest.raises(DataError, match="spans of 32 tokens, expected 8"):
-        assemble(history, Plan([Raw(0, 5)]), teacher)
+        assemble(document, Plan([Raw(0, 5)]), teacher)
     with pytest.raises(DataError, match="range 0 to 101 of tokens"):
-        assemble(history, plan_of(Raw(0, 101)), teacher)
+        assemble(document, plan_of(Raw(0, 101)), teacher)
     with pytest.raises(DataError, match="range 10 to 13 of gists of level 0"):
-        assemble(history, plan_of(Gists(0, 10, 13)), teacher)
+        assemble(document, plan_of(Gists(0, 10, 13)), teacher)
     with pytest.raises(DataError, match="level 2"):
-        assemble(history, plan_of(Gists(2, 0, 1)), teacher)
-    with pytest.raises(TeacherError, match=r"compressed for tiny-qwen3.*expected one for tiny-llama"):
-        assemble(random_history(100, tiny_teacher("qwen3")), plan_of(Gists(0, 0, 1)), teacher)
-    mixture = replace(history, positions="center or end")
-    with pytest.raises(ConfigError, match="trained for the positions 'center or end', expected positions=center or"):
+        assemble(document, plan_of(Gists(2, 0, 1)), teacher)
+    with pytest.raises(TeacherError, match="tiny-qwen3"):
+        assemble(random_document(100, tiny_teacher("qwen3")), plan_of(Gists(0, 0, 1)), teacher)
+    mixture = replace(document, positions="center or end")
+    with pytest.raises(ConfigError, match="center or end"):
         assemble(mixture, plan_of(Gists(0, 0, 1)), teacher)
     assert assemble(mixture, plan_of(Gists(0, 0, 1)), teacher, positions="end").positions == "end"
     with pytest.raises(TeacherError, match="ids 0 to 96"):
-        assemble(history, plan_of(Raw(0, 5)), teacher, after=(97,))
+        assemble(document, plan_of(Raw(0, 5)), teacher, after=(97,))
     with pytest.raises(DataError, match="at least one vector"):
-        assemble(history, plan_of(), teacher)
+        assemble(document, plan_of(), teacher)

@@ -8,17 +8,16 @@ import pytest
 import torch
 from transformers import TextStreamer
 
-from gistnet.context.assembly import assemble
+from gistnet.context.assembly import assemble, read_context
 from gistnet.context.generate import _surroundings as surroundings
 from gistnet.context.generate import generate
-from gistnet.context.in_memory import InMemoryHistory, compress
 from gistnet.context.plan import Gists, Plan, Raw
-from gistnet.context.reading import read_context
 from gistnet.errors import ConfigError, DataError, TeacherError
 from gistnet.model.config import GistNetConfig, TeacherConfig
 from gistnet.model.gistnet import GistNet
 from gistnet.model.teacher import Teacher
 from gistnet.model.tokenizer import TeacherTokenizer
+from gistnet.tree.document import InMemoryDocument, compress
 from gistnet.tree.gist_encoder import GistEncoder
 from tests.teachers import tiny_teacher
 from tests.tokenizers import BOS, END, EOS, THINK, TURN, merging, metaspace, sentencepiece_like, unigram
@@ -43,7 +42,7 @@ def chat_teacher(teacher: Teacher) -> Teacher:
 
 
 @pytest.fixture
-def history(teacher: Teacher) -> InMemoryHistory:
+def document(teacher: Teacher) -> InMemoryDocument:
     return compress(TEXT, encoder_of(teacher))
 
 
@@ -60,8 +59,8 @@ def test_five_lines_from_a_text_to_an_answer(teacher_folder: Path) -> None:
     teacher = Teacher.from_pretrained(str(teacher_folder))
     config = GistNetConfig(architecture="bottleneck", width=16, heads=2)
     encoder = GistEncoder(teacher, GistNet.build(config, teacher))
-    history = compress(TEXT * 3, encoder)
-    answer = generate(history, "Where?", teacher=teacher, budget=64, positions="compact", max_new_tokens=5)
+    document = compress(TEXT * 3, encoder)
+    answer = generate(document, "Where?", teacher=teacher, budget=64, positions="compact", max_new_tokens=5)
     assert isinstance(answer.text, str)
     assert 1 <= len(answer.tokens) <= 5
     # 402 bytes in 54 vectors beside sink and prompt: 12 gists for 384 of them, and 18 raw.
@@ -69,10 +68,10 @@ def test_five_lines_from_a_text_to_an_answer(teacher_folder: Path) -> None:
     assert len(answer.context) == 4 + 12 + 18 + 6
 
 
-def test_without_a_template_the_prompt_follows_the_document(teacher: Teacher, history: InMemoryHistory) -> None:
+def test_without_a_template_the_prompt_follows_the_document(teacher: Teacher, document: InMemoryDocument) -> None:
     for chat in (None, False):
-        answer = generate(history, " It", teacher=teacher, budget=60, chat=chat, max_new_tokens=4)
-        expected = assemble(history, answer.context.plan, teacher, after=ids(teacher, " It"))
+        answer = generate(document, " It", teacher=teacher, budget=60, chat=chat, max_new_tokens=4)
+        expected = assemble(document, answer.context.plan, teacher, after=ids(teacher, " It"))
         assert torch.equal(answer.context.inputs_embeds, expected.inputs_embeds)
         assert answer.context.position_ids[0, -3:].tolist() == [134, 135, 136]
         first = teacher.logits(read_context(teacher, answer.context))[0, -1].argmax()
@@ -80,13 +79,13 @@ def test_without_a_template_the_prompt_follows_the_document(teacher: Teacher, hi
         assert answer.text == teacher.tokenizer.decode(answer.tokens)
 
 
-def test_the_document_stands_in_the_users_turn(chat_teacher: Teacher, history: InMemoryHistory) -> None:
+def test_the_document_stands_in_the_users_turn(chat_teacher: Teacher, document: InMemoryDocument) -> None:
     """All raw, what the teacher reads is the rendered conversation, token for token."""
-    answer = generate(history, "Where? ", teacher=chat_teacher, budget=200, max_new_tokens=3)
+    answer = generate(document, "Where? ", teacher=chat_teacher, budget=200, max_new_tokens=3)
     rendered = f"![user]{TEXT}\n\nWhere?[/][bot]"
     assert torch.equal(answer.context.inputs_embeds[0], chat_teacher.embed(torch.tensor(ids(chat_teacher, rendered))))
     assert answer.context.position_ids[0].tolist() == list(range(len(rendered)))
-    in_gists = generate(history, "Where? ", teacher=chat_teacher, budget=60, max_new_tokens=3).context
+    in_gists = generate(document, "Where? ", teacher=chat_teacher, budget=60, max_new_tokens=3).context
     before, after = len("![user]"), len("\n\nWhere?[/][bot]")
     assert in_gists.plan.sink_tokens == 0  # the template's head is the sink
     assert torch.equal(in_gists.inputs_embeds[0, :before], answer.context.inputs_embeds[0, :before])
@@ -150,18 +149,18 @@ def test_eos_that_ends_texts_is_not_before_the_document_and_not_after_the_prompt
     ],
 )
 def test_a_template_that_refuses_a_users_turn_is_named(
-    teacher: Teacher, history: InMemoryHistory, template: str
+    teacher: Teacher, document: InMemoryDocument, template: str
 ) -> None:
     teacher.tokenizer.inner.chat_template = template
     with pytest.raises(TeacherError, match="chat=False"):
-        generate(history, "Who?", teacher=teacher, budget=100)
-    assert generate(history, "Who?", teacher=teacher, budget=100, chat=False, max_new_tokens=2).tokens
+        generate(document, "Who?", teacher=teacher, budget=100)
+    assert generate(document, "Who?", teacher=teacher, budget=100, chat=False, max_new_tokens=2).tokens
 
 
-def test_a_template_that_depends_on_the_text_is_refused(teacher: Teacher, history: InMemoryHistory) -> None:
+def test_a_template_that_depends_on_the_text_is_refused(teacher: Teacher, document: InMemoryDocument) -> None:
     teacher.tokenizer.inner.chat_template = "{{ messages[0]['content'] }}[{{ messages[0]['content'] | length }}]"
     with pytest.raises(TeacherError, match="another message"):
-        generate(history, "Who?", teacher=teacher, budget=100)
+        generate(document, "Who?", teacher=teacher, budget=100)
 
 
 @pytest.mark.parametrize(
@@ -178,89 +177,91 @@ def test_a_template_that_depends_on_the_text_is_refused(teacher: Teacher, histor
     ],
 )
 def test_options_that_only_writing_shows_to_be_impossible_are_refused(
-    teacher: Teacher, history: InMemoryHistory, options: dict[str, Any]
+    teacher: Teacher, document: InMemoryDocument, options: dict[str, Any]
 ) -> None:
     with pytest.raises(ConfigError, match="transformers refuses"):
-        generate(history, "?", teacher=teacher, budget=60, max_new_tokens=3, **options)
+        generate(document, "?", teacher=teacher, budget=60, max_new_tokens=3, **options)
 
 
-def test_stop_strings_stop(teacher: Teacher, history: InMemoryHistory) -> None:
-    free = generate(history, "?", teacher=teacher, budget=60, max_new_tokens=30).tokens
+def test_stop_strings_stop(teacher: Teacher, document: InMemoryDocument) -> None:
+    free = generate(document, "?", teacher=teacher, budget=60, max_new_tokens=30).tokens
     texts = [teacher.tokenizer.decode([token]) for token in free]
     stop = next(text for text in texts[1:] if text.isascii() and text not in texts[0])
-    stopped = generate(history, "?", teacher=teacher, budget=60, max_new_tokens=30, stop_strings=[stop])
+    stopped = generate(document, "?", teacher=teacher, budget=60, max_new_tokens=30, stop_strings=[stop])
     assert stopped.tokens == free[: texts.index(stop) + 1] != free
 
 
 def test_what_is_not_the_options_fault_keeps_its_traceback(
-    teacher: Teacher, history: InMemoryHistory, monkeypatch: pytest.MonkeyPatch
+    teacher: Teacher, document: InMemoryDocument, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(**arguments: Any) -> None:
         raise RuntimeError("broken")
 
     monkeypatch.setattr(teacher.model, "generate", fail)
     with pytest.raises(RuntimeError, match="broken"):
-        generate(history, "?", teacher=teacher, budget=60, max_new_tokens=3)
+        generate(document, "?", teacher=teacher, budget=60, max_new_tokens=3)
 
 
-def test_a_prompt_that_is_not_unicode_is_refused(teacher: Teacher, history: InMemoryHistory) -> None:
+def test_a_prompt_that_is_not_unicode_is_refused(teacher: Teacher, document: InMemoryDocument) -> None:
     for chat in (None, False):
         with pytest.raises(DataError, match="Unicode"):
-            generate(history, "Who\udc80?", teacher=teacher, budget=100, chat=chat)
+            generate(document, "Who\udc80?", teacher=teacher, budget=100, chat=chat)
 
 
-def test_a_plan_in_place_of_a_budget(teacher: Teacher, history: InMemoryHistory) -> None:
+def test_a_plan_in_place_of_a_budget(teacher: Teacher, document: InMemoryDocument) -> None:
     plan = Plan([Gists(0, 0, 10), Raw(80, 134)], span_tokens=8)
-    answer = generate(history, "?", teacher=teacher, plan=plan, max_new_tokens=2, positions="end")
+    answer = generate(document, "?", teacher=teacher, plan=plan, max_new_tokens=2, positions="end")
     assert answer.context.plan == plan
     assert len(answer.context) == 65
     with pytest.raises(ConfigError, match="Got both of a budget and a plan"):
-        generate(history, "?", teacher=teacher, plan=plan, budget=60)
+        generate(document, "?", teacher=teacher, plan=plan, budget=60)
     with pytest.raises(ConfigError, match="Got neither of a budget and a plan"):
-        generate(history, "?", teacher=teacher)
+        generate(document, "?", teacher=teacher)
 
 
-def test_it_stops_at_the_end_token_of_model_or_tokenizer(teacher: Teacher, history: InMemoryHistory) -> None:
-    free = generate(history, "?", teacher=teacher, budget=60, max_new_tokens=12)
+def test_it_stops_at_the_end_token_of_model_or_tokenizer(teacher: Teacher, document: InMemoryDocument) -> None:
+    free = generate(document, "?", teacher=teacher, budget=60, max_new_tokens=12)
     third = free.tokens[2]
     tokenizer = teacher.tokenizer.inner
     tokenizer.add_special_tokens({"eos_token": tokenizer.convert_ids_to_tokens(third)})
-    stopped = generate(history, "?", teacher=teacher, budget=60, max_new_tokens=12)
+    stopped = generate(document, "?", teacher=teacher, budget=60, max_new_tokens=12)
     assert stopped.tokens == free.tokens[: free.tokens.index(third) + 1]
     assert stopped.text == teacher.tokenizer.decode(stopped.tokens[:-1])  # the end token is no text
 
 
-def test_sampling_and_streaming(teacher: Teacher, history: InMemoryHistory, capsys: pytest.CaptureFixture[str]) -> None:
+def test_sampling_and_streaming(
+    teacher: Teacher, document: InMemoryDocument, capsys: pytest.CaptureFixture[str]
+) -> None:
     def sampled(seed: int) -> list[int]:
         torch.manual_seed(seed)
         options = {"do_sample": True, "temperature": 5.0, "top_k": 200}
-        return generate(history, "?", teacher=teacher, budget=60, max_new_tokens=20, **options).tokens
+        return generate(document, "?", teacher=teacher, budget=60, max_new_tokens=20, **options).tokens
 
     assert sampled(0) == sampled(0) != sampled(1)
     capsys.readouterr()
     streamer = TextStreamer(teacher.tokenizer.inner, skip_special_tokens=True)
-    answer = generate(history, "?", teacher=teacher, budget=60, max_new_tokens=20, streamer=streamer)
+    answer = generate(document, "?", teacher=teacher, budget=60, max_new_tokens=20, streamer=streamer)
     assert capsys.readouterr().out == answer.text + "\n"
 
 
-def test_bad_input_is_refused(teacher: Teacher, history: InMemoryHistory) -> None:
+def test_bad_input_is_refused(teacher: Teacher, document: InMemoryDocument) -> None:
     with pytest.raises(DataError, match="empty prompt"):
-        generate(history, " \n", teacher=teacher, budget=60)
+        generate(document, " \n", teacher=teacher, budget=60)
     for prompt, budget in (("x" * 60, 60), ("x" * 56, 60), ("x", 5)):
-        with pytest.raises(ConfigError, match=rf"{budget} vectors, expected more than the {len(prompt)} of the prompt"):
-            generate(history, prompt, teacher=teacher, budget=budget)
+        with pytest.raises(ConfigError, match=f"{budget} vectors"):
+            generate(document, prompt, teacher=teacher, budget=budget)
     with pytest.raises(ConfigError, match="300 new tokens after position"):
-        generate(history, "?", teacher=teacher, budget=60, max_new_tokens=300)
+        generate(document, "?", teacher=teacher, budget=60, max_new_tokens=300)
     with pytest.raises(ConfigError, match="unknown generation option 'temprature'"):
-        generate(history, "?", teacher=teacher, budget=60, temprature=0.5)
+        generate(document, "?", teacher=teacher, budget=60, temprature=0.5)
     with pytest.raises(ConfigError, match="transformers refuses"):
-        generate(history, "?", teacher=teacher, budget=60, max_new_tokens=0)
+        generate(document, "?", teacher=teacher, budget=60, max_new_tokens=0)
     with pytest.raises(ConfigError, match="3 sequences to return"):
-        generate(history, "?", teacher=teacher, budget=60, num_return_sequences=3, do_sample=True)
+        generate(document, "?", teacher=teacher, budget=60, num_return_sequences=3, do_sample=True)
     with pytest.raises(TeacherError, match="no chat template"):
-        generate(history, "?", teacher=teacher, budget=60, chat=True)
+        generate(document, "?", teacher=teacher, budget=60, chat=True)
     teacher.tokenizer.inner.chat_template = "{{ messages[0]['content'] }}{{ messages[0]['content'] }}"
     with pytest.raises(TeacherError, match="shows a message 2 times"):
-        generate(history, "?", teacher=teacher, budget=200)
+        generate(document, "?", teacher=teacher, budget=200)
     with pytest.raises(TeacherError, match="has no tokenizer"):
-        generate(history, "?", teacher=tiny_teacher("llama"), budget=60)
+        generate(document, "?", teacher=tiny_teacher("llama"), budget=60)

@@ -115,7 +115,7 @@ def test_default_plans_hold_their_promises(
 
 
 def test_a_budget_or_size_that_cannot_be_is_refused() -> None:
-    with pytest.raises(ConfigError, match="budget of 4 vectors, expected more than the sink's 4"):
+    with pytest.raises(ConfigError, match="sink"):
         default_plan(100, 32, 1, 4)
     with pytest.raises(ConfigError, match="sink of 17 tokens, expected 0 to 16"):
         default_plan(100, 32, 1, 50, sink_tokens=17)

@@ -4,14 +4,13 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
-from gistnet.context.assembly import Context, assemble
+from gistnet.context.assembly import Context, assemble, continue_context
 from gistnet.context.plan import Gists, Plan, Raw
-from gistnet.context.reading import continue_context
 from gistnet.errors import ConfigError
 from gistnet.model.attention_passes import BranchPass
 from gistnet.model.teacher import Teacher
 from gistnet.objective.branches import Positions
-from tests.context.histories import random_history
+from tests.context.documents import random_document
 from tests.teachers import FAMILIES, tiny_teacher
 
 END = 2
@@ -24,9 +23,9 @@ PREFIX = 9
 
 def context_of(teacher: Teacher, policy: Positions) -> Context:
     """Tokens, gists of both levels, text left out, tokens, and a prompt: 46 vectors, positions up to 159 or 45."""
-    history = random_history(160, teacher)
+    document = random_document(160, teacher)
     plan = Plan([Raw(0, PREFIX), Gists(0, 2, 8), Gists(1, 1, 2), Raw(130, 156)], span_tokens=8)
-    return assemble(history, plan, teacher, positions=policy, after=(11, 12, 13, 14))
+    return assemble(document, plan, teacher, positions=policy, after=(11, 12, 13, 14))
 
 
 def loop(teacher: Teacher, context: Context, prefix: list[int], new_tokens: int) -> list[int]:
@@ -52,7 +51,7 @@ def loop(teacher: Teacher, context: Context, prefix: list[int], new_tokens: int)
 def test_generation_equals_a_loop_of_whole_passes(family: str, policy: Positions) -> None:
     teacher = tiny_teacher(family)
     context = context_of(teacher, policy)
-    prefix = random_history(160, teacher).token_ids[:PREFIX].tolist()
+    prefix = random_document(160, teacher).token_ids[:PREFIX].tolist()
     with torch.no_grad():
         expected = loop(teacher, context, prefix, 24)
     tokens, cache = continue_context(teacher, context, SETTINGS)

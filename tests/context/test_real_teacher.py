@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from gistnet.context.generate import generate
-from gistnet.context.in_memory import InMemoryHistory, compress
 from gistnet.model.config import GistNetConfig, TeacherConfig
 from gistnet.model.gistnet import GistNet
 from gistnet.model.teacher import Teacher
+from gistnet.tree.document import InMemoryDocument, compress
 from gistnet.tree.gist_encoder import GistEncoder
 
 pytestmark = pytest.mark.skipif(
@@ -27,12 +27,12 @@ def teacher() -> Teacher:
 
 
 @pytest.fixture(scope="module")
-def history(teacher: Teacher) -> InMemoryHistory:
+def document(teacher: Teacher) -> InMemoryDocument:
     return compress(TEXT, GistEncoder(teacher, GistNet.build(GistNetConfig(architecture="bottleneck"), teacher)))
 
 
-def test_a_text_that_fits_is_answered_as_by_transformers_alone(teacher: Teacher, history: InMemoryHistory) -> None:
-    answer = generate(history, PROMPT, teacher=teacher, budget=1000, max_new_tokens=24)
+def test_a_text_that_fits_is_answered_as_by_transformers_alone(teacher: Teacher, document: InMemoryDocument) -> None:
+    answer = generate(document, PROMPT, teacher=teacher, budget=1000, max_new_tokens=24)
     conversation = [{"role": "user", "content": f"{TEXT}\n\n{PROMPT}"}]
     ids = teacher.tokenizer.inner.apply_chat_template(
         conversation, add_generation_prompt=True, return_tensors="pt", return_dict=False
@@ -44,10 +44,10 @@ def test_a_text_that_fits_is_answered_as_by_transformers_alone(teacher: Teacher,
     assert "assert" in answer.text
 
 
-def test_a_text_that_does_not_fit_is_answered_from_gists(teacher: Teacher, history: InMemoryHistory) -> None:
+def test_a_text_that_does_not_fit_is_answered_from_gists(teacher: Teacher, document: InMemoryDocument) -> None:
     """Of an untrained GistNet, so what it says is not looked at."""
-    answer = generate(history, PROMPT, teacher=teacher, budget=160, max_new_tokens=8)
+    answer = generate(document, PROMPT, teacher=teacher, budget=160, max_new_tokens=8)
     levels = answer.context.levels
-    assert (levels == 0).sum() == (history.n_tokens - (levels[answer.context.spans[:, 0] >= 0] == -1).sum()) // 32 > 3
+    assert (levels == 0).sum() == (document.n_tokens - (levels[answer.context.spans[:, 0] >= 0] == -1).sum()) // 32 > 3
     assert len(answer.context) <= 160
     assert 1 <= len(answer.tokens) <= 8

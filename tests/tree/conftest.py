@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from gistnet.tree.stub_encoder import StubEncoder
 from gistnet.tree.tree import GistTree
 from tests.small_disk import mounted
+from tests.stub_encoder import StubEncoder
 
 
 @pytest.fixture(autouse=True)

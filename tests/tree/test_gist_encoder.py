@@ -121,7 +121,7 @@ def test_the_fingerprint_names_the_weights_of_every_level(teacher: Teacher, enco
 
 
 def test_the_gistnet_of_another_teacher_is_refused(teacher: Teacher) -> None:
-    with pytest.raises(CheckpointError, match=r"trained with tiny-llama.*got the teacher tiny-qwen3"):
+    with pytest.raises(CheckpointError, match="tiny-qwen3"):
         GistEncoder(tiny_teacher("qwen3", torch.float32), woken_gistnet(teacher, 1))
 
 

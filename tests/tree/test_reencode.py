@@ -7,9 +7,9 @@ import pytest
 from numpy.typing import NDArray
 
 from gistnet.errors import CheckpointError
-from gistnet.tree.storage import reencode
-from gistnet.tree.stub_encoder import StubEncoder
+from gistnet.tree.storage import maintenance
 from gistnet.tree.tree import GistTree
+from tests.stub_encoder import StubEncoder
 
 TOKENS = np.random.default_rng(0).integers(0, 1000, 403)
 
@@ -32,8 +32,8 @@ def made_by(tree: GistTree, encoder: StubEncoder, name: str = "main", n: int = 1
     """Whether the gists of `TOKENS` in the document are those of this encoder, to the bit."""
     level_0 = encoder.encode(0, TOKENS[: 4 * n].reshape(n, 4), 0)
     level_1 = encoder.encode(1, level_0.reshape(n // 4, 4, 8), 0)
-    return np.array_equal(tree.gists(0, 0, n, name), level_0) and np.array_equal(
-        tree.gists(1, 0, n // 4, name), level_1
+    return np.array_equal(tree.document(name).gists(0, 0, n), level_0) and np.array_equal(
+        tree.document(name).gists(1, 0, n // 4), level_1
     )
 
 
@@ -55,7 +55,7 @@ def test_a_reader_keeps_its_version_until_it_refreshes(filled: GistTree, tmp_pat
         assert reader.info().gist_version == "stub0001"
         reader.refresh()
         assert made_by(reader, StubEncoder(2)) and reader.verify().ok
-        assert reader.node(1, 24).gist_version == "stub0002"
+        assert reader.document().nodes(1, [24])[0].gist_version == "stub0002"
         filled.compact()
         assert np.array_equal(held.gists(0, 0, 100), StubEncoder(1).encode(0, TOKENS[:400].reshape(100, 4), 0))
     del held
@@ -77,7 +77,7 @@ def test_afterwards_the_tree_writes_with_the_new_encoder(filled: GistTree, tmp_p
 def test_an_interrupted_one_shows_nothing_and_is_resumed(
     filled: GistTree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reencode, "_COMMIT_GISTS", 30)  # of 250: nine commits
+    monkeypatch.setattr(maintenance, "_COMMIT_GISTS", 30)  # of 250: nine commits
     with pytest.raises(KeyboardInterrupt):
         filled.reencode(Interrupted(2, calls=5))
     info = filled.info()
@@ -128,7 +128,7 @@ def test_another_span_length_and_more_levels(filled: GistTree) -> None:
     filled.reencode(wide)
     assert [level.gists for level in filled.info().levels] == [2 * 50, 2 * 6, 0]
     assert filled.document().levels == 3 and filled.document().span_tokens == 8
-    assert np.array_equal(filled.gists(0, 0, 50), wide.encode(0, TOKENS[:400].reshape(50, 8), 0))
+    assert np.array_equal(filled.document().gists(0, 0, 50), wide.encode(0, TOKENS[:400].reshape(50, 8), 0))
     assert filled.append(TOKENS[3:]) == 803
     assert filled.verify().ok
 
@@ -136,6 +136,7 @@ def test_another_span_length_and_more_levels(filled: GistTree) -> None:
 def test_qualities_belong_to_the_gists_they_were_measured_on(filled: GistTree) -> None:
     filled.set_quality("main", 0, 0, [1.0], [2.0])
     filled.reencode(StubEncoder(2))
-    assert filled.node(0, 0).quality is None
+    assert np.isnan(filled.document().nodes(0, [0])[0].kl)
     filled.reencode(StubEncoder(1))
-    assert filled.node(0, 0).quality == (1.0, 2.0)
+    node = filled.document().nodes(0, [0])[0]
+    assert (node.kl, node.delta_nll) == (1.0, 2.0)

@@ -17,7 +17,7 @@ from gistnet.data.inputs import READ_BYTES
 from gistnet.data.sources import Document
 from gistnet.data.tokenise import PIECE_CHARACTERS, pieces_of, pieces_of_blocks, tokenise
 from gistnet.errors import DataError
-from gistnet.tree.texts import Survey, Text, TextFiles, read_portions, read_texts, survey
+from gistnet.tree.compress import Survey, Text, TextFiles, read_portions, read_texts, survey
 from tests.data.byte_tokenizer import ByteTokenizer
 
 

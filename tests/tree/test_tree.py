@@ -14,13 +14,13 @@ import torch
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from gistnet.context.in_memory import compress
 from gistnet.errors import CheckpointError, ConfigError, DataError, StorageError, TeacherError
+from gistnet.tree.document import compress
 from gistnet.tree.encoder import Encoder, EncoderInfo
 from gistnet.tree.gist_encoder import GistEncoder
-from gistnet.tree.stub_encoder import StubEncoder
-from gistnet.tree.tree import GistTree, only_document
+from gistnet.tree.tree import GistTree
 from tests.gistnets import context_gistnet, woken_gistnet
+from tests.stub_encoder import FailingEncoder, StubEncoder
 from tests.teachers import tiny_teacher
 from tests.tokenizers import FAST
 
@@ -53,7 +53,7 @@ def test_a_text_in_pieces_has_the_tokens_of_the_text_where_cuts_are_between_them
             tree.append("".join(pieces[:2]), "other")
             tree.append("".join(pieces[2:]), "other")
         for document in ("main", "other"):
-            assert tree.tokens(0, len(whole), document).tolist() == whole
+            assert tree.document(document).tokens(0, len(whole)).tolist() == whole
             assert tree.document(document).n_tokens == len(whole)
 
 
@@ -71,9 +71,6 @@ def test_gists_are_those_of_the_blocks_and_the_tail_stays_tokens(tree: GistTree,
     assert np.array_equal(history.gists(0, 0, 18), level_0)
     assert np.array_equal(history.gists(0, 11, 14), level_0[11:14])
     assert np.array_equal(history.gists(1, 0, 4), level_1)
-    for level, count in ((0, 18), (1, 4)):
-        with pytest.raises(DataError, match=rf"gists of level {level} of 'main', expected one within 0 to {count}"):
-            history.gists(level, 0, count + 1)
 
 
 def encoder_in_context() -> GistEncoder:
@@ -101,15 +98,15 @@ def test_a_hundred_pieces_give_the_bits_of_one(
         one.append(tokens)
         for start, stop in pairwise(cuts):
             many.append(tokens[start:stop])
-        assert np.array_equal(many.tokens(0, 997), tokens)
+        assert np.array_equal(many.document().tokens(0, 997), tokens)
         for level, count in enumerate(counts):
-            ours, theirs = (each.gists(level, 0, count).view(np.uint16) for each in (one, many))
+            ours, theirs = (each.document().gists(level, 0, count).view(np.uint16) for each in (one, many))
             assert np.array_equal(ours, theirs)
             assert len(np.unique(ours, axis=0)) == count
         report = many.verify()
         assert (report.ok, report.recomputed) == (True, sum(counts))
         in_memory = compress(tokens, encoder)
-        assert np.array_equal(in_memory.gists(0, 0, counts[0]), many.gists(0, 0, counts[0]))
+        assert np.array_equal(in_memory.gists(0, 0, counts[0]), many.document().gists(0, 0, counts[0]))
 
 
 def test_documents_are_apart_in_whatever_order_they_grow(tree: GistTree, stub: StubEncoder) -> None:
@@ -123,8 +120,8 @@ def test_documents_are_apart_in_whatever_order_they_grow(tree: GistTree, stub: S
     assert tree.documents() == ["b", "a", 'it\'s "α"']
     for name, tokens in wanted.items():
         spans = np.array(tokens[: len(tokens) // 4 * 4]).reshape(-1, 4)
-        assert tree.tokens(0, len(tokens), name).tolist() == tokens
-        assert np.array_equal(tree.gists(0, 0, len(spans), name), stub.encode(0, spans, 0))
+        assert tree.document(name).tokens(0, len(tokens)).tolist() == tokens
+        assert np.array_equal(tree.document(name).gists(0, 0, len(spans)), stub.encode(0, spans, 0))
     report = tree.verify()
     assert report.ok and report.tokens == sum(map(len, wanted.values()))
 
@@ -135,13 +132,13 @@ def test_a_long_append_is_read_in_part(tree: GistTree) -> None:
     tree.append(tokens[:3])
     tree.append(tokens[3:])
     for start, stop in ((0, 20_001), (8190, 8200), (16_386, 16_388), (20_000, 20_001), (5, 5)):
-        assert np.array_equal(tree.tokens(start, stop), tokens[start:stop])
+        assert np.array_equal(tree.document().tokens(start, stop), tokens[start:stop])
 
 
 def test_text_is_tokenised(tree: GistTree) -> None:
     assert tree.append("ab") == 2
     assert tree.append("Δ") == 4
-    assert tree.tokens(0, 4).tolist() == [97, 98, 0xCE, 0x94]
+    assert tree.document().tokens(0, 4).tolist() == [97, 98, 0xCE, 0x94]
     assert tree.append("") == 4
 
 
@@ -149,19 +146,19 @@ def test_integers_of_any_kind_are_tokens(tree: GistTree) -> None:
     for n, tokens in enumerate(([1, 2], np.array([3, 4], np.uint16), torch.tensor([5, 6]), range(7, 9)), start=1):
         assert tree.append(tokens) == 2 * n
     assert tree.append([]) == 8
-    assert tree.tokens(0, 8).tolist() == list(range(1, 9))
+    assert tree.document().tokens(0, 8).tolist() == list(range(1, 9))
     assert tree.append([], "nothing") == 0
     assert tree.documents() == ["main"]
 
 
 BAD_TOKENS = [
-    ([5, 1000], r"^Got the token 1000 at 1, expected ids 0 to 999\.$"),
-    ([-1], r"the token -1 at 0"),
-    (np.array([2**64 - 1], np.uint64), r"the token 18446744073709551615 at 0"),
-    ([1.5], r"type float64, expected integers"),
-    ([[1, 2]], r"shape \[1, 2\]"),
-    ([True], r"type bool"),
-    ("a\ud800b", r"^Got a text with '\\ud800' at character 1, expected valid Unicode\.$"),
+    ([5, 1000], "1000 at 1"),
+    ([-1], "-1 at 0"),
+    (np.array([2**64 - 1], np.uint64), "18446744073709551615"),
+    ([1.5], "float64"),
+    ([[1, 2]], "shape"),
+    ([True], "bool"),
+    ("a\ud800b", "Unicode"),
 ]
 
 
@@ -187,48 +184,50 @@ def test_the_only_document_needs_no_name_and_an_empty_one_is_none(tree: GistTree
             tree.append([1], name)
         for unknown in ("", "c"):
             with pytest.raises(DataError, match=repr(unknown)):
-                only_document(tree, unknown)
+                tree.only_document(unknown)
         if len(names) == 1:
-            assert only_document(tree, None) == "a"
+            assert tree.only_document(None).name == "a"
         else:
             with pytest.raises(ConfigError, match=f"{len(names)} documents"):
-                only_document(tree, None)
-    assert only_document(tree, "b") == "b"
+                tree.only_document(None)
+    assert tree.only_document("b").name == "b"
 
 
 def test_what_is_not_there_is_refused(tree: GistTree) -> None:
     tree.append(draw(40))
-    for ask, message in (
-        (lambda: tree.gists(2, 0, 1), "Got level 2, expected one of 0 to 1."),
-        (lambda: tree.node(-1, 0), "Got level -1, expected one of 0 to 1."),
-        (lambda: tree.tokens(30, 41), "Got the range 30 to 41 of tokens of 'main', expected one within 0 to 40."),
-        (lambda: tree.node(0, 10), "Got the range 10 to 11 of gists of level 0 of 'main'"),
-        (lambda: tree.document("other"), "Got the document 'other', expected one that is in the tree"),
-        (lambda: tree.add_gists(np.zeros((1, 8)), 5), "Got level 5"),
+    document = tree.document()
+    for ask in (
+        lambda: document.gists(2, 0, 1),
+        lambda: document.gists(0, 0, 11),
+        lambda: document.tokens(30, 41),
+        lambda: document.nodes(-1, [0]),
+        lambda: document.nodes(0, [3, 10]),
+        lambda: document.quality(1, 0, 3),
+        lambda: tree.document("other"),
+        lambda: tree.add_gists(np.zeros((1, 8)), 5),
     ):
-        with pytest.raises(DataError) as caught:
+        with pytest.raises(DataError, match="expected one"):
             ask()
-        assert message in str(caught.value)
 
 
 def test_a_node_knows_its_place(tree: GistTree, stub: StubEncoder) -> None:
     """Of 40 tokens, 10 gists of level 0 and 2 of level 1: gists 8 and 9 have no parent yet."""
     before = datetime.now(UTC)
     tree.append(draw(40))
-    node = tree.node(1, 1)
+    node = tree.document().nodes(1, [1])[0]
     assert (node.start, node.stop, node.parent, node.children) == (16, 32, None, range(4, 8))
     assert (node.document, node.level, node.index, node.gist_version) == ("main", 1, 1, "stub0001")
     assert before - timedelta(seconds=1) <= node.made <= datetime.now(UTC)
-    assert np.array_equal(node.vector, tree.gists(1, 1, 2)[0])
-    assert node.quality is None
-    below = tree.nodes(0, [7, 9, 7, 0])
+    assert np.array_equal(node.vector, tree.document().gists(1, 1, 2)[0])
+    assert np.isnan(node.kl)
+    below = tree.document().nodes(0, [7, 9, 7, 0])
     assert [(each.index, each.start, each.stop, each.parent) for each in below] == [
         (7, 28, 32, 1),
         (9, 36, 40, None),
         (7, 28, 32, 1),
         (0, 0, 4, 0),
     ]
-    assert all(np.array_equal(each.vector, tree.gists(0, each.index, each.index + 1)[0]) for each in below)
+    assert all(np.array_equal(each.vector, tree.document().gists(0, each.index, each.index + 1)[0]) for each in below)
     assert below[0].children == range(0)
 
 
@@ -238,14 +237,13 @@ def test_quality_is_kept_with_the_nodes_it_was_measured_on(tree: GistTree) -> No
     tree.set_quality("main", 0, 2, [0.1, 0.2, 0.3], [1.0, 2.0, 3.0])
     tree.set_quality("main", 0, 4, [0.9, 0.8], [9.0, -8.0])
     tree.set_quality("main", 1, 0, [7.0], [7.0])
-    kl, delta_nll = tree.quality("main", 0, 1, 7)
+    kl, delta_nll = tree.document().quality(0, 1, 7)
     assert np.allclose(kl, [np.nan, 0.1, 0.2, 0.9, 0.8, np.nan], equal_nan=True)
     assert np.allclose(delta_nll, [np.nan, 1, 2, 9, -8, np.nan], equal_nan=True)
-    assert np.allclose(tree.quality("main", 0, 3, 5).kl, [0.2, 0.9])
-    assert np.isnan(tree.quality("other", 0, 0, 10).kl).all()
-    nodes = tree.nodes(0, [5, 1])
-    assert nodes[0].quality is not None and nodes[0].quality.delta_nll == -8.0
-    assert nodes[1].quality is None
+    assert np.allclose(tree.document().quality(0, 3, 5).kl, [0.2, 0.9])
+    assert np.isnan(tree.document("other").quality(0, 0, 10).kl).all()
+    nodes = tree.document().nodes(0, [5, 1])
+    assert nodes[0].delta_nll == -8.0 and np.isnan(nodes[1].kl)
     for bad, message in (
         (lambda: tree.set_quality("main", 0, 9, [1.0, 1.0], [1.0, 1.0]), "the range 9 to 11"),
         (lambda: tree.set_quality("main", 0, 0, [1.0], []), "1 of kl and 0 of delta_nll"),
@@ -269,16 +267,15 @@ def test_gists_made_elsewhere(tmp_path: Path, stub: StubEncoder) -> None:
         assert tree.append(tokens[:3]) == 3  # completes nothing
         assert tree.append(tokens[3:], gists=False) == 40
         assert tree.document().levels == 0  # none is complete
-        for gists, level, message in (
-            (level_0, 1, "Got 10 gists of level 1 for 'main', expected 0 at most: its gists of level 0"),
-            (stub.encode(0, draw(44).reshape(11, 4), 0), 0, "Got 11 gists of level 0 for 'main', expected 10 at most"),
-            (level_0[:, :7], 0, r"shape [10, 7]"),
-            (level_0.astype(np.int64), 0, "type int64"),
-            (np.full((1, 8), 1e6), 0, "not finite"),
+        for gists, level, word in (
+            (level_0, 1, "0 at most"),
+            (stub.encode(0, draw(44).reshape(11, 4), 0), 0, "10 at most"),
+            (level_0[:, :7], 0, "shape"),
+            (level_0.astype(np.int64), 0, "int64"),
+            (np.full((1, 8), 1e6), 0, "finite"),
         ):
-            with pytest.raises(DataError) as caught:
+            with pytest.raises(DataError, match=word):
                 tree.add_gists(gists, level)
-            assert message in str(caught.value)
         assert tree.add_gists(level_0[:6], 0) == 6
         assert tree.add_gists(level_0[6:], 0) == 10
         assert tree.document().levels == 1
@@ -301,7 +298,7 @@ def test_gists_that_are_missing_are_made_at_the_next_opening(tmp_path: Path, stu
         assert reader.document("other").levels == 0  # a reader makes nothing
     with GistTree.open(tmp_path / "tree", stub, writable=True) as tree:
         assert tree.document("other").levels == 2
-        assert np.array_equal(tree.gists(0, 0, 25), stub.encode(0, tokens[:100].reshape(25, 4), 0))
+        assert np.array_equal(tree.document().gists(0, 0, 25), stub.encode(0, tokens[:100].reshape(25, 4), 0))
         assert tree.verify().missing == 0
 
 
@@ -320,7 +317,7 @@ def test_a_batch_is_acknowledged_as_a_whole(tree: GistTree, stub: StubEncoder) -
             tree.compact()
     assert tree.info().version == version + 1
     assert len(tree.documents()) == 7
-    assert np.array_equal(tree.tokens(0, 3, "document 2"), draw(3, seed=2))
+    assert np.array_equal(tree.document("document 2").tokens(0, 3), draw(3, seed=2))
     report = tree.verify()
     assert (report.ok, report.missing) == (True, 1)  # of level 1 "elsewhere"
 
@@ -333,26 +330,17 @@ def test_a_batch_that_raises_leaves_nothing(tree: GistTree) -> None:
     assert tree.append([1]) == 1
 
 
-class FailingEncoder(StubEncoder):
-    """Fails at spans that begin with token 13."""
-
-    def encode(self, level: int, spans: NDArray[np.generic], first: int) -> NDArray[np.float16]:
-        if level == 0 and (spans[:, 0] == 13).any():
-            raise DataError("A gist of level 0 is not a finite float16 vector.")
-        return super().encode(level, spans, first)
-
-
 def test_an_append_whose_gists_cannot_be_made_leaves_nothing(tmp_path: Path) -> None:
     with GistTree.create(tmp_path / "tree", FailingEncoder()) as tree:
         tree.append([1, 2, 3, 4, 5])
         with pytest.raises(DataError, match="not a finite"):
             tree.append([1, 2, 3, 13, 4, 5, 6])
         assert tree.append([6]) == 6
-        with pytest.raises(StorageError, match="nothing of the batch was kept"), tree.batch():
+        with pytest.raises(StorageError, match="batch"), tree.batch():
             tree.append([7])
             with pytest.raises(DataError):
                 tree.append([8, 13, 1, 1, 1])
-        assert tree.tokens(0, 6).tolist() == [1, 2, 3, 4, 5, 6]
+        assert tree.document().tokens(0, 6).tolist() == [1, 2, 3, 4, 5, 6]
         assert tree.verify().ok
 
 
@@ -374,9 +362,9 @@ def test_encoders_that_do_not_belong_to_the_tree(tmp_path: Path, stub: StubEncod
         1, teacher=stub.info.teacher.model_copy(update={"name": "other", "config_hash": "d" * 16})
     )
     for writable in (False, True):
-        with pytest.raises(TeacherError, match=r"is for stub \(.*; got a GistNet for other \(config dddddddd"):
+        with pytest.raises(TeacherError, match="dddddddd"):
             GistTree.open(tmp_path / "tree", other_teacher, writable=writable)
-        with pytest.raises(CheckpointError, match=r"stub0001 .*got stub0002 .*call reencode"):
+        with pytest.raises(CheckpointError, match="stub0002"):
             GistTree.open(tmp_path / "tree", StubEncoder(2), writable=writable)
     with GistTree.open(tmp_path / "tree", writable=True) as tree, pytest.raises(TeacherError, match="got a GistNet"):
         tree.reencode(other_teacher)

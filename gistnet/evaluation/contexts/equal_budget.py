@@ -20,10 +20,8 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 from transformers import DynamicCache
 
-from gistnet.context.assembly import Context
-from gistnet.context.in_memory import InMemoryHistory
+from gistnet.context.assembly import Context, continued_mask
 from gistnet.context.plan import Plan, Raw, default_plan
-from gistnet.context.reading import continued_mask
 from gistnet.errors import ConfigError, DataError
 from gistnet.evaluation.config import EvaluationConfig
 from gistnet.evaluation.metrics import bootstrap_over_documents
@@ -32,7 +30,8 @@ from gistnet.evaluation.resampling import Floats
 from gistnet.model.teacher import Teacher
 from gistnet.objective.branches import Positions
 from gistnet.objective.losses import token_nll
-from gistnet.tree.history import tokens_per_gist
+from gistnet.tree.document import InMemoryDocument
+from gistnet.tree.encoder import tokens_per_gist
 
 COARSE_FROM = 16
 """Gists above level 0 are for budgets that have less than one vector for so many tokens."""
@@ -42,16 +41,16 @@ Measured = TypeVar("Measured")
 
 def compare(
     teacher: Teacher,
-    history: InMemoryHistory,
-    other: InMemoryHistory,
+    compressed: InMemoryDocument,
+    other: InMemoryDocument,
     config: EvaluationConfig,
     tokens_per_vector: Sequence[int],
-    measure: Callable[[InMemoryHistory, Plan, Positions], Measured],
+    measure: Callable[[InMemoryDocument, Plan, Positions], Measured],
 ) -> dict[tuple[int, Positions], dict[str, Measured]]:
     """Measure every context, by budget and policy, then by name; the full one and each truncated one only once.
 
     Args:
-        history: what the contexts are of.
+        compressed: what the contexts are of.
         other: whose gists stand in as `shuffled`.
         tokens_per_vector: the budgets.
         measure: of a document, a plan for it, and a policy.
@@ -60,16 +59,16 @@ def compare(
         ConfigError: a budget leaves nothing beside the sink.
     """
     replacements = {
-        "gist": history,
-        "shuffled": with_gists_of(history, other),
-        "mean": with_mean_embeddings(history, teacher),
+        "gist": compressed,
+        "shuffled": with_gists_of(compressed, other),
+        "mean": with_mean_embeddings(compressed, teacher),
     }
-    n, span = history.n_tokens, history.span_tokens
-    full = measure(history, Plan([Raw(0, n)], span), "compact")
+    n, span = compressed.n_tokens, compressed.span_tokens
+    full = measure(compressed, Plan([Raw(0, n)], span), "compact")
     found = {}
     for budget in tokens_per_vector:
-        plan = gist_plan(n, span, history.levels, budget, config.sink_tokens)
-        truncated = measure(history, truncated_plan(n, span, budget, config.sink_tokens), "compact")
+        plan = gist_plan(n, span, compressed.levels, budget, config.sink_tokens)
+        truncated = measure(compressed, truncated_plan(n, span, budget, config.sink_tokens), "compact")
         for policy in config.positions:
             read = {name: measure(of, plan, policy) for name, of in replacements.items()}
             found[budget, policy] = {"full": full, "truncated": truncated, **read}
@@ -111,28 +110,28 @@ def truncated_plan(n_tokens: int, span_tokens: int, tokens_per_vector: int, sink
     return Plan([Raw(n_tokens - (budget - sink_tokens), n_tokens)], span_tokens, sink_tokens)
 
 
-def highest_level(histories: Sequence[InMemoryHistory], tokens_per_vector: int, sink_tokens: int) -> int:
+def highest_level(documents: Sequence[InMemoryDocument], tokens_per_vector: int, sink_tokens: int) -> int:
     """The highest level of gists in the plans of one budget; 0 where there are none."""
-    plans = [gist_plan(h.n_tokens, h.span_tokens, h.levels, tokens_per_vector, sink_tokens) for h in histories]
+    plans = [gist_plan(h.n_tokens, h.span_tokens, h.levels, tokens_per_vector, sink_tokens) for h in documents]
     return max(0, max(piece.level for plan in plans for piece in plan.order))
 
 
-def with_gists_of(history: InMemoryHistory, other: InMemoryHistory) -> InMemoryHistory:
+def with_gists_of(compressed: InMemoryDocument, other: InMemoryDocument) -> InMemoryDocument:
     """The same tokens with another document's gists, from its beginning on, and again where it is shorter."""
-    levels = zip(history.level_gists, other.level_gists, strict=True)
+    levels = zip(compressed.level_gists, other.level_gists, strict=True)
     borrowed = tuple(np.resize(others, own.shape) for own, others in levels)
-    return replace(history, level_gists=borrowed)
+    return replace(compressed, level_gists=borrowed)
 
 
-def with_mean_embeddings(history: InMemoryHistory, teacher: Teacher) -> InMemoryHistory:
+def with_mean_embeddings(compressed: InMemoryDocument, teacher: Teacher) -> InMemoryDocument:
     """The same tokens with the mean of the embeddings of its tokens in place of each gist."""
-    embedded = teacher.embed(torch.from_numpy(history.token_ids))
+    embedded = teacher.embed(torch.from_numpy(compressed.token_ids))
     means = []
-    for level, gists in enumerate(history.level_gists):
-        size = tokens_per_gist(history.span_tokens, level)
+    for level, gists in enumerate(compressed.level_gists):
+        size = tokens_per_gist(compressed.span_tokens, level)
         blocks = embedded[: len(gists) * size].view(len(gists), size, embedded.shape[1])
         means.append(blocks.double().mean(dim=1).half().cpu().numpy())
-    return replace(history, level_gists=tuple(means))
+    return replace(compressed, level_gists=tuple(means))
 
 
 # Several continuations of one context ---------------------------------------------------------------------------------

@@ -25,10 +25,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from gistnet.context.assembly import assemble
-from gistnet.context.in_memory import compress
+from gistnet.context.assembly import assemble, read_context
 from gistnet.context.plan import Plan
-from gistnet.context.reading import read_context
 from gistnet.data.dataset import PreparedDataset
 from gistnet.errors import ConfigError, DataError, TeacherError
 from gistnet.evaluation.baselines import other_documents
@@ -50,9 +48,9 @@ from gistnet.model.gistnet import GistNet
 from gistnet.model.teacher import Teacher
 from gistnet.objective.branches import Positions
 from gistnet.objective.losses import token_nll
+from gistnet.tree.document import CompressedDocument, compress
 from gistnet.tree.encoder import Encoder
 from gistnet.tree.gist_encoder import GistEncoder
-from gistnet.tree.history import History
 
 logger = logging.getLogger(__name__)
 
@@ -170,10 +168,10 @@ def long_context(
     texts = _texts(teacher, documents, config)
     before = [document.tokens[:-scored] for document in documents]
     logger.info("Making the gists of %s tokens of %d documents.", f"{sum(map(len, before)):,}", len(documents))
-    histories = [compress(tokens, encoder) for tokens in before]
+    compressed_documents = [compress(tokens, encoder) for tokens in before]
     borrowed = other_documents(torch.arange(len(documents)), config.seed).tolist()
     read = []
-    for number, (document, history) in enumerate(zip(documents, histories, strict=True)):
+    for number, (document, compressed) in enumerate(zip(documents, compressed_documents, strict=True)):
         logger.info(
             "Reading contexts of document %d of %d, %s tokens.",
             number + 1,
@@ -181,7 +179,7 @@ def long_context(
             f"{len(document.tokens):,}",
         )
         measure = partial(scored_nll, teacher, document.tokens[-scored:])
-        read.append(compare(teacher, history, histories[borrowed[number]], config, budgets, measure))
+        read.append(compare(teacher, compressed, compressed_documents[borrowed[number]], config, budgets, measure))
 
     words = [words_of_tokens(of) for of in texts]
     names = np.stack([np.array(token_kinds(of))[-scored:] == "names" for of in texts])
@@ -191,11 +189,11 @@ def long_context(
             "domain": domain,
             "positions": policy,
             "tokens_per_vector": budget,
-            "level": highest_level(histories, budget, sink),
+            "level": highest_level(compressed_documents, budget, sink),
             "horizon": scored,
             "offsets": (1, scored),
         }
-        cuts = [truncated_plan(h.n_tokens, h.span_tokens, budget, sink) for h in histories]
+        cuts = [truncated_plan(h.n_tokens, h.span_tokens, budget, sink) for h in compressed_documents]
         repeated = [
             repeated_from_far(of, sink=sink, recent=cut.pieces[0].start, scored=scored)
             for of, cut in zip(words, cuts, strict=True)
@@ -204,9 +202,9 @@ def long_context(
         nll = {name: np.stack([of[budget, policy][name] for of in read]) for name in read[0][budget, policy]}
         records += nll_records(nll, kinds, config, fields)
 
-        plans = [gist_plan(h.n_tokens, h.span_tokens, h.levels, budget, sink) for h in histories]
+        plans = [gist_plan(h.n_tokens, h.span_tokens, h.levels, budget, sink) for h in compressed_documents]
         covered, truncated = (
-            np.array([plan.tokens_covered / h.n_tokens for plan, h in zip(chosen, histories, strict=True)])
+            np.array([plan.tokens_covered / h.n_tokens for plan, h in zip(chosen, compressed_documents, strict=True)])
             for chosen in (plans, cuts)
         )
         records.append(
@@ -226,9 +224,11 @@ def long_context(
     return records
 
 
-def scored_nll(teacher: Teacher, scored: NDArray[np.int64], history: History, plan: Plan, policy: Positions) -> Floats:
+def scored_nll(
+    teacher: Teacher, scored: NDArray[np.int64], compressed: CompressedDocument, plan: Plan, policy: Positions
+) -> Floats:
     """NLL of the tokens that follow a context, `[scored]`, nats; one forward over the context and them."""
-    context = assemble(history, plan, teacher, positions=policy, after=scored[:-1].tolist())
+    context = assemble(compressed, plan, teacher, positions=policy, after=scored[:-1].tolist())
     hidden = read_context(teacher, context)[:, -len(scored) :]
     targets = torch.from_numpy(scored).to(teacher.device)[None]
     with torch.no_grad():

@@ -25,7 +25,6 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from gistnet.context.assembly import assemble
-from gistnet.context.in_memory import InMemoryHistory, compress
 from gistnet.context.plan import Plan, Raw
 from gistnet.data.inputs import read_lines, reading
 from gistnet.errors import DataError, TeacherError
@@ -35,6 +34,7 @@ from gistnet.evaluation.contexts.equal_budget import budget_record, compare, hig
 from gistnet.evaluation.records import MetricRecord
 from gistnet.model.teacher import Teacher
 from gistnet.objective.branches import Positions
+from gistnet.tree.document import InMemoryDocument, compress
 from gistnet.tree.encoder import Encoder
 
 logger = logging.getLogger(__name__)
@@ -98,7 +98,7 @@ def read_questions(path: Path) -> list[tuple[str, Question]]:
 
 class _Article(NamedTuple):
     number: int
-    history: InMemoryHistory
+    compressed: InMemoryDocument
 
 
 def multiple_choice(teacher: Teacher, encoder: Encoder, path: Path, config: EvaluationConfig) -> list[MetricRecord]:
@@ -123,8 +123,8 @@ def multiple_choice(teacher: Teacher, encoder: Encoder, path: Path, config: Eval
     right = []
     for row, (line, question) in enumerate(questions):
         logger.info("Answering question %d of %d.", row + 1, len(questions))
-        right.append(_answer(teacher, line, question, asked[row].history, asked[borrowed[row]].history, config))
-    every = [article.history for article in articles.values()]
+        right.append(_answer(teacher, line, question, asked[row].compressed, asked[borrowed[row]].compressed, config))
+    every = [article.compressed for article in articles.values()]
     records = []
     for policy, budget in product(config.positions, budgets):
         found = [of[budget, policy] for of in right]
@@ -146,13 +146,13 @@ def _compressed(
     for line, question in questions:
         if question.article in articles:
             continue
-        history = compress(question.article, encoder)
-        if history.n_tokens < least:
+        compressed = compress(question.article, encoder)
+        if compressed.n_tokens < least:
             raise DataError(
-                f"{line} has an article of {history.n_tokens} tokens, expected {least} at least: the smallest budget "
-                f"is one vector for {coarsest} tokens, and {config.sink_tokens} are the sink's."
+                f"{line} has an article of {compressed.n_tokens} tokens, expected {least} at least: the smallest "
+                f"budget is one vector for {coarsest} tokens, and {config.sink_tokens} are the sink's."
             )
-        articles[question.article] = _Article(len(articles), history)
+        articles[question.article] = _Article(len(articles), compressed)
     if len(articles) < 2:
         raise DataError(f"{path} has questions about one article only, expected two at least: one lends its gists.")
     return articles
@@ -162,8 +162,8 @@ def _answer(
     teacher: Teacher,
     line: str,
     question: Question,
-    history: InMemoryHistory,
-    other: InMemoryHistory,
+    compressed: InMemoryDocument,
+    other: InMemoryDocument,
     config: EvaluationConfig,
 ) -> dict[tuple[int, Positions], dict[str, float]]:
     """Whether the right option is chosen, by budget and policy, then by context."""
@@ -179,13 +179,13 @@ def _answer(
             f"{teacher.max_positions} positions of {teacher.name}."
         )
 
-    def chosen(of: InMemoryHistory, plan: Plan, policy: Positions) -> float:
+    def chosen(of: InMemoryDocument, plan: Plan, policy: Positions) -> float:
         if plan.vectors > room and all(isinstance(piece, Raw) for piece in plan.pieces):
             plan = Plan([Raw(of.n_tokens - (room - sink), of.n_tokens)], of.span_tokens, sink)
         context = assemble(of, plan, teacher, positions=policy, after=prompt)
         return share_right(mean_nll(teacher, context, options), question.gold)
 
-    nothing = chosen(history, Plan([], history.span_tokens), "compact")
+    nothing = chosen(compressed, Plan([], compressed.span_tokens), "compact")
     known = {"no_context": nothing, "chance": 1 / len(options)}
-    found = compare(teacher, history, other, config, config.contexts.question_tokens_per_vector, chosen)
+    found = compare(teacher, compressed, other, config, config.contexts.question_tokens_per_vector, chosen)
     return {of: {**right, **known} for of, right in found.items()}

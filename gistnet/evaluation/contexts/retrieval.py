@@ -18,7 +18,6 @@ import torch
 from numpy.typing import NDArray
 
 from gistnet.context.assembly import assemble
-from gistnet.context.in_memory import InMemoryHistory, compress
 from gistnet.context.plan import Plan
 from gistnet.data.templates import templates
 from gistnet.errors import DataError, TeacherError
@@ -30,6 +29,7 @@ from gistnet.evaluation.resampling import Floats
 from gistnet.model.teacher import Teacher
 from gistnet.model.tokenizer import TeacherTokenizer
 from gistnet.objective.branches import Positions
+from gistnet.tree.document import InMemoryDocument, compress
 from gistnet.tree.encoder import Encoder
 
 logger = logging.getLogger(__name__)
@@ -94,17 +94,17 @@ def retrieval(
     contexts, budgets = config.contexts, config.contexts.question_tokens_per_vector
     size = {"count": contexts.retrieval_cases, "context_tokens": contexts.retrieval_tokens, "seed": config.seed}
     cases = retrieval_cases(teacher.tokenizer, filler, **size)
-    histories = [compress(case.context, encoder) for case in cases]
+    documents = [compress(case.context, encoder) for case in cases]
     borrowed = other_documents(torch.arange(len(cases)), config.seed).tolist()
     asked = []
-    for number, (case, history) in enumerate(zip(cases, histories, strict=True)):
+    for number, (case, compressed) in enumerate(zip(cases, documents, strict=True)):
         logger.info("Asking for a %s, case %d of %d.", case.kind, number + 1, len(cases))
 
-        def answered(of: InMemoryHistory, plan: Plan, policy: Positions, case: RetrievalCase = case) -> Floats:
+        def answered(of: InMemoryDocument, plan: Plan, policy: Positions, case: RetrievalCase = case) -> Floats:
             context = assemble(of, plan, teacher, positions=policy, after=case.question)
             return mean_nll(teacher, context, case.answers)
 
-        asked.append(compare(teacher, history, histories[borrowed[number]], config, budgets, answered))
+        asked.append(compare(teacher, compressed, documents[borrowed[number]], config, budgets, answered))
 
     kinds = np.array([case.kind for case in cases])
     groups = {"": np.arange(len(cases))} | {kind: np.flatnonzero(kinds == kind) for kind in CASE_KINDS}
@@ -116,7 +116,7 @@ def retrieval(
         right = {name: np.array([share_right(of_case, 0) for of_case in answers]) for name, answers in nll.items()}
         right["chance"] = np.full(len(rows), 1 / ANSWERS)
         cost = {name: answers[:, 0].copy() for name, answers in nll.items()}
-        level = highest_level(histories, budget, config.sink_tokens)
+        level = highest_level(documents, budget, config.sink_tokens)
         fields = {"domain": DOMAIN, "kind": kind, "tokens_per_vector": budget, "positions": policy, "level": level}
         for name, columns in (("retrieval_accuracy", right), ("retrieval_nll", cost)):
             gist = columns.pop("gist")

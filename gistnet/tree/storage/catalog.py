@@ -1,15 +1,23 @@
-"""The catalog of a tree: what of its tables counts. Overwriting it is what acknowledges a write (D24).
+"""The catalog of a tree: the versions of its tables that count. Overwriting it is what acknowledges a write (D24).
 
 It is a small Lance table of its own: a row a document with its counts, and in the metadata of its schema the versions
 of the other tables and the GistNet whose gists are current. Each of its versions is a *generation* of the tree. A
 generation is complete or absent, since Lance creates a version only if it is not there yet, on disks and on object
 stores; of two writers that start from the same generation, one is refused.
+
+Readers of a local tree pin the generation that they read, so that the writer does not clean it away. On an object store
+there are no locks: old versions are kept for a day.
 """
 
 import json
+import os
+import uuid
+import weakref
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -17,15 +25,16 @@ import pyarrow as pa
 from pydantic import ValidationError
 
 from gistnet.errors import DataError
+from gistnet.locks import FileLock
 from gistnet.model.fingerprint import TeacherFingerprint
 from gistnet.settings import Section
 from gistnet.tree.encoder import GistVersion
-from gistnet.tree.storage.location import Location, flush_to_disk
-from gistnet.tree.storage.tables import Table
+from gistnet.tree.storage.tables import Location, Table
 
 NAME = "catalog"
 FORMAT_VERSION = 2
 _STATE, _CHECKSUM = b"gistnet.tree", b"gistnet.checksum"
+_PINS, _GUARD = "readers", "guard.lock"
 
 
 class TableState(Section):
@@ -39,16 +48,16 @@ class TableState(Section):
 
 
 class TreeState(Section):
-    """Everything in a generation but the documents."""
+    """Content of a generation, without its documents."""
 
     format: int
     teacher: TeacherFingerprint
     """In the precision in which the active GistNet read the tokens."""
     vocabulary_size: int
     active: GistVersion
-    """Whose gists are read."""
+    """The GistNet whose gists are read."""
     pending: GistVersion | None
-    """Whose gists are being made to take the place of the active ones, and are not complete."""
+    """The GistNet whose gists are being made to replace the active ones, and are not complete."""
     retired: dict[str, int]
     """Fingerprints whose gists no generation from the one given on names, to be removed when no reader has them."""
     compacted: int
@@ -57,7 +66,7 @@ class TreeState(Section):
 
 
 class Counts(NamedTuple):
-    """What a document has."""
+    """Size of a document."""
 
     tokens: int
     gists: tuple[int, ...]
@@ -77,7 +86,7 @@ _SCHEMA = pa.schema([("document", pa.string()), ("tokens", pa.int64()), ("gists"
 
 
 def exists(location: Location) -> bool:
-    """Whether there is a tree."""
+    """True where there is a tree."""
     if location.folder is not None and not (location.folder / f"{NAME}.lance").is_dir():
         return False  # where a file is in the way, Lance would take seconds to say so
     return Table.exists(location, NAME)
@@ -88,7 +97,6 @@ def read(location: Location, generation: int | None = None) -> Catalog:
 
     Raises:
         DataError: there is no tree, or it has another format, or the catalog is damaged.
-        StorageError: it cannot be read.
     """
     if not exists(location):
         raise DataError(f"{location.uri} is not a tree: it has no catalog.")
@@ -113,27 +121,18 @@ def read(location: Location, generation: int | None = None) -> Catalog:
 
 
 def create(location: Location, state: TreeState) -> Catalog:
-    """The first generation of a tree, without documents.
-
-    Raises:
-        StorageError: the system refused.
-    """
+    """The first generation of a tree, without documents."""
     return _written(Table.create(location, NAME, _rows(state, {}).schema), state, {})
 
 
 def commit(location: Location, base: Catalog, state: TreeState, documents: Mapping[str, Counts]) -> Catalog:
-    """The generation after `base`. When this returns, what it names is acknowledged.
-
-    Raises:
-        StorageError: the system refused, or another writer was first; `base` is then still the newest of ours.
-    """
+    """The generation after `base`. When this returns, what it names is acknowledged."""
     table = Table.open(location, NAME, base.generation).overwrite(_rows(state, documents))
     return _written(table, state, documents)
 
 
 def _written(table: Table, state: TreeState, documents: Mapping[str, Counts]) -> Catalog:
-    if table.location.folder is not None:
-        flush_to_disk(table.files_since(None))
+    table.location.flush(table.files_since(None))
     return Catalog(table.version, state, documents)
 
 
@@ -150,3 +149,53 @@ def _checksum(state: bytes, rows: pa.Table) -> int:
     gists = rows["gists"].combine_chunks().flatten().to_numpy()
     counts = np.concatenate([rows["tokens"].to_numpy(), gists]).astype("<i8")
     return zlib.crc32(counts.tobytes(), zlib.crc32(documents, zlib.crc32(state)))
+
+
+@contextmanager
+def guard(folder: Path | None, *, shared: bool) -> Iterator[None]:
+    """Keep readers from pinning a version (exclusive), or the writer from cleaning versions (shared)."""
+    if folder is None:
+        yield
+        return
+    (folder / _PINS).mkdir(exist_ok=True)
+    lock = FileLock(folder / _PINS / _GUARD, shared=shared)
+    try:
+        yield
+    finally:
+        lock.close()
+
+
+class Pin:
+    """Keeps a generation of the catalog, and all that it names, from being cleaned, as long as this object lives.
+
+    To be made inside a shared `guard`, together with reading the generation.
+
+    Raises:
+        OSError: the folder is not writable.
+    """
+
+    def __init__(self, folder: Path, generation: int) -> None:
+        lock = FileLock(folder / _PINS / f"{generation}-{os.getpid()}-{uuid.uuid4().hex[:8]}", shared=True)
+        # Not at the end of the process: there the system gives the lock back, and the writer removes the file.
+        weakref.finalize(self, _unpin, lock).atexit = False
+
+
+def _unpin(lock: FileLock) -> None:
+    with suppress(OSError):
+        lock.path.unlink(missing_ok=True)
+    lock.close()
+
+
+def pinned_generations(folder: Path) -> set[int]:
+    """The generations that live readers hold; what dead readers left is removed. To be called inside a `guard`."""
+    pinned = set()
+    for path in (folder / _PINS).iterdir():
+        if path.name == _GUARD:
+            continue
+        try:
+            FileLock(path, wait=False).close()
+        except BlockingIOError:
+            pinned.add(int(path.name.partition("-")[0]))
+        else:
+            path.unlink(missing_ok=True)
+    return pinned

@@ -5,11 +5,14 @@
     quality              version, document, level, start, stop, kl, delta_nll (float32 lists), checksum
 
 Lance keeps no checksums. Ours is a CRC-32 of everything in the row and of the table's name, so that a flipped bit is
-found, and so is a row that is intact but in the wrong place.
+found, and so is a row that is intact but in the wrong table or of another index. A `RowIndex` tells which row holds
+what, so that reading needs no search on disk.
 """
 
 import struct
 import zlib
+from array import array
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -49,13 +52,13 @@ QUALITY_SCHEMA = _schema(
 
 
 def gists_schema(dim: int) -> pa.Schema:
-    """Of the gists of one level, vectors of `dim` entries."""
+    """Columns of the gists of one level, vectors of `dim` entries."""
     vector, made = pa.list_(pa.float16(), dim), pa.timestamp("us", tz="UTC")
     return _schema(document=_TEXT, index=_INT64, vector=vector, made=made, checksum=_UINT32)
 
 
 def schema_of(name: str, dim: int) -> pa.Schema:
-    """Of the table `name` of a tree whose gists have `dim` entries."""
+    """Columns of the table `name` of a tree whose gists have `dim` entries."""
     return {TOKENS: TOKENS_SCHEMA, QUALITY: QUALITY_SCHEMA}.get(name) or gists_schema(dim)
 
 
@@ -109,11 +112,7 @@ def quality_rows(measured: Measured) -> pa.Table:
 
 
 def read_token_rows(table: pa.Table) -> Iterator[tuple[str, int, NDArray[np.int64]]]:
-    """Document, first index and tokens of each row.
-
-    Raises:
-        DataError: a row is not as it was written.
-    """
+    """Document, first index and tokens of each row."""
     tokens, offsets = _lists(table, "tokens")
     sums = table.column("checksum").to_pylist()
     documents, starts = _documents(table, TOKENS), table.column("start").to_pylist()
@@ -125,11 +124,7 @@ def read_token_rows(table: pa.Table) -> Iterator[tuple[str, int, NDArray[np.int6
 
 
 def read_gist_rows(name: str, table: pa.Table) -> Gists:
-    """The gists of rows of the table `name`.
-
-    Raises:
-        DataError: a row is not as it was written.
-    """
+    """The gists of rows of the table `name`."""
     n = table.num_rows
     documents, indices = _documents(table, name), table.column("index").to_numpy()
     vectors = _chunk(table, "vector").flatten().to_numpy(zero_copy_only=False).reshape(n, -1 if n else 0)
@@ -142,11 +137,7 @@ def read_gist_rows(name: str, table: pa.Table) -> Gists:
 
 
 def read_quality_rows(table: pa.Table) -> Iterator[Measured]:
-    """What each row measured.
-
-    Raises:
-        DataError: a row is not as it was written.
-    """
+    """Losses in each row."""
     kl, offsets = _lists(table, "kl")
     delta_nll, delta_offsets = _lists(table, "delta_nll")
     documents = _documents(table, QUALITY)
@@ -165,8 +156,8 @@ def read_quality_rows(table: pa.Table) -> Iterator[Measured]:
         yield measured
 
 
-def _damage(name: str, document: str, place: str) -> DataError:
-    return DataError(f"The table {name} is damaged at {place} of {document!r}: the checksum does not match.")
+def _damage(name: str, document: str, what: str) -> DataError:
+    return DataError(f"The table {name} is damaged at {what} of {document!r}: the checksum does not match.")
 
 
 def _chunk(table: pa.Table, column: str) -> pa.Array:
@@ -217,3 +208,70 @@ def _quality_sum(measured: Measured) -> int:
     head = struct.pack("<qqqq", level, start, len(kl), len(delta_nll))
     values = kl.astype("<f4").tobytes() + delta_nll.astype("<f4").tobytes()
     return zlib.crc32(values, zlib.crc32(head, _seed(f"{QUALITY}/{version}", document)))
+
+
+class RowIndex:
+    """For each document, the rows in order of their key: the index of a gist, or the first token of an append.
+
+    Rows of a document whose keys and numbers both follow each other are one run, so that a tree of one document needs
+    one entry, however large it is. The index only grows: a reader of an earlier version sees keys of rows that its own
+    version lacks, and asks for none of them.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.n_rows = 0
+        self._runs: dict[str, tuple[array[int], array[int], array[int]]] = {}  # first key, first row, rows
+
+    def extend(self, documents: pa.ChunkedArray, keys: NDArray[np.int64]) -> None:
+        """Add the rows that follow those known."""
+        if not len(keys):
+            return
+        encoded = documents.combine_chunks().dictionary_encode()
+        codes = encoded.indices.to_numpy(zero_copy_only=False)
+        breaks = 1 + np.flatnonzero((np.diff(codes) != 0) | (np.diff(keys) != 1))
+        starts = np.concatenate([[0], breaks])
+        lengths = np.diff(np.append(starts, len(keys)))
+        names = encoded.dictionary.to_pylist()
+        for start, length in zip(starts.tolist(), lengths.tolist(), strict=True):
+            self._add(names[codes[start]], int(keys[start]), self.n_rows + start, length)
+        self.n_rows += len(keys)
+
+    def _add(self, document: str, key: int, row: int, count: int) -> None:
+        first, rows, counts = self._runs.setdefault(document, (array("q"), array("q"), array("q")))
+        if first:
+            next_key, next_row = first[-1] + counts[-1], rows[-1] + counts[-1]
+            if key < next_key:
+                raise DataError(f"The table {self.name} is damaged at {document!r}: {key} follows {next_key - 1}.")
+            if (key, row) == (next_key, next_row):
+                counts[-1] += count
+                return
+        first.append(key)
+        rows.append(row)
+        counts.append(count)
+
+    def next_key(self, document: str) -> int:
+        """One more than the last key of a document, 0 if it has none."""
+        if document not in self._runs:
+            return 0
+        first, _, counts = self._runs[document]
+        return first[-1] + counts[-1]
+
+    def rows(self, document: str, start: int, stop: int) -> NDArray[np.int64]:
+        """The rows from that of `start` to that of `stop - 1`, in the order of their keys."""
+        if start == stop:
+            return np.empty(0, dtype=np.int64)
+        begin, end = self._run(document, start), self._run(document, stop - 1)
+        first, rows, counts = self._runs[document]
+        pieces = []
+        for run in range(begin, end + 1):
+            low = min(max(start - first[run], 0), counts[run] - 1)
+            high = min(stop - first[run], counts[run])
+            pieces.append(np.arange(rows[run] + low, rows[run] + high))
+        return np.concatenate(pieces)
+
+    def _run(self, document: str, key: int) -> int:
+        run = bisect_right(self._runs[document][0], key) - 1 if document in self._runs else -1
+        if run < 0:
+            raise DataError(f"The table {self.name} is damaged at {document!r}: the row of {key} is missing.")
+        return run

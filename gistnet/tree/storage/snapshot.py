@@ -1,37 +1,92 @@
 """One generation of a tree, to read: nothing that is written later shows in it."""
 
+import io
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors.numpy import save as save_safetensors
 
-from gistnet.errors import DataError
-from gistnet.model.fingerprint import TeacherFingerprint
-from gistnet.tree.encoder import GistVersion
-from gistnet.tree.history import count_gists, require_range, tokens_per_gist
-from gistnet.tree.node import Node, Qualities, Quality
+from gistnet.errors import ConfigError, DataError
+from gistnet.files import write_bytes
+from gistnet.tree.document import CompressedDocument, require_level
+from gistnet.tree.encoder import GistVersion, count_gists, tokens_per_gist
+from gistnet.tree.storage import catalog as catalogs
 from gistnet.tree.storage import rows as layout
-from gistnet.tree.storage.catalog import Catalog, Counts
-from gistnet.tree.storage.location import Location
-from gistnet.tree.storage.lock import Pin
-from gistnet.tree.storage.row_index import RowIndex
-from gistnet.tree.storage.tables import Table
+from gistnet.tree.storage.catalog import Catalog, Pin
+from gistnet.tree.storage.rows import RowIndex
+from gistnet.tree.storage.tables import Location, Table
 
+EXPORT_SUFFIXES = (".npy", ".safetensors")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _KEY = {layout.TOKENS: "start"}  # of gists it is the index
 _NodeKey = tuple[str, str, int]  # version, document, level
 _Extents = list[tuple[int, int, int]]  # start, stop, row
 
 
+class Quality(NamedTuple):
+    """Losses of gists against the tokens that they stand for, on what follows them; NaN where not measured."""
+
+    kl: NDArray[np.float32]
+    """KL(prediction after the tokens ‖ prediction after the gist), nats per token, `[n]`."""
+    delta_nll: NDArray[np.float32]
+    """Nats per token, `[n]`."""
+
+
+@dataclass(frozen=True, eq=False)
+class Node:
+    """A gist, what it stands for, and where it came from."""
+
+    document: str
+    level: int
+    index: int
+    """Among the gists of its document and level."""
+    start: int
+    """The first token that it stands for."""
+    stop: int
+    """One more than the last."""
+    parent: int | None
+    """The index of the gist above, or None while there is none."""
+    children: range
+    """The indices of the gists that it was made of, one level below; empty at level 0, which is made of tokens."""
+    gist_version: str
+    """The fingerprint of the GistNet that made it."""
+    made: datetime
+    kl: float
+    delta_nll: float
+    """See `Quality`; NaN where not measured."""
+    vector: NDArray[np.float16]
+    """`[dim]`"""
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A gist that a search found."""
+
+    document: str
+    level: int
+    index: int
+    start: int
+    """The first token that it stands for."""
+    stop: int
+    """One more than the last."""
+    score: float
+    """The cosine of the angle to the query, -1 to 1."""
+
+
 class Snapshot:
-    """Reads the tables as a generation of the catalog names them, and checks every row that it reads.
+    """Tables as a generation of the catalog names them.
 
     Args:
         location: the root of the tree.
         catalog: the generation.
-        pin: what keeps the generation from being cleaned, if anything does.
+        pin: keeps the generation from being cleaned, where that is possible.
         earlier: of the same tree, whose handles and indices are taken over where they are still true.
     """
 
@@ -45,29 +100,33 @@ class Snapshot:
         self._indices: dict[tuple[str, int], RowIndex] = {} if earlier is None else earlier._indices
         self._measured: dict[_NodeKey, _Extents] | None = None
 
+    @classmethod
+    def load(cls, location: Location, earlier: "Snapshot | None" = None, *, pinned: bool = True) -> "Snapshot":
+        """The newest generation, kept from being cleaned as long as it is read, where the location allows that.
+
+        Args:
+            location: the root of the tree.
+            earlier: as above.
+            pinned: False where nobody but ourselves could clean it, as for the one who writes.
+
+        Raises:
+            DataError: there is no tree, or it is damaged, or it has another format.
+        """
+        folder = location.folder
+        if pinned and folder is not None and catalogs.exists(location):
+            with suppress(OSError), catalogs.guard(folder, shared=True):  # a folder that we may only read has no pins
+                newest = catalogs.read(location)
+                return cls(location, newest, Pin(folder, newest.generation), earlier)
+        return cls(location, catalogs.read(location), None, earlier)
+
     @property
     def version(self) -> GistVersion:
-        """Whose gists are read."""
+        """The GistNet whose gists are read."""
         return self.catalog.state.active
 
-    def counts(self, document: str) -> Counts:
-        """What a document has.
-
-        Raises:
-            DataError: there is no such document.
-        """
-        if document not in self.catalog.documents:
-            raise DataError(f"Got the document {document!r}, expected one that is in the tree {self.location.uri}.")
-        return self.catalog.documents[document]
-
-    def require_level(self, level: int) -> None:
-        """Refuse a level that the tree does not have.
-
-        Raises:
-            DataError: it does not.
-        """
-        if not 0 <= level < self.version.levels:
-            raise DataError(f"Got level {level}, expected one of 0 to {self.version.levels - 1}.")
+    def gists_name(self, level: int) -> str:
+        """The name of the table of a level's gists."""
+        return layout.gists_name(self.version.fingerprint, level)
 
     def table(self, name: str) -> Table:
         """A table at this generation."""
@@ -83,7 +142,7 @@ class Snapshot:
         return table
 
     def index(self, name: str) -> RowIndex:
-        """Which row of a table holds what; what was read of it before is not read again."""
+        """Row numbers of a table by document and key; rows that were read before are not read again."""
         state = self.catalog.state.tables[name]
         index = self._indices.setdefault((name, state.since), RowIndex(name))
         if index.n_rows < state.n_rows:
@@ -92,174 +151,202 @@ class Snapshot:
             index.extend(table.column("document"), table.column(key).to_numpy())
         return index
 
-    def tokens(self, document: str, start: int, stop: int) -> NDArray[np.int64]:
-        """Token ids `[stop - start]`.
-
-        Raises:
-            DataError: the range is not within the document, or a row is damaged.
-        """
-        require_range(start, stop, self.counts(document).tokens, f"tokens of {document!r}")
-        if start == stop:
-            return np.empty(0, dtype=np.int64)
-        numbers = self.index(layout.TOKENS).rows(document, start, stop)
-        table = self.table(layout.TOKENS).take(numbers, layout.TOKENS_SCHEMA.names)
-        pieces = list(layout.read_token_rows(table))
-        ends = [begin + len(piece) for _, begin, piece in pieces]
-        expected = [pieces[0][1], *ends[:-1]]
-        for (name, begin, _), wanted in zip(pieces, expected, strict=True):
-            if name != document or begin != wanted:
-                raise DataError(f"The table {layout.TOKENS} is damaged: no row has token {wanted} of {document!r}.")
-        if pieces[0][1] > start or ends[-1] < stop:
-            raise DataError(f"The table {layout.TOKENS} is damaged: it lacks tokens {start} to {stop} of {document!r}.")
-        return np.concatenate([piece for _, _, piece in pieces])[start - pieces[0][1] : stop - pieces[0][1]]
-
-    def gists(self, document: str, level: int, start: int, stop: int) -> NDArray[np.float16]:
-        """Gists `[stop - start, dim]`.
-
-        Raises:
-            DataError: there is no such level, the range is not within it, or a row is damaged.
-        """
-        self.require_level(level)
-        require_range(start, stop, self.counts(document).gists[level], f"gists of level {level} of {document!r}")
-        if start == stop:
-            return np.empty((0, self.version.dim), dtype=np.float16)
-        index = self.index(layout.gists_name(self.version.fingerprint, level))
-        return self._gist_rows(document, level, np.arange(start, stop), index.rows(document, start, stop)).vectors
-
-    def nodes(self, document: str, level: int, indices: Sequence[int]) -> list[Node]:
-        """Gists with all that is known of them.
-
-        Raises:
-            DataError: there is no such level, an index is not within it, or a row is damaged.
-        """
-        self.require_level(level)
-        counts = self.counts(document)
-        for index in indices:
-            require_range(index, index + 1, counts.gists[level], f"gists of level {level} of {document!r}")
-        if not len(indices):
-            return []
-        row_index = self.index(layout.gists_name(self.version.fingerprint, level))
-        numbers = [row_index.row(document, index) for index in indices]
-        found = self._gist_rows(document, level, np.array(indices), np.array(numbers))
-        quality = self.quality(document, level, min(indices), max(indices) + 1)
-        return [
-            self._node(document, level, index, found, n, quality, index - min(indices))
-            for n, index in enumerate(map(int, indices))
-        ]
-
-    def quality(self, document: str, level: int, start: int, stop: int) -> Qualities:
-        """What the gists `start` to `stop` lose, where it was measured; of two measurements the later.
-
-        Raises:
-            DataError: there is no such level, the range is not within it, or a row is damaged.
-        """
-        self.require_level(level)
-        require_range(start, stop, self.counts(document).gists[level], f"gists of level {level} of {document!r}")
-        kl, delta_nll = (np.full(stop - start, np.nan, dtype=np.float32) for _ in range(2))
-        extents = self._quality_extents().get((self.version.fingerprint, document, level), [])
-        numbers = [row for begin, end, row in extents if begin < stop and end > start]
-        if numbers:
-            table = self.table(layout.QUALITY).take(numbers, layout.QUALITY_SCHEMA.names)
-            for measured in layout.read_quality_rows(table):
-                skipped = max(start - measured.start, 0)
-                at = measured.start + skipped - start
-                values = measured.kl[skipped : skipped + stop - start - at]
-                kl[at : at + len(values)] = values
-                delta_nll[at : at + len(values)] = measured.delta_nll[skipped : skipped + len(values)]
-        return Qualities(kl, delta_nll)
-
-    def _gist_rows(
-        self, document: str, level: int, indices: NDArray[np.int64], numbers: NDArray[np.int64]
-    ) -> layout.Gists:
-        name = layout.gists_name(self.version.fingerprint, level)
-        table = self.table(name).take(numbers, layout.gists_schema(self.version.dim).names)
-        found = layout.read_gist_rows(name, table)
-        if set(found.documents) != {document} or not np.array_equal(found.indices, indices):
-            raise DataError(
-                f"The table {name} is damaged: it lacks one of the gists {indices[0]} to {indices[-1]} of {document!r}."
-            )
-        return found
-
-    def _node(
-        self, document: str, level: int, index: int, found: layout.Gists, row: int, quality: Qualities, at: int
-    ) -> Node:
-        span = self.version.span_tokens
-        per_gist = tokens_per_gist(span, level)
-        counts = self.counts(document).gists
-        parent = index // span
-        return Node(
-            document=document,
-            level=level,
-            index=index,
-            start=index * per_gist,
-            stop=(index + 1) * per_gist,
-            parent=parent if level + 1 < len(counts) and parent < counts[level + 1] else None,
-            children=range(index * span, (index + 1) * span) if level else range(0),
-            gist_version=self.version.fingerprint,
-            made=_EPOCH + timedelta(microseconds=int(found.made[row])),
-            quality=None if np.isnan(quality.kl[at]) else Quality(float(quality.kl[at]), float(quality.delta_nll[at])),
-            vector=found.vectors[row],
-        )
-
-    def _quality_extents(self) -> dict[_NodeKey, _Extents]:
+    def measured(self, document: str, level: int) -> _Extents:
+        """Rows of the quality table that are of the gists of a level: first gist, one after the last, row."""
         if self._measured is None:
             names = ["version", "document", "level", "start", "stop"]
             self._measured = defaultdict(list)
             for row, line in enumerate(self.table(layout.QUALITY).scan(names).to_pylist()):
                 key = (line["version"], line["document"], line["level"])
                 self._measured[key].append((line["start"], line["stop"], row))
-        return self._measured
+        return self._measured.get((self.version.fingerprint, document, level), [])
 
+    def search(self, query: NDArray[np.generic], level: int, k: int, document: str | None) -> list[Hit]:
+        """The k gists of a level whose direction is nearest to any of the queries `[n, dim]`, best first.
 
-class Document:
-    """A document of a tree at one generation: a `History`."""
-
-    def __init__(self, snapshot: Snapshot, name: str) -> None:
-        """Raises DataError if there is no such document."""
-        self._snapshot = snapshot
-        self._counts = snapshot.counts(name)
-        self.name = name
-
-    @property
-    def n_tokens(self) -> int:
-        """Tokens of the document."""
-        return self._counts.tokens
-
-    @property
-    def span_tokens(self) -> int:
-        """K: tokens to a gist of level 0, and gists of a level to one of the level above."""
-        return self._snapshot.version.span_tokens
-
-    @property
-    def positions(self) -> str:
-        """The position policy that the gists were trained for."""
-        return self._snapshot.version.positions
-
-    @property
-    def teacher(self) -> TeacherFingerprint:
-        """The language model that the tree is for."""
-        return self._snapshot.catalog.state.teacher
-
-    @property
-    def levels(self) -> int:
-        """How many levels are complete, counted from level 0; gists still to be made end the count."""
-        for level, made in enumerate(self._counts.gists):
-            if made < count_gists(self.n_tokens, self.span_tokens, level):
-                return level
-        return len(self._counts.gists)
-
-    def tokens(self, start: int, stop: int) -> NDArray[np.int64]:
-        """Token ids `[stop - start]`.
+        All gists are compared (exactly, without an index), so time grows with the tree.
 
         Raises:
-            DataError: the range is not within the document, or a row is damaged.
+            DataError: there is no such level or document, the query is no direction, or a gist found is damaged.
         """
-        return self._snapshot.tokens(self.name, start, stop)
+        require_level(level, self.version.levels)
+        if k < 1:
+            raise DataError(f"Got k = {k}, expected 1 at least.")
+        where = None
+        if document is not None:
+            TreeDocument(self, document)  # refuses one that is not there
+            where = "document = '{}'".format(document.replace("'", "''"))
+        name, columns = self.gists_name(level), layout.gists_schema(self.version.dim).names
+        best: dict[tuple[str, int], float] = {}
+        for vector in _directions(query, self.version.dim):
+            found = self.table(name).nearest(vector, k, where, columns)
+            rows = layout.read_gist_rows(name, found.select(columns))
+            scores = (1 - found.column("_distance").to_numpy()).tolist()
+            for key, score in zip(zip(rows.documents, rows.indices.tolist(), strict=True), scores, strict=True):
+                best[key] = max(score, best.get(key, -2.0))
+        size = tokens_per_gist(self.version.span_tokens, level)
+        ranked = sorted(best.items(), key=lambda item: (-item[1], item[0]))[:k]
+        return [Hit(name, level, index, index * size, (index + 1) * size, score) for (name, index), score in ranked]
 
-    def gists(self, level: int, start: int, stop: int) -> NDArray[np.float16]:
-        """Gists `[stop - start, dim]` of a level, by their index; gist i stands for tokens i·K^(level+1) onwards.
+
+def _directions(query: NDArray[np.generic], dim: int) -> NDArray[np.float32]:
+    vectors = np.atleast_2d(np.asarray(query))
+    if vectors.ndim != 2 or vectors.shape[1] != dim or vectors.dtype.kind not in "fiu":
+        raise DataError(f"Got a query of shape {list(np.shape(query))}, expected a vector of {dim} numbers or a text.")
+    vectors = vectors.astype(np.float64)
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    if not np.isfinite(norms).all() or not norms.all():
+        raise DataError("Got a query that is zero or not finite, expected a vector with a direction.")
+    return (vectors / norms).astype(np.float16)
+
+
+class TreeDocument(CompressedDocument):
+    """A document of a tree at one generation. Every row that is read is checked.
+
+    Raises:
+        DataError: there is no such document.
+    """
+
+    def __init__(self, snapshot: Snapshot, name: str) -> None:
+        catalog = snapshot.catalog
+        if name not in catalog.documents:
+            raise DataError(f"Got the document {name!r}, expected one that is in the tree {snapshot.location.uri}.")
+        self._snapshot = snapshot
+        self.name = name
+        self.n_tokens, self.n_gists = catalog.documents[name]
+        self.span_tokens, self.positions = snapshot.version.span_tokens, snapshot.version.positions
+        self.teacher = catalog.state.teacher
+
+    @property
+    def gist_version(self) -> str:
+        """The fingerprint of the GistNet that made the gists."""
+        return self._snapshot.version.fingerprint
+
+    def below(self, level: int, start: int, stop: int) -> NDArray[np.generic]:
+        """Inputs of the gists of a level: tokens for level 0, else gists of the level below."""
+        return self.gists(level - 1, start, stop) if level else self.tokens(start, stop)
+
+    def nodes(self, level: int, indices: Sequence[int]) -> list[Node]:
+        """Gists with all that is known of them, in the order asked for; many cost as much as a few.
+
+        Raises:
+            DataError: there is no such level, an index is not within it, or a row is damaged.
+        """
+        for index in indices:
+            self.require_gists(level, index, index + 1)
+        if not len(indices):
+            return []
+        rows = self._snapshot.index(self._snapshot.gists_name(level))
+        numbers = np.concatenate([rows.rows(self.name, index, index + 1) for index in indices])
+        found = self._gist_rows(level, np.array(indices), numbers)
+        start = min(indices)
+        kl, delta_nll = self.quality(level, start, max(indices) + 1)
+        span, size = self.span_tokens, tokens_per_gist(self.span_tokens, level)
+        above = self.n_gists[level + 1] if level + 1 < len(self.n_gists) else 0
+        return [
+            Node(
+                document=self.name,
+                level=level,
+                index=index,
+                start=index * size,
+                stop=(index + 1) * size,
+                parent=index // span if index // span < above else None,
+                children=range(index * span, (index + 1) * span) if level else range(0),
+                gist_version=self.gist_version,
+                made=_EPOCH + timedelta(microseconds=int(found.made[n])),
+                kl=float(kl[index - start]),
+                delta_nll=float(delta_nll[index - start]),
+                vector=found.vectors[n],
+            )
+            for n, index in enumerate(map(int, indices))
+        ]
+
+    def quality(self, level: int, start: int, stop: int) -> Quality:
+        """Losses of the gists `start` to `stop`, where they were measured; of two measurements the later.
 
         Raises:
             DataError: there is no such level, the range is not within it, or a row is damaged.
         """
-        return self._snapshot.gists(self.name, level, start, stop)
+        self.require_gists(level, start, stop)
+        kl, delta_nll = (np.full(stop - start, np.nan, dtype=np.float32) for _ in range(2))
+        extents = self._snapshot.measured(self.name, level)
+        numbers = [row for begin, end, row in extents if begin < stop and end > start]
+        if numbers:
+            table = self._snapshot.table(layout.QUALITY).take(numbers, layout.QUALITY_SCHEMA.names)
+            for measured in layout.read_quality_rows(table):
+                skipped = max(start - measured.start, 0)
+                at = measured.start + skipped - start
+                values = measured.kl[skipped : skipped + stop - start - at]
+                kl[at : at + len(values)] = values
+                delta_nll[at : at + len(values)] = measured.delta_nll[skipped : skipped + len(values)]
+        return Quality(kl, delta_nll)
+
+    def export(self, path: Path, level: int | None = None, start: int = 0, stop: int | None = None) -> tuple[int, ...]:
+        """Write a range of the tokens, int64 `[n]`, or of the gists of a level, float16 `[n, dim]`, atomically.
+
+        Args:
+            path: ends in `.npy` or `.safetensors`; the latter holds one tensor, `tokens` or `gists`, and as metadata
+                the document, level, range, teacher and `gist_version`.
+            level: of the gists; None exports tokens.
+            start: the first token or gist.
+            stop: one more than the last; None is the end of the document.
+
+        Returns:
+            The shape of the array.
+
+        Raises:
+            ConfigError: the path has another ending.
+            DataError: there is no such level, or the range is not within it.
+            StorageError: the file cannot be written.
+        """
+        if path.suffix not in EXPORT_SUFFIXES:
+            endings = " or ".join(EXPORT_SUFFIXES)
+            raise ConfigError(f"Got {path.name}, expected a name that ends in {endings}.")
+        if level is None:
+            stop = self.n_tokens if stop is None else stop
+            array: NDArray[np.generic] = self.tokens(start, stop)
+        else:
+            stop = count_gists(self.n_tokens, self.span_tokens, level) if stop is None else stop
+            array = self.gists(level, start, stop)
+        if path.suffix == ".npy":
+            buffer = io.BytesIO()
+            np.save(buffer, array)
+            write_bytes(path, buffer.getvalue())
+            return array.shape
+        metadata = {"document": self.name, "start": str(start), "stop": str(stop)}
+        metadata["teacher"] = self.teacher.model_dump_json()
+        if level is not None:
+            metadata |= {"level": str(level), "span_tokens": str(self.span_tokens), "gist_version": self.gist_version}
+        write_bytes(path, save_safetensors({"tokens" if level is None else "gists": array}, metadata))
+        return array.shape
+
+    def _read_tokens(self, start: int, stop: int) -> NDArray[np.int64]:
+        if start == stop:
+            return np.empty(0, dtype=np.int64)
+        numbers = self._snapshot.index(layout.TOKENS).rows(self.name, start, stop)
+        table = self._snapshot.table(layout.TOKENS).take(numbers, layout.TOKENS_SCHEMA.names)
+        pieces = list(layout.read_token_rows(table))
+        ends = [begin + len(piece) for _, begin, piece in pieces]
+        expected = [pieces[0][1], *ends[:-1]]
+        damaged = f"The table {layout.TOKENS} is damaged"
+        for (name, begin, _), wanted in zip(pieces, expected, strict=True):
+            if name != self.name or begin != wanted:
+                raise DataError(f"{damaged}: no row has token {wanted} of {self.name!r}.")
+        if pieces[0][1] > start or ends[-1] < stop:
+            raise DataError(f"{damaged}: it lacks tokens {start} to {stop} of {self.name!r}.")
+        return np.concatenate([piece for _, _, piece in pieces])[start - pieces[0][1] : stop - pieces[0][1]]
+
+    def _read_gists(self, level: int, start: int, stop: int) -> NDArray[np.float16]:
+        if start == stop:
+            return np.empty((0, self._snapshot.version.dim), dtype=np.float16)
+        numbers = self._snapshot.index(self._snapshot.gists_name(level)).rows(self.name, start, stop)
+        return self._gist_rows(level, np.arange(start, stop), numbers).vectors
+
+    def _gist_rows(self, level: int, indices: NDArray[np.int64], numbers: NDArray[np.int64]) -> layout.Gists:
+        name = self._snapshot.gists_name(level)
+        table = self._snapshot.table(name).take(numbers, layout.gists_schema(self._snapshot.version.dim).names)
+        found = layout.read_gist_rows(name, table)
+        if set(found.documents) != {self.name} or not np.array_equal(found.indices, indices):
+            lacking = f"one of the gists {indices[0]} to {indices[-1]} of {self.name!r}"
+            raise DataError(f"The table {name} is damaged: it lacks {lacking}.")
+        return found

@@ -1,4 +1,4 @@
-"""One Lance table at one version: append, read by row number, scan, search, compact, clean.
+"""Tables of a tree on a local disk or an object store: append, read by row number, scan, search, compact, clean.
 
 What Lance does not give is added here. Two appends to the same version both succeed in Lance, so an append that did
 not come directly after the version it built on is refused, and versions after the one that the catalog names are put
@@ -8,21 +8,91 @@ Rows are only ever appended, so row numbers stay true: compaction keeps the orde
 not), and a tree does neither.
 """
 
+import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import lance
 import numpy as np
 import pyarrow as pa
 
-from gistnet.errors import DataError, StorageError
-from gistnet.tree.storage.location import Location
+from gistnet.errors import ConfigError, DataError, StorageError
+from gistnet.files import storage_errors
+from gistnet.paths import local_path
 
-_PLACE_IN_SOURCE = re.compile(r",? /[^ ,]+\.rs:\d+(:\d+)?")
+_LINE_IN_SOURCE = re.compile(r",? /[^ ,]+\.rs:\d+(:\d+)?")
 _SYSTEM_ERROR = re.compile(r"([^:]+) \(os error \d+\)")
+
+
+@dataclass(frozen=True)
+class Location:
+    """The root of a tree.
+
+    Args:
+        uri: a path, in which `~` is the home folder, or a URI that Lance reads (`file://`, `s3://`, `gs://`, …).
+        storage_options: what Lance needs to reach an object store: region, endpoint, keys.
+    """
+
+    uri: str
+    storage_options: dict[str, str] | None = None
+
+    def __post_init__(self) -> None:
+        _ = self.folder  # refuse at once what is no location
+
+    @cached_property
+    def folder(self) -> Path | None:
+        """The local folder, or None for an object store.
+
+        Raises:
+            ConfigError: the URI is empty, or of a file but not of one on this machine.
+        """
+        parts = urlsplit(self.uri) if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://|file:/", self.uri, re.IGNORECASE) else None
+        if parts is None:
+            return local_path(self.uri)
+        if parts.scheme != "file":
+            return None
+        if parts.netloc not in ("", "localhost") or parts.query or parts.fragment or parts.path in ("", "/"):
+            raise ConfigError(
+                f"Got the tree {self.uri!r}, expected file:///FOLDER, with three slashes and %3F, %23 for ? and #."
+            )
+        return local_path(url2pathname(parts.path))
+
+    def join(self, name: str) -> str:
+        """The URI of what is called `name` under the root."""
+        if self.folder is not None:
+            return str(self.folder.absolute() / name)
+        return f"{self.uri.rstrip('/')}/{name}"
+
+    def flush(self, files: Iterable[Path]) -> None:
+        """Flush files of a local disk, and the folders that name them, so that they outlive a loss of power.
+
+        All at once, since a file system writes its journal once for flushes that arrive together (measured on ext4:
+        nine in 1 ms, against 32 ms one by one). An object store has nothing to flush.
+        """
+        if self.folder is None:
+            return
+        files = list(files)
+        entries = [*files, *{file.parent for file in files}]
+        if entries:
+            with ThreadPoolExecutor(len(entries)) as pool:
+                list(pool.map(_flush, entries))
+
+
+def _flush(path: Path) -> None:
+    with storage_errors("flush", path):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 @contextmanager
@@ -44,7 +114,7 @@ def lance_errors(action: str, name: str) -> Iterator[None]:
 
 
 def _translate(error: BaseException, action: str, name: str) -> StorageError | DataError:
-    message = _PLACE_IN_SOURCE.sub("", str(error).splitlines()[0] if str(error) else type(error).__name__)
+    message = _LINE_IN_SOURCE.sub("", str(error).splitlines()[0] if str(error) else type(error).__name__)
     if system := _SYSTEM_ERROR.search(message):
         return StorageError(f"Could not {action} {name}: {system[1].strip()}.")
     if "Generic " in message:  # of an object store: a network, a bucket or a permission that is not there
@@ -91,7 +161,7 @@ class Table:
 
     @staticmethod
     def exists(location: Location, name: str) -> bool:
-        """Whether there is a table of this name."""
+        """True where there is a table of this name."""
         uri = location.join(f"{name}.lance")
         try:
             with lance_errors("open", uri):
@@ -109,7 +179,7 @@ class Table:
 
     @property
     def uri(self) -> str:
-        """Where the table lies."""
+        """The URI of its folder."""
         return self.location.join(f"{self.name}.lance")
 
     @property
@@ -170,11 +240,7 @@ class Table:
             return scanner.to_table().combine_chunks()
 
     def append(self, rows: pa.Table) -> "Table":
-        """The next version, with these rows at the end.
-
-        Raises:
-            StorageError: the system refused, or another writer appended at the same moment.
-        """
+        """The next version, with these rows at the end."""
         base = self._newest()
         with lance_errors("write", self.uri):
             dataset = lance.write_dataset(rows, base, mode="append", storage_options=self.location.storage_options)
@@ -183,11 +249,7 @@ class Table:
         return Table(self.location, self.name, dataset)
 
     def overwrite(self, rows: pa.Table) -> "Table":
-        """The next version, with these rows only, if none came after this one.
-
-        Raises:
-            StorageError: the system refused, or another writer was first.
-        """
+        """The next version, with these rows only, if none came after this one."""
         with lance_errors("write", self.uri):
             try:
                 dataset = lance.write_dataset(

@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from gistnet.context.assembly import assemble
-from gistnet.context.in_memory import InMemoryHistory
 from gistnet.context.plan import Gists, Plan, Raw
 from gistnet.errors import ConfigError, DataError, TeacherError
 from gistnet.evaluation.contexts.equal_budget import (
@@ -16,6 +15,7 @@ from gistnet.evaluation.contexts.equal_budget import (
     with_mean_embeddings,
 )
 from gistnet.model.teacher import Teacher
+from gistnet.tree.document import InMemoryDocument
 from tests.evaluation.contexts.conftest import plain_nll
 from tests.teachers import FAMILIES, tiny_teacher
 
@@ -23,11 +23,11 @@ IDS = np.random.default_rng(0).integers(0, 97, 60)
 GISTS = np.random.default_rng(1).normal(size=(7, 32)).astype(np.float16)
 
 
-def history(tokens: int, seed: int = 0) -> InMemoryHistory:
+def document(tokens: int, seed: int = 0) -> InMemoryDocument:
     draw = np.random.default_rng(seed)
     levels = (tokens // 4, tokens // 16)
     gists = tuple(draw.normal(size=(count, 32)).astype(np.float16) for count in levels)
-    return InMemoryHistory(draw.integers(0, 97, tokens), gists, 4, "center", tiny_teacher("llama").fingerprint)
+    return InMemoryDocument(draw.integers(0, 97, tokens), gists, 4, "center", tiny_teacher("llama").fingerprint)
 
 
 @pytest.mark.parametrize("tokens", [3584, 5001, 7680])
@@ -52,7 +52,7 @@ def test_a_budget_for_the_sink_alone_is_refused():
 
 
 def test_borrowed_gists_leave_the_tokens():
-    own, other = history(80), history(48, seed=1)
+    own, other = document(80), document(48, seed=1)
     mixed = with_gists_of(own, other)
     assert np.array_equal(mixed.tokens(0, 80), own.tokens(0, 80))
     assert np.array_equal(mixed.gists(0, 0, 12), other.gists(0, 0, 12))
@@ -61,7 +61,7 @@ def test_borrowed_gists_leave_the_tokens():
 
 
 def test_means_are_of_the_embeddings_of_each_level():
-    own, teacher = history(50), tiny_teacher("llama")
+    own, teacher = document(50), tiny_teacher("llama")
     means = with_mean_embeddings(own, teacher)
     embedded = teacher.embed(torch.from_numpy(own.token_ids)).numpy()
     assert means.gists(0, 0, 12)[3] == pytest.approx(embedded[12:16].mean(axis=0), rel=1e-3)
@@ -69,8 +69,8 @@ def test_means_are_of_the_embeddings_of_each_level():
     assert means.level_gists[0].dtype == np.float16 and means.level_gists[0].shape == (12, 32)
 
 
-def history_for(teacher: Teacher) -> InMemoryHistory:
-    return InMemoryHistory(IDS, (GISTS,), 8, "center", teacher.fingerprint)
+def history_for(teacher: Teacher) -> InMemoryDocument:
+    return InMemoryDocument(IDS, (GISTS,), 8, "center", teacher.fingerprint)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gistnet.errors import DataError
 from gistnet.model.fingerprint import TeacherFingerprint
 from gistnet.tree.encoder import EncoderInfo
 
@@ -52,3 +53,12 @@ class StubEncoder:
         gists[:, 0] = self.seed
         gists[:, 1] = np.array(indices) % 2048
         return gists
+
+
+class FailingEncoder(StubEncoder):
+    """Fails at spans that begin with token 13."""
+
+    def encode(self, level: int, spans: NDArray[np.generic], first: int) -> NDArray[np.float16]:
+        if level == 0 and (spans[:, 0] == 13).any():
+            raise DataError("A gist of level 0 is not a finite float16 vector.")
+        return super().encode(level, spans, first)

@@ -1,0 +1,141 @@
+"""A compressed document: its tokens, and its gists level by level. Contexts are assembled from it.
+
+`compress` makes one in memory, for a text that is read once; `GistTree.document` gives one that is kept on disk.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gistnet.errors import DataError
+from gistnet.model.fingerprint import TeacherFingerprint
+from gistnet.tree.encoder import Encoder, count_gists, encode_levels, require_tokens
+
+
+class CompressedDocument(ABC):
+    """Tokens and gists of one document, which stay as they are."""
+
+    name: str
+    n_tokens: int
+    n_gists: tuple[int, ...]
+    """Gists there are, by level; in a tree, some may still be missing."""
+    span_tokens: int
+    """K: tokens to a gist of level 0, and gists of a level to one of the level above."""
+    positions: str
+    """The position policy that its gists were trained for (`gistnet.positions`)."""
+    teacher: TeacherFingerprint
+    """The language model whose tokens these are, and for which the gists were made."""
+
+    @property
+    def levels(self) -> int:
+        """Number of complete levels, counted from level 0; 0 where there are tokens only."""
+        for level, made in enumerate(self.n_gists):
+            if made < count_gists(self.n_tokens, self.span_tokens, level):
+                return level
+        return len(self.n_gists)
+
+    def tokens(self, start: int, stop: int) -> NDArray[np.int64]:
+        """Token ids `[stop - start]`.
+
+        Raises:
+            DataError: the range is not within the document, or what is stored is damaged.
+        """
+        require_range(start, stop, self.n_tokens, f"tokens of {self.name!r}")
+        return self._read_tokens(start, stop)
+
+    def gists(self, level: int, start: int, stop: int) -> NDArray[np.float16]:
+        """Gists `[stop - start, dim]` of a level, by their index; gist i stands for tokens i·K^(level+1) onwards.
+
+        Raises:
+            DataError: there is no such level, the range is not within it, or what is stored is damaged.
+        """
+        self.require_gists(level, start, stop)
+        return self._read_gists(level, start, stop)
+
+    def require_gists(self, level: int, start: int, stop: int) -> None:
+        """Refuse a range of gists that are not there.
+
+        Raises:
+            DataError: there is no such level, or the range is not within it.
+        """
+        require_level(level, len(self.n_gists))
+        require_range(start, stop, self.n_gists[level], f"gists of level {level} of {self.name!r}")
+
+    @abstractmethod
+    def _read_tokens(self, start: int, stop: int) -> NDArray[np.int64]:
+        """Tokens of a range that is within the document."""
+
+    @abstractmethod
+    def _read_gists(self, level: int, start: int, stop: int) -> NDArray[np.float16]:
+        """Gists of a range that is within the level."""
+
+
+@dataclass(eq=False)
+class InMemoryDocument(CompressedDocument):
+    """A text compressed in memory.
+
+    Attributes:
+        token_ids: int64 `[n_tokens]`.
+        level_gists: float16 `[gists, dim]` of each level.
+        span_tokens: K.
+        positions: the position policy that the gists were trained for.
+        teacher: the language model whose tokens these are.
+    """
+
+    token_ids: NDArray[np.int64]
+    level_gists: tuple[NDArray[np.float16], ...]
+    span_tokens: int
+    positions: str
+    teacher: TeacherFingerprint
+    name: str = "text"
+
+    def __post_init__(self) -> None:
+        self.n_tokens, self.n_gists = len(self.token_ids), tuple(map(len, self.level_gists))
+
+    def _read_tokens(self, start: int, stop: int) -> NDArray[np.int64]:
+        return self.token_ids[start:stop]
+
+    def _read_gists(self, level: int, start: int, stop: int) -> NDArray[np.float16]:
+        return self.level_gists[level][start:stop]
+
+
+def compress(text: str | Sequence[int] | NDArray[np.integer], encoder: Encoder) -> InMemoryDocument:
+    """Gists of all levels of a text, by the rules of a tree: of complete blocks only, the tail stays tokens.
+
+    Args:
+        text: a text, or its token ids.
+        encoder: makes the gists; a level reads those below as they are stored, in float16.
+
+    Raises:
+        DataError: there is no text, or something that is no token id.
+        TeacherError: a text for a teacher without a tokenizer.
+    """
+    info = encoder.info
+    tokens = encoder.tokenize(text) if isinstance(text, str) else require_tokens(text, info.vocabulary_size)
+    if not len(tokens):
+        raise DataError("Got an empty text to compress, expected one of at least one token.")
+    gists = tuple(encode_levels(encoder, tokens))
+    return InMemoryDocument(tokens, gists, info.span_tokens, info.positions, info.teacher)
+
+
+def require_level(level: int, levels: int) -> None:
+    """Refuse a level that there is not.
+
+    Raises:
+        DataError: it is none of 0 to `levels` - 1.
+    """
+    if not 0 <= level < levels:
+        raise DataError(f"Got level {level}, expected one of 0 to {levels - 1}.")
+
+
+def require_range(start: int, stop: int, count: int, what: str) -> None:
+    """Refuse a range that does not lie within 0 to `count`.
+
+    Raises:
+        DataError: it does not; names `what` is counted.
+    """
+    if not 0 <= start <= stop <= count:
+        raise DataError(f"Got the range {start} to {stop} of {what}, expected one within 0 to {count}.")

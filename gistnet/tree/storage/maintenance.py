@@ -1,0 +1,276 @@
+"""Upkeep of a whole tree: gists made anew, small files put together, old versions removed, everything verified.
+
+Re-encoding makes all gists with another GistNet; a reader never sees two versions mixed (D23).
+
+Compaction keeps the current generation. On a local disk it also keeps every generation that a live reader has pinned,
+however old; on an object store, where readers cannot be seen, every generation younger than a day. (A reader that may
+not write to a local folder cannot pin: it loses its generation at the next compaction, and finds the newest by
+`refresh`.)
+"""
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from gistnet.errors import GistNetError
+from gistnet.tree.encoder import Encoder, count_gists
+from gistnet.tree.storage import catalog
+from gistnet.tree.storage import rows as layout
+from gistnet.tree.storage.catalog import Catalog, Counts, TableState
+from gistnet.tree.storage.snapshot import Snapshot, TreeDocument
+from gistnet.tree.storage.tables import Table
+from gistnet.tree.storage.writing import PORTION_GISTS, Transaction, commit, create_tables, gist_schemas
+
+_COMMIT_GISTS = 8192
+"""Made between two commits where many are missing."""
+FEW_BYTES, MANY_BYTES = 1 << 23, 1 << 29
+"""About the size of a file at which it is left alone: when compacting now and then, and when asked to. A compaction
+needs memory for the files that it puts together: what comes by itself must stay small however large the tree."""
+KEPT_SECONDS = 24 * 3600
+_BATCH_ROWS = 4096
+
+
+def make_missing_gists(snapshot: Snapshot, encoder: Encoder) -> Snapshot:
+    """Make the gists that documents lack, with a commit every few thousand."""
+    while (transaction := _missing_gists(snapshot, encoder)) is not None:
+        snapshot = transaction.commit()
+    return snapshot
+
+
+def _missing_gists(snapshot: Snapshot, encoder: Encoder) -> Transaction | None:
+    transaction, made = Transaction(snapshot), 0
+    for name, counts in snapshot.catalog.documents.items():
+        below = (counts.tokens, *counts.gists)
+        if all(n // snapshot.version.span_tokens == above for n, above in zip(below, counts.gists, strict=False)):
+            continue
+        made += transaction.document(name).make_gists(encoder, _COMMIT_GISTS - made)
+        if made == _COMMIT_GISTS:
+            break
+    return transaction if made else None
+
+
+def reencode(snapshot: Snapshot, encoder: Encoder) -> Snapshot:
+    """Make all gists anew to replace those there are; resumes where an earlier call stopped.
+
+    The gists of the new version are committed as they are made, but none is read before all are there.
+    """
+    pending = snapshot.catalog.state.pending
+    if pending is None or pending.fingerprint != encoder.info.fingerprint:
+        snapshot = _begin(snapshot, encoder)
+    while (transaction := _missing_gists(view := _pending_view(snapshot), encoder)) is not None:
+        state = snapshot.catalog.state.model_copy(update={"tables": transaction.write()})
+        snapshot = commit(snapshot, state)
+    state = snapshot.catalog.state
+    kept, retired = _retire(snapshot, state.active.fingerprint)
+    done = {"active": state.pending, "pending": None, "teacher": encoder.info.teacher}  # in another precision, perhaps
+    update = done | {"tables": kept, "retired": retired}
+    return commit(snapshot, state.model_copy(update=update), view.catalog.documents)
+
+
+def _begin(snapshot: Snapshot, encoder: Encoder) -> Snapshot:
+    state = snapshot.catalog.state
+    kept, retired = dict(state.tables), dict(state.retired)
+    if state.pending is not None:
+        kept, retired = _retire(snapshot, state.pending.fingerprint)
+    version = encoder.info.version
+    created = create_tables(snapshot.location, gist_schemas(version), since=snapshot.catalog.generation + 1)
+    retired = {name: since for name, since in retired.items() if name not in created}
+    update = {"pending": version, "tables": {**kept, **created}, "retired": retired}
+    return commit(snapshot, state.model_copy(update=update))
+
+
+def _retire(snapshot: Snapshot, fingerprint: str) -> tuple[dict[str, TableState], dict[str, int]]:
+    """The tables without those of a version, and the retired with them."""
+    state, since = snapshot.catalog.state, snapshot.catalog.generation + 1
+    gone = {name for name in state.tables if name.startswith(f"gists/{fingerprint}/")}
+    kept = {name: table for name, table in state.tables.items() if name not in gone}
+    return kept, {**state.retired, **dict.fromkeys(gone, since)}
+
+
+def _pending_view(snapshot: Snapshot) -> Snapshot:
+    """View of the tree in which the pending version is active, with the gists that are made so far."""
+    base = snapshot.catalog
+    pending = base.state.pending
+    assert pending is not None
+    levels = [snapshot.index(layout.gists_name(pending.fingerprint, level)) for level in range(pending.levels)]
+    documents = {
+        name: Counts(counts.tokens, tuple(level.next_key(name) for level in levels))
+        for name, counts in base.documents.items()
+    }
+    seen = Catalog(base.generation, base.state.model_copy(update={"active": pending}), documents)
+    return Snapshot(snapshot.location, seen, earlier=snapshot)
+
+
+def compact(snapshot: Snapshot, bytes_per_file: int = MANY_BYTES) -> Snapshot:
+    """Compact all tables, acknowledge that, and remove what no reader can have."""
+    tables = _compacted(snapshot, bytes_per_file)
+    with catalog.guard(snapshot.location.folder, shared=False):
+        kept = _kept(snapshot)
+        state, oldest = snapshot.catalog.state, min(kept, default=snapshot.catalog.generation)
+        gone = {name for name, since in state.retired.items() if since <= oldest}
+        for name in gone:
+            Table.drop(snapshot.location, name)
+        retired = {name: since for name, since in state.retired.items() if name not in gone}
+        compacted = snapshot.catalog.generation + 1
+        update = {"tables": tables, "retired": retired, "compacted": compacted}
+        after = commit(snapshot, state.model_copy(update=update))
+        _clean(after, [*kept.values(), after.catalog])
+    return after
+
+
+def _compacted(snapshot: Snapshot, bytes_per_file: int) -> dict[str, TableState]:
+    tables, files = {}, []
+    for name, state in snapshot.catalog.state.tables.items():
+        before = snapshot.table(name)
+        bytes_per_row = max(1, before.n_bytes // max(1, state.n_rows))
+        after = before.compact(max(1, bytes_per_file // bytes_per_row))
+        tables[name] = state.model_copy(update={"version": after.version})
+        files += after.files_since(before)
+    snapshot.location.flush(files)
+    return tables
+
+
+def _kept(snapshot: Snapshot) -> dict[int, Catalog]:
+    """The generations before the next that somebody may read; on an object store the oldest stands for all since."""
+    location, now = snapshot.location, snapshot.catalog.generation
+    if location.folder is not None:
+        generations = catalog.pinned_generations(location.folder)
+    else:
+        versions = Table.open(location, catalog.NAME).versions()
+        generations = {min(g for g, made in versions.items() if g == now or made > time.time() - KEPT_SECONDS)}
+    return {g: snapshot.catalog if g == now else catalog.read(location, g) for g in generations}
+
+
+def _clean(snapshot: Snapshot, kept: list[Catalog]) -> None:
+    """Remove all versions of all tables that none of these generations names."""
+    alone = snapshot.location.folder is not None
+    _clean_table(Table.open(snapshot.location, catalog.NAME), {each.generation for each in kept}, alone)
+    for name in snapshot.catalog.state.tables:
+        named = {each.state.tables[name].version for each in kept if name in each.state.tables}
+        if not alone and any(name not in each.state.tables for each in kept):
+            continue  # it began within the day that is kept whole
+        _clean_table(snapshot.table(name), named, alone)
+
+
+def _clean_table(table: Table, named: set[int], alone: bool) -> None:
+    versions = [v for v in table.versions() if v < table.version and v not in named]
+    table.clean([v for v in versions if alone or v < min(named)], alone=alone)
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """Result of `verify` for one generation."""
+
+    generation: int
+    documents: int
+    tokens: int
+    """Tokens whose checksums were recomputed; so for the next two."""
+    gists: tuple[int, ...]
+    """By level."""
+    measured: int
+    """Rows of the quality table."""
+    recomputed: int | None
+    """Gists that were made again and compared bit by bit; None without an encoder."""
+    missing: int
+    """Gists that are still to be made of tokens that are there: no damage."""
+    problems: tuple[str, ...]
+    """One sentence each; none if the tree is whole."""
+
+    @property
+    def ok(self) -> bool:
+        """True where nothing is damaged."""
+        return not self.problems
+
+
+def verify(snapshot: Snapshot, encoder: Encoder | None = None) -> VerifyReport:
+    """Read everything that a generation names, and with an encoder make every gist again.
+
+    Damage is reported, not raised.
+    """
+    problems: list[str] = []
+    documents, version = snapshot.catalog.documents, snapshot.version
+    n_tokens = {name: counts.tokens for name, counts in documents.items()}
+    tokens = _verify_rows(snapshot, layout.TOKENS, n_tokens, problems)
+    gists = []
+    for level in range(version.levels):
+        n_gists = {name: counts.gists[level] for name, counts in documents.items()}
+        gists.append(_verify_rows(snapshot, snapshot.gists_name(level), n_gists, problems))
+    measured = _verify_quality(snapshot, problems)
+    recomputed = None
+    if encoder is not None:
+        recomputed = sum(_verify_gists(snapshot, encoder, name, problems) for name in documents)
+    missing = sum(
+        count_gists(counts.tokens, version.span_tokens, level) - made
+        for counts in documents.values()
+        for level, made in enumerate(counts.gists)
+    )
+    generation = snapshot.catalog.generation
+    return VerifyReport(
+        generation, len(documents), tokens, tuple(gists), measured, recomputed, missing, tuple(problems)
+    )
+
+
+def _verify_rows(snapshot: Snapshot, name: str, expected: dict[str, int], problems: list[str]) -> int:
+    """Check a table's rows: those of a document follow each other, and hold as many tokens or gists as expected."""
+    found: Counter[str] = Counter()
+    try:
+        for document, start, length in _extents(snapshot.table(name)):
+            if start != found[document]:
+                problems.append(f"The table {name} has {start} of {document!r} where {found[document]} should follow.")
+            found[document] = start + length
+    except GistNetError as error:
+        problems.append(str(error))
+        return found.total()
+    for document in found.keys() | expected.keys():
+        count = expected.get(document, 0)
+        if found[document] != count:
+            problems.append(
+                f"The table {name} has {found[document]} of {document!r}, expected the {count} of the catalog."
+            )
+    return found.total()
+
+
+def _extents(table: Table) -> Iterator[tuple[str, int, int]]:
+    """For each row its document, and the index and number of the tokens or gists that it holds."""
+    for batch in table.batches(_BATCH_ROWS):
+        if table.name == layout.TOKENS:
+            for document, start, tokens in layout.read_token_rows(batch):
+                yield document, start, len(tokens)
+        else:
+            rows = layout.read_gist_rows(table.name, batch)
+            for document, index in zip(rows.documents, rows.indices.tolist(), strict=True):
+                yield document, index, 1
+
+
+def _verify_quality(snapshot: Snapshot, problems: list[str]) -> int:
+    rows = 0
+    try:
+        for batch in snapshot.table(layout.QUALITY).batches(_BATCH_ROWS):
+            rows += len(list(layout.read_quality_rows(batch)))
+    except GistNetError as error:
+        problems.append(str(error))
+    return rows
+
+
+def _verify_gists(snapshot: Snapshot, encoder: Encoder, name: str, problems: list[str]) -> int:
+    """Make the gists of a document again from what is stored below them, and compare the bits."""
+    document, span, recomputed = TreeDocument(snapshot, name), snapshot.version.span_tokens, 0
+    for level, count in enumerate(document.n_gists):
+        for first in range(0, count, PORTION_GISTS):
+            stop = min(first + PORTION_GISTS, count)
+            try:
+                stored = document.gists(level, first, stop)
+                below = document.below(level, encoder.info.reads_from(level, first) * span, stop * span)
+                again = encoder.encode(level, below.reshape(-1, span, *below.shape[1:]), first)
+            except GistNetError as error:
+                problems.append(str(error))
+                continue
+            recomputed += len(stored)
+            for wrong in np.flatnonzero((stored.view(np.uint16) != again.view(np.uint16)).any(axis=1)):
+                problems.append(
+                    f"Gist {first + wrong} of level {level} of {name!r} is not what the GistNet makes of its span."
+                )
+    return recomputed
