@@ -26,8 +26,8 @@ from gistnet.metrics_log import read_metrics
 from gistnet.run_folder import CONFIG_FILE, SPAN_MAP_FILE
 from gistnet.session import open_run
 from gistnet.training.checkpoint import best_checkpoint, latest_checkpoint
-from gistnet.training.recorder import Recorder
-from gistnet.training.run import Progress, Run
+from gistnet.training.recording import Recorder
+from gistnet.training.run import StageRun, TrainState
 from gistnet.training.trainer import fit
 from gistnet.version import __version__
 from tests.conftest import Command, Outcome
@@ -427,9 +427,9 @@ def test_a_run_interrupted_when_a_validation_was_due_makes_it_up(config_file, tm
     assert min(kl) == kl[1]
     record = Recorder.record
 
-    def recording(self: Recorder, run: Run, progress: Progress, metrics: dict, interrupted: bool) -> None:
-        record(self, run, progress, metrics, interrupted)
-        if progress.step == 2:
+    def recording(self: Recorder, stage: StageRun, state: TrainState, metrics: dict, interrupted: bool) -> None:
+        record(self, stage, state, metrics, interrupted)
+        if state.step == 2:
             os.kill(os.getpid(), signal.SIGTERM)
 
     with monkeypatch.context() as patched:

@@ -19,8 +19,8 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
-from gistnet import tree_commands as commands
 from gistnet import tree_session as session
+from gistnet.cli import trees as commands
 from gistnet.config import load_config
 from gistnet.context.generate import generate
 from gistnet.context.in_memory import compress as compress_text
@@ -290,7 +290,7 @@ def test_what_needs_no_model_loads_no_torch(compressed: Path, tmp_path: Path) ->
     ]
     program = f"""
 import sys
-from gistnet import tree_commands as commands
+from gistnet.cli import trees as commands
 for command, *rest in {arguments}:
     commands.tree_app([command, {str(compressed)!r}, *rest], standalone_mode=False)
 print([name for name in ("torch", "transformers") if name in sys.modules])

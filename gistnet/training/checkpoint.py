@@ -28,7 +28,7 @@ from gistnet.errors import CheckpointError, StorageError
 from gistnet.files import atomic_folder, storage_errors, sweep_leftovers, write_json
 from gistnet.run_folder import BEST_FILE, CHECKPOINTS_FOLDER
 
-_FORMAT = 3
+_FORMAT = 4
 _FOLDER_NAME = re.compile(r"step-(\d{8,})")
 
 

@@ -3,21 +3,93 @@
 A stage of the curriculum has its data mix, its objective, how long it lasts and what it should reach.
 """
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from gistnet.data.sampling import GistRuns
 from gistnet.objective.config import ObjectiveConfig
 from gistnet.settings import Name, Section, Target
-from gistnet.training.curriculum import ContrastiveRule, StopConfig
-from gistnet.training.schedule import OptimiserConfig
 
 Tracker = Literal["tensorboard", "trackio", "wandb"]
 """An experiment tracker, by the name that accelerate has for it."""
 
+COLLAPSED_BELOW = 0.3
+"""Mean cosine distance below which gists count as collapsed into one (spec, Secondary Metrics, 4)."""
+
 DEFAULT_TIMEOUT_MINUTES = 30.0
 """How long the processes of a run wait for one that does not answer."""
+
+
+class OptimiserConfig(Section):
+    """The optimiser and its schedule (spec, Optimization Settings)."""
+
+    kind: Literal["adamw", "muon"] = "adamw"
+    """adamw: AdamW for all parameters (spec); muon: Muon for matrices, with the momentum `betas[0]`, and AdamW for
+    vectors. Muon learned a little more from the same spans, at a rate three times as large (docs/ablations.md)."""
+
+    learning_rate: float = Field(default=2e-3, gt=0)
+    """Peak rate, reached at the end of the warm-up. The spec's 1e-4 taught far less in the same steps, with a teacher
+    of 135M parameters (docs/ablations.md); a larger teacher may want less."""
+
+    final_learning_rate: float = Field(default=1e-6, ge=0)
+    """Rate at the end of the stage, where the cosine arrives."""
+
+    warmup_steps: int = Field(default=1000, ge=0)
+    """Steps of linear warm-up in every stage; a stage that is short warms up for 5 % of its steps instead."""
+
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of the running mean and, in AdamW, of the running square of the gradient, per step, each in [0, 1)."""
+
+    epsilon: float = Field(default=1e-8, gt=0)
+    """Added to AdamW's denominator."""
+
+    weight_decay: float = Field(default=0.01, ge=0)
+    """Decoupled decay of matrices, as a share of the learning rate per step; vectors do not decay."""
+
+    gradient_clip: float = Field(default=1.0, gt=0)
+    """Largest norm of the whole gradient; a longer one is scaled down to it."""
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Self:
+        if self.final_learning_rate > self.learning_rate:
+            raise ValueError(
+                f"final_learning_rate is {self.final_learning_rate}, expected at most learning_rate, "
+                f"{self.learning_rate}"
+            )
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas are {self.betas}, expected two numbers in [0, 1)")
+        return self
+
+
+class StopConfig(Section):
+    """When a stage ends before its step limit."""
+
+    watch: Literal["delta_nll", "kl"] = "delta_nll"
+    """Which validated loss decides, over the whole horizon; it also says which checkpoint is the best."""
+    average_checks: int = Field(default=10, ge=1)
+    """Validations that the moving average looks back on: α = 2 / (average_checks + 1)."""
+    min_improvement: float | None = Field(default=0.05, gt=0, lt=1)
+    """A stage is stable once its moving average improved by less than this share; None never is."""
+    over_steps: int = Field(default=1000, ge=1)
+    """The steps over which that improvement is asked for."""
+    rises: int | None = Field(default=3, ge=1)
+    """Consecutive validations, each worse than the one before, that end a stage; None never does."""
+
+
+class ContrastiveRule(Section):
+    """When λ rises: gists that are all alike (spec, When to use), which the spread of cosines alone does not show."""
+
+    enabled: bool = True
+    """Whether λ may rise at all; where a stage's λ is zero it never does."""
+    std_below: float = Field(default=0.1, gt=0)
+    """Standard deviation of the cosine similarities of gists under which λ may rise…"""
+    distance_below: float = Field(default=COLLAPSED_BELOW, gt=0)
+    """…if their mean cosine distance is under this one too."""
+    factor: float = Field(default=1.5, gt=1)
+    """By what λ is multiplied at such a validation."""
+    maximum: float = Field(default=0.5, gt=0)
+    """λ does not rise above this."""
 
 
 class ValidationConfig(Section):

@@ -4,6 +4,7 @@ A step gives the same gradient, up to rounding, however it is cut into micro-bat
 estimate lets fit are tried; where the device runs out of memory all the same, the step is done again with half of both.
 """
 
+import logging
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -15,6 +16,8 @@ from gistnet.model.gistnet import GistNet
 from gistnet.model.teacher import Teacher
 from gistnet.objective.losses import default_chunk_tokens
 from gistnet.training.config import Stage, TrainConfig
+
+logger = logging.getLogger(__name__)
 
 CPU_BRANCHES = 64
 """Most branches of a micro-batch on a CPU: more of them do not make it faster."""
@@ -96,9 +99,7 @@ def choose_micro_batch(
     return sizes, needed(sizes)
 
 
-def run_halving(
-    compute: Callable[[MicroBatch], Tensor], sizes: MicroBatch, say: Callable[[str], None]
-) -> tuple[Tensor, MicroBatch]:
+def run_halving(compute: Callable[[MicroBatch], Tensor], sizes: MicroBatch) -> tuple[Tensor, MicroBatch]:
     """`compute(sizes)`, done again with half the sizes while the device runs out of memory; with the sizes that fit.
 
     Raises:
@@ -116,7 +117,7 @@ def run_halving(
                 f"Memory ran out with a micro-batch of {sizes}, expected room for it: "
                 "teacher.gradient_checkpointing=true, shorter windows or a shorter horizon need less"
             )
-        say(f"Memory ran out with a micro-batch of {sizes}; the step is done again with {smaller}.")
+        logger.info("Memory ran out with a micro-batch of %s; the step is done again with %s.", sizes, smaller)
         sizes = smaller
 
 

@@ -31,8 +31,8 @@ from gistnet.training.checkpoint import (
     restore_optimiser,
     save_checkpoint,
 )
+from gistnet.training.config import OptimiserConfig
 from gistnet.training.optimiser import build_optimiser
-from gistnet.training.schedule import OptimiserConfig
 
 IDENTITY = {"teacher": {"sha256": "ab12", "layers": 30}, "gistnet": {"dim": 3, "betas": [0.9, 0.95]}, "data": "d1"}
 
@@ -189,7 +189,7 @@ def test_another_format_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with monkeypatch.context() as future:
         future.setattr(checkpoint_module, "_FORMAT", 9)
         folder = save(tmp_path)
-    with pytest.raises(CheckpointError, match="format 9, expected 3"):
+    with pytest.raises(CheckpointError, match="format 9, expected 4"):
         load_checkpoint(folder)
 
 

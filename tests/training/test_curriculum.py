@@ -6,26 +6,26 @@ import math
 import pytest
 
 from gistnet.errors import TrainingError
+from gistnet.training.config import ContrastiveRule, StopConfig
 from gistnet.training.curriculum import (
-    Check,
-    ContrastiveRule,
-    StopConfig,
-    checked,
+    ValidationPoint,
     consecutive_rises,
     improvement,
     is_best,
+    is_due,
     raised_weight,
     reason_to_end,
+    with_validation,
 )
 
 PLAIN = StopConfig(average_checks=1, min_improvement=None, rises=3, over_steps=100)
 """An average over one validation is that validation."""
 
 
-def history(*values: float, every: int = 100, config: StopConfig = PLAIN) -> list[Check]:
-    checks: list[Check] = []
+def history(*values: float, every: int = 100, config: StopConfig = PLAIN) -> list[ValidationPoint]:
+    checks: list[ValidationPoint] = []
     for number, value in enumerate(values):
-        checks = checked(checks, number * every, value, config)
+        checks = with_validation(checks, number * every, value, config)
     return checks
 
 
@@ -44,7 +44,7 @@ def test_the_default_average_looks_back_on_ten():
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_a_loss_that_is_no_number_is_refused_not_averaged(value):
     with pytest.raises(TrainingError, match=rf"validated delta_nll .* step 200.* is {value}, expected a number"):
-        checked(history(1.0, 0.9), 200, value, PLAIN)
+        with_validation(history(1.0, 0.9), 200, value, PLAIN)
 
 
 @pytest.mark.parametrize(
@@ -136,9 +136,9 @@ def test_a_history_written_to_json_and_read_back_decides_the_same(cut):
     values = (0.7, 0.61, 0.603, 0.602, 0.6021, 0.6022, 0.6023)
     config = StopConfig(average_checks=3, over_steps=100, min_improvement=0.01)
     whole = history(*values, config=config)
-    checks = [Check(*check) for check in json.loads(json.dumps(history(*values[:cut], config=config)))]
+    checks = [ValidationPoint(*check) for check in json.loads(json.dumps(history(*values[:cut], config=config)))]
     for number in range(cut, len(values)):
-        checks = checked(checks, number * 100, values[number], config)
+        checks = with_validation(checks, number * 100, values[number], config)
         assert reason_to_end(checks, 10_000, config) == reason_to_end(whole[: number + 1], 10_000, config)
     assert checks == whole
 
@@ -167,3 +167,29 @@ def test_lambda_rises_only_where_gists_are_alike(std, distance, weight, expected
 
 def test_lambda_can_be_left_alone():
     assert raised_weight(0.05, 0.0, 0.0, RULE.model_copy(update={"enabled": False})) == 0.05
+
+
+def test_work_is_due_at_multiples_and_at_the_last_step() -> None:
+    assert [step for step in range(11) if is_due(step, 4, last_step=10)] == [4, 8, 10]
+
+
+def test_work_is_due_once_where_the_last_step_is_a_multiple() -> None:
+    assert [step for step in range(9) if is_due(step, 4, last_step=8)] == [4, 8]
+
+
+def test_work_is_due_before_the_first_step_only_where_asked_for() -> None:
+    assert [step for step in range(5) if is_due(step, 4, last_step=10, first=True)] == [0, 4]
+    assert not is_due(0, 4, last_step=0)
+
+
+def test_work_is_due_when_interrupted_unless_nothing_has_happened_yet() -> None:
+    assert is_due(5, 4, last_step=10, interrupted=True)
+    assert not is_due(0, 4, last_step=10, interrupted=True)
+
+
+def test_a_resumed_run_does_what_an_uninterrupted_one_would_have_done() -> None:
+    """Interrupted after 6 of 10 steps: the work of 1…6 and of 7…10 together is that of 1…10."""
+    whole = [step for step in range(1, 11) if is_due(step, 3, last_step=10)]
+    before = [step for step in range(1, 7) if is_due(step, 3, last_step=10)]
+    after = [step for step in range(7, 11) if is_due(step, 3, last_step=10)]
+    assert before + after == whole == [3, 6, 9, 10]

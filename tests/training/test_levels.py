@@ -112,10 +112,10 @@ def test_a_run_killed_in_the_upper_level_resumes_to_the_same_bits(
 
     add_up = trainer.add_up_gradient
 
-    def until_six(run, progress, optimiser):
-        if progress.step == 6:
+    def until_six(run, stage, state, optimiser):
+        if state.step == 6:
             raise KilledError
-        return add_up(run, progress, optimiser)
+        return add_up(run, stage, state, optimiser)
 
     with monkeypatch.context() as patch, pytest.raises(KilledError):
         patch.setattr(trainer, "add_up_gradient", until_six)

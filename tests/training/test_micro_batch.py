@@ -26,10 +26,9 @@ from gistnet.training.micro_batch import (
     largest_micro_batch,
     longest_branch,
 )
-from gistnet.training.recorder import Recorder
-from gistnet.training.run import Progress, Run
-from gistnet.training.step import accumulate_gradient
-from gistnet.training.trainer import fit, restore, train_step
+from gistnet.training.recording import Recorder
+from gistnet.training.run import Run, StageRun, TrainState
+from gistnet.training.trainer import accumulate_gradient, fit, restore, train_step
 from tests.training.test_trainer import stop_after
 
 VOCABULARY = 4000
@@ -137,22 +136,19 @@ def test_the_estimate_is_near_what_a_step_allocates(windows, tokens, spans, hori
     gistnet = GistNet.build(GistNetConfig(architecture=architecture, width=64), teacher)
     for parameter in gistnet.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    stage, sizes = stage_of(spans, horizon), MicroBatch(windows, windows * spans)
+    stage, sizes = stage_of(spans, horizon, dropout=0.1), MicroBatch(windows, windows * spans)
     layout = SpanLayout(span_tokens=32, level=0, horizon_tokens=horizon, spans_per_window=spans)
     starts = np.linspace(4, tokens - 32 - horizon, spans).astype(np.int64)
     samples = [WindowSample(item, item, 0, starts, np.ones_like(starts)) for item in range(windows)]
     seen = most_allocated(
         lambda: accumulate_gradient(
             teacher,
-            gistnet,
             RandomWindows(tokens),
-            samples,
-            layout,
+            StageRun(stage.name, stage.train, stage.objective, stage.targets, gistnet, layout, sizes),
             stage.objective,
-            train_below=False,
+            samples,
             branches_in_batch=sizes.branches,
             sizes=sizes,
-            dropout_rate=0.1,
             dropout_seed=(0, 0),
         )
     )
@@ -166,8 +162,8 @@ def test_the_estimate_is_near_what_a_step_allocates(windows, tokens, spans, hori
 # Memory that runs out -------------------------------------------------------------------------------------------------
 
 
-def run_of(config_file: Path, *settings: str, said: list[str] | None = None) -> Run:
-    run = open_run(load_config(config_file, settings), [].append if said is None else said.append)
+def run_of(config_file: Path, *settings: str) -> Run:
+    run = open_run(load_config(config_file, settings))
     torch.nn.init.normal_(run.gistnet.w_out.weight, generator=torch.Generator().manual_seed(0))
     return run
 
@@ -184,34 +180,35 @@ def room_for(branches: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trainer, "accumulate_gradient", accumulate)
 
 
-def gradients(run: Run, progress: Progress) -> dict[str, torch.Tensor]:
-    train_step(run, progress, run.optimiser(progress))
+def gradients(run: Run, state: TrainState) -> dict[str, torch.Tensor]:
+    (stage,) = run.stages
+    train_step(run, stage, state, stage.optimiser())
     return {name: p.grad.clone() for name, p in run.gistnet.named_parameters() if p.grad is not None}
 
 
-def test_where_memory_runs_out_the_step_is_done_again_with_half_the_sizes(config_file, monkeypatch):
+def test_where_memory_runs_out_the_step_is_done_again_with_half_the_sizes(config_file, monkeypatch, caplog):
     """Two batches of six branches: six at once, then three, then one; the gradient is that of one branch at a time."""
     alone = ("train.micro_batch_branches=1", "train.micro_batch_windows=1")
-    expected = gradients(run_of(config_file, *alone), Progress())
-    said: list[str] = []
-    run, progress = run_of(config_file, said=said), Progress()
+    expected = gradients(run_of(config_file, *alone), TrainState(0.0))
+    caplog.set_level("INFO", "gistnet")
+    run, state = run_of(config_file), TrainState(0.0)
     room_for(2, monkeypatch)
-    found = gradients(run, progress)
+    found = gradients(run, state)
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in found)
-    assert (progress.micro_batch, progress.step) == (MicroBatch(1, 1), 1)
-    assert len([message for message in said if "ran out" in message]) == 2
-    gradients(run, progress)
-    assert len([message for message in said if "ran out" in message]) == 2
+    assert (state.micro_batch, state.step) == (MicroBatch(1, 1), 1)
+    assert len([message for message in caplog.messages if "ran out" in message]) == 2
+    gradients(run, state)
+    assert len([message for message in caplog.messages if "ran out" in message]) == 2
 
 
 def test_where_nothing_is_left_to_halve_the_run_stops_and_keeps_what_it_had(config_file, monkeypatch):
     run = run_of(config_file)
     record = Recorder.record
 
-    def fill(self: Recorder, run: Run, progress: Progress, metrics: dict, interrupted: bool) -> None:
-        record(self, run, progress, metrics, interrupted)
-        if progress.step == 3:
+    def fill(self: Recorder, stage: StageRun, state: TrainState, metrics: dict, interrupted: bool) -> None:
+        record(self, stage, state, metrics, interrupted)
+        if state.step == 3:
             room_for(0, monkeypatch)
 
     monkeypatch.setattr(Recorder, "record", fill)

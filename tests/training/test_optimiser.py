@@ -1,15 +1,16 @@
-"""Who is moved by what, and how far, against hand computations; one optimiser made of two."""
+"""Optimiser and learning rate against hand computations and torch's own cosine; one optimiser made of two."""
 
 from collections.abc import Iterator
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import nn
 from torch.optim import Optimizer
 
 from gistnet.errors import ConfigError
-from gistnet.training.optimiser import build_optimiser
-from gistnet.training.schedule import OptimiserConfig
+from gistnet.training.config import OptimiserConfig
+from gistnet.training.optimiser import build_optimiser, learning_rate, warmup_length
 
 
 class _Network(nn.Module):
@@ -114,3 +115,63 @@ def test_muon_does_without_vectors_or_without_matrices(names: tuple[str, ...]) -
     before = {name: parameter.detach().clone() for name, parameter in parameters.items()}
     _train(build_optimiser(parameters.items(), OptimiserConfig(kind="muon")), range(1))
     assert all(not torch.equal(before[name], parameter) for name, parameter in parameters.items())
+
+
+SIMPLE = OptimiserConfig(learning_rate=1.0, final_learning_rate=0.0, warmup_steps=4)
+
+
+def test_the_defaults_are_those_of_the_spec_but_for_the_rate_that_taught_more() -> None:
+    config = OptimiserConfig()
+    assert (config.learning_rate, config.final_learning_rate, config.warmup_steps) == (2e-3, 1e-6, 1000)
+    assert (config.betas, config.epsilon, config.weight_decay) == ((0.9, 0.999), 1e-8, 0.01)
+    assert config.gradient_clip == 1.0
+
+
+@pytest.mark.parametrize(
+    ("total_steps", "expected"), [(100_000, 1000), (20_000, 1000), (19_980, 999), (2000, 100), (19, 0), (1, 0)]
+)
+def test_warmup_is_a_thousand_steps_or_a_twentieth_of_a_shorter_stage(total_steps: int, expected: int) -> None:
+    assert warmup_length(total_steps, OptimiserConfig()) == expected
+
+
+def test_learning_rate_rises_linearly_and_falls_along_a_cosine() -> None:
+    """100 steps, 4 of warm-up: quarters up, then cos at 0, 1/4, 1/3, 1/2, 2/3 and 1 of the remaining 96."""
+    expected = {
+        0: 0.25,
+        1: 0.5,
+        2: 0.75,
+        3: 1.0,
+        4: 1.0,
+        28: 0.8535533906,
+        36: 0.75,
+        52: 0.5,
+        68: 0.25,
+        100: 0.0,
+        150: 0.0,
+    }
+    assert {step: learning_rate(step, 100, SIMPLE) for step in expected} == pytest.approx(expected, abs=1e-9)
+
+
+def test_without_warmup_it_is_the_cosine_annealing_of_torch() -> None:
+    config = OptimiserConfig(learning_rate=1e-4, warmup_steps=0)
+    optimiser = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1e-4)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, T_max=50, eta_min=1e-6)
+    for step in range(50):
+        assert learning_rate(step, 50, config) == pytest.approx(scheduler.get_last_lr()[0], rel=1e-9)
+        optimiser.step()
+        scheduler.step()
+    assert learning_rate(50, 50, config) == pytest.approx(1e-6, rel=1e-12)
+
+
+def test_learning_rate_is_never_zero_nor_above_the_peak_and_a_stage_of_one_step_runs_at_the_peak() -> None:
+    config = OptimiserConfig(learning_rate=1e-4)
+    assert all(0 < learning_rate(step, 3000, config) <= 1e-4 for step in range(3001))
+    assert learning_rate(0, 1, config) == 1e-4
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"final_learning_rate": 1.0}, {"betas": (0.9, 1.0)}, {"warmup_steps": -1}, {"learning_rat": 1.0}]
+)
+def test_a_contradictory_or_unknown_setting_is_refused_by_name(wrong: dict) -> None:
+    with pytest.raises(ValidationError, match=next(iter(wrong))):
+        OptimiserConfig(**wrong)

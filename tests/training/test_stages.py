@@ -16,7 +16,7 @@ from gistnet.metrics_log import read_metrics
 from gistnet.session import open_run
 from gistnet.training import trainer
 from gistnet.training.checkpoint import best_checkpoint, checkpoint_folder, latest_checkpoint, load_checkpoint
-from gistnet.training.run import Progress, Run
+from gistnet.training.run import Run, TrainState
 from gistnet.training.trainer import fit
 
 
@@ -71,11 +71,11 @@ def ends(run: Run) -> list[dict]:
 
 def test_the_stages_follow_each_other_each_by_its_own_settings(staged):
     run = run_of(staged)
-    progress = fit(run)
+    state = fit(run)
     assert [end["name"] for end in ends(run)] == ["short", "stable", "last"]
     assert [end["reason"] for end in ends(run)] == ["step limit", "stabilised", "step limit"]
     # Two checks are needed, at steps 0 and 2 of the second stage: it ends after two of its eight steps.
-    assert (progress.step, progress.stage, progress.stage_step) == (4 + 2 + 3, 3, 3)
+    assert (state.step, state.stage, state.stage_step) == (4 + 2 + 3, 3, 3)
     steps = [(r["stage"], r["stage_step"], r["step"]) for r in records(run) if "loss" in r]
     assert steps == [(1, 1, 1), (1, 2, 2), (1, 3, 3), (1, 4, 4), (2, 1, 5), (2, 2, 6), (3, 1, 7), (3, 2, 8), (3, 3, 9)]
     by_stage = {r["stage"]: r for r in records(run) if "loss" in r}
@@ -111,9 +111,9 @@ def test_a_stage_begins_with_the_best_network_of_the_one_before(staged, monkeypa
     begun: dict[int, dict[str, torch.Tensor]] = {}
     enter = trainer.enter_next_stage
 
-    def noting(run: Run, progress: Progress) -> Any:
-        optimiser = enter(run, progress)
-        begun[progress.stage] = {name: tensor.clone() for name, tensor in run.gistnet.trainable_state().items()}
+    def noting(run: Run, state: TrainState) -> Any:
+        optimiser = enter(run, state)
+        begun[state.stage] = {name: tensor.clone() for name, tensor in run.gistnet.trainable_state().items()}
         assert optimiser.state == {}
         return optimiser
 
@@ -144,17 +144,17 @@ def test_a_run_killed_inside_a_stage_change_resumes_to_the_same_bits(staged, tmp
     fit(whole)
     enter, report = trainer.enter_next_stage, trainer.Recorder.report
 
-    def entering(run: Run, progress: Progress) -> Any:
-        if progress.stage == change - 1 and moment.startswith("before"):
+    def entering(run: Run, state: TrainState) -> Any:
+        if state.stage == change - 1 and moment.startswith("before"):
             raise Killed
-        optimiser = enter(run, progress)
-        if progress.stage == change and moment == "after it":
+        optimiser = enter(run, state)
+        if state.stage == change and moment == "after it":
             raise Killed
         return optimiser
 
-    def reporting(self: Any, progress: Progress, *arguments: Any) -> None:
-        report(self, progress, *arguments)
-        if progress.stage == change and moment == "after its first validation":
+    def reporting(self: Any, state: TrainState, *arguments: Any) -> None:
+        report(self, state, *arguments)
+        if state.stage == change and moment == "after its first validation":
             raise Killed
 
     with monkeypatch.context() as patched:
