@@ -65,7 +65,7 @@ PROBE = {
         f"train.steps={steps}",
         "train.log_every_steps=1",
         f"train.checkpoint_every_steps={steps}",
-        "train.validation={every_steps: 1000000, documents: 2, spans_per_document: 2, cache_gigabytes: 0}",
+        "train.validation={every_steps: 1000000, documents: 2, spans_per_document: 2}",
     )
     for on_gpu, steps in ((False, 4), (True, 40))
 }

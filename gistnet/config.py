@@ -15,13 +15,14 @@ from typing import Any, Self
 from pydantic import Field, ValidationError, model_validator
 
 from gistnet.data.prepare import DataConfig
+from gistnet.data.sampling import SpanLayout
 from gistnet.errors import ConfigError
 from gistnet.evaluation.config import EvaluationConfig
 from gistnet.files import write_text
 from gistnet.model.config import GistNetConfig, TeacherConfig
 from gistnet.run_folder import CONFIG_FILE, FORMAT_VERSION, read_config_values
 from gistnet.settings import LocalPath, Name, Section, Seed
-from gistnet.training.config import DEFAULT_TIMEOUT_MINUTES, Stage, Tracker
+from gistnet.training.config import Stage, Tracker
 from gistnet.yaml_format import read_yaml, write_yaml
 
 ONLY_STAGE = "training"
@@ -39,8 +40,6 @@ class RunConfig(Section):
     """Decides initial weights, the order of data, dropout and what is validated on."""
     device: Name = "auto"
     """A torch device, or auto: CUDA where there is one, otherwise the CPU."""
-    process_timeout_minutes: float = Field(default=DEFAULT_TIMEOUT_MINUTES, gt=0)
-    """How long the processes of a run wait for one that does not answer, before they take it for lost and stop."""
     teacher: TeacherConfig = TeacherConfig()
     data: DataConfig
     gistnet: GistNetConfig = GistNetConfig()
@@ -87,11 +86,11 @@ class RunConfig(Section):
             )
         tokens_per_gist = self.gistnet.span_tokens ** (train.level + 1)
         span = tokens_per_gist * max(*train.runs.lengths, train.validation.gists_in_a_row)
-        needed = train.sink_tokens + span + horizon
+        needed = SpanLayout.sink_tokens + span + horizon
         available = min(self.data.window_tokens, train.window_tokens or self.data.window_tokens)
         if needed > available:
             raise ValueError(
-                f"window_tokens is {available}, expected at least {needed}: {train.sink_tokens} "
+                f"window_tokens is {available}, expected at least {needed}: {SpanLayout.sink_tokens} "
                 f"first tokens, {span} replaced and {horizon} predicted (stage '{stage.name}')"
             )
         if stage.objective.contrastive_weight > 0 and horizon < tokens_per_gist:

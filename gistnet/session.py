@@ -30,7 +30,6 @@ from gistnet.report.report import write_report
 from gistnet.run_folder import CHECKPOINTS_FOLDER, CONFIG_FILE, left_by_a_run, remove_run
 from gistnet.terminal import at_full_width
 from gistnet.training.checkpoint import best_checkpoint, latest_checkpoint, load_checkpoint
-from gistnet.training.config import DEFAULT_TIMEOUT_MINUTES
 from gistnet.training.micro_batch import USABLE, choose_micro_batch
 from gistnet.training.parallel import Processes
 from gistnet.training.recording import require_installed
@@ -41,6 +40,8 @@ logger = logging.getLogger(__name__)
 
 Start = Literal["new", "resume", "restart"]
 
+VALIDATION_CACHE_GIGABYTES = 2.0
+"""Memory of a process for passes over held-out windows, which are the same at every validation."""
 GPUS = {"24 GB (L4)": 24e9, "80 GB (A100, H100)": 80e9, "141 GB (H200)": 141e9}
 """Bytes of memory of the GPUs for which a dry run tells what fits."""
 
@@ -159,7 +160,7 @@ def open_run(config: RunConfig) -> Run:
     Raises:
         GistNetError: of any kind; nothing has been trained yet.
     """
-    processes = _processes(config.device, config.process_timeout_minutes)
+    processes = _processes(config.device)
     teacher = load_teacher(config, processes.device)
     dataset = processes.main_first(lambda: prepare_data(config))
     gistnet = build_gistnet(config, teacher)
@@ -194,6 +195,7 @@ def stage_validator(run: Run, stage: StageRun) -> Validator:
         stage.train.probabilities,
         run.seed,
         **stage.train.validation.model_dump(exclude={"every_steps"}),
+        cache_gigabytes=VALIDATION_CACHE_GIGABYTES,
         rank=run.processes.rank,
         processes=run.processes.count,
         hidden_state_layer=run.gistnet.hidden_state_layer,
@@ -352,11 +354,11 @@ def _require_startable(run_folder: Path, start: Start) -> None:
         raise ConfigError(f"{run_folder} holds a run already; use --resume, --restart, or another run_folder.")
 
 
-def _processes(device: str, timeout_minutes: float = DEFAULT_TIMEOUT_MINUTES) -> Processes:
+def _processes(device: str) -> Processes:
     keep_freed_memory()
     share_cores()
     try:
-        processes = Processes(device, timeout_minutes=timeout_minutes)
+        processes = Processes(device)
         torch.empty(1, device=processes.device)
     except (RuntimeError, AssertionError) as error:  # the latter where PyTorch was built without CUDA
         reason = str(error).splitlines()[0].partition(". ")[0].rstrip(".")

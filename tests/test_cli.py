@@ -25,6 +25,7 @@ from gistnet.evaluation.records import MetricRecord
 from gistnet.metrics_log import read_metrics
 from gistnet.run_folder import CONFIG_FILE, SPAN_MAP_FILE
 from gistnet.session import open_run
+from gistnet.training import trainer
 from gistnet.training.checkpoint import best_checkpoint, latest_checkpoint
 from gistnet.training.recording import Recorder
 from gistnet.training.run import StageRun, TrainState
@@ -707,11 +708,14 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         yield disk
 
 
-def test_a_full_disk_stops_the_run_and_spares_the_earlier_checkpoints(gistnet, config_file, tmp_path, small_disk):
+def test_a_full_disk_stops_the_run_and_spares_the_earlier_checkpoints(
+    gistnet, config_file, tmp_path, small_disk, monkeypatch
+):
     """With room made, `--resume` goes on from the newest and ends like a run on a large disk."""
     run = small_disk / "run"
     settings = ("--config", config_file, f"run_folder={run}", "train.checkpoint_every_steps=1")
-    settings += ("train.keep_checkpoints=99", "train.steps=20")
+    settings += ("train.steps=20",)
+    monkeypatch.setattr(trainer, "KEPT_CHECKPOINTS", 99)
     outcome = gistnet("train", *settings)
     assert outcome.status == 1
     last_line = outcome.err.splitlines()[-1]

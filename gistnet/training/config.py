@@ -14,19 +14,13 @@ from gistnet.settings import Name, Section, Target
 Tracker = Literal["tensorboard", "trackio", "wandb"]
 """An experiment tracker, by the name that accelerate has for it."""
 
-COLLAPSED_BELOW = 0.3
-"""Mean cosine distance below which gists count as collapsed into one (spec, Secondary Metrics, 4)."""
-
-DEFAULT_TIMEOUT_MINUTES = 30.0
-"""How long the processes of a run wait for one that does not answer."""
-
 
 class OptimiserConfig(Section):
     """The optimiser and its schedule (spec, Optimization Settings)."""
 
     kind: Literal["adamw", "muon"] = "adamw"
-    """adamw: AdamW for all parameters (spec); muon: Muon for matrices, with the momentum `betas[0]`, and AdamW for
-    vectors. Muon learned a little more from the same spans, at a rate three times as large (docs/ablations.md)."""
+    """adamw: AdamW for all parameters (spec); muon: Muon for matrices and AdamW for vectors. Muon learned a little more
+    from the same spans, at a rate three times as large (docs/ablations.md)."""
 
     learning_rate: float = Field(default=2e-3, gt=0)
     """Peak rate, reached at the end of the warm-up. The spec's 1e-4 taught far less in the same steps, with a teacher
@@ -38,17 +32,8 @@ class OptimiserConfig(Section):
     warmup_steps: int = Field(default=1000, ge=0)
     """Steps of linear warm-up in every stage; a stage that is short warms up for 5 % of its steps instead."""
 
-    betas: tuple[float, float] = (0.9, 0.999)
-    """Decay of the running mean and, in AdamW, of the running square of the gradient, per step, each in [0, 1)."""
-
-    epsilon: float = Field(default=1e-8, gt=0)
-    """Added to AdamW's denominator."""
-
     weight_decay: float = Field(default=0.01, ge=0)
     """Decoupled decay of matrices, as a share of the learning rate per step; vectors do not decay."""
-
-    gradient_clip: float = Field(default=1.0, gt=0)
-    """Largest norm of the whole gradient; a longer one is scaled down to it."""
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:
@@ -57,8 +42,6 @@ class OptimiserConfig(Section):
                 f"final_learning_rate is {self.final_learning_rate}, expected at most learning_rate, "
                 f"{self.learning_rate}"
             )
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"betas are {self.betas}, expected two numbers in [0, 1)")
         return self
 
 
@@ -77,21 +60,6 @@ class StopConfig(Section):
     """Consecutive validations, each worse than the one before, that end a stage; None never does."""
 
 
-class ContrastiveRule(Section):
-    """When λ rises: gists that are all alike (spec, When to use), which the spread of cosines alone does not show."""
-
-    enabled: bool = True
-    """Whether λ may rise at all; where a stage's λ is zero it never does."""
-    std_below: float = Field(default=0.1, gt=0)
-    """Standard deviation of the cosine similarities of gists under which λ may rise…"""
-    distance_below: float = Field(default=COLLAPSED_BELOW, gt=0)
-    """…if their mean cosine distance is under this one too."""
-    factor: float = Field(default=1.5, gt=1)
-    """By what λ is multiplied at such a validation."""
-    maximum: float = Field(default=0.5, gt=0)
-    """λ does not rise above this."""
-
-
 class ValidationConfig(Section):
     """When and on what to validate during training (spec, Validation Protocol)."""
 
@@ -104,8 +72,6 @@ class ValidationConfig(Section):
     gists_in_a_row: int = Field(default=1, ge=1)
     """k, how many consecutive spans a segment replaces. The best network of a stage is chosen on such segments: one
     that trains on long runs of gists may get worse on single ones, and is then taken back if it is judged by them."""
-    cache_gigabytes: float = Field(default=2.0, ge=0)
-    """Memory for passes over held-out windows, which are the same at every validation."""
 
 
 class TrainConfig(Section):
@@ -129,10 +95,6 @@ class TrainConfig(Section):
     window_tokens: int | None = Field(default=None, ge=1)
     """Tokens of each window that the stage reads, from its first on; None reads all. Where a later stage needs long
     windows, an earlier one sees more documents for the same cost."""
-    sink_tokens: int = Field(default=4, ge=1)
-    """First tokens of a window that are never replaced, since attention rests on them."""
-    micro_batch_windows: int | None = Field(default=None, ge=1)
-    """Windows whose KV cache a process holds at once; None is as many as fit into memory."""
     micro_batch_branches: int | None = Field(default=None, ge=1)
     """Branches that run through the teacher at once; None is as many as fit and make it faster."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
@@ -140,11 +102,11 @@ class TrainConfig(Section):
     optimiser: OptimiserConfig = OptimiserConfig()
     validation: ValidationConfig = ValidationConfig()
     stop: StopConfig = StopConfig()
-    contrastive_rule: ContrastiveRule = ContrastiveRule()
+    raise_contrastive_weight: bool = True
+    """Whether λ rises, by half and to 0.5 at most, where a validation finds all gists alike (spec, When to use)."""
     checkpoint_every_steps: int = Field(default=1000, ge=1)
-    """Steps between checkpoints; there is also one at each validation, at the end, and when interrupted."""
-    keep_checkpoints: int = Field(default=2, ge=1)
-    """How many of the newest checkpoints are kept; the best of each stage is kept besides."""
+    """Steps between checkpoints; there is also one at each validation, at the end, and when interrupted. The two newest
+    are kept, and the best of each stage."""
     log_every_steps: int = Field(default=10, ge=1)
     """Steps between lines of metrics."""
 

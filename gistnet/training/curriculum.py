@@ -10,9 +10,16 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 from gistnet.errors import TrainingError
-from gistnet.training.config import ContrastiveRule, StopConfig
+from gistnet.training.config import StopConfig
 
 Reason = Literal["stabilised", "early stop", "step limit"]
+
+COLLAPSED_BELOW = 0.3
+"""Mean cosine distance below which gists count as collapsed into one (spec, Secondary Metrics, 4)."""
+ALIKE_BELOW = 0.1
+"""Standard deviation of gists' cosine similarities below which λ rises, where they are collapsed as well."""
+LAMBDA_FACTOR, LARGEST_LAMBDA = 1.5, 0.5
+"""By what λ is multiplied at such a validation, and up to what."""
 
 
 class ValidationPoint(NamedTuple):
@@ -88,12 +95,13 @@ def reason_to_end(points: Sequence[ValidationPoint], step_limit: int, config: St
     return "step limit" if points[-1].step >= step_limit else None
 
 
-def raised_weight(weight: float, cosine_std: float, mean_distance: float, rule: ContrastiveRule) -> float:
-    """λ after a validation: larger where the gists are all alike, otherwise as it was."""
-    alike = cosine_std < rule.std_below and mean_distance < rule.distance_below
-    if not (rule.enabled and alike) or weight >= rule.maximum:
-        return weight
-    return min(rule.maximum, weight * rule.factor)
+def raised_weight(weight: float, cosine_std: float, mean_distance: float) -> float:
+    """λ after a validation: larger where the gists are all alike, otherwise as it was.
+
+    The spread of cosines (spec, When to use) does not show by itself that gists are alike; their distance does.
+    """
+    alike = cosine_std < ALIKE_BELOW and mean_distance < COLLAPSED_BELOW
+    return min(LARGEST_LAMBDA, weight * LAMBDA_FACTOR) if alike and weight < LARGEST_LAMBDA else weight
 
 
 def is_due(step: int, every: int, *, last_step: int, first: bool = False, interrupted: bool = False) -> bool:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from gistnet.data.sampling import SpanLayout
 from gistnet.errors import TrainingError
 from gistnet.model.gistnet import GistNet
 from gistnet.model.teacher import Teacher
@@ -45,13 +46,13 @@ class MicroBatch(NamedTuple):
 
 
 def largest_micro_batch(train: TrainConfig, *, processes: int, vectors: int, device_type: str) -> MicroBatch:
-    """The configured sizes, or else a process's whole share of the windows and as many branches as help speed.
+    """A process's whole share of the windows, and the configured branches, or else as many as help speed.
 
     Args:
         vectors: length of the longest branch.
         device_type: "cpu" or "cuda".
     """
-    windows = min(-(-train.windows_per_batch // processes), train.micro_batch_windows or train.windows_per_batch)
+    windows = -(-train.windows_per_batch // processes)
     most = CPU_BRANCHES if device_type == "cpu" else max(1, GPU_VECTORS // vectors)
     return MicroBatch(windows, min(windows * train.spans_per_window, train.micro_batch_branches or most))
 
@@ -124,7 +125,7 @@ def run_halving(compute: Callable[[MicroBatch], Tensor], sizes: MicroBatch) -> t
 def longest_branch(stage: Stage, window_tokens: int, tokens_per_gist: int) -> int:
     """Vectors of a stage's longest branch: its gists and the horizon, less the last token, which predicts nothing."""
     train, horizon = stage.train, stage.objective.horizon_tokens
-    gists = max(1, min(train.runs.most, (window_tokens - train.sink_tokens - horizon) // tokens_per_gist))
+    gists = max(1, min(train.runs.most, (window_tokens - SpanLayout.sink_tokens - horizon) // tokens_per_gist))
     repeated = gists * tokens_per_gist if stage.objective.reconstruction_weight > 0 else 0
     return gists + horizon - 1 + repeated
 

@@ -10,6 +10,9 @@ from torch.optim import AdamW, Muon, Optimizer
 from gistnet.errors import ConfigError
 from gistnet.training.config import OptimiserConfig
 
+BETAS = (0.9, 0.999)
+"""Decay per step of the running mean of the gradient, in AdamW and Muon, and in AdamW of its running square."""
+
 
 class JoinedOptimisers(Optimizer):
     """One optimiser of several, each of which moves the parameters of its own groups.
@@ -76,12 +79,12 @@ def build_optimiser(parameters: Iterable[tuple[str, nn.Parameter]], config: Opti
                 of_muon,
                 lr=config.learning_rate,
                 weight_decay=config.weight_decay,
-                momentum=config.betas[0],
+                momentum=BETAS[0],
                 adjust_lr_fn="match_rms_adamw",
             )
         )
     if groups:
-        parts.append(AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=config.epsilon))
+        parts.append(AdamW(groups, lr=config.learning_rate, betas=BETAS, eps=1e-8))
     return parts[0] if len(parts) == 1 else JoinedOptimisers(parts)
 
 

@@ -24,10 +24,11 @@ from torch import Tensor, distributed
 
 from gistnet.data.sampling import share_of
 from gistnet.errors import ConfigError, GistNetError, ProcessError
-from gistnet.training.config import DEFAULT_TIMEOUT_MINUTES
 
 T = TypeVar("T")
 
+TIMEOUT = timedelta(minutes=30)
+"""How long a process waits for the others before it takes them for lost."""
 _PATIENCE = timedelta(days=30)
 """For what the main process does alone, and nobody can say how long it takes."""
 
@@ -37,21 +38,19 @@ class Processes:
 
     Args:
         device: a torch device, or auto: CUDA where there is one, otherwise the CPU.
-        timeout_minutes: how long a process waits for the others before it takes them for lost.
 
     Raises:
         ConfigError: the processes are on different kinds of devices, or two of them on one GPU.
         RuntimeError, AssertionError: PyTorch cannot use the device.
     """
 
-    def __init__(self, device: str = "auto", *, timeout_minutes: float = DEFAULT_TIMEOUT_MINUTES) -> None:
+    def __init__(self, device: str = "auto") -> None:
         on_gpu = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
         if on_gpu and ":" not in device:
             require_room_on_gpus(int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count())
-        timeout = timedelta(minutes=timeout_minutes)
         with losing_processes():
             # Not told that there is no GPU, accelerate would make each process the only one of a run of its own.
-            self._state = PartialState(cpu=not on_gpu, **({"timeout": timeout} if _is_launched() else {}))
+            self._state = PartialState(cpu=not on_gpu, **({"timeout": TIMEOUT} if _is_launched() else {}))
         self.rank = int(self._state.process_index)
         self.count = int(self._state.num_processes)
         found = torch.device(self._state.device)
@@ -62,7 +61,7 @@ class Processes:
         if self.count > 1:
             atexit.register(self._leave)
             with losing_processes():
-                self._control = _gloo_group(timeout)
+                self._control = _gloo_group(TIMEOUT)
             require_one_kind(self.gather(ProcessDevice.of(self.device)))
 
     @property

@@ -45,7 +45,7 @@ class StageRun:
     def resumed_micro_batch(self, state: "TrainState", processes: int) -> MicroBatch | None:
         """Micro-batch sizes of a resumed run: as before, for the same rounding, as far as they fit now.
 
-        None, so that they are chosen anew, where no step was made yet or the number of processes has changed. Sizes
+        None, so that they are chosen anew, where no step was made yet or the number of processes has changed. Branches
         that the configuration states go first.
         """
         windows, branches = self.micro_batch
@@ -53,7 +53,7 @@ class StageRun:
         if before is None or state.processes != processes:
             return None
         return MicroBatch(
-            windows if self.train.micro_batch_windows else min(windows, before.windows),
+            min(windows, before.windows),
             branches if self.train.micro_batch_branches else min(branches, before.branches),
         )
 
@@ -201,7 +201,6 @@ def _layout(stage: Stage, gistnet: GistNet, dataset: PreparedDataset, pool: Trai
         level=train.level,
         horizon_tokens=stage.objective.horizon_tokens,
         spans_per_window=train.spans_per_window,
-        sink_tokens=train.sink_tokens,
         window_tokens=train.window_tokens,
     )
     check_sampling(pool, layout, train.probabilities)

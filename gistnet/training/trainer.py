@@ -37,8 +37,9 @@ from gistnet.training.checkpoint import (
     restore_optimiser,
     save_checkpoint,
 )
-from gistnet.training.config import COLLAPSED_BELOW, Tracker
+from gistnet.training.config import Tracker
 from gistnet.training.curriculum import (
+    COLLAPSED_BELOW,
     is_best,
     is_due,
     raised_weight,
@@ -51,6 +52,10 @@ from gistnet.training.parallel import losing_processes
 from gistnet.training.recording import Recorder
 from gistnet.training.run import Run, StageRun, TrainState
 
+GRADIENT_CLIP = 1.0
+"""Largest norm of the whole gradient (spec, Optimization Settings); a longer one is scaled down to it."""
+KEPT_CHECKPOINTS = 2
+"""How many of the newest checkpoints are kept, besides the best of each stage."""
 SECONDS_TO_SAVE = 5.0
 """How long a process that lost another waits for the main process to save, before it names the last checkpoint."""
 
@@ -178,8 +183,8 @@ def update_after_validation(stage: StageRun, state: TrainState, result: dict[str
         alarm = f"Gists collapse: their mean cosine distance is {distance:.3f}, expected {COLLAPSED_BELOW} or more."
         events.append({"alarm": alarm})
     before = state.contrastive_weight
-    after = raised_weight(before, result["cosine_std"], result["gist_diversity"], train.contrastive_rule)
-    if after != before:
+    after = raised_weight(before, result["cosine_std"], result["gist_diversity"])
+    if train.raise_contrastive_weight and after != before:
         state.contrastive_weight = after
         events.append({"contrastive_weight_raised": {"from": before, "to": after}})
     state.ended = reason_to_end(state.validations, train.steps, train.stop)
@@ -326,7 +331,7 @@ def take_step(run: Run, stage: StageRun, state: TrainState, optimiser: Optimizer
         TrainingError: the gradient is not finite; neither GistNet nor `state` has changed.
     """
     run.processes.sum_in_place([batch.losses])
-    norm = _clipped_gradient_norm(run, optimiser, state.step, stage.train.optimiser.gradient_clip)
+    norm = _clipped_gradient_norm(run, optimiser, state.step, GRADIENT_CLIP)
     rate = learning_rate(state.stage_step, stage.train.steps, stage.train.optimiser)
     for group in optimiser.param_groups:
         group["lr"] = rate
@@ -441,7 +446,7 @@ def save(run: Run, stage: StageRun, state: TrainState, optimiser: Optimizer) -> 
     )
     if state.best_step is not None and state.best:
         mark_best(run.folder, stage.name, state.best_step, state.best[stage.train.stop.watch])
-    prune_checkpoints(run.folder, stage.train.keep_checkpoints)
+    prune_checkpoints(run.folder, KEPT_CHECKPOINTS)
 
 
 @dataclass

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 
 from gistnet import cli, terminal
-from gistnet.errors import TrainingError
 from gistnet.training import trainer
 
 RANK = int(os.environ["RANK"])
@@ -67,14 +66,10 @@ def main(fault: str, *arguments: str) -> None:
     atexit.register(tell_of_threads)  # called after what is registered later
     if fault != "late-0":  # where the main process is the one that is gone, the others would wait for it in vain
         trainer.SECONDS_TO_SAVE = 60.0
-    if fault == "loss":
-        trainer.accumulate_gradient = failing(TrainingError("The loss is not finite (documents: mine)"))
-    elif fault == "memory":
+    if fault == "memory":
         trainer.accumulate_gradient = failing(torch.OutOfMemoryError("Tried to allocate 2.00 GiB."))
     elif fault.startswith("late"):
         terminal.err.print = saying_late(terminal.err.print)
-    elif fault == "device" and RANK == 1:
-        arguments = (*arguments, "device=meta")
     sys.argv = ["gistnet", *arguments]
     cli.main()
 

@@ -15,6 +15,7 @@ from gistnet.evaluation.config import EvaluationConfig, PairTestConfig
 from gistnet.evaluation.evaluator import evaluate
 from gistnet.model.gistnet import GistNet
 from gistnet.session import open_run
+from gistnet.training import trainer
 from gistnet.training.checkpoint import checkpoint_folder, latest_checkpoint
 from gistnet.training.trainer import fit
 
@@ -23,13 +24,17 @@ EVALUATION = EvaluationConfig(
 )
 
 
+@pytest.fixture(autouse=True)
+def all_checkpoints_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trainer, "KEPT_CHECKPOINTS", 9)
+
+
 @pytest.fixture
 def config_file(tmp_path: Path, tiny_config: dict[str, Any]) -> Path:
     """Level 0 for three steps, then level 1, of 64 tokens, for four; windows of 96 tokens."""
     tiny_config["levels"] = 2
     tiny_config["data"]["min_tokens"] = 96
     tiny_config["train"] |= {
-        "keep_checkpoints": 9,
         "optimiser": {"learning_rate": 0.003},
         "stop": {"watch": "kl"},
     }  # the KL of a stage's last step is its best
@@ -107,8 +112,6 @@ def test_a_run_killed_in_the_upper_level_resumes_to_the_same_bits(
 
     class KilledError(Exception):
         pass
-
-    from gistnet.training import trainer
 
     add_up = trainer.add_up_gradient
 

@@ -51,7 +51,7 @@ def stage_of(spans_per_window: int, horizon: int = 32, **train: object) -> Stage
         ({}, 1, "cpu", (7, 64)),  # 7 windows of 30 branches: a CPU takes 64 branches at most
         ({}, 2, "cpu", (4, 64)),  # the larger share of 7 windows
         ({}, 1, "cuda", (7, 210)),  # 32,768 vectors would be 1,024 branches of 32
-        ({"micro_batch_windows": 2, "micro_batch_branches": 5}, 1, "cuda", (2, 5)),
+        ({"micro_batch_branches": 5}, 1, "cuda", (7, 5)),
         ({"micro_batch_branches": 500}, 1, "cpu", (7, 210)),
     ],
 )
@@ -188,8 +188,7 @@ def gradients(run: Run, state: TrainState) -> dict[str, torch.Tensor]:
 
 def test_where_memory_runs_out_the_step_is_done_again_with_half_the_sizes(config_file, monkeypatch, caplog):
     """Two batches of six branches: six at once, then three, then one; the gradient is that of one branch at a time."""
-    alone = ("train.micro_batch_branches=1", "train.micro_batch_windows=1")
-    expected = gradients(run_of(config_file, *alone), TrainState(0.0))
+    expected = gradients(run_of(config_file), TrainState(0.0, micro_batch=MicroBatch(1, 1)))
     caplog.set_level("INFO", "gistnet")
     run, state = run_of(config_file), TrainState(0.0)
     room_for(2, monkeypatch)

@@ -107,7 +107,8 @@ def test_a_stage_begins_with_the_best_network_of_the_one_before(staged, monkeypa
         return figures(self, shares) | {"delta_nll": next(values, 0.4)}
 
     monkeypatch.setattr(Validator, "figures", told)
-    run = run_of(staged, "train.keep_checkpoints=9")
+    monkeypatch.setattr(trainer, "KEPT_CHECKPOINTS", 9)
+    run = run_of(staged)
     begun: dict[int, dict[str, torch.Tensor]] = {}
     enter = trainer.enter_next_stage
 
@@ -126,8 +127,9 @@ def test_a_stage_begins_with_the_best_network_of_the_one_before(staged, monkeypa
     assert best_checkpoint(run.folder) == checkpoint_folder(run.folder, 2)
 
 
-def test_the_bests_of_all_stages_are_kept(staged):
-    run = run_of(staged, "train.keep_checkpoints=1")
+def test_the_bests_of_all_stages_are_kept(staged, monkeypatch):
+    monkeypatch.setattr(trainer, "KEPT_CHECKPOINTS", 1)
+    run = run_of(staged)
     fit(run)
     for end in ends(run):
         assert load_checkpoint(checkpoint_folder(run.folder, end["best_step"])).step == end["best_step"]
@@ -185,8 +187,9 @@ def test_a_raised_limit_lets_the_last_stage_go_on(staged):
     assert fit(run, resume=True).stage_step == 5
 
 
-def test_stages_to_come_may_change_and_those_begun_may_not(staged):
-    run = run_of(staged, "train.keep_checkpoints=9")
+def test_stages_to_come_may_change_and_those_begun_may_not(staged, monkeypatch):
+    monkeypatch.setattr(trainer, "KEPT_CHECKPOINTS", 9)
+    run = run_of(staged)
     fit(run)
     for step in (5, 6, 7, 8, 9):
         shutil.rmtree(checkpoint_folder(run.folder, step), ignore_errors=True)

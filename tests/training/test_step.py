@@ -87,7 +87,7 @@ def test_windows_are_out_of_memory_before_the_next_are_read(config_file, monkeyp
     def recorded(tokens, **options):
         assert all(keys() is None for keys in before)
         read = prefill(tokens, **options)
-        before.append(weakref.ref(read.document.keys[0]))
+        before.append(weakref.ref(read.cache.keys[0]))
         return read
 
     monkeypatch.setattr(run.teacher, "prefill", recorded)

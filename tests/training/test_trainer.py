@@ -21,6 +21,7 @@ from gistnet.objective.objective import branch_losses
 from gistnet.session import open_run
 from gistnet.training import trainer
 from gistnet.training.checkpoint import best_checkpoint, latest_checkpoint
+from gistnet.training.micro_batch import MicroBatch
 from gistnet.training.recording import Recorder
 from gistnet.training.run import Run, StageRun, TrainState
 from gistnet.training.trainer import (
@@ -44,9 +45,9 @@ def woken_run(config_file: Path, *settings: str) -> Run:
     return run
 
 
-def one_step(run: Run) -> dict[str, float]:
+def one_step(run: Run, sizes: MicroBatch | None = None) -> dict[str, float]:
     (stage,) = run.stages
-    return train_step(run, stage, TrainState.at_start_of(stage), stage.optimiser())
+    return train_step(run, stage, TrainState(0.0, micro_batch=sizes), stage.optimiser())
 
 
 def gradient_in(run: Run) -> dict[str, torch.Tensor]:
@@ -127,28 +128,28 @@ def test_the_teacher_and_its_copy_are_bit_identical_after_training(config_file, 
 
 
 @pytest.mark.parametrize(
-    "settings",
+    ("settings", "sizes"),
     [
-        ("train.windows_per_batch=4", "train.accumulation_steps=1"),
-        ("train.windows_per_batch=1", "train.accumulation_steps=4"),
-        ("train.micro_batch_branches=1",),
-        ("train.micro_batch_windows=1",),
-        ("teacher.gradient_checkpointing=true",),
+        (("train.windows_per_batch=4", "train.accumulation_steps=1"), None),
+        (("train.windows_per_batch=1", "train.accumulation_steps=4"), None),
+        ((), MicroBatch(2, 1)),
+        ((), MicroBatch(1, 6)),
+        (("teacher.gradient_checkpointing=true",), None),
     ],
 )
 @pytest.mark.parametrize("runs", [(), ("train.runs={lengths: {1: 0.5, 2: 0.5}, whole_prefix: 0.5}",)])
-def test_how_a_batch_is_cut_up_does_not_change_its_gradient(config_file, runs, settings):
+def test_how_a_batch_is_cut_up_does_not_change_its_gradient(config_file, runs, settings, sizes):
     """Four windows of three segments: in one batch, in two or in four, in passes of any size."""
     gradients = []
-    for changes in ((), settings):
+    for changes, micro_batch in (((), None), (settings, sizes)):
         run = woken_run(config_file, *runs, *changes)
-        metrics = one_step(run)
+        metrics = one_step(run, micro_batch)
         gradients.append(gradient_in(run))
     assert metrics["spans_seen"] > 24 if runs else metrics["spans_seen"] == 12
     assert_same(*gradients, rtol=1e-4, atol=1e-6)
 
 
-def test_a_step_has_the_gradient_of_the_mean_loss_of_its_branches_no_longer_than_asked_for(config_file):
+def test_a_step_has_the_gradient_of_the_mean_loss_of_its_branches_up_to_a_length(config_file, monkeypatch):
     """Written out for four windows of three branches each; then the same with half its length as the limit."""
     run = woken_run(config_file, "train.dropout=0.0")
     (stage,) = run.stages
@@ -165,7 +166,8 @@ def test_a_step_has_the_gradient_of_the_mean_loss_of_its_branches_no_longer_than
     expected = gradient_in(run)
     norm = float(torch.cat([gradient.flatten() for gradient in expected.values()]).norm())
     for limit, share in ((1e9, 1.0), (norm / 2, 0.5)):
-        again = woken_run(config_file, "train.dropout=0.0", f"train.optimiser.gradient_clip={limit}")
+        monkeypatch.setattr(trainer, "GRADIENT_CLIP", limit)
+        again = woken_run(config_file, "train.dropout=0.0")
         metrics = one_step(again)
         assert metrics["loss"] == pytest.approx(loss.item(), rel=1e-5)
         assert metrics["gradient_norm"] == pytest.approx(norm, rel=1e-4)
@@ -186,6 +188,15 @@ def test_dropout_draws_other_masks_at_every_step(config_file, monkeypatch):
             gradients.append(gradient_in(run)["w_out.weight"])
         assert torch.equal(gradients[0], gradients[1]) == alike
         assert torch.equal(gradients[0], gradients[2])
+
+
+@pytest.mark.parametrize(("setting", "weight"), [("true", 0.075), ("false", 0.05)])
+def test_lambda_rises_where_gists_are_alike_unless_told_otherwise(config_file, setting, weight):
+    (stage,) = run_of(config_file, f"train.raise_contrastive_weight={setting}").stages
+    state = TrainState(0.05)
+    events = update_after_validation(stage, state, {"delta_nll": 1.0, "gist_diversity": 0.2, "cosine_std": 0.05})
+    assert state.contrastive_weight == pytest.approx(weight)
+    assert any("contrastive_weight_raised" in event for event in events) == (setting == "true")
 
 
 @pytest.mark.parametrize(("watch", "best", "end"), [("kl", (1, 0.5), 3), ("delta_nll", (2, 0.4), 4)])
