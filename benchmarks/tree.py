@@ -61,6 +61,7 @@ from gistnet.model.config import GistNetConfig, TeacherConfig
 from gistnet.model.gistnet import GistNet
 from gistnet.model.loading import load_tokenizer
 from gistnet.model.teacher import Teacher
+from gistnet.session import LoadEncoder
 from gistnet.tree.compress import compress_files
 from gistnet.tree.encoder import Encoder
 from gistnet.tree.gist_encoder import GistEncoder
@@ -70,7 +71,6 @@ from gistnet.tree.storage.snapshot import Document
 from gistnet.tree.stub_encoder import StubEncoder
 from gistnet.tree.texts import TextFiles, read_texts
 from gistnet.tree.tree import GistTree
-from gistnet.tree_session import LoadEncoder
 
 # Speed ----------------------------------------------------------------------------------------------------------------
 

@@ -35,7 +35,7 @@ class RunConfig(Section):
     format_version: int = FORMAT_VERSION
     """The format of the run folder; written there, and not worth setting."""
     run_folder: LocalPath
-    """Where the run writes its configuration, metrics and checkpoints."""
+    """Folder of the run's configuration, metrics and checkpoints."""
     seed: Seed = 0
     """Decides initial weights, the order of data, dropout and what is validated on."""
     device: Name = "auto"
@@ -52,7 +52,7 @@ class RunConfig(Section):
     """The curriculum, in order; each begins with the best network of the one before."""
     evaluation: EvaluationConfig = EvaluationConfig()
     trackers: tuple[Tracker, ...] = ()
-    """Where metrics go besides the run folder; each needs the extra of its name."""
+    """Experiment trackers that get the metrics as well; each needs the extra of its name."""
 
     @model_validator(mode="before")
     @classmethod
@@ -158,7 +158,7 @@ def _apply(values: dict[str, Any], setting: str) -> None:
     except ValueError as error:
         raise ConfigError(f"The value of the setting '{setting}' is not valid YAML: {error}.") from error
     path = key.split(".")
-    # What a setting says of all stages, no stage's own words undo.
+    # A setting of all stages goes before a stage's own value.
     for group in (values, *_listed_stages(values)) if path[0] in _SHARED_BY_STAGES else (values,):
         _set(group, path, value, setting)
 
@@ -202,18 +202,18 @@ _NOT_GROUPS = ("probabilities", "lengths", "targets")
 
 def _one_sentence(error: ValidationError, stages: Sequence[str]) -> str:
     first = error.errors()[0]
-    place = ".".join(_in_the_file(first["loc"], stages)) or "the configuration"
+    key = ".".join(_in_the_file(first["loc"], stages)) or "the configuration"
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if first["type"] == "extra_forbidden":
-        return f"unknown key '{place}'{more}"
+        return f"unknown key '{key}'{more}"
     got = "" if first["type"] in ("missing", "value_error") else f", got {first['input']!r}"
     message = first["msg"].removeprefix("Value error, ")
-    return f"{place}: {message}{got}{more}"
+    return f"{key}: {message}{got}{more}"
 
 
-def _in_the_file(place: Sequence[str | int], stages: Sequence[str]) -> list[str]:
-    """Where a value stands, as its key is written: a stage by its name, the only stage not at all."""
-    parts = [str(part) for part in place]
-    if len(place) > 1 and place[0] == "stages" and isinstance(place[1], int):
-        return [parts[0], stages[place[1]], *parts[2:]] if place[1] < len(stages) else parts[2:]
+def _in_the_file(path: Sequence[str | int], stages: Sequence[str]) -> list[str]:
+    """Path of a value by keys as the file has them: a stage by its name, the only stage not at all."""
+    parts = [str(part) for part in path]
+    if len(path) > 1 and path[0] == "stages" and isinstance(path[1], int):
+        return [parts[0], stages[path[1]], *parts[2:]] if path[1] < len(stages) else parts[2:]
     return parts

@@ -1,4 +1,4 @@
-"""The machine: what its devices can do, how much memory they have left, and how many cores a process gets."""
+"""The machine: its devices, their free memory, its cores, and a description."""
 
 import ctypes
 import os

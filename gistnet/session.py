@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -14,6 +15,7 @@ from rich.table import Table
 from gistnet.config import RunConfig, config_text, load_config, save_config
 from gistnet.data.dataset import PreparedDataset
 from gistnet.data.prepare import find_prepared
+from gistnet.data.tokenise import Tokenize
 from gistnet.errors import CheckpointError, ConfigError, DataError, TeacherError
 from gistnet.evaluation.validation import Validator
 from gistnet.files import lock_for_writing
@@ -22,7 +24,7 @@ from gistnet.model.config import TeacherConfig
 from gistnet.model.fingerprint import TeacherFingerprint
 from gistnet.model.gistnet import GistNet
 from gistnet.model.saved_gistnet import WEIGHTS_FILE, read_saved
-from gistnet.model.teacher import Teacher
+from gistnet.model.teacher import Teacher, load_tokenizer
 from gistnet.objective.reference import require_exact
 from gistnet.preparation import prepare_data
 from gistnet.release_folder import HELD_OUT_FOLDER, find_folder, is_release
@@ -35,6 +37,7 @@ from gistnet.training.parallel import Processes
 from gistnet.training.recording import require_installed
 from gistnet.training.run import Run, StageRun, TrainState, build_run
 from gistnet.training.trainer import fit, restore, train_step
+from gistnet.tree.gist_encoder import GistEncoder
 
 logger = logging.getLogger(__name__)
 
@@ -51,11 +54,11 @@ class TrainedGistNet(NamedTuple):
 
     config: RunConfig
     run_folder: Path
-    """Where the run is now; `config.run_folder` is where it was trained, perhaps relative to another folder."""
+    """Present folder of the run; `config.run_folder` is where it was trained, perhaps relative to another folder."""
     teacher: Teacher
     gistnet: GistNet
     folder: Path
-    """Where the GistNet was loaded from."""
+    """Folder that the GistNet was loaded from."""
 
     @property
     def is_released(self) -> bool:
@@ -319,6 +322,30 @@ def teacher_config(path: Path) -> TeacherConfig:
     if not (path / WEIGHTS_FILE).is_file():
         return _run_of(path.resolve())[1].teacher
     return _config_of(read_saved(path)[0].teacher)
+
+
+@dataclass(frozen=True)
+class LoadEncoder:
+    """Loads the encoder of a checkpoint when called; can be sent to another process, unlike the encoder."""
+
+    checkpoint: Path
+
+    def __call__(self) -> GistEncoder:
+        """The encoder.
+
+        Raises:
+            CheckpointError: there is no usable checkpoint, or it belongs to another teacher.
+        """
+        return GistEncoder(*open_gistnet(self.checkpoint))
+
+    def tokenize(self) -> Tokenize:
+        """Tokenizer of the encoder, loaded without the language model.
+
+        Raises:
+            CheckpointError: there is no usable checkpoint.
+            TeacherError: its teacher has no tokenizer.
+        """
+        return load_tokenizer(teacher_config(self.checkpoint)).encode
 
 
 def open_teacher(fingerprint: TeacherFingerprint) -> Teacher:

@@ -1,4 +1,4 @@
-"""What commands share: how they print, and how they read paths and names from their arguments.
+"""The terminal: printing with control characters escaped, messages of the log, types of arguments.
 
 Results go to the standard output, everything else to the standard error. Documents, names and paths may hold anything,
 also the sequences that drive a terminal: all that is printed here has its control characters escaped. What a model

@@ -19,26 +19,38 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, LlamaConfig, LlamaForCausalLM, T5Config
 
-from gistnet.config import load_config
+from gistnet.config import RunConfig, load_config
 from gistnet.evaluation.probes.span_map import SpanMap
 from gistnet.evaluation.records import MetricRecord
 from gistnet.metrics_log import read_metrics
 from gistnet.run_folder import CONFIG_FILE, SPAN_MAP_FILE
-from gistnet.session import open_run
+from gistnet.session import open_run, train
 from gistnet.training import trainer
 from gistnet.training.checkpoint import best_checkpoint, latest_checkpoint
 from gistnet.training.recording import Recorder
 from gistnet.training.run import StageRun, TrainState
 from gistnet.training.trainer import fit
 from gistnet.version import __version__
-from tests.conftest import Command, Outcome
+from tests.conftest import Outcome, tiny_values
 from tests.small_disk import mounted
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, teacher_folder: Path, corpus_file: Path) -> Path:
+    """A folder with a run of six steps and its prepared corpus."""
+    folder = tmp_path_factory.mktemp("finished")
+    config = RunConfig.model_validate(tiny_values(folder, teacher_folder, corpus_file))
+    assert train(config)
+    return folder
+
+
 @pytest.fixture
-def trained(gistnet: Command, config_file: Path, tmp_path: Path) -> Path:
-    """The folder of a run of six steps."""
-    assert gistnet("train", "--config", config_file).status == 0
+def trained(finished: Path, config_file: Path, tmp_path: Path) -> Path:
+    """The folder of a run by `config_file`: a copy of `finished`."""
+    for name in ("run", "prepared"):
+        shutil.copytree(finished / name, tmp_path / name)
+    config = tmp_path / "run" / CONFIG_FILE
+    config.write_text(config.read_text(encoding="utf-8").replace(str(finished), str(tmp_path)), encoding="utf-8")
     return tmp_path / "run"
 
 
@@ -118,7 +130,9 @@ def test_prepare_tells_what_became_of_the_documents(gistnet, config_file, tmp_pa
     assert len(list((tmp_path / "prepared").iterdir())) == 1
 
 
-def test_train_leaves_configuration_metrics_and_checkpoints(gistnet, config_file, trained):
+def test_train_leaves_configuration_metrics_and_checkpoints(gistnet, config_file, tmp_path):
+    trained = tmp_path / "run"
+    assert gistnet("train", "--config", config_file).status == 0
     assert load_config(trained / CONFIG_FILE) == load_config(config_file)
     records = read_metrics(trained / "metrics.jsonl")
     assert [record["step"] for record in records if "loss" in record] == [1, 2, 3, 4, 5, 6]
@@ -467,17 +481,15 @@ def test_sigterm_ends_in_a_checkpoint_from_which_the_run_continues(gistnet, conf
 
 @pytest.mark.usefixtures("one_thread")
 def test_kill_at_any_moment_leaves_a_run_that_resumes_to_the_same_bits(gistnet, config_file, tmp_path):
-    """Killed twice while it checkpoints after every step; nothing of the killed is left beside the checkpoints."""
+    """Killed while it checkpoints after every step; nothing of the killed is left beside the checkpoints."""
     settings = ("train.steps=30", "train.checkpoint_every_steps=1", "train.validation.every_steps=5")
     run = tmp_path / "run"
-    for flags in ((), ("--resume",)):
-        before = newest(run)
-        process = start_training(config_file, *settings, *flags)
-        wait_for(lambda before=before: newest(run) > before, process)
-        time.sleep(random.SystemRandom().uniform(0, 0.3))
-        process.kill()
-        process.communicate()
-        assert latest_checkpoint(run).name == f"step-{newest(run):08d}"
+    process = start_training(config_file, *settings)
+    wait_for(lambda: newest(run) > 0, process)
+    time.sleep(random.SystemRandom().uniform(0, 0.3))
+    process.kill()
+    process.communicate()
+    assert latest_checkpoint(run).name == f"step-{newest(run):08d}"
     assert gistnet("train", "--config", config_file, *settings, "--resume").status == 0
     whole = undisturbed(config_file, tmp_path / "whole", *settings)
     assert_same_weights(run, whole)

@@ -19,7 +19,6 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
-from gistnet import tree_session as session
 from gistnet.cli import trees as commands
 from gistnet.config import load_config
 from gistnet.context.generate import generate
@@ -27,7 +26,7 @@ from gistnet.context.in_memory import compress as compress_text
 from gistnet.data.tokenise import Tokenize
 from gistnet.errors import ConfigError, DataError, GistNetError, StorageError
 from gistnet.model.teacher import Teacher
-from gistnet.session import open_gistnet, open_trained, train
+from gistnet.session import LoadEncoder, open_gistnet, open_trained, train
 from gistnet.tree import ray_compress
 from gistnet.tree.compress import Progress, compress_files
 from gistnet.tree.gist_encoder import GistEncoder
@@ -36,7 +35,6 @@ from gistnet.tree.ready_gists import ReadyGists
 from gistnet.tree.stub_encoder import StubEncoder
 from gistnet.tree.texts import TextFiles
 from gistnet.tree.tree import GistTree
-from gistnet.tree_session import LoadEncoder
 
 BOOK = "the river and the stone walked over a quiet bridge, seven lanterns " * 12
 APP = typer.Typer()
@@ -136,7 +134,7 @@ def test_quality_is_measured_with_the_positions_of_the_checkpoint(
         positions.append(options.positions)
         return add_quality(tree, teacher, options, **rest)
 
-    monkeypatch.setattr(session, "add_quality", spy)
+    monkeypatch.setattr("gistnet.tree.quality.add_quality", spy)
     result = run("compress", checkpoint, book, "--tree", tmp_path / "tree", "--quality")
     assert result.exit_code == 0, result.output
     assert "Measured 95 gists." in result.stdout
@@ -234,9 +232,12 @@ def test_export_writes_what_the_tree_holds(compressed: Path, checkpoint: Path, t
     assert metadata["gist_version"] == version
 
 
-def test_the_model_answers_from_a_document_of_the_tree(checkpoint: Path, compressed: Path) -> None:
+def test_the_model_answers_from_a_document_of_the_tree(
+    checkpoint: Path, compressed: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """What `generate` gives for the same text compressed in memory."""
     name = "a.txt"
+    caplog.set_level("INFO", "gistnet")
     result = run("generate", "The river", "--tree", compressed, "--document", name, "--budget", 150,
                  "--max-new-tokens", 9)  # fmt: skip
     teacher, gistnet = open_gistnet(checkpoint)
@@ -247,7 +248,7 @@ def test_the_model_answers_from_a_document_of_the_tree(checkpoint: Path, compres
     assert len(expected.tokens) == 9
     assert result.stdout.strip() == expected.text.strip()
     covered = expected.context.plan.tokens_covered
-    assert f"Read {covered:,} tokens as {len(expected.context)} vectors" in result.stderr
+    assert f"Read {covered:,} tokens as {len(expected.context)} vectors" in caplog.text
     assert covered == 804
 
 

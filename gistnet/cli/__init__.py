@@ -168,7 +168,7 @@ def evaluate(
 def _with_probes(
     config: "EvaluationConfig", reconstruction: bool, bound: int, long_context: bool, questions: Path | None
 ) -> "EvaluationConfig":
-    """The configuration with the probes that options ask for, by default where it says nothing of them."""
+    """The configuration with the probes that options ask for, by their defaults where it leaves them out."""
     from gistnet.evaluation.config import BoundConfig, LongContextConfig, ReconstructionConfig, RetrievalConfig
 
     probes: dict[str, Any] = {}

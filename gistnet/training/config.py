@@ -46,7 +46,7 @@ class OptimiserConfig(Section):
 
 
 class StopConfig(Section):
-    """When a stage ends before its step limit."""
+    """Conditions that end a stage before its step limit."""
 
     watch: Literal["delta_nll", "kl"] = "delta_nll"
     """Which validated loss decides, over the whole horizon; it also says which checkpoint is the best."""
@@ -61,21 +61,21 @@ class StopConfig(Section):
 
 
 class ValidationConfig(Section):
-    """When and on what to validate during training (spec, Validation Protocol)."""
+    """Validation during training (spec, Validation Protocol)."""
 
     every_steps: int = Field(default=1000, ge=1)
     """Steps between validations; there is one before the first step and one after the last."""
     documents: int = Field(default=100, ge=1)
     """Held-out documents per domain, one window of each."""
     spans_per_document: int = Field(default=4, ge=1)
-    """SegmentBatch of each window."""
+    """Segments of each window."""
     gists_in_a_row: int = Field(default=1, ge=1)
     """k, how many consecutive spans a segment replaces. The best network of a stage is chosen on such segments: one
     that trains on long runs of gists may get worse on single ones, and is then taken back if it is judged by them."""
 
 
 class TrainConfig(Section):
-    """How long, on how much, and what is kept. A step's batch is counted in branches: batches × windows × spans."""
+    """Training of a stage. A step's batch is counted in branches: batches × windows × spans."""
 
     steps: int = Field(default=10_000, ge=1)
     """Optimiser steps of the stage, at most; the learning rate arrives at its end there."""
@@ -86,7 +86,7 @@ class TrainConfig(Section):
     accumulation_steps: int = Field(default=1, ge=1)
     """Batches whose gradients are added up before a step."""
     spans_per_window: int = Field(default=8, ge=1)
-    """SegmentBatch drawn from each window."""
+    """Segments drawn from each window."""
     runs: GistRuns = GistRuns()
     level: int = Field(default=0, ge=0)
     """The level of gists that the stage trains; those above it are left alone."""
@@ -121,15 +121,15 @@ TargetName = Literal[
     "contrastive_gap",
     "gist_variance",
 ]
-"""What a validation measures, under the names it has there (`Validator.figures`)."""
+"""Metrics of a validation, by name (`Validator.figures`)."""
 
 
 class Stage(Section):
     """One stage of the curriculum (spec, Curriculum Strategies)."""
 
     name: Name
-    """What it is called in messages, metrics and on the command line; no other stage has the same."""
+    """Its name in messages, metrics and on the command line; no other stage has it."""
     train: TrainConfig
     objective: ObjectiveConfig
     targets: dict[TargetName, Target] = Field(default={})
-    """What its best validation should reach; only reported."""
+    """Bounds that its best validation should reach; only reported."""

@@ -36,7 +36,7 @@ class ValidationPoint(NamedTuple):
 def with_validation(
     points: Sequence[ValidationPoint], step: int, value: float, config: StopConfig
 ) -> list[ValidationPoint]:
-    """The history with one more validation.
+    """Validations of a stage with one more.
 
     Raises:
         TrainingError: the loss is not a finite number, which no average should hide.
@@ -58,7 +58,7 @@ def is_best(points: Sequence[ValidationPoint]) -> bool:
 
 
 def consecutive_rises(points: Sequence[ValidationPoint]) -> int:
-    """How many of the last validations were each higher than the one before; an equal one is no rise."""
+    """Number of the last validations that were each higher than the one before; an equal one is no rise."""
     rises = 0
     for earlier, later in zip(reversed(points[:-1]), reversed(points), strict=False):
         if later.value <= earlier.value:

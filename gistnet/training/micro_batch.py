@@ -1,4 +1,4 @@
-"""How much of a step runs at once: micro-batch sizes, a closed-form memory estimate, and halving on out-of-memory.
+"""Micro-batches of a step: their sizes, a closed-form memory estimate, and halving on out-of-memory.
 
 A step gives the same gradient, up to rounding, however it is cut into micro-batches. The largest sizes that the
 estimate lets fit are tried; where the device runs out of memory all the same, the step is done again with half of both.
@@ -57,16 +57,6 @@ def largest_micro_batch(train: TrainConfig, *, processes: int, vectors: int, dev
     return MicroBatch(windows, min(windows * train.spans_per_window, train.micro_batch_branches or most))
 
 
-def fitting_micro_batch(
-    largest: MicroBatch, needed_bytes: Callable[[MicroBatch], int], room_bytes: float
-) -> MicroBatch:
-    """The largest sizes, halved until the estimate is within `room_bytes`, or until both are 1."""
-    sizes = largest
-    while needed_bytes(sizes) > room_bytes and (smaller := sizes.halved()) is not None:
-        sizes = smaller
-    return sizes
-
-
 def choose_micro_batch(
     teacher: Teacher,
     gistnet: GistNet,
@@ -78,7 +68,9 @@ def choose_micro_batch(
     recompute: bool,
     room_bytes: float,
 ) -> tuple[MicroBatch, int]:
-    """Sizes of a stage's micro-batch on a device with so much room, and the bytes that they are estimated to take.
+    """Largest micro-batch of a stage that is estimated to fit into `room_bytes`, and the bytes that it takes.
+
+    Sizes are halved until they fit, or until both are 1.
 
     Args:
         gistnet: of the highest level.
@@ -88,16 +80,15 @@ def choose_micro_batch(
         recompute: whether gradient checkpointing is on.
     """
     vectors = longest_branch(stage, window_tokens, gistnet.levels[stage.train.level].tokens_per_gist)
-    largest = largest_micro_batch(stage.train, processes=processes, vectors=vectors, device_type=device_type)
-
-    def needed(sizes: MicroBatch) -> int:
+    sizes = largest_micro_batch(stage.train, processes=processes, vectors=vectors, device_type=device_type)
+    while True:
         parts = estimated_bytes(
             teacher, gistnet, stage, sizes, window_tokens=window_tokens, device_type=device_type, recompute=recompute
         )
-        return sum(parts.values())
-
-    sizes = fitting_micro_batch(largest, needed, room_bytes)
-    return sizes, needed(sizes)
+        needed, smaller = sum(parts.values()), sizes.halved()
+        if needed <= room_bytes or smaller is None:
+            return sizes, needed
+        sizes = smaller
 
 
 def run_halving(compute: Callable[[MicroBatch], Tensor], sizes: MicroBatch) -> tuple[Tensor, MicroBatch]:

@@ -40,7 +40,7 @@ class JoinedOptimisers(Optimizer):
             part.step()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As for any optimiser."""
+        """Load a saved state, as any optimiser does."""
         super().load_state_dict(state_dict)
         self._share()
 

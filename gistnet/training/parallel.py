@@ -28,9 +28,9 @@ from gistnet.errors import ConfigError, GistNetError, ProcessError
 T = TypeVar("T")
 
 TIMEOUT = timedelta(minutes=30)
-"""How long a process waits for the others before it takes them for lost."""
+"""Longest wait of a process for the others, before it takes them for lost."""
 _PATIENCE = timedelta(days=30)
-"""For what the main process does alone, and nobody can say how long it takes."""
+"""Longest wait for what the main process does alone."""
 
 
 class Processes:
@@ -66,7 +66,7 @@ class Processes:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the process that writes files and talks."""
+        """Whether this is the process that writes files and messages."""
         return self.rank == 0
 
     def share(self, items: range) -> range:
@@ -105,11 +105,11 @@ class Processes:
         return any(self.gather(flag))
 
     def gather(self, value: T) -> list[T]:
-        """What each process holds as `value`, by rank, in every process."""
+        """Values of all processes, by rank, in every process."""
         return _gathered(value, self.count, self._control)
 
     def from_main(self, value: T) -> T:
-        """What the main process holds as `value`, in every process."""
+        """Value of the main process, in every process."""
         if self.count == 1:
             return value
         held = [value]
@@ -142,9 +142,9 @@ class Processes:
 
     @contextmanager
     def failing_together(self) -> Iterator[None]:
-        """Where the block ends in a `GistNetError` in some process, raise that one in all of them.
+        """Raise in all processes the `GistNetError` in which the block ends in some of them.
 
-        All processes must reach the end of the block: it is no place for what only some of them do, nor for an error
+        All processes must reach the end of the block: nothing belongs in it that only some of them do, nor for an error
         that leaves the others waiting inside it.
         """
         with _failing_together(self.count, self._control):
@@ -176,7 +176,7 @@ def losing_processes() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        # gloo raises plain RuntimeErrors, which begin with the place in its source code.
+        # gloo raises plain RuntimeErrors, which begin with the line of its source code.
         if not (isinstance(error, distributed.DistError) or "gloo" in str(error)):
             raise
         reason = str(error).partition("] ")[2].partition(". ")[0].splitlines() or [type(error).__name__]
@@ -220,7 +220,7 @@ class ProcessDevice(NamedTuple):
     """Device on which one process computes."""
 
     kind: str
-    """Of the device, as torch calls it."""
+    """Type of the device, as torch calls it."""
     name: str
     """For messages: the device and its machine."""
     gpu: str | None

@@ -139,7 +139,7 @@ class Run:
         return state.ended is not None and state.stage == len(self.stages)
 
     def identity(self, stages: int) -> dict[str, Any]:
-        """What a checkpoint must agree with to be resumed, so many stages begun; those to come may change."""
+        """Identity that a checkpoint must have to be resumed; covers the first `stages`, those to come may change."""
         return {
             # Neither its name nor where it was found.
             "teacher": self.teacher.fingerprint.model_dump(mode="json", exclude={"name", "revision"}),
@@ -194,7 +194,7 @@ def build_run(
 
 
 def _layout(stage: Stage, gistnet: GistNet, dataset: PreparedDataset, pool: TrainingPool, seed: int) -> SpanLayout:
-    """Where a stage's spans may lie, once it is certain that there are some."""
+    """Layout of a stage's spans, checked to have room for some in every domain."""
     train = stage.train
     layout = SpanLayout(
         span_tokens=gistnet.config.span_tokens,
@@ -213,7 +213,7 @@ def _layout(stage: Stage, gistnet: GistNet, dataset: PreparedDataset, pool: Trai
 def _micro_batch(
     stage: Stage, teacher: Teacher, gistnet: GistNet, window_tokens: int, processes: Processes, *, recompute: bool
 ) -> MicroBatch:
-    """What this process runs at once in a stage whose longest window has so many tokens."""
+    """Micro-batch of this process in a stage whose longest window has so many tokens."""
     processes.require_work(stage.train.windows_per_batch)
     weights = sum(parameter.nbytes for module in (teacher.model, gistnet) for parameter in module.parameters())
     sizes, _ = choose_micro_batch(

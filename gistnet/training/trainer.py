@@ -55,9 +55,9 @@ from gistnet.training.run import Run, StageRun, TrainState
 GRADIENT_CLIP = 1.0
 """Largest norm of the whole gradient (spec, Optimization Settings); a longer one is scaled down to it."""
 KEPT_CHECKPOINTS = 2
-"""How many of the newest checkpoints are kept, besides the best of each stage."""
+"""Newest checkpoints that are kept, besides the best of each stage."""
 SECONDS_TO_SAVE = 5.0
-"""How long a process that lost another waits for the main process to save, before it names the last checkpoint."""
+"""Longest wait of a process that lost another for the main one to save, before it names the last checkpoint."""
 
 
 # The loop -------------------------------------------------------------------------------------------------------------
@@ -451,7 +451,7 @@ def save(run: Run, stage: StageRun, state: TrainState, optimiser: Optimizer) -> 
 
 @dataclass
 class StopRequest:
-    """Whether a signal asked to stop."""
+    """Whether a signal asked to stop; no `threading.Event`, whose lock a second signal would wait for in vain."""
 
     requested: bool = False
 
@@ -481,7 +481,7 @@ def stop_requests() -> Iterator[StopRequest]:
 
 @contextmanager
 def keeping_the_last_good_state(run: Run, stage: StageRun, state: TrainState, optimiser: Optimizer) -> Iterator[None]:
-    """Where training fails, save the state before that step, if it is sound, and say where the last good one is.
+    """Save the state before a step that fails, if it is sound, and name the last good checkpoint in the error.
 
     Raises:
         TrainingError: what ended the block, with that added.

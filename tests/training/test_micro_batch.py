@@ -17,12 +17,12 @@ from gistnet.model.gistnet import GistNet
 from gistnet.model.teacher import Teacher
 from gistnet.objective.config import ObjectiveConfig
 from gistnet.session import open_run
-from gistnet.training import trainer
+from gistnet.training import micro_batch, trainer
 from gistnet.training.config import Stage, TrainConfig
 from gistnet.training.micro_batch import (
     MicroBatch,
+    choose_micro_batch,
     estimated_bytes,
-    fitting_micro_batch,
     largest_micro_batch,
     longest_branch,
 )
@@ -60,15 +60,17 @@ def test_the_largest_micro_batch_is_what_was_asked_for_or_what_helps(train, proc
     assert largest_micro_batch(config, processes=processes, vectors=32, device_type=device) == expected
 
 
-def test_sizes_are_halved_until_the_estimate_fits_or_nothing_is_left_to_halve():
+def test_sizes_are_halved_until_the_estimate_fits_or_nothing_is_left_to_halve(monkeypatch):
     """Ten bytes always, four a window, two a branch: 8 and 64 take 170, 4 and 32 take 90, 2 and 16 take 50."""
-
-    def needed(sizes: MicroBatch) -> int:
-        return 10 + 4 * sizes.windows + 2 * sizes.branches
-
-    largest = MicroBatch(8, 64)
-    rooms = {170: (8, 64), 169: (4, 32), 50: (2, 16), 16: (1, 1), 3: (1, 1)}
-    assert {room: fitting_micro_batch(largest, needed, room) for room in rooms} == rooms
+    teacher = small_llama(torch.float32)
+    gistnet = GistNet.build(GistNetConfig(architecture="bottleneck", width=64), teacher)
+    monkeypatch.setattr(
+        micro_batch, "estimated_bytes", lambda *given, **_: {"all": 10 + 4 * given[3].windows + 2 * given[3].branches}
+    )
+    options = {"window_tokens": 512, "processes": 1, "device_type": "cpu", "recompute": False}
+    stage = stage_of(8, windows_per_batch=8)
+    rooms = {170: ((8, 64), 170), 169: ((4, 32), 90), 50: ((2, 16), 50), 16: ((1, 1), 16), 3: ((1, 1), 16)}
+    assert {room: choose_micro_batch(teacher, gistnet, stage, room_bytes=room, **options) for room in rooms} == rooms
 
 
 def test_the_longest_branch_holds_its_gists_and_all_but_the_last_token_of_the_horizon():

@@ -173,9 +173,8 @@ def test_what_goes_wrong_in_one_process_stops_all_and_the_state_before_it_is_kep
 def test_processes_on_different_kinds_of_devices_are_refused(tmp_path):
     """Without the command line, whose libraries take the longest to load."""
     script = tmp_path / "meet.py"
-    script.write_text(
-        "import os\nfrom gistnet.training.parallel import Processes\nProcesses(['cpu', 'meta'][int(os.environ['RANK'])])\n"
-    )
+    make = "Processes(['cpu', 'meta'][int(os.environ['RANK'])])"
+    script.write_text(f"import os\nfrom gistnet.training.parallel import Processes\n{make}\n")
     ended = run_launch([*torchrun(2), str(script)])
     assert ended.returncode != 0
     assert "process 0 is on cpu of " in ended.stderr
