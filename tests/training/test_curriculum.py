@@ -23,10 +23,10 @@ PLAIN = StopConfig(average_checks=1, min_improvement=None, rises=3, over_steps=1
 
 
 def history(*values: float, every: int = 100, config: StopConfig = PLAIN) -> list[ValidationPoint]:
-    checks: list[ValidationPoint] = []
+    points: list[ValidationPoint] = []
     for number, value in enumerate(values):
-        checks = with_validation(checks, number * every, value, config)
-    return checks
+        points = with_validation(points, number * every, value, config)
+    return points
 
 
 def test_the_moving_average_is_exponential():
@@ -34,11 +34,7 @@ def test_the_moving_average_is_exponential():
     checks = history(1.0, 0.0, 0.5, 2.0, config=StopConfig(average_checks=3))
     assert [check.average for check in checks] == [1.0, 0.5, 0.5, 1.25]
     assert [check.step for check in checks] == [0, 100, 200, 300]
-
-
-def test_the_default_average_looks_back_on_ten():
-    """α = 2 / 11 (spec, Validation Protocol)."""
-    assert history(1.0, 0.0, config=StopConfig())[-1].average == pytest.approx(9 / 11)
+    assert history(1.0, 0.0, config=StopConfig())[-1].average == pytest.approx(9 / 11)  # spec, Validation Protocol
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -77,16 +73,9 @@ def test_improvement_is_the_share_that_the_average_fell_over_the_steps():
     assert improvement(checks, 200) == pytest.approx(0.28)
     assert improvement(checks, 150) == pytest.approx(0.28)  # from the newest validation that is old enough
     assert improvement(checks, 300) is None
-
-
-def test_a_loss_of_zero_or_less_counts_as_stable():
-    assert improvement(history(1.0, 0.0), 100) == 0
-    assert improvement(history(0.5, -0.5), 100) == 0
-    assert improvement(history(-0.1, -0.5), 100) == 0
-
-
-def test_a_loss_that_gets_worse_has_a_negative_improvement():
     assert improvement(history(1.0, 1.5), 100) == pytest.approx(-0.5)
+    # A loss of zero or less counts as stable.
+    assert [improvement(history(*values), 100) for values in ((1.0, 0.0), (0.5, -0.5), (-0.1, -0.5))] == [0, 0, 0]
 
 
 STABLE = StopConfig(average_checks=3, min_improvement=0.05, over_steps=200, rises=None)
@@ -162,27 +151,9 @@ def test_lambda_rises_only_where_gists_are_alike(std, distance, weight, expected
     assert raised_weight(weight, std, distance) == pytest.approx(expected)
 
 
-def test_work_is_due_at_multiples_and_at_the_last_step() -> None:
+def test_work_is_due_at_multiples_at_the_last_step_and_when_interrupted():
+    """Before any step it is due only where asked for."""
     assert [step for step in range(11) if is_due(step, 4, last_step=10)] == [4, 8, 10]
-
-
-def test_work_is_due_once_where_the_last_step_is_a_multiple() -> None:
     assert [step for step in range(9) if is_due(step, 4, last_step=8)] == [4, 8]
-
-
-def test_work_is_due_before_the_first_step_only_where_asked_for() -> None:
     assert [step for step in range(5) if is_due(step, 4, last_step=10, first=True)] == [0, 4]
-    assert not is_due(0, 4, last_step=0)
-
-
-def test_work_is_due_when_interrupted_unless_nothing_has_happened_yet() -> None:
-    assert is_due(5, 4, last_step=10, interrupted=True)
-    assert not is_due(0, 4, last_step=10, interrupted=True)
-
-
-def test_a_resumed_run_does_what_an_uninterrupted_one_would_have_done() -> None:
-    """Interrupted after 6 of 10 steps: the work of 1…6 and of 7…10 together is that of 1…10."""
-    whole = [step for step in range(1, 11) if is_due(step, 3, last_step=10)]
-    before = [step for step in range(1, 7) if is_due(step, 3, last_step=10)]
-    after = [step for step in range(7, 11) if is_due(step, 3, last_step=10)]
-    assert before + after == whole == [3, 6, 9, 10]
+    assert [step for step in range(3) if is_due(step, 4, last_step=10, interrupted=True)] == [1, 2]

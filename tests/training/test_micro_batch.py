@@ -1,7 +1,6 @@
 """Micro-batch sizes: what is chosen, the memory estimate beside what a step allocates, and halving."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,14 +8,12 @@ import torch
 from torch.profiler import profile
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from gistnet.config import load_config
 from gistnet.data.sampling import SpanLayout, WindowSample
 from gistnet.errors import TrainingError
 from gistnet.model.config import GistNetConfig
 from gistnet.model.gistnet import GistNet
 from gistnet.model.teacher import Teacher
 from gistnet.objective.config import ObjectiveConfig
-from gistnet.session import open_run
 from gistnet.training import micro_batch, trainer
 from gistnet.training.config import Stage, TrainConfig
 from gistnet.training.micro_batch import (
@@ -29,7 +26,8 @@ from gistnet.training.micro_batch import (
 from gistnet.training.recording import Recorder
 from gistnet.training.run import Run, StageRun, TrainState
 from gistnet.training.trainer import accumulate_gradient, fit, restore, train_step
-from tests.training.test_trainer import stop_after
+from tests.training.runs import assert_same
+from tests.training.test_trainer import stop_after, woken_run
 
 VOCABULARY = 4000
 
@@ -164,12 +162,6 @@ def test_the_estimate_is_near_what_a_step_allocates(windows, tokens, spans, hori
 # Memory that runs out -------------------------------------------------------------------------------------------------
 
 
-def run_of(config_file: Path, *settings: str) -> Run:
-    run = open_run(load_config(config_file, settings))
-    torch.nn.init.normal_(run.gistnet.w_out.weight, generator=torch.Generator().manual_seed(0))
-    return run
-
-
 def room_for(branches: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A device that has room for so many branches at a time, and finds that out when most of the work is done."""
 
@@ -190,13 +182,12 @@ def gradients(run: Run, state: TrainState) -> dict[str, torch.Tensor]:
 
 def test_where_memory_runs_out_the_step_is_done_again_with_half_the_sizes(config_file, monkeypatch, caplog):
     """Two batches of six branches: six at once, then three, then one; the gradient is that of one branch at a time."""
-    expected = gradients(run_of(config_file), TrainState(0.0, micro_batch=MicroBatch(1, 1)))
+    expected = gradients(woken_run(config_file), TrainState(0.0, micro_batch=MicroBatch(1, 1)))
     caplog.set_level("INFO", "gistnet")
-    run, state = run_of(config_file), TrainState(0.0)
+    run, state = woken_run(config_file), TrainState(0.0)
     room_for(2, monkeypatch)
     found = gradients(run, state)
-    assert found.keys() == expected.keys()
-    assert all(torch.equal(found[name], expected[name]) for name in found)
+    assert_same(found, expected)
     assert (state.micro_batch, state.step) == (MicroBatch(1, 1), 1)
     assert len([message for message in caplog.messages if "ran out" in message]) == 2
     gradients(run, state)
@@ -204,7 +195,7 @@ def test_where_memory_runs_out_the_step_is_done_again_with_half_the_sizes(config
 
 
 def test_where_nothing_is_left_to_halve_the_run_stops_and_keeps_what_it_had(config_file, monkeypatch):
-    run = run_of(config_file)
+    run = woken_run(config_file)
     record = Recorder.record
 
     def fill(self: Recorder, stage: StageRun, state: TrainState, metrics: dict, interrupted: bool) -> None:
@@ -219,11 +210,11 @@ def test_where_nothing_is_left_to_halve_the_run_stops_and_keeps_what_it_had(conf
 
 def test_a_resumed_run_takes_the_sizes_that_it_had(config_file):
     """The rounding of a sum depends on them. Others are chosen for another number of processes, or where asked for."""
-    fit(run_of(config_file, "train.micro_batch_branches=2", "train.steps=2"))
-    run = run_of(config_file)
+    fit(woken_run(config_file, "train.micro_batch_branches=2", "train.steps=2"))
+    run = woken_run(config_file)
     assert run.stages[0].micro_batch == (2, 6)
     assert restore(run)[0].micro_batch == (2, 2)
-    assert restore(run_of(config_file, "train.micro_batch_branches=5"))[0].micro_batch == (2, 5)
+    assert restore(woken_run(config_file, "train.micro_batch_branches=5"))[0].micro_batch == (2, 5)
     run.processes.count = 2
     assert restore(run)[0].micro_batch is None
 
@@ -232,11 +223,10 @@ def test_a_run_that_found_less_room_ends_with_the_same_bits_when_resumed_with_mo
     """Memory ran out in the first step; resumed after the fourth, when there is plenty, the run goes on as it did."""
     with monkeypatch.context() as patched:
         room_for(2, patched)
-        whole = run_of(config_file, f"run_folder={tmp_path / 'whole'}")
+        whole = woken_run(config_file, f"run_folder={tmp_path / 'whole'}")
         fit(whole)
         stop_after(4, patched)
-        assert fit(run_of(config_file)).step == 4
-    resumed = run_of(config_file)
+        assert fit(woken_run(config_file)).step == 4
+    resumed = woken_run(config_file)
     assert fit(resumed, resume=True).micro_batch == (1, 1)
-    for name, tensor in whole.gistnet.trainable_state().items():
-        assert torch.equal(tensor, resumed.gistnet.trainable_state()[name]), name
+    assert_same(whole.gistnet.trainable_state(), resumed.gistnet.trainable_state())

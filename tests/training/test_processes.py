@@ -13,13 +13,12 @@ from typing import Any
 
 import psutil
 import pytest
-import torch
-from safetensors.torch import load_file
 
 from gistnet.config import load_config
 from gistnet.metrics_log import read_metrics
 from gistnet.session import train
 from gistnet.training.checkpoint import latest_checkpoint
+from tests.training.runs import assert_same, newest_weights
 
 PATIENCE = 500.0
 """Seconds until a launch counts as hanging: more than any takes on a machine with twenty other things to do, and less
@@ -71,16 +70,9 @@ def started(command: list[str]) -> Iterator[subprocess.Popen[str]]:
                     process.kill()
 
 
-def weights_in(run_folder: Path) -> dict[str, torch.Tensor]:
-    checkpoint = latest_checkpoint(run_folder)
-    assert checkpoint is not None
-    return load_file(checkpoint / "gistnet" / "model.safetensors")
-
-
 def assert_as_one(run_folder: Path, alone: Path) -> None:
     """Weights and every figure are those of one process, to rounding; those before the first step, to the bit."""
-    for name, tensor in weights_in(alone).items():
-        torch.testing.assert_close(weights_in(run_folder)[name], tensor, **ROUNDING, msg=name)
+    assert_same(newest_weights(alone), newest_weights(run_folder), **ROUNDING)
     of_many, of_one = (read_metrics(folder / "metrics.jsonl") for folder in (run_folder, alone))
     assert [r["step"] for r in of_many] == [r["step"] for r in of_one]
     validations = [[r["validation"] for r in records if "validation" in r] for records in (of_many, of_one)]
