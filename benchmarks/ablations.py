@@ -27,7 +27,6 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +65,7 @@ PROBE = {
         f"train.steps={steps}",
         "train.log_every_steps=1",
         f"train.checkpoint_every_steps={steps}",
-        "train.validation={every_steps: 1000000, documents: 2, spans_per_document: 2, cache_gigabytes: 0}",
+        "train.validation={every_steps: 1000000, documents: 2, spans_per_document: 2}",
     )
     for on_gpu, steps in ((False, 4), (True, 40))
 }
@@ -289,7 +288,7 @@ class Ablations:
             raise ConfigError(f"{asked.config} has {len(self.default.stages)} stages, expected one.")
         self.trainer = Trainer(asked.config, common, asked.threads, asked.device == "cuda")
         self.budget = {"minutes": asked.minutes} if asked.spans is None else {"spans": asked.spans}
-        self.dataset = prepare_data(self.default, partial(print, flush=True))
+        self.dataset = prepare_data(self.default)
         torch.set_num_threads(asked.threads)
         self.teacher = load_teacher(self.default, torch.device(asked.device))
         default, data = described(self.default, stated=True), self.dataset.content_fingerprint

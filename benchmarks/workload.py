@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from gistnet.memory import keep_freed_memory
+from gistnet.machine import keep_freed_memory
 from gistnet.model.config import GistNetConfig, TeacherConfig
 from gistnet.model.embedded_teacher import EMBEDDED_TEACHER
 from gistnet.model.gistnet import GistNet

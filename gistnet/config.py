@@ -15,13 +15,14 @@ from typing import Any, Self
 from pydantic import Field, ValidationError, model_validator
 
 from gistnet.data.prepare import DataConfig
+from gistnet.data.sampling import SpanLayout
 from gistnet.errors import ConfigError
 from gistnet.evaluation.config import EvaluationConfig
 from gistnet.files import write_text
 from gistnet.model.config import GistNetConfig, TeacherConfig
 from gistnet.run_folder import CONFIG_FILE, FORMAT_VERSION, read_config_values
 from gistnet.settings import LocalPath, Name, Section, Seed
-from gistnet.training.config import DEFAULT_TIMEOUT_MINUTES, Stage, Tracker
+from gistnet.training.config import Stage, Tracker
 from gistnet.yaml_format import read_yaml, write_yaml
 
 ONLY_STAGE = "training"
@@ -34,13 +35,11 @@ class RunConfig(Section):
     format_version: int = FORMAT_VERSION
     """The format of the run folder; written there, and not worth setting."""
     run_folder: LocalPath
-    """Where the run writes its configuration, metrics and checkpoints."""
+    """Folder of the run's configuration, metrics and checkpoints."""
     seed: Seed = 0
     """Decides initial weights, the order of data, dropout and what is validated on."""
     device: Name = "auto"
     """A torch device, or auto: CUDA where there is one, otherwise the CPU."""
-    process_timeout_minutes: float = Field(default=DEFAULT_TIMEOUT_MINUTES, gt=0)
-    """How long the processes of a run wait for one that does not answer, before they take it for lost and stop."""
     teacher: TeacherConfig = TeacherConfig()
     data: DataConfig
     gistnet: GistNetConfig = GistNetConfig()
@@ -53,7 +52,7 @@ class RunConfig(Section):
     """The curriculum, in order; each begins with the best network of the one before."""
     evaluation: EvaluationConfig = EvaluationConfig()
     trackers: tuple[Tracker, ...] = ()
-    """Where metrics go besides the run folder; each needs the extra of its name."""
+    """Experiment trackers that get the metrics as well; each needs the extra of its name."""
 
     @model_validator(mode="before")
     @classmethod
@@ -87,11 +86,11 @@ class RunConfig(Section):
             )
         tokens_per_gist = self.gistnet.span_tokens ** (train.level + 1)
         span = tokens_per_gist * max(*train.runs.lengths, train.validation.gists_in_a_row)
-        needed = train.sink_tokens + span + horizon
+        needed = SpanLayout.sink_tokens + span + horizon
         available = min(self.data.window_tokens, train.window_tokens or self.data.window_tokens)
         if needed > available:
             raise ValueError(
-                f"window_tokens is {available}, expected at least {needed}: {train.sink_tokens} "
+                f"window_tokens is {available}, expected at least {needed}: {SpanLayout.sink_tokens} "
                 f"first tokens, {span} replaced and {horizon} predicted (stage '{stage.name}')"
             )
         if stage.objective.contrastive_weight > 0 and horizon < tokens_per_gist:
@@ -159,7 +158,7 @@ def _apply(values: dict[str, Any], setting: str) -> None:
     except ValueError as error:
         raise ConfigError(f"The value of the setting '{setting}' is not valid YAML: {error}.") from error
     path = key.split(".")
-    # What a setting says of all stages, no stage's own words undo.
+    # A setting of all stages goes before a stage's own value.
     for group in (values, *_listed_stages(values)) if path[0] in _SHARED_BY_STAGES else (values,):
         _set(group, path, value, setting)
 
@@ -203,18 +202,18 @@ _NOT_GROUPS = ("probabilities", "lengths", "targets")
 
 def _one_sentence(error: ValidationError, stages: Sequence[str]) -> str:
     first = error.errors()[0]
-    place = ".".join(_in_the_file(first["loc"], stages)) or "the configuration"
+    key = ".".join(_in_the_file(first["loc"], stages)) or "the configuration"
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if first["type"] == "extra_forbidden":
-        return f"unknown key '{place}'{more}"
+        return f"unknown key '{key}'{more}"
     got = "" if first["type"] in ("missing", "value_error") else f", got {first['input']!r}"
     message = first["msg"].removeprefix("Value error, ")
-    return f"{place}: {message}{got}{more}"
+    return f"{key}: {message}{got}{more}"
 
 
-def _in_the_file(place: Sequence[str | int], stages: Sequence[str]) -> list[str]:
-    """Where a value stands, as its key is written: a stage by its name, the only stage not at all."""
-    parts = [str(part) for part in place]
-    if len(place) > 1 and place[0] == "stages" and isinstance(place[1], int):
-        return [parts[0], stages[place[1]], *parts[2:]] if place[1] < len(stages) else parts[2:]
+def _in_the_file(path: Sequence[str | int], stages: Sequence[str]) -> list[str]:
+    """Path of a value by keys as the file has them: a stage by its name, the only stage not at all."""
+    parts = [str(part) for part in path]
+    if len(path) > 1 and path[0] == "stages" and isinstance(path[1], int):
+        return [parts[0], stages[path[1]], *parts[2:]] if path[1] < len(stages) else parts[2:]
     return parts

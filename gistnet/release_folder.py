@@ -1,4 +1,4 @@
-"""What lies in a release folder, by name, and which releases come with the package.
+"""Files of a release folder, by name, and the releases that come with the package.
 
     RELEASE/model.safetensors, config.json, below/   a saved GistNet, see `model.saved_gistnet`
     RELEASE/config.yaml     the resolved configuration of its run, in which no path says anything of a machine
@@ -8,7 +8,7 @@
     RELEASE/data.md, limits.md      what its maker says of the documents and of the limits, where there is something
     RELEASE/README.md       the model card, made from the files above
 
-Nothing here imports torch: the network, the command line and whoever only lists files look here.
+Nothing here imports torch.
 """
 
 from importlib.resources import files
@@ -34,7 +34,7 @@ ALWAYS_THERE = (
     PROVENANCE_FILE,
     CARD_FILE,
 )
-"""What every release has beside its saved GistNet."""
+"""Files of every release beside its saved GistNet."""
 
 
 def is_release(folder: Path) -> bool:

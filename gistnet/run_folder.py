@@ -1,4 +1,4 @@
-"""What lies in a run folder, by name, and its configuration as the file has it.
+"""Files of a run folder, by name, and its configuration as the file has it.
 
     RUN/config.yaml      the resolved configuration
     RUN/metrics.jsonl    training and validation, one line each
@@ -9,7 +9,7 @@
     RUN/trackers/        what experiment trackers keep in files
     RUN/writer.lock      locked by the process that trains
 
-Nothing here imports torch, so that whoever only reads a run does without it.
+Nothing here imports torch, so that reading a run does without it.
 """
 
 import json
@@ -112,7 +112,7 @@ def _of_another_program(path: Path) -> ConfigError:
 
 
 def _entries(folder: Path) -> list[Path]:
-    """What a folder, or the folder that a link leads to, holds; what is no folder, itself."""
+    """Entries of a folder, or of the folder that a link leads to; what is no folder, itself."""
     with storage_errors("read", folder):
         return sorted(folder.iterdir()) if folder.is_dir() else [folder]
 

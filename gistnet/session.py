@@ -1,7 +1,10 @@
 """From a configuration, or a run folder, to the objects that train and evaluate."""
 
-from collections.abc import Callable, Iterator
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -9,33 +12,41 @@ from typing import Literal, NamedTuple
 import torch
 from rich.table import Table
 
-from gistnet.config import RunConfig, load_config, save_config
+from gistnet.config import RunConfig, config_text, load_config, save_config
 from gistnet.data.dataset import PreparedDataset
 from gistnet.data.prepare import find_prepared
-from gistnet.devices import require_precision, share_cores, usable_devices
+from gistnet.data.tokenise import Tokenize
 from gistnet.errors import CheckpointError, ConfigError, DataError, TeacherError
 from gistnet.evaluation.validation import Validator
 from gistnet.files import lock_for_writing
-from gistnet.memory import keep_freed_memory
+from gistnet.machine import keep_freed_memory, require_precision, share_cores, usable_devices
 from gistnet.model.config import TeacherConfig
 from gistnet.model.fingerprint import TeacherFingerprint
 from gistnet.model.gistnet import GistNet
 from gistnet.model.saved_gistnet import WEIGHTS_FILE, read_saved
-from gistnet.model.teacher import Teacher
+from gistnet.model.teacher import Teacher, load_tokenizer
 from gistnet.objective.reference import require_exact
 from gistnet.preparation import prepare_data
 from gistnet.release_folder import HELD_OUT_FOLDER, find_folder, is_release
 from gistnet.report.report import write_report
 from gistnet.run_folder import CHECKPOINTS_FOLDER, CONFIG_FILE, left_by_a_run, remove_run
+from gistnet.terminal import at_full_width
 from gistnet.training.checkpoint import best_checkpoint, latest_checkpoint, load_checkpoint
-from gistnet.training.config import DEFAULT_TIMEOUT_MINUTES
-from gistnet.training.dry_run import describe_config, describe_sizes, describe_steps, memory_table
+from gistnet.training.micro_batch import USABLE, choose_micro_batch
 from gistnet.training.parallel import Processes
-from gistnet.training.run import Run, StageRun, build_run
-from gistnet.training.trackers import require_installed
-from gistnet.training.trainer import fit, restore
+from gistnet.training.recording import require_installed
+from gistnet.training.run import Run, StageRun, TrainState, build_run
+from gistnet.training.trainer import fit, restore, train_step
+from gistnet.tree.gist_encoder import GistEncoder
+
+logger = logging.getLogger(__name__)
 
 Start = Literal["new", "resume", "restart"]
+
+VALIDATION_CACHE_GIGABYTES = 2.0
+"""Memory of a process for passes over held-out windows, which are the same at every validation."""
+GPUS = {"24 GB (L4)": 24e9, "80 GB (A100, H100)": 80e9, "141 GB (H200)": 141e9}
+"""Bytes of memory of the GPUs for which a dry run tells what fits."""
 
 
 class TrainedGistNet(NamedTuple):
@@ -43,18 +54,18 @@ class TrainedGistNet(NamedTuple):
 
     config: RunConfig
     run_folder: Path
-    """Where the run is now; `config.run_folder` is where it was trained, perhaps relative to another folder."""
+    """Present folder of the run; `config.run_folder` is where it was trained, perhaps relative to another folder."""
     teacher: Teacher
     gistnet: GistNet
     folder: Path
-    """Where the GistNet was loaded from."""
+    """Folder that the GistNet was loaded from."""
 
     @property
     def is_released(self) -> bool:
         """Whether it is from a release, which brings its documents and its figures, and not from a run."""
         return is_release(self.run_folder)
 
-    def dataset(self, progress: Callable[[str], None] = lambda message: None) -> PreparedDataset:
+    def dataset(self) -> PreparedDataset:
         """The documents that it is evaluated on: a release's own, otherwise the prepared corpus of its run.
 
         The corpus is the one that was trained on, by the checkpoint's record of its content, so that no document counts
@@ -66,12 +77,11 @@ class TrainedGistNet(NamedTuple):
         """
         if self.is_released:
             return PreparedDataset.open(self.run_folder / HELD_OUT_FOLDER)
-        dataset = self._trained_on(progress)
-        if told := trained_elsewhere(self.gistnet, dataset):
-            progress(told)
+        dataset = self._trained_on()
+        warn_of_other_corpus(self.gistnet, dataset)
         return dataset
 
-    def _trained_on(self, progress: Callable[[str], None]) -> PreparedDataset:
+    def _trained_on(self) -> PreparedDataset:
         """The prepared corpus of the run, by its record of the content."""
         expected = load_checkpoint(self.folder.parent).identity["dataset"]
         own = find_prepared(self.config.data, expected["content"])
@@ -79,7 +89,7 @@ class TrainedGistNet(NamedTuple):
             return own
         lost = f"{self.run_folder} was trained on another corpus, which {self.config.data.folder} does not have"
         try:
-            dataset = prepare_data(self.config, progress)
+            dataset = prepare_data(self.config)
         except DataError as error:
             raise DataError(
                 f"{lost}, and it cannot be prepared anew: {error} Expected where it is now: data.folder=FOLDER, or "
@@ -98,14 +108,13 @@ class TrainedGistNet(NamedTuple):
         return dataset
 
 
-def trained_elsewhere(gistnet: GistNet, dataset: PreparedDataset) -> str | None:
-    """A sentence where a GistNet, or the weights it began with, was trained on another corpus as well; else None."""
-    if not set(gistnet.trained_on) - {dataset.content_fingerprint}:
-        return None
-    return (
-        "The GistNet began with weights that were trained on another corpus: documents that are held out here may be "
-        "among those, and figures on them may flatter."
-    )
+def warn_of_other_corpus(gistnet: GistNet, dataset: PreparedDataset) -> None:
+    """Log a warning where a GistNet, or the weights it began with, was trained on another corpus as well."""
+    if set(gistnet.trained_on) - {dataset.content_fingerprint}:
+        logger.warning(
+            "The GistNet began with weights that were trained on another corpus: documents that are held out here may "
+            "be among those, and figures on them may flatter."
+        )
 
 
 def load_teacher(config: RunConfig, device: torch.device) -> Teacher:
@@ -148,20 +157,17 @@ def build_gistnet(config: RunConfig, teacher: Teacher) -> GistNet:
     return gistnet
 
 
-def open_run(config: RunConfig, progress: Callable[[str], None] = lambda message: None) -> Run:
+def open_run(config: RunConfig) -> Run:
     """Everything a training run needs.
 
     Raises:
         GistNetError: of any kind; nothing has been trained yet.
     """
-    processes = _processes(config.device, config.process_timeout_minutes)
+    processes = _processes(config.device)
     teacher = load_teacher(config, processes.device)
-    dataset = processes.main_first(
-        lambda: prepare_data(config, progress if processes.is_main else lambda message: None)
-    )
+    dataset = processes.main_first(lambda: prepare_data(config))
     gistnet = build_gistnet(config, teacher)
-    if told := trained_elsewhere(gistnet, dataset):
-        progress(told)
+    warn_of_other_corpus(gistnet, dataset)
     for level in gistnet.levels:
         level.trained_on = tuple(dict.fromkeys((*gistnet.trained_on, dataset.content_fingerprint)))
     return build_run(
@@ -175,12 +181,11 @@ def open_run(config: RunConfig, progress: Callable[[str], None] = lambda message
         make_validator=stage_validator,
         source_weights={source.name: source.weight for source in config.data.sources},
         gradient_checkpointing=config.teacher.gradient_checkpointing,
-        say=progress,
     )
 
 
 def stage_validator(run: Run, stage: StageRun) -> Validator:
-    """What a stage of a run is validated with, in this process.
+    """Validator of a stage of a run, in this process.
 
     Raises:
         DataError: a domain has no held-out window long enough.
@@ -193,41 +198,11 @@ def stage_validator(run: Run, stage: StageRun) -> Validator:
         stage.train.probabilities,
         run.seed,
         **stage.train.validation.model_dump(exclude={"every_steps"}),
+        cache_gigabytes=VALIDATION_CACHE_GIGABYTES,
         rank=run.processes.rank,
         processes=run.processes.count,
         hidden_state_layer=run.gistnet.hidden_state_layer,
     )
-
-
-def dry_run(config: RunConfig, say: Callable[[str], None] = lambda message: None) -> Iterator[str | Table]:
-    """Estimated time, sizes, memory and configuration of a run, in lines and a table; nothing is saved.
-
-    On the device `meta` neither weights nor data are read, only the shape of the teacher is, and no step is made.
-
-    Raises:
-        GistNetError: of any kind: the run could not be made.
-    """
-    if config.device == "meta":
-        teacher = Teacher.without_weights(config.teacher)
-        _require_short_enough(config, teacher)
-        gistnet, processes = build_gistnet(config, teacher), 1
-    else:
-        run = open_run(config, say)
-        steps = list(describe_steps(run))  # in every process; the main one shows them
-        if not run.processes.is_main:
-            return
-        teacher, gistnet, processes = run.teacher, run.gistnet, run.processes.count
-        yield from steps
-    yield from describe_sizes(teacher, gistnet)
-    yield memory_table(
-        teacher,
-        gistnet,
-        config.stages,
-        window_tokens=config.data.window_tokens,
-        processes=processes,
-        gradient_checkpointing=config.teacher.gradient_checkpointing,
-    )
-    yield from describe_config(config)
 
 
 def train(
@@ -235,7 +210,6 @@ def train(
     *,
     start: Start = "new",
     report: bool = False,
-    say: Callable[[str], None] = lambda message: None,
 ) -> bool:
     """Train by a configuration, into its run folder.
 
@@ -244,7 +218,6 @@ def train(
             deletes what an earlier run left, once nothing else stands in the way. Each refuses a folder in which
             another program's files have the names of ours, or in which another process trains.
         report: write the run's report page anew after each validation.
-        say: is called with a sentence about what happens, in the main process.
 
     Returns:
         Whether the run is finished; it is not where a signal asked it to stop.
@@ -254,16 +227,16 @@ def train(
     """
     _require_startable(config.run_folder, start)
     require_installed(config.trackers)
-    run = open_run(config, say)
+    run = open_run(config)
     with ExitStack() as stack:
         with run.processes.failing_together():
             if run.processes.is_main:
                 stack.enter_context(closing(lock_for_writing(run.folder, "run", required=False)))
                 _require_startable(run.folder, start)  # of two that began at once, the other may have ended
-        return _train(run, config, start, report, say)
+        return _train(run, config, start, report)
 
 
-def _train(run: Run, config: RunConfig, start: Start, report: bool, say: Callable[[str], None]) -> bool:
+def _train(run: Run, config: RunConfig, start: Start, report: bool) -> bool:
     # The folder of an earlier run changes only now that nothing is left to refuse.
     if start == "resume":
         restore(run)
@@ -271,30 +244,28 @@ def _train(run: Run, config: RunConfig, start: Start, report: bool, say: Callabl
         if start == "restart":
             remove_run(config.run_folder)
         save_config(config)
-        budget = run.gistnet.parameter_budget()
-        beside = (
-            ""
-            if run.gistnet.hidden_state_layer is None
-            else f", beside its own {run.gistnet.hidden_state_layer} first layers"
-        )
-        say(
-            f"GistNet ({run.gistnet.config.architecture}): {budget.trained:,} trained parameters; compute per span "
-            f"{budget.share_of_teacher(run.gistnet.teacher_flops_per_span):.1%} of the teacher's{beside}."
+        budget, layer = run.gistnet.parameter_budget(), run.gistnet.hidden_state_layer
+        logger.info(
+            "GistNet (%s): %s trained parameters; compute per span %s of the teacher's%s.",
+            run.gistnet.config.architecture,
+            f"{budget.trained:,}",
+            f"{budget.share_of_teacher(run.gistnet.teacher_flops_per_span):.1%}",
+            "" if layer is None else f", beside its own {layer} first layers",
         )
     refresh: Callable[[], object] = partial(write_report, config.run_folder) if report else lambda: None
-    progress = fit(run, resume=start == "resume", trackers=config.trackers, after_validation=refresh)
-    finished = run.is_finished(progress)
-    if run.processes.is_main and finished:
-        say(f"Trained on {progress.spans_seen} spans; the run is in {config.run_folder}.")
-    elif run.processes.is_main:
-        stage = run.stage(progress)
-        place = f"step {progress.stage_step} of {stage.train.steps}"
-        place += f" of stage '{stage.name}'" if len(run.stages) > 1 else ""
-        say(f"Stopped after {place}; --resume continues from there.")
-    return finished
+    state = fit(run, resume=start == "resume", trackers=config.trackers, after_validation=refresh)
+    if run.is_finished(state):
+        logger.info("Trained on %d spans; the run is in %s.", state.spans_seen, config.run_folder)
+        return True
+    stage = run.stages[state.stage - 1]
+    of_stage = f" of stage '{stage.name}'" if len(run.stages) > 1 else ""
+    logger.info(
+        "Stopped after step %d of %d%s; --resume continues from there.", state.stage_step, stage.train.steps, of_stage
+    )
+    return False
 
 
-def open_trained(path: Path, settings: tuple[str, ...] = ()) -> TrainedGistNet:
+def open_trained(path: Path, settings: Sequence[str] = ()) -> TrainedGistNet:
     """The GistNet of a run folder (its best checkpoint, otherwise its newest), of a checkpoint, or of a release.
 
     Args:
@@ -317,7 +288,7 @@ def open_trained(path: Path, settings: tuple[str, ...] = ()) -> TrainedGistNet:
     return TrainedGistNet(config, run_folder, teacher, GistNet.from_pretrained(folder, teacher), folder)
 
 
-def _run_of(path: Path, settings: tuple[str, ...] = ()) -> tuple[Path, RunConfig]:
+def _run_of(path: Path, settings: Sequence[str] = ()) -> tuple[Path, RunConfig]:
     """The run folder that an absolute path is, or has a checkpoint of, and the run's configuration."""
     run_folder = path.parent.parent if path.parent.name == CHECKPOINTS_FOLDER else path
     if not (run_folder / CONFIG_FILE).is_file():
@@ -353,6 +324,30 @@ def teacher_config(path: Path) -> TeacherConfig:
     return _config_of(read_saved(path)[0].teacher)
 
 
+@dataclass(frozen=True)
+class LoadEncoder:
+    """Loads the encoder of a checkpoint when called; can be sent to another process, unlike the encoder."""
+
+    checkpoint: Path
+
+    def __call__(self) -> GistEncoder:
+        """The encoder.
+
+        Raises:
+            CheckpointError: there is no usable checkpoint, or it belongs to another teacher.
+        """
+        return GistEncoder(*open_gistnet(self.checkpoint))
+
+    def tokenize(self) -> Tokenize:
+        """Tokenizer of the encoder, loaded without the language model.
+
+        Raises:
+            CheckpointError: there is no usable checkpoint.
+            TeacherError: its teacher has no tokenizer.
+        """
+        return load_tokenizer(teacher_config(self.checkpoint)).encode
+
+
 def open_teacher(fingerprint: TeacherFingerprint) -> Teacher:
     """The teacher that a saved GistNet or a tree names, in its precision, on the GPU where there is one.
 
@@ -386,11 +381,11 @@ def _require_startable(run_folder: Path, start: Start) -> None:
         raise ConfigError(f"{run_folder} holds a run already; use --resume, --restart, or another run_folder.")
 
 
-def _processes(device: str, timeout_minutes: float = DEFAULT_TIMEOUT_MINUTES) -> Processes:
+def _processes(device: str) -> Processes:
     keep_freed_memory()
     share_cores()
     try:
-        processes = Processes(device, timeout_minutes=timeout_minutes)
+        processes = Processes(device)
         torch.empty(1, device=processes.device)
     except (RuntimeError, AssertionError) as error:  # the latter where PyTorch was built without CUDA
         reason = str(error).splitlines()[0].partition(". ")[0].rstrip(".")
@@ -398,3 +393,87 @@ def _processes(device: str, timeout_minutes: float = DEFAULT_TIMEOUT_MINUTES) ->
             f"device is '{device}', which PyTorch cannot use here ({reason}); expected {usable_devices()}."
         ) from error
     return processes
+
+
+# Dry run --------------------------------------------------------------------------------------------------------------
+
+
+def dry_run(config: RunConfig) -> Iterator[str | Table]:
+    """Estimated time, sizes, memory and configuration of a run, in lines and a table; nothing is saved.
+
+    On the device `meta` neither weights nor data are read, only the shape of the teacher is, and no step is made.
+
+    Raises:
+        GistNetError: of any kind: the run could not be made.
+    """
+    if config.device == "meta":
+        teacher = Teacher.without_weights(config.teacher)
+        _require_short_enough(config, teacher)
+        gistnet, processes = build_gistnet(config, teacher), 1
+    else:
+        run = open_run(config)
+        steps = list(_describe_steps(run))  # in every process; the main one shows them
+        if not run.processes.is_main:
+            return
+        teacher, gistnet, processes = run.teacher, run.gistnet, run.processes.count
+        yield from steps
+    budget = gistnet.parameter_budget()
+    share = budget.share_of_teacher(gistnet.teacher_flops_per_span)
+    yield f"teacher: {teacher.fingerprint.describe()}, {teacher.dtype}".replace("torch.", "")
+    yield f"GistNet: {budget.trained:,} trained and {budget.frozen:,} frozen parameters"
+    yield f"compute per span: {budget.flops_per_span / 1e9:.2f} GFLOP, {share:.1%} of the teacher's on the same tokens"
+    yield _memory_table(teacher, gistnet, config, processes)
+    yield from config_text(config).rstrip("\n").split("\n")
+
+
+def _describe_steps(run: Run) -> Iterator[str]:
+    """Make one step of each stage; lines on how long all of them would take, and on what the step gave."""
+    seconds_of_all = 0.0
+    for stage in run.stages:
+        state = TrainState.at_start_of(stage)
+        began = time.monotonic()
+        metrics = train_step(run, stage, state, stage.optimiser())
+        seconds = time.monotonic() - began
+        seconds_of_all += seconds * stage.train.steps
+        yield (
+            f"stage '{stage.name}': {stage.train.steps:,} steps take about {_duration(seconds * stage.train.steps)} "
+            f"here, validations and checkpoints left out; one step of {metrics['spans_seen']} spans took "
+            f"{seconds:.1f} s with a micro-batch of {state.micro_batch}: loss {metrics['loss']:.4f}, "
+            f"ΔNLL {metrics['delta_nll']:+.4f}"
+        )
+    if len(run.stages) > 1:
+        yield f"the whole run: about {_duration(seconds_of_all)}"
+
+
+def _memory_table(teacher: Teacher, gistnet: GistNet, config: RunConfig, processes: int) -> Table:
+    """Micro-batches that fit into GPUs of several sizes, and the memory that they take (estimated).
+
+    Args:
+        processes: GPUs among which a batch is shared; the figures are those of one.
+    """
+    table = Table(title="Micro-batch that fits on a GPU, and the memory it takes (estimated)", title_justify="left")
+    table.add_column("stage")
+    for name in GPUS:
+        table.add_column(name, justify="right")
+    for stage in config.stages:
+        cells = []
+        for room in GPUS.values():
+            sizes, needed = choose_micro_batch(
+                teacher,
+                gistnet,
+                stage,
+                window_tokens=min(config.data.window_tokens, stage.train.window_tokens or config.data.window_tokens),
+                processes=processes,
+                device_type="cuda",
+                recompute=config.teacher.gradient_checkpointing,
+                room_bytes=USABLE * room,
+            )
+            verdict = "" if needed <= USABLE * room else "does not fit: "
+            cells.append(f"{verdict}{sizes}, {needed / 1e9:.1f} GB")
+        table.add_row(stage.name, *cells)
+    return at_full_width(table)
+
+
+def _duration(seconds: float) -> str:
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours:,} h {minutes} min" if hours else f"{minutes} min" if minutes else f"{seconds:.0f} s"

@@ -1,12 +1,16 @@
-"""What commands share: how they print, and how they read paths and names from their arguments.
+"""The terminal: printing with control characters escaped, messages of the log, types of arguments.
 
 Results go to the standard output, everything else to the standard error. Documents, names and paths may hold anything,
 also the sequences that drive a terminal: all that is printed here has its control characters escaped. What a model
 wrote is the exception, `write` passes it on as it is.
 """
 
+import logging
+import os
 import sys
 import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
@@ -50,6 +54,29 @@ class PlainConsole(Console):
 
 out = PlainConsole()
 err = PlainConsole(stderr=True)
+
+
+class _Messages(logging.Handler):
+    """Prints each message as one line, above a progress bar where there is one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        err.print(record.getMessage())
+
+
+@contextmanager
+def showing_messages() -> Iterator[None]:
+    """Print the messages of the logger `gistnet` on the standard error; of several processes only the main one does."""
+    logger, handler = logging.getLogger("gistnet"), _Messages()
+    is_main = os.environ.get("RANK", "0") == "0"  # set by torchrun and accelerate
+    handler.setLevel(logging.INFO if is_main else logging.CRITICAL)
+    before = logger.level
+    logger.setLevel(logging.INFO)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
 
 
 def write(text: str) -> None:

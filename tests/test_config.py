@@ -23,11 +23,11 @@ def refusal(path: Path, *settings: str) -> str:
 
 
 def test_a_setting_overrides_the_file_and_the_file_overrides_the_default(config_file):
-    """`train.steps` is 10,000 by default and 6 in the file; `keep_checkpoints` is 2 by default and not in the file."""
+    """`train.steps` is 10,000 by default and 6 in the file; `level` is 0 by default and not in the file."""
     assert load_config(config_file).stages[0].train.steps == 6
     changed = load_config(config_file, ("train.steps=100", "train.steps=7"))
     (stage,) = changed.stages
-    assert (stage.train.steps, stage.train.keep_checkpoints) == (7, 2)
+    assert (stage.train.steps, stage.train.level) == (7, 0)
 
 
 def test_a_setting_changes_its_key_and_no_other(config_file):

@@ -142,7 +142,9 @@ def test_a_corpus_that_is_gone_is_asked_for(project: Path, tmp_path: Path) -> No
     )
 
 
-def test_weights_that_were_trained_on_another_corpus_are_never_taken_for_new(project: Path, tmp_path: Path) -> None:
+def test_weights_that_were_trained_on_another_corpus_are_never_taken_for_new(
+    project: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """What is held out of the second corpus may have been trained on in the first: all who measure say so."""
     (tmp_path / "books").mkdir()
     for path in sorted((project / "books").iterdir())[5:]:
@@ -153,28 +155,28 @@ def test_weights_that_were_trained_on_another_corpus_are_never_taken_for_new(pro
     values["data"] |= {"folder": str(tmp_path / "prepared")}
     values["data"]["sources"][0]["paths"] = [str(tmp_path / "books" / "*.txt")]
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(values))
-    said: list[str] = []
-    assert train(load_config(tmp_path / "run.yaml"), say=said.append)
-    assert any("another corpus" in sentence for sentence in said)
+    assert train(load_config(tmp_path / "run.yaml"))
+    assert any("another corpus" in sentence for sentence in caplog.messages)
     trained = open_trained(tmp_path / "run")
     assert len(trained.gistnet.trained_on) == 2
-    said.clear()
-    trained.dataset(said.append)
-    assert any("another corpus" in sentence for sentence in said)
+    caplog.clear()
+    trained.dataset()
+    assert any("another corpus" in sentence for sentence in caplog.messages)
     make_release(tmp_path / "run", tmp_path / "out", TOLD)
     card = (tmp_path / "out" / "README.md").read_text()
     assert "another corpus" in card
     assert "Held-out documents that it was not trained on" not in card
 
 
-def test_going_on_with_the_same_corpus_needs_no_warning(project: Path, tmp_path: Path) -> None:
+def test_going_on_with_the_same_corpus_needs_no_warning(
+    project: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     values = yaml.safe_load((project / "run.yaml").read_text())
     values |= {"run_folder": str(tmp_path / "run")}
     values["start_from"] = str(project / "run" / "checkpoints" / "step-00000002" / "gistnet")
     values["data"] |= {"folder": str(tmp_path / "prepared")}
     values["data"]["sources"][0]["paths"] = [str(project / "books" / "*.txt")]
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(values))
-    said: list[str] = []
-    assert train(load_config(tmp_path / "run.yaml"), say=said.append)
-    assert not any("another corpus" in sentence for sentence in said)
+    assert train(load_config(tmp_path / "run.yaml"))
+    assert not any("another corpus" in sentence for sentence in caplog.messages)
     assert len(open_trained(tmp_path / "run").gistnet.trained_on) == 1

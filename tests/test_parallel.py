@@ -4,7 +4,13 @@ import pytest
 import torch
 
 from gistnet.errors import ConfigError, DataError, ProcessError, TrainingError
-from gistnet.training.parallel import Processes, losing_processes
+from gistnet.training.parallel import (
+    ProcessDevice,
+    Processes,
+    losing_processes,
+    require_one_kind,
+    require_room_on_gpus,
+)
 
 
 def process(rank: int, count: int) -> Processes:
@@ -103,3 +109,29 @@ def test_a_broken_connection_becomes_a_sentence_and_other_errors_stay_what_they_
         raise RuntimeError("[/third_party/gloo/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:80. Typically")
     with pytest.raises(RuntimeError, match="shape"), losing_processes():
         raise RuntimeError("mat1 and mat2 have another shape")
+
+
+def gpu(uuid: str) -> ProcessDevice:
+    return ProcessDevice("cuda", "cuda:0 of node", uuid)
+
+
+def test_processes_may_share_a_cpu_but_not_a_gpu():
+    require_one_kind([ProcessDevice.of(torch.device("cpu"))] * 3)
+    # Both call theirs the first, and each sees another.
+    require_one_kind([gpu("a"), gpu("b")])
+    with pytest.raises(ConfigError, match="Processes 1 and 2 are on the same GPU, cuda:0 of node"):
+        require_one_kind([gpu("a"), gpu("b"), gpu("b")])
+
+
+def test_different_kinds_of_devices_are_refused():
+    with pytest.raises(ConfigError, match=r"process 0 is on cuda:0 of node, process 1 on cpu of .*the same kind"):
+        require_one_kind([gpu("a"), ProcessDevice.of(torch.device("cpu"))])
+
+
+def test_more_processes_than_gpus_are_refused_before_they_meet():
+    require_room_on_gpus(8, 8)
+    require_room_on_gpus(2, 0)  # that there is no GPU is told elsewhere
+    with pytest.raises(ConfigError, match="3 processes were started on a machine with 2 GPUs"):
+        require_room_on_gpus(3, 2)
+    with pytest.raises(ConfigError, match="with 1 GPU;"):
+        require_room_on_gpus(2, 1)

@@ -1,6 +1,7 @@
 """What is printed: text as it is, but for control characters; what a model wrote, byte for byte."""
 
 import io
+import logging
 import os
 import pty
 import subprocess
@@ -10,7 +11,7 @@ from collections.abc import Callable
 import pytest
 from rich.table import Table
 
-from gistnet.terminal import PlainConsole, at_full_width, escaped, write
+from gistnet.terminal import PlainConsole, at_full_width, escaped, showing_messages, write
 
 SPOOF = "a\x1b]0;title\x07\x1b[2J\r\nb\tc\x9b2J\u202e\u2028\x7f\ud800"
 SHOWN = r"a\x1b]0;title\x07\x1b[2J\r\nb\tc\x9b2J\u202e\u2028\x7f\ud800"
@@ -78,3 +79,18 @@ cli.main()
 def test_write_ends_the_line(capsys: pytest.CaptureFixture[str]) -> None:
     write("one\ntwo")
     assert capsys.readouterr().out == "one\ntwo\n"
+
+
+@pytest.mark.parametrize(("rank", "shown"), [(None, SHOWN + "\n"), ("0", SHOWN + "\n"), ("1", "")])
+def test_messages_of_the_log_are_shown_escaped_by_the_main_process_while_a_command_runs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], rank: str | None, shown: str
+) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    if rank is not None:
+        monkeypatch.setenv("RANK", rank)
+    logger = logging.getLogger("gistnet.some.module")
+    with showing_messages():
+        logger.info("%s", SPOOF)
+        logging.getLogger("other").info("not ours")
+    logger.info("afterwards")
+    assert capsys.readouterr().err == shown

@@ -16,20 +16,18 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from typer.testing import CliRunner
 
-from gistnet import tree_commands as commands
-from gistnet import tree_session as session
+from gistnet.cli import trees as commands
 from gistnet.config import load_config
 from gistnet.context.generate import generate
 from gistnet.errors import ConfigError, DataError, GistNetError, StorageError
 from gistnet.model.teacher import Teacher
-from gistnet.session import open_gistnet, open_trained, train
+from gistnet.session import LoadEncoder, open_gistnet, open_trained, train
 from gistnet.tree.compress import CompressTotals, TextFiles, compress_files
 from gistnet.tree.document import compress as compress_text
 from gistnet.tree.gist_encoder import GistEncoder
 from gistnet.tree.quality import QualityOptions, add_quality
 from gistnet.tree.ray_compress import ReadyGists
 from gistnet.tree.tree import GistTree
-from gistnet.tree_session import LoadEncoder
 from tests.stub_encoder import StubEncoder
 
 BOOK = "the river and the stone walked over a quiet bridge, seven lanterns " * 12
@@ -129,7 +127,7 @@ def test_quality_is_measured_with_the_positions_of_the_checkpoint(
         positions.append(options.positions)
         return add_quality(tree, teacher, options)
 
-    monkeypatch.setattr(session, "add_quality", spy)
+    monkeypatch.setattr("gistnet.tree.quality.add_quality", spy)
     result = run("compress", checkpoint, book, "--tree", tmp_path / "tree", "--quality")
     assert result.exit_code == 0, result.output
     assert "Measured 95 gists." in result.stdout
@@ -155,7 +153,7 @@ def test_workers_are_those_of_ray(
         asked.update(options, paths=files.paths, encoder=make_encoder().info.fingerprint)
         return compress_files(files, tree, ready)
 
-    monkeypatch.setattr(session, "compress_files_with_ray", compress)
+    monkeypatch.setattr("gistnet.tree.ray_compress.compress_files_with_ray", compress)
     options = ("--workers", 3, "--gpus-per-worker", 0.5)
     assert run("compress", checkpoint, book, "--tree", tmp_path / "tree", *options).exit_code == 0
     fingerprint = LoadEncoder(checkpoint)().info.fingerprint
@@ -225,9 +223,12 @@ def test_export_writes_what_the_tree_holds(compressed: Path, checkpoint: Path, t
     assert metadata["gist_version"] == version
 
 
-def test_the_model_answers_from_a_document_of_the_tree(checkpoint: Path, compressed: Path) -> None:
+def test_the_model_answers_from_a_document_of_the_tree(
+    checkpoint: Path, compressed: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """What `generate` gives for the same text compressed in memory."""
     name = "a.txt"
+    caplog.set_level("INFO", "gistnet")
     result = run("generate", "The river", "--tree", compressed, "--document", name, "--budget", 150,
                  "--max-new-tokens", 9)  # fmt: skip
     teacher, gistnet = open_gistnet(checkpoint)
@@ -238,7 +239,7 @@ def test_the_model_answers_from_a_document_of_the_tree(checkpoint: Path, compres
     assert len(expected.tokens) == 9
     assert result.stdout.strip() == expected.text.strip()
     covered = expected.context.plan.tokens_covered
-    assert f"Read {covered:,} tokens as {len(expected.context)} vectors" in result.stderr
+    assert f"Read {covered:,} tokens as {len(expected.context)} vectors" in caplog.text
     assert covered == 804
 
 
@@ -267,7 +268,7 @@ def test_what_needs_no_model_loads_no_torch(compressed: Path, tmp_path: Path) ->
     ]
     program = f"""
 import sys
-from gistnet import tree_commands as commands
+from gistnet.cli import trees as commands
 for command, *rest in {arguments}:
     commands.tree_app([command, {str(compressed)!r}, *rest], standalone_mode=False)
 print([name for name in ("torch", "transformers") if name in sys.modules])

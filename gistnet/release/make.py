@@ -101,7 +101,7 @@ def make_release(
     log = trained.run_folder / METRICS_FILE
     if not log.is_file():
         raise DataError(f"{trained.run_folder} has no {METRICS_FILE}, expected the log of its training.")
-    dataset = trained.dataset(say)
+    dataset = trained.dataset()
     config = neutral_config(trained.config, out.name)
     further = [
         neutral_config(load_config(trained.run_folder / CONFIG_FILE, [*settings, *more]), out.name).evaluation

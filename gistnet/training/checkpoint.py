@@ -28,7 +28,7 @@ from gistnet.errors import CheckpointError, StorageError
 from gistnet.files import atomic_folder, storage_errors, sweep_leftovers, write_json
 from gistnet.run_folder import BEST_FILE, CHECKPOINTS_FOLDER
 
-_FORMAT = 3
+_FORMAT = 4
 _FOLDER_NAME = re.compile(r"step-(\d{8,})")
 
 
@@ -46,20 +46,20 @@ class Checkpoint:
     step: int
     """Completed optimiser steps."""
     progress: dict[str, Any]
-    """What the trainer passed in: spans seen, the stage's validations; anything JSON can hold."""
+    """The trainer's state: spans seen, the stage's validations; anything JSON can hold."""
     identity: dict[str, Any]
-    """What makes the run this run: teacher and its precision, network configuration, what its corpus is known by."""
+    """Identity of the run: teacher and its precision, network configuration, fingerprint of the corpus."""
     optimiser_groups: list[dict[str, Any]]
     """The optimiser's parameter groups: names of the parameters and settings."""
 
     @property
     def gistnet_folder(self) -> Path:
-        """Where the network is, for `GistNet.from_pretrained`."""
+        """Folder of the network, for `GistNet.from_pretrained`."""
         return self.folder / "gistnet"
 
 
 def checkpoint_folder(run_folder: Path, step: int) -> Path:
-    """Where the checkpoint after `step` completed steps is, or would be."""
+    """Folder of the checkpoint after `step` completed steps, whether or not it exists."""
     return _checkpoints(run_folder) / f"step-{step:08d}"
 
 

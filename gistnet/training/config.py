@@ -3,41 +3,79 @@
 A stage of the curriculum has its data mix, its objective, how long it lasts and what it should reach.
 """
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from gistnet.data.sampling import GistRuns
 from gistnet.objective.config import ObjectiveConfig
 from gistnet.settings import Name, Section, Target
-from gistnet.training.curriculum import ContrastiveRule, StopConfig
-from gistnet.training.schedule import OptimiserConfig
 
 Tracker = Literal["tensorboard", "trackio", "wandb"]
 """An experiment tracker, by the name that accelerate has for it."""
 
-DEFAULT_TIMEOUT_MINUTES = 30.0
-"""How long the processes of a run wait for one that does not answer."""
+
+class OptimiserConfig(Section):
+    """The optimiser and its schedule (spec, Optimization Settings)."""
+
+    kind: Literal["adamw", "muon"] = "adamw"
+    """adamw: AdamW for all parameters (spec); muon: Muon for matrices and AdamW for vectors. Muon learned a little more
+    from the same spans, at a rate three times as large (docs/ablations.md)."""
+
+    learning_rate: float = Field(default=2e-3, gt=0)
+    """Peak rate, reached at the end of the warm-up. The spec's 1e-4 taught far less in the same steps, with a teacher
+    of 135M parameters (docs/ablations.md); a larger teacher may want less."""
+
+    final_learning_rate: float = Field(default=1e-6, ge=0)
+    """Rate at the end of the stage, where the cosine arrives."""
+
+    warmup_steps: int = Field(default=1000, ge=0)
+    """Steps of linear warm-up in every stage; a stage that is short warms up for 5 % of its steps instead."""
+
+    weight_decay: float = Field(default=0.01, ge=0)
+    """Decoupled decay of matrices, as a share of the learning rate per step; vectors do not decay."""
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Self:
+        if self.final_learning_rate > self.learning_rate:
+            raise ValueError(
+                f"final_learning_rate is {self.final_learning_rate}, expected at most learning_rate, "
+                f"{self.learning_rate}"
+            )
+        return self
+
+
+class StopConfig(Section):
+    """Conditions that end a stage before its step limit."""
+
+    watch: Literal["delta_nll", "kl"] = "delta_nll"
+    """Which validated loss decides, over the whole horizon; it also says which checkpoint is the best."""
+    average_checks: int = Field(default=10, ge=1)
+    """Validations that the moving average looks back on: α = 2 / (average_checks + 1)."""
+    min_improvement: float | None = Field(default=0.05, gt=0, lt=1)
+    """A stage is stable once its moving average improved by less than this share; None never is."""
+    over_steps: int = Field(default=1000, ge=1)
+    """The steps over which that improvement is asked for."""
+    rises: int | None = Field(default=3, ge=1)
+    """Consecutive validations, each worse than the one before, that end a stage; None never does."""
 
 
 class ValidationConfig(Section):
-    """When and on what to validate during training (spec, Validation Protocol)."""
+    """Validation during training (spec, Validation Protocol)."""
 
     every_steps: int = Field(default=1000, ge=1)
     """Steps between validations; there is one before the first step and one after the last."""
     documents: int = Field(default=100, ge=1)
     """Held-out documents per domain, one window of each."""
     spans_per_document: int = Field(default=4, ge=1)
-    """SegmentBatch of each window."""
+    """Segments of each window."""
     gists_in_a_row: int = Field(default=1, ge=1)
     """k, how many consecutive spans a segment replaces. The best network of a stage is chosen on such segments: one
     that trains on long runs of gists may get worse on single ones, and is then taken back if it is judged by them."""
-    cache_gigabytes: float = Field(default=2.0, ge=0)
-    """Memory for passes over held-out windows, which are the same at every validation."""
 
 
 class TrainConfig(Section):
-    """How long, on how much, and what is kept. A step's batch is counted in branches: batches × windows × spans."""
+    """Training of a stage. A step's batch is counted in branches: batches × windows × spans."""
 
     steps: int = Field(default=10_000, ge=1)
     """Optimiser steps of the stage, at most; the learning rate arrives at its end there."""
@@ -48,7 +86,7 @@ class TrainConfig(Section):
     accumulation_steps: int = Field(default=1, ge=1)
     """Batches whose gradients are added up before a step."""
     spans_per_window: int = Field(default=8, ge=1)
-    """SegmentBatch drawn from each window."""
+    """Segments drawn from each window."""
     runs: GistRuns = GistRuns()
     level: int = Field(default=0, ge=0)
     """The level of gists that the stage trains; those above it are left alone."""
@@ -57,10 +95,6 @@ class TrainConfig(Section):
     window_tokens: int | None = Field(default=None, ge=1)
     """Tokens of each window that the stage reads, from its first on; None reads all. Where a later stage needs long
     windows, an earlier one sees more documents for the same cost."""
-    sink_tokens: int = Field(default=4, ge=1)
-    """First tokens of a window that are never replaced, since attention rests on them."""
-    micro_batch_windows: int | None = Field(default=None, ge=1)
-    """Windows whose KV cache a process holds at once; None is as many as fit into memory."""
     micro_batch_branches: int | None = Field(default=None, ge=1)
     """Branches that run through the teacher at once; None is as many as fit and make it faster."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
@@ -68,11 +102,11 @@ class TrainConfig(Section):
     optimiser: OptimiserConfig = OptimiserConfig()
     validation: ValidationConfig = ValidationConfig()
     stop: StopConfig = StopConfig()
-    contrastive_rule: ContrastiveRule = ContrastiveRule()
+    raise_contrastive_weight: bool = True
+    """Whether λ rises, by half and to 0.5 at most, where a validation finds all gists alike (spec, When to use)."""
     checkpoint_every_steps: int = Field(default=1000, ge=1)
-    """Steps between checkpoints; there is also one at each validation, at the end, and when interrupted."""
-    keep_checkpoints: int = Field(default=2, ge=1)
-    """How many of the newest checkpoints are kept; the best of each stage is kept besides."""
+    """Steps between checkpoints; there is also one at each validation, at the end, and when interrupted. The two newest
+    are kept, and the best of each stage."""
     log_every_steps: int = Field(default=10, ge=1)
     """Steps between lines of metrics."""
 
@@ -87,15 +121,15 @@ TargetName = Literal[
     "contrastive_gap",
     "gist_variance",
 ]
-"""What a validation measures, under the names it has there (`Validator.figures`)."""
+"""Metrics of a validation, by name (`Validator.figures`)."""
 
 
 class Stage(Section):
     """One stage of the curriculum (spec, Curriculum Strategies)."""
 
     name: Name
-    """What it is called in messages, metrics and on the command line; no other stage has the same."""
+    """Its name in messages, metrics and on the command line; no other stage has it."""
     train: TrainConfig
     objective: ObjectiveConfig
     targets: dict[TargetName, Target] = Field(default={})
-    """What its best validation should reach; only reported."""
+    """Bounds that its best validation should reach; only reported."""

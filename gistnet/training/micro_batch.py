@@ -1,20 +1,24 @@
-"""How much of a step runs at once: micro-batch sizes, a closed-form memory estimate, and halving on out-of-memory.
+"""Micro-batches of a step: their sizes, a closed-form memory estimate, and halving on out-of-memory.
 
 A step gives the same gradient, up to rounding, however it is cut into micro-batches. The largest sizes that the
 estimate lets fit are tried; where the device runs out of memory all the same, the step is done again with half of both.
 """
 
+import logging
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from gistnet.data.sampling import SpanLayout
 from gistnet.errors import TrainingError
 from gistnet.model.gistnet import GistNet
 from gistnet.model.teacher import Teacher
 from gistnet.objective.losses import default_chunk_tokens
 from gistnet.training.config import Stage, TrainConfig
+
+logger = logging.getLogger(__name__)
 
 CPU_BRANCHES = 64
 """Most branches of a micro-batch on a CPU: more of them do not make it faster."""
@@ -42,25 +46,15 @@ class MicroBatch(NamedTuple):
 
 
 def largest_micro_batch(train: TrainConfig, *, processes: int, vectors: int, device_type: str) -> MicroBatch:
-    """The configured sizes, or else a process's whole share of the windows and as many branches as help speed.
+    """A process's whole share of the windows, and the configured branches, or else as many as help speed.
 
     Args:
         vectors: length of the longest branch.
         device_type: "cpu" or "cuda".
     """
-    windows = min(-(-train.windows_per_batch // processes), train.micro_batch_windows or train.windows_per_batch)
+    windows = -(-train.windows_per_batch // processes)
     most = CPU_BRANCHES if device_type == "cpu" else max(1, GPU_VECTORS // vectors)
     return MicroBatch(windows, min(windows * train.spans_per_window, train.micro_batch_branches or most))
-
-
-def fitting_micro_batch(
-    largest: MicroBatch, needed_bytes: Callable[[MicroBatch], int], room_bytes: float
-) -> MicroBatch:
-    """The largest sizes, halved until the estimate is within `room_bytes`, or until both are 1."""
-    sizes = largest
-    while needed_bytes(sizes) > room_bytes and (smaller := sizes.halved()) is not None:
-        sizes = smaller
-    return sizes
 
 
 def choose_micro_batch(
@@ -74,7 +68,9 @@ def choose_micro_batch(
     recompute: bool,
     room_bytes: float,
 ) -> tuple[MicroBatch, int]:
-    """Sizes of a stage's micro-batch on a device with so much room, and the bytes that they are estimated to take.
+    """Largest micro-batch of a stage that is estimated to fit into `room_bytes`, and the bytes that it takes.
+
+    Sizes are halved until they fit, or until both are 1.
 
     Args:
         gistnet: of the highest level.
@@ -84,21 +80,18 @@ def choose_micro_batch(
         recompute: whether gradient checkpointing is on.
     """
     vectors = longest_branch(stage, window_tokens, gistnet.levels[stage.train.level].tokens_per_gist)
-    largest = largest_micro_batch(stage.train, processes=processes, vectors=vectors, device_type=device_type)
-
-    def needed(sizes: MicroBatch) -> int:
+    sizes = largest_micro_batch(stage.train, processes=processes, vectors=vectors, device_type=device_type)
+    while True:
         parts = estimated_bytes(
             teacher, gistnet, stage, sizes, window_tokens=window_tokens, device_type=device_type, recompute=recompute
         )
-        return sum(parts.values())
+        needed, smaller = sum(parts.values()), sizes.halved()
+        if needed <= room_bytes or smaller is None:
+            return sizes, needed
+        sizes = smaller
 
-    sizes = fitting_micro_batch(largest, needed, room_bytes)
-    return sizes, needed(sizes)
 
-
-def run_halving(
-    compute: Callable[[MicroBatch], Tensor], sizes: MicroBatch, say: Callable[[str], None]
-) -> tuple[Tensor, MicroBatch]:
+def run_halving(compute: Callable[[MicroBatch], Tensor], sizes: MicroBatch) -> tuple[Tensor, MicroBatch]:
     """`compute(sizes)`, done again with half the sizes while the device runs out of memory; with the sizes that fit.
 
     Raises:
@@ -116,14 +109,14 @@ def run_halving(
                 f"Memory ran out with a micro-batch of {sizes}, expected room for it: "
                 "teacher.gradient_checkpointing=true, shorter windows or a shorter horizon need less"
             )
-        say(f"Memory ran out with a micro-batch of {sizes}; the step is done again with {smaller}.")
+        logger.info("Memory ran out with a micro-batch of %s; the step is done again with %s.", sizes, smaller)
         sizes = smaller
 
 
 def longest_branch(stage: Stage, window_tokens: int, tokens_per_gist: int) -> int:
     """Vectors of a stage's longest branch: its gists and the horizon, less the last token, which predicts nothing."""
     train, horizon = stage.train, stage.objective.horizon_tokens
-    gists = max(1, min(train.runs.most, (window_tokens - train.sink_tokens - horizon) // tokens_per_gist))
+    gists = max(1, min(train.runs.most, (window_tokens - SpanLayout.sink_tokens - horizon) // tokens_per_gist))
     repeated = gists * tokens_per_gist if stage.objective.reconstruction_weight > 0 else 0
     return gists + horizon - 1 + repeated
 

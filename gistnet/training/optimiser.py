@@ -1,5 +1,6 @@
-"""What moves the weights: AdamW, or Muon for matrices with AdamW for the rest."""
+"""Optimiser and learning rate: AdamW, or Muon for matrices with AdamW for the rest."""
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -7,7 +8,10 @@ from torch import nn
 from torch.optim import AdamW, Muon, Optimizer
 
 from gistnet.errors import ConfigError
-from gistnet.training.schedule import OptimiserConfig
+from gistnet.training.config import OptimiserConfig
+
+BETAS = (0.9, 0.999)
+"""Decay per step of the running mean of the gradient, in AdamW and Muon, and in AdamW of its running square."""
 
 
 class JoinedOptimisers(Optimizer):
@@ -36,7 +40,7 @@ class JoinedOptimisers(Optimizer):
             part.step()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As for any optimiser."""
+        """Load a saved state, as any optimiser does."""
         super().load_state_dict(state_dict)
         self._share()
 
@@ -75,10 +79,30 @@ def build_optimiser(parameters: Iterable[tuple[str, nn.Parameter]], config: Opti
                 of_muon,
                 lr=config.learning_rate,
                 weight_decay=config.weight_decay,
-                momentum=config.betas[0],
+                momentum=BETAS[0],
                 adjust_lr_fn="match_rms_adamw",
             )
         )
     if groups:
-        parts.append(AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=config.epsilon))
+        parts.append(AdamW(groups, lr=config.learning_rate, betas=BETAS, eps=1e-8))
     return parts[0] if len(parts) == 1 else JoinedOptimisers(parts)
+
+
+def warmup_length(total_steps: int, config: OptimiserConfig) -> int:
+    """Steps of warm-up in a stage of `total_steps`: the configured ones, or 5 % of a shorter stage."""
+    return min(config.warmup_steps, total_steps // 20)
+
+
+def learning_rate(step: int, total_steps: int, config: OptimiserConfig) -> float:
+    """The learning rate of the update that follows `step` completed ones, in a stage of `total_steps`.
+
+    Rises linearly to the peak, which the last warm-up step has in full (the first step is already above zero), then
+    follows half a cosine to `final_learning_rate` at `total_steps` (Loshchilov & Hutter, 2017, without restarts) and
+    stays there.
+    """
+    warmup = warmup_length(total_steps, config)
+    if step < warmup:
+        return config.learning_rate * (step + 1) / warmup
+    progress = min(1.0, (step - warmup) / (total_steps - warmup))
+    height = config.learning_rate - config.final_learning_rate
+    return config.final_learning_rate + height * (1 + math.cos(math.pi * progress)) / 2

@@ -12,10 +12,11 @@ notices at once that the connection is closed, which NCCL would not.
 import atexit
 import gc
 import os
-from collections.abc import Callable, Iterable, Iterator
+import platform
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from accelerate import PartialState
@@ -23,13 +24,13 @@ from torch import Tensor, distributed
 
 from gistnet.data.sampling import share_of
 from gistnet.errors import ConfigError, GistNetError, ProcessError
-from gistnet.training.config import DEFAULT_TIMEOUT_MINUTES
-from gistnet.training.places import place_of, require_one_kind, require_room_on_gpus
 
 T = TypeVar("T")
 
+TIMEOUT = timedelta(minutes=30)
+"""Longest wait of a process for the others, before it takes them for lost."""
 _PATIENCE = timedelta(days=30)
-"""For what the main process does alone, and nobody can say how long it takes."""
+"""Longest wait for what the main process does alone."""
 
 
 class Processes:
@@ -37,37 +38,35 @@ class Processes:
 
     Args:
         device: a torch device, or auto: CUDA where there is one, otherwise the CPU.
-        timeout_minutes: how long a process waits for the others before it takes them for lost.
 
     Raises:
         ConfigError: the processes are on different kinds of devices, or two of them on one GPU.
         RuntimeError, AssertionError: PyTorch cannot use the device.
     """
 
-    def __init__(self, device: str = "auto", *, timeout_minutes: float = DEFAULT_TIMEOUT_MINUTES) -> None:
+    def __init__(self, device: str = "auto") -> None:
         on_gpu = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
         if on_gpu and ":" not in device:
             require_room_on_gpus(int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count())
-        timeout = timedelta(minutes=timeout_minutes)
         with losing_processes():
             # Not told that there is no GPU, accelerate would make each process the only one of a run of its own.
-            self._state = PartialState(cpu=not on_gpu, **({"timeout": timeout} if _is_launched() else {}))
+            self._state = PartialState(cpu=not on_gpu, **({"timeout": TIMEOUT} if _is_launched() else {}))
         self.rank = int(self._state.process_index)
         self.count = int(self._state.num_processes)
-        place = torch.device(self._state.device)
+        found = torch.device(self._state.device)
         # Where there is no GPU accelerate takes the CPU, which must not pass for one that was asked for.
-        place = place if device in ("auto", place.type) else torch.device(device)
-        self.device = torch.device("cpu") if place.type == "cpu" else place  # accelerate numbers CPUs, nobody else does
+        found = found if device in ("auto", found.type) else torch.device(device)
+        self.device = torch.device("cpu") if found.type == "cpu" else found  # accelerate numbers CPUs, nobody else does
         self._control: distributed.ProcessGroup | None = None
         if self.count > 1:
             atexit.register(self._leave)
             with losing_processes():
-                self._control = _gloo_group(timeout)
-            require_one_kind(self.gather(place_of(self.device)))
+                self._control = _gloo_group(TIMEOUT)
+            require_one_kind(self.gather(ProcessDevice.of(self.device)))
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the process that writes files and talks."""
+        """Whether this is the process that writes files and messages."""
         return self.rank == 0
 
     def share(self, items: range) -> range:
@@ -106,11 +105,11 @@ class Processes:
         return any(self.gather(flag))
 
     def gather(self, value: T) -> list[T]:
-        """What each process holds as `value`, by rank, in every process."""
+        """Values of all processes, by rank, in every process."""
         return _gathered(value, self.count, self._control)
 
     def from_main(self, value: T) -> T:
-        """What the main process holds as `value`, in every process."""
+        """Value of the main process, in every process."""
         if self.count == 1:
             return value
         held = [value]
@@ -143,9 +142,9 @@ class Processes:
 
     @contextmanager
     def failing_together(self) -> Iterator[None]:
-        """Where the block ends in a `GistNetError` in some process, raise that one in all of them.
+        """Raise in all processes the `GistNetError` in which the block ends in some of them.
 
-        All processes must reach the end of the block: it is no place for what only some of them do, nor for an error
+        All processes must reach the end of the block: nothing belongs in it that only some of them do, nor for an error
         that leaves the others waiting inside it.
         """
         with _failing_together(self.count, self._control):
@@ -177,7 +176,7 @@ def losing_processes() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        # gloo raises plain RuntimeErrors, which begin with the place in its source code.
+        # gloo raises plain RuntimeErrors, which begin with the line of its source code.
         if not (isinstance(error, distributed.DistError) or "gloo" in str(error)):
             raise
         reason = str(error).partition("] ")[2].partition(". ")[0].splitlines() or [type(error).__name__]
@@ -215,3 +214,57 @@ def _gloo_group(timeout: timedelta) -> distributed.ProcessGroup:
 
 def _is_launched() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+class ProcessDevice(NamedTuple):
+    """Device on which one process computes."""
+
+    kind: str
+    """Type of the device, as torch calls it."""
+    name: str
+    """For messages: the device and its machine."""
+    gpu: str | None
+    """Unique id of the GPU, over all machines; None on a CPU."""
+
+    @classmethod
+    def of(cls, device: torch.device) -> "ProcessDevice":
+        """The device of this machine, as the other processes must know it."""
+        name, gpu = f"{device} of {platform.node()}", None
+        if device.type == "cuda":
+            # Not the index: processes that see one GPU each all call theirs the first.
+            gpu = str(torch.cuda.get_device_properties(device).uuid)
+        return cls(device.type, name, gpu)
+
+
+def require_one_kind(devices: Sequence[ProcessDevice]) -> None:
+    """Refuse devices, by rank, that one run cannot have.
+
+    Raises:
+        ConfigError: some are of another kind than others, or two processes are on one GPU.
+    """
+    first = devices[0]
+    for rank, device in enumerate(devices):
+        if device.kind != first.kind:
+            raise ConfigError(
+                f"Processes of one run are on different devices: process 0 is on {first.name}, process {rank} on "
+                f"{device.name}; expected the same kind for all, as the setting device names it."
+            )
+        sharing = [other for other in range(rank) if device.gpu is not None and devices[other].gpu == device.gpu]
+        if sharing:
+            raise ConfigError(
+                f"Processes {sharing[0]} and {rank} are on the same GPU, {device.name}; expected one process for each "
+                "GPU, and the setting device to be 'auto' or 'cuda'."
+            )
+
+
+def require_room_on_gpus(processes: int, gpus: int) -> None:
+    """Refuse more processes on this machine than it has GPUs.
+
+    Raises:
+        ConfigError: there are more; where there is no GPU at all, that is another error's to tell.
+    """
+    if processes > gpus > 0:
+        raise ConfigError(
+            f"{processes} processes were started on a machine with {gpus} GPU{'s' if gpus > 1 else ''}; expected at "
+            "most one for each GPU (--nproc-per-node of torchrun, --num_processes of accelerate launch)."
+        )

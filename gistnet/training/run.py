@@ -1,7 +1,7 @@
-"""What a training run is made of: its parts, its stages, and what it knows between steps."""
+"""Parts of a training run: its stages, and the state between steps."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -9,64 +9,99 @@ from torch.optim import Optimizer
 
 from gistnet.data.dataset import PreparedDataset
 from gistnet.data.sampling import SpanLayout, TrainingPool, check_sampling, training_pool, validation_windows
-from gistnet.devices import free_bytes
 from gistnet.errors import ConfigError, DataError
+from gistnet.machine import free_bytes
 from gistnet.model.gistnet import GistNet
 from gistnet.model.teacher import Teacher
 from gistnet.objective.config import ObjectiveConfig
 from gistnet.settings import Target
 from gistnet.training.config import Stage, TargetName, TrainConfig
-from gistnet.training.curriculum import Check, Reason
+from gistnet.training.curriculum import Reason, ValidationPoint
 from gistnet.training.micro_batch import USABLE, MicroBatch, choose_micro_batch
 from gistnet.training.optimiser import build_optimiser
 from gistnet.training.parallel import Processes
 
 
-@dataclass
-class Progress:
-    """What a run knows besides weights and optimiser state."""
+@dataclass(frozen=True)
+class StageRun:
+    """A stage, the network that it trains, and where its spans may lie."""
 
+    name: str
+    train: TrainConfig
+    objective: ObjectiveConfig
+    """As configured; λ may have been raised since, see `TrainState.contrastive_weight`."""
+    targets: Mapping[TargetName, Target]
+    gistnet: GistNet
+    """Of the level that the stage trains."""
+    layout: SpanLayout
+    micro_batch: MicroBatch
+    """Sizes that fit into the memory that this process has left."""
+
+    def optimiser(self) -> Optimizer:
+        """A new optimiser: what earlier stages did is in the weights."""
+        trained = self.gistnet.trained_parameters(with_below=self.train.train_below)
+        return build_optimiser(trained.items(), self.train.optimiser)
+
+    def resumed_micro_batch(self, state: "TrainState", processes: int) -> MicroBatch | None:
+        """Micro-batch sizes of a resumed run: as before, for the same rounding, as far as they fit now.
+
+        None, so that they are chosen anew, where no step was made yet or the number of processes has changed. Branches
+        that the configuration states go first.
+        """
+        windows, branches = self.micro_batch
+        before = state.micro_batch
+        if before is None or state.processes != processes:
+            return None
+        return MicroBatch(
+            min(windows, before.windows),
+            branches if self.train.micro_batch_branches else min(branches, before.branches),
+        )
+
+
+@dataclass
+class TrainState:
+    """State of a run between steps, besides weights and optimiser state; a checkpoint holds all of it."""
+
+    contrastive_weight: float
+    """λ of the present stage: the configured one, until a validation raises it."""
     step: int = 0
     """Completed optimiser steps, over all stages."""
     spans_seen: int = 0
     stage: int = 1
-    """The stage the run is in, from 1."""
+    """Number of the present stage, from 1."""
     stage_step: int = 0
     """Completed steps of that stage."""
-    checks: list[Check] = field(default_factory=list)
-    """The stage's validations."""
+    validations: list[ValidationPoint] = field(default_factory=list)
+    """Those of the stage."""
     best_step: int | None = None
     """The step whose checkpoint validated best in this stage."""
     best: dict[str, float] = field(default_factory=dict)
-    """What that validation measured."""
-    contrastive_weight: float | None = None
-    """λ, where it was raised in this stage; None while it is the configured one."""
+    """Metrics of that validation."""
     ended: Reason | None = None
     """Why the stage ended, once it has."""
     micro_batch: MicroBatch | None = None
     """Micro-batch sizes of the stage, once a step was made: a resumed run takes the same, for the same rounding."""
     processes: int = 0
-    """The processes among which the batches were shared then."""
+    """Number of processes that shared the batches then."""
 
     @classmethod
-    def read(cls, saved: dict[str, Any]) -> "Progress":
-        """From what a checkpoint holds."""
+    def at_start_of(cls, stage: StageRun) -> "TrainState":
+        """State of a run that begins with this stage."""
+        return cls(stage.objective.contrastive_weight)
+
+    @classmethod
+    def read(cls, saved: dict[str, Any]) -> "TrainState":
+        """State that a checkpoint holds, as JSON has it."""
         sizes = saved["micro_batch"]
-        checks = [Check(*check) for check in saved["checks"]]
-        return cls(**saved | {"checks": checks, "micro_batch": sizes and MicroBatch(*sizes)})
+        validations = [ValidationPoint(*point) for point in saved["validations"]]
+        return cls(**saved | {"validations": validations, "micro_batch": sizes and MicroBatch(*sizes)})
 
-
-@dataclass(frozen=True)
-class StageRun:
-    """A stage with the places that its spans may take."""
-
-    name: str
-    train: TrainConfig
-    objective: ObjectiveConfig
-    targets: Mapping[TargetName, Target]
-    layout: SpanLayout
-    micro_batch: MicroBatch
-    """What this process runs at once, by the memory that it has left."""
+    def enter(self, stage: StageRun) -> None:
+        """Begin the next stage."""
+        self.stage += 1
+        self.stage_step = 0
+        self.validations, self.best, self.ended, self.micro_batch = [], {}, None, None
+        self.contrastive_weight = stage.objective.contrastive_weight
 
 
 class StageValidator(Protocol):
@@ -76,7 +111,7 @@ class StageValidator(Protocol):
         """Measure this process's share."""
 
     def figures(self, shares: Sequence[Any]) -> dict[str, float]:
-        """What was measured in all processes, by rank, as one set of means.
+        """Means over what all processes measured, given by rank.
 
         Raises:
             TrainingError: a loss is not finite.
@@ -85,7 +120,7 @@ class StageValidator(Protocol):
 
 @dataclass(frozen=True)
 class Run:
-    """What a training run works with, all of it fixed before the first step."""
+    """Parts of a training run, all of them fixed before the first step."""
 
     folder: Path
     teacher: Teacher
@@ -97,49 +132,14 @@ class Run:
     seed: int
     processes: Processes
     make_validator: Callable[["Run", StageRun], StageValidator]
-    """Makes what a stage is validated with; handed in, since training imports nothing of evaluation."""
-    say: Callable[[str], None] = lambda message: None
-    """Told, in a sentence, what a user should know."""
+    """Makes a stage's validator; handed in, since training imports nothing of evaluation."""
 
-    def stage(self, progress: Progress) -> StageRun:
-        """The stage that the run is in, with λ as it has become."""
-        stage = self.stages[progress.stage - 1]
-        if progress.contrastive_weight is None:
-            return stage
-        raised = stage.objective.model_copy(update={"contrastive_weight": progress.contrastive_weight})
-        return replace(stage, objective=raised)
-
-    def trained_gistnet(self, progress: Progress) -> GistNet:
-        """The GistNet of the level that the stage trains."""
-        return self.gistnet.levels[self.stage(progress).train.level]
-
-    def resumed_micro_batch(self, progress: Progress) -> MicroBatch | None:
-        """Micro-batch sizes of a resumed run: as before, for the same rounding, as far as they fit now.
-
-        None, so that they are chosen anew, where no step was made yet or the number of processes has changed. Sizes
-        that the configuration states go first.
-        """
-        stage, before = self.stage(progress), progress.micro_batch
-        windows, branches = stage.micro_batch
-        if before is None or progress.processes != self.processes.count:
-            return None
-        return MicroBatch(
-            windows if stage.train.micro_batch_windows else min(windows, before.windows),
-            branches if stage.train.micro_batch_branches else min(branches, before.branches),
-        )
-
-    def optimiser(self, progress: Progress) -> Optimizer:
-        """A new optimiser for the stage: what earlier ones did is in the weights."""
-        train = self.stage(progress).train
-        trained = self.trained_gistnet(progress).trained_parameters(with_below=train.train_below)
-        return build_optimiser(trained.items(), train.optimiser)
-
-    def is_finished(self, progress: Progress) -> bool:
+    def is_finished(self, state: TrainState) -> bool:
         """Whether the last stage has ended."""
-        return progress.ended is not None and progress.stage == len(self.stages)
+        return state.ended is not None and state.stage == len(self.stages)
 
-    def identity(self, progress: Progress) -> dict[str, Any]:
-        """What a checkpoint must agree with to be resumed; stages that are still to come may change."""
+    def identity(self, stages: int) -> dict[str, Any]:
+        """Identity that a checkpoint must have to be resumed; covers the first `stages`, those to come may change."""
         return {
             # Neither its name nor where it was found.
             "teacher": self.teacher.fingerprint.model_dump(mode="json", exclude={"name", "revision"}),
@@ -149,7 +149,7 @@ class Run:
             "seed": self.seed,
             "stages": {
                 stage.name: stage.objective.model_dump(mode="json", exclude={"chunk_tokens"})
-                for stage in self.stages[: progress.stage]
+                for stage in self.stages[:stages]
             },
         }
 
@@ -166,14 +166,12 @@ def build_run(
     make_validator: Callable[[Run, StageRun], StageValidator],
     source_weights: dict[str, float] | None = None,
     gradient_checkpointing: bool = False,
-    say: Callable[[str], None] = lambda message: None,
 ) -> Run:
     """Put a run together, and refuse one that could not finish.
 
     Args:
-        make_validator: makes what a stage is validated with.
+        make_validator: makes a stage's validator.
         gradient_checkpointing: as in `TeacherConfig`.
-        say: is called with a sentence about what happens.
 
     Raises:
         ConfigError: probabilities do not sum to 1, or a batch has fewer windows than there are processes.
@@ -187,22 +185,22 @@ def build_run(
             layout = _layout(stage, gistnet, dataset, pool, seed)
             longest = layout.used(int(dataset.lengths.max()))
             sizes = _micro_batch(stage, teacher, gistnet, longest, processes, recompute=gradient_checkpointing)
-            prepared.append(StageRun(stage.name, stage.train, stage.objective, stage.targets, layout, sizes))
+            trained = gistnet.levels[stage.train.level]
+            prepared.append(StageRun(stage.name, stage.train, stage.objective, stage.targets, trained, layout, sizes))
         except (ConfigError, DataError) as error:
             where = f"Stage '{stage.name}': " if len(stages) > 1 else ""
             raise type(error)(f"{where}{error}") from error
-    return Run(folder, teacher, gistnet, dataset, pool, tuple(prepared), seed, processes, make_validator, say)
+    return Run(folder, teacher, gistnet, dataset, pool, tuple(prepared), seed, processes, make_validator)
 
 
 def _layout(stage: Stage, gistnet: GistNet, dataset: PreparedDataset, pool: TrainingPool, seed: int) -> SpanLayout:
-    """Where a stage's spans may lie, once it is certain that there are some."""
+    """Layout of a stage's spans, checked to have room for some in every domain."""
     train = stage.train
     layout = SpanLayout(
         span_tokens=gistnet.config.span_tokens,
         level=train.level,
         horizon_tokens=stage.objective.horizon_tokens,
         spans_per_window=train.spans_per_window,
-        sink_tokens=train.sink_tokens,
         window_tokens=train.window_tokens,
     )
     check_sampling(pool, layout, train.probabilities)
@@ -215,7 +213,7 @@ def _layout(stage: Stage, gistnet: GistNet, dataset: PreparedDataset, pool: Trai
 def _micro_batch(
     stage: Stage, teacher: Teacher, gistnet: GistNet, window_tokens: int, processes: Processes, *, recompute: bool
 ) -> MicroBatch:
-    """What this process runs at once in a stage whose longest window has so many tokens."""
+    """Micro-batch of this process in a stage whose longest window has so many tokens."""
     processes.require_work(stage.train.windows_per_batch)
     weights = sum(parameter.nbytes for module in (teacher.model, gistnet) for parameter in module.parameters())
     sizes, _ = choose_micro_batch(

@@ -1,25 +1,33 @@
 """Training: from a prepared corpus and a frozen teacher to a GistNet, resumable at any step.
 
-`fit` is the whole story. A step samples windows as a function of (seed, step), adds up the gradient of their branches,
-and moves GistNet; a stage ends when its validations say so, and the next begins with its best network. The state
-between steps is GistNet, the optimiser and a few numbers; a run that was interrupted and resumed, wherever that was,
-ends with the same bits as one that was not.
+`fit` is the loop. A step samples windows as a function of (seed, step), adds up the gradient of their branches, and
+moves GistNet; a stage ends when its validations say so, and the next begins with its best network. The state between
+steps is GistNet, the optimiser and a `TrainState`: a run that was interrupted and resumed, wherever that was, ends with
+the same bits as one that was not.
 """
 
-from collections.abc import Callable, Sequence
+import hashlib
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torch.optim import Optimizer
 
-from gistnet.data.sampling import sample_batch
-from gistnet.errors import CheckpointError, TrainingError
-from gistnet.objective.objective import BranchLosses
+from gistnet.data.dataset import PreparedDataset
+from gistnet.data.sampling import WindowSample, sample_batch
+from gistnet.errors import CheckpointError, ProcessError, TrainingError
+from gistnet.model.teacher import Teacher
+from gistnet.objective.branches import LONGEST_TO_SHORTEST, SegmentBatch
+from gistnet.objective.config import ObjectiveConfig
+from gistnet.objective.objective import BranchLosses, branch_losses
 from gistnet.training.checkpoint import (
-    Checkpoint,
     checkpoint_folder,
     latest_checkpoint,
     load_checkpoint,
@@ -30,28 +38,29 @@ from gistnet.training.checkpoint import (
     save_checkpoint,
 )
 from gistnet.training.config import Tracker
-from gistnet.training.curriculum import COLLAPSED_BELOW, checked, is_best, raised_weight, reason_to_end
+from gistnet.training.curriculum import (
+    COLLAPSED_BELOW,
+    is_best,
+    is_due,
+    raised_weight,
+    reason_to_end,
+    with_validation,
+)
 from gistnet.training.micro_batch import MicroBatch, run_halving
-from gistnet.training.recorder import Recorder
-from gistnet.training.run import Progress, Run
-from gistnet.training.schedule import is_due, learning_rate
-from gistnet.training.step import accumulate_gradient
-from gistnet.training.stopping import StopRequest, keeping_the_last_good_state, stop_requests
+from gistnet.training.optimiser import learning_rate
+from gistnet.training.parallel import losing_processes
+from gistnet.training.recording import Recorder
+from gistnet.training.run import Run, StageRun, TrainState
+
+GRADIENT_CLIP = 1.0
+"""Largest norm of the whole gradient (spec, Optimization Settings); a longer one is scaled down to it."""
+KEPT_CHECKPOINTS = 2
+"""Newest checkpoints that are kept, besides the best of each stage."""
+SECONDS_TO_SAVE = 5.0
+"""Longest wait of a process that lost another for the main one to save, before it names the last checkpoint."""
 
 
-@dataclass(frozen=True)
-class BatchSums:
-    """What a step's batches come to, beside their gradient.
-
-    Attributes:
-        losses: the sum of each of `BranchLosses`' fields over the branches of this process, float64.
-        branches: of all processes.
-        spans: replaced by those branches.
-    """
-
-    losses: Tensor
-    branches: int
-    spans: int
+# The loop -------------------------------------------------------------------------------------------------------------
 
 
 def fit(
@@ -60,7 +69,7 @@ def fit(
     resume: bool = False,
     trackers: Sequence[Tracker] = (),
     after_validation: Callable[[], object] = lambda: None,
-) -> Progress:
+) -> TrainState:
     """Train through all stages, or until SIGTERM or SIGINT asks to stop; either way a checkpoint holds the end.
 
     Args:
@@ -74,95 +83,52 @@ def fit(
         CheckpointError: the checkpoint to resume from is damaged or of another run.
         StorageError: the disk is full; earlier checkpoints are untouched.
     """
-    progress, optimiser = restore(run) if resume else begin(run)
-    with Recorder(run, progress, trackers, after_validation) as recorder, stop_requests() as stop:
+    state, optimiser = restore(run) if resume else begin(run)
+    with Recorder(run, state, trackers, after_validation) as recorder, stop_requests() as stop:
         while True:
-            interrupted = _fit_stage(run, progress, optimiser, recorder, stop)
-            if interrupted or run.is_finished(progress):
-                return progress
-            with keeping_the_last_good_state(run, progress, partial(save, run, progress, optimiser)):
-                optimiser = enter_next_stage(run, progress)
+            stage = run.stages[state.stage - 1]
+            with keeping_the_last_good_state(run, stage, state, optimiser):
+                interrupted = _fit_stage(run, stage, state, optimiser, recorder, stop)
+                if interrupted or run.is_finished(state):
+                    return state
+                optimiser = enter_next_stage(run, state)
 
 
-def _fit_stage(run: Run, progress: Progress, optimiser: Optimizer, recorder: Recorder, stop: StopRequest) -> bool:
+def _fit_stage(
+    run: Run, stage: StageRun, state: TrainState, optimiser: Optimizer, recorder: Recorder, stop: "StopRequest"
+) -> bool:
     """Train to the end of a stage; returns whether a signal asked to stop meanwhile."""
-    train = run.stage(progress).train
-    with keeping_the_last_good_state(run, progress, partial(save, run, progress, optimiser)):
-        recorder.enter_stage(run, progress)
-        if progress.ended is None and _validation_is_due(run, progress):
-            _validate(run, progress, recorder)
-        save(run, progress, optimiser)  # where it exists, this only finishes what a kill may have cut short
-        while progress.ended is None:
-            with run.processes.failing_together():
-                sums = add_up_gradient(run, progress, optimiser)
-            # Asked before the weights move: from there to the checkpoint no process waits for another.
-            interrupted = run.processes.any(stop.requested)
-            metrics = take_step(run, progress, optimiser, sums)
-            recorder.record(run, progress, metrics, interrupted)
-            # An interrupted run leaves a validation that is due to the one that resumes it, except at the very end.
-            at_end = progress.stage_step == train.steps
-            validate = _validation_is_due(run, progress) and (at_end or not interrupted)
-            if validate:
-                _validate(run, progress, recorder)
-            due = is_due(progress.stage_step, train.checkpoint_every_steps, last_step=train.steps)
-            if validate or interrupted or due:
-                save(run, progress, optimiser)
-            if interrupted:
-                return True
+    train = stage.train
+    recorder.enter_stage(run, stage, state)
+    if state.ended is None and _validation_is_due(stage, state):
+        _validate(run, stage, state, recorder)
+    save(run, stage, state, optimiser)  # where it exists, this only finishes what a kill may have cut short
+    while state.ended is None:
+        with run.processes.failing_together():
+            sums = add_up_gradient(run, stage, state, optimiser)
+        # Asked before the weights move: from there to the checkpoint no process waits for another.
+        interrupted = run.processes.any(stop.requested)
+        metrics = take_step(run, stage, state, optimiser, sums)
+        recorder.record(stage, state, metrics, interrupted)
+        # An interrupted run leaves a validation that is due to the one that resumes it, except at the very end.
+        at_end = state.stage_step == train.steps
+        validate = _validation_is_due(stage, state) and (at_end or not interrupted)
+        if validate:
+            _validate(run, stage, state, recorder)
+        if validate or interrupted or is_due(state.stage_step, train.checkpoint_every_steps, last_step=train.steps):
+            save(run, stage, state, optimiser)
+        if interrupted:
+            return True
     return False
 
 
-def _validate(run: Run, progress: Progress, recorder: Recorder) -> None:
-    """Measure GistNet on the stage's held-out spans, draw the consequences, and record both."""
-    result = recorder.measure(run, progress)
-    events = judge(run, progress, result)
-    recorder.report(progress, result | {"moving_average": progress.checks[-1].average}, events)
+def begin(run: Run) -> tuple[TrainState, Optimizer]:
+    """State of a run before its first step."""
+    stage = run.stages[0]
+    return TrainState.at_start_of(stage), stage.optimiser()
 
 
-def judge(run: Run, progress: Progress, result: dict[str, float]) -> list[dict[str, Any]]:
-    """Note in `progress` what follows from a validation: the best so far, λ, and whether the stage ends.
-
-    Returns:
-        What is worth telling, as it stands in the metrics: an alarm, a change of λ, the end of the stage.
-
-    Raises:
-        TrainingError: the watched loss is not a number.
-    """
-    stage = run.stage(progress)
-    events: list[dict[str, Any]] = []
-    progress.checks = checked(progress.checks, progress.stage_step, result[stage.train.stop.watch], stage.train.stop)
-    if is_best(progress.checks):
-        # The network a stage begins with is in the checkpoint of the stage before.
-        if progress.stage_step > 0 or progress.stage == 1:
-            progress.best_step = progress.step
-        progress.best = result
-    if (distance := result["gist_diversity"]) < COLLAPSED_BELOW:
-        alarm = f"Gists collapse: their mean cosine distance is {distance:.3f}, expected {COLLAPSED_BELOW} or more."
-        events.append({"alarm": alarm})
-    before = stage.objective.contrastive_weight
-    after = raised_weight(before, result["cosine_std"], result["gist_diversity"], stage.train.contrastive_rule)
-    if after != before:
-        progress.contrastive_weight = after
-        events.append({"contrastive_weight_raised": {"from": before, "to": after}})
-    progress.ended = reason_to_end(progress.checks, stage.train.steps, stage.train.stop)
-    if progress.ended is not None:
-        targets = [
-            {"name": name, "value": progress.best.get(name), "above": target.above, "below": target.below}
-            | {"met": target.is_met_by(progress.best[name]) if name in progress.best else None}
-            for name, target in stage.targets.items()
-        ]
-        best = {"best_step": progress.best_step, "best_value": progress.best[stage.train.stop.watch]}
-        events.append({"stage_end": {"name": stage.name, "reason": progress.ended, **best, "targets": targets}})
-    return events
-
-
-def begin(run: Run) -> tuple[Progress, Optimizer]:
-    """The state of a run before its first step."""
-    progress = Progress()
-    return progress, run.optimiser(progress)
-
-
-def enter_next_stage(run: Run, progress: Progress) -> Optimizer:
+def enter_next_stage(run: Run, state: TrainState) -> Optimizer:
     """Go on to the next stage from the best network of the one that ended, with a new optimiser.
 
     Only what the checkpoint of the ended stage holds decides, so that a run killed meanwhile does the same again.
@@ -171,41 +137,114 @@ def enter_next_stage(run: Run, progress: Progress) -> Optimizer:
         CheckpointError: the best checkpoint of the stage is gone or damaged.
     """
     run.processes.wait()  # until the main process has saved
-    checkpoint = load_checkpoint(checkpoint_folder(run.folder, _known(progress.best_step)))
-    _load_weights(run, checkpoint)
-    progress.stage += 1
-    progress.stage_step = 0
-    progress.checks, progress.best, progress.contrastive_weight, progress.ended = [], {}, None, None
-    progress.micro_batch = None
-    return run.optimiser(progress)
+    if state.best_step is None:
+        raise CheckpointError("The stage that ended has no best checkpoint, expected one from its validations.")
+    run.gistnet.load_saved(load_checkpoint(checkpoint_folder(run.folder, state.best_step)).gistnet_folder)
+    stage = run.stages[state.stage]
+    state.enter(stage)
+    return stage.optimiser()
 
 
-def train_step(run: Run, progress: Progress, optimiser: Optimizer) -> dict[str, float]:
-    """One optimiser step; advances `progress` and returns the batch's mean losses (nats per token) and its gradient.
+# A validation and what follows from it --------------------------------------------------------------------------------
+
+
+def _validation_is_due(stage: StageRun, state: TrainState) -> bool:
+    """Whether a validation is still to be made here: one is due before a stage's first step and after its last."""
+    train = stage.train
+    due = is_due(state.stage_step, train.validation.every_steps, last_step=train.steps, first=True)
+    return due and not (state.validations and state.validations[-1].step == state.stage_step)
+
+
+def _validate(run: Run, stage: StageRun, state: TrainState, recorder: Recorder) -> None:
+    """Measure GistNet on the stage's held-out spans, draw the consequences, and record both."""
+    result = recorder.measure(run, stage)
+    events = update_after_validation(stage, state, result)
+    recorder.report(state, result | {"moving_average": state.validations[-1].average}, events)
+
+
+def update_after_validation(stage: StageRun, state: TrainState, result: dict[str, float]) -> list[dict[str, Any]]:
+    """Note in `state` what follows from a validation: the best so far, λ, and whether the stage ends.
+
+    Returns:
+        Events for the metrics: an alarm, a change of λ, the end of the stage.
 
     Raises:
-        TrainingError: a loss or the gradient is not finite; neither GistNet nor `progress` has changed.
+        TrainingError: the watched loss is not a number.
     """
-    return take_step(run, progress, optimiser, add_up_gradient(run, progress, optimiser))
+    train = stage.train
+    events: list[dict[str, Any]] = []
+    state.validations = with_validation(state.validations, state.stage_step, result[train.stop.watch], train.stop)
+    if is_best(state.validations):
+        # The network a stage begins with is in the checkpoint of the stage before.
+        if state.stage_step > 0 or state.stage == 1:
+            state.best_step = state.step
+        state.best = result
+    if (distance := result["gist_diversity"]) < COLLAPSED_BELOW:
+        alarm = f"Gists collapse: their mean cosine distance is {distance:.3f}, expected {COLLAPSED_BELOW} or more."
+        events.append({"alarm": alarm})
+    before = state.contrastive_weight
+    after = raised_weight(before, result["cosine_std"], result["gist_diversity"])
+    if train.raise_contrastive_weight and after != before:
+        state.contrastive_weight = after
+        events.append({"contrastive_weight_raised": {"from": before, "to": after}})
+    state.ended = reason_to_end(state.validations, train.steps, train.stop)
+    if state.ended is not None:
+        targets = [
+            {"name": name, "value": state.best.get(name), "above": target.above, "below": target.below}
+            | {"met": target.is_met_by(state.best[name]) if name in state.best else None}
+            for name, target in stage.targets.items()
+        ]
+        best = {"best_step": state.best_step, "best_value": state.best[train.stop.watch]}
+        events.append({"stage_end": {"name": stage.name, "reason": state.ended, **best, "targets": targets}})
+    return events
 
 
-def add_up_gradient(run: Run, progress: Progress, optimiser: Optimizer) -> BatchSums:
-    """Read this process's share of the step's batches, which leaves the gradient of its branches in GistNet.
+# A step ---------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class BatchSums:
+    """Sums over a step's batches, beside their gradient.
+
+    Attributes:
+        losses: the sum of each of `BranchLosses`' fields over the branches of this process, float64.
+        branches: of all processes.
+        spans: replaced by those branches.
+    """
+
+    losses: Tensor
+    branches: int
+    spans: int
+
+
+def train_step(run: Run, stage: StageRun, state: TrainState, optimiser: Optimizer) -> dict[str, float]:
+    """One optimiser step; advances `state` and returns the batch's mean losses (nats per token) and its gradient.
 
     Raises:
-        TrainingError: a loss is not finite; neither GistNet's weights nor `progress` have changed.
+        TrainingError: a loss or the gradient is not finite; neither GistNet nor `state` has changed.
     """
-    stage, step = run.stage(progress), progress.step
-    config = stage.train
+    return take_step(run, stage, state, optimiser, add_up_gradient(run, stage, state, optimiser))
+
+
+def add_up_gradient(run: Run, stage: StageRun, state: TrainState, optimiser: Optimizer) -> BatchSums:
+    """Add up the gradient of this process's share of the step's batches in GistNet.
+
+    Raises:
+        TrainingError: a loss is not finite; neither GistNet's weights nor `state` have changed.
+    """
+    train = stage.train
     batches = [
-        range(first, first + config.windows_per_batch)
-        for first in range(0, config.windows_per_batch * config.accumulation_steps, config.windows_per_batch)
+        range(first, first + train.windows_per_batch)
+        for first in range(0, train.windows_per_batch * train.accumulation_steps, train.windows_per_batch)
     ]
     everything = [
-        sample_batch(run.pool, stage.layout, config.runs, config.probabilities, seed=run.seed, step=step, items=items)
+        sample_batch(
+            run.pool, stage.layout, train.runs, train.probabilities, seed=run.seed, step=state.step, items=items
+        )
         for items in batches
     ]
     branches = sum(len(sample.starts) for samples in everything for sample in samples)
+    objective = stage.objective.model_copy(update={"contrastive_weight": state.contrastive_weight})
 
     def accumulate(sizes: MicroBatch) -> Tensor:
         optimiser.zero_grad(set_to_none=False)
@@ -213,102 +252,101 @@ def add_up_gradient(run: Run, progress: Progress, optimiser: Optimizer) -> Batch
         for items, samples in zip(batches, everything, strict=True):
             sums += accumulate_gradient(
                 run.teacher,
-                run.trained_gistnet(progress),
                 run.dataset,
+                stage,
+                objective,
                 [samples[item - items.start] for item in run.processes.share(items)],
-                stage.layout,
-                stage.objective,
-                train_below=config.train_below,
                 branches_in_batch=branches,
                 sizes=sizes,
-                dropout_rate=config.dropout,
-                dropout_seed=(run.seed, step),
+                dropout_seed=(run.seed, state.step),
             )
         return sums
 
     # The sizes that fit are kept for later steps, and for a resumed run, which then rounds alike.
-    sums, progress.micro_batch = run_halving(accumulate, progress.micro_batch or stage.micro_batch, run.say)
-    progress.processes = run.processes.count
+    sums, state.micro_batch = run_halving(accumulate, state.micro_batch or stage.micro_batch)
+    state.processes = run.processes.count
     return BatchSums(sums, branches, spans=sum(int(sample.gists.sum()) for samples in everything for sample in samples))
 
 
-def take_step(run: Run, progress: Progress, optimiser: Optimizer, batch: BatchSums) -> dict[str, float]:
+def accumulate_gradient(
+    teacher: Teacher,
+    dataset: PreparedDataset,
+    stage: StageRun,
+    objective: ObjectiveConfig,
+    samples: Sequence[WindowSample],
+    *,
+    branches_in_batch: int,
+    sizes: MicroBatch,
+    dropout_seed: tuple[int, int],
+) -> Tensor:
+    """Add the gradient of windows that are read together to the parameters of the stage's GistNet.
+
+    Args:
+        objective: the stage's, with λ as it has become.
+        samples: the windows and their segments.
+        branches_in_batch: the branches of the whole step, over all windows and processes; each counts alike.
+        sizes: how many windows and branches run through the teacher at once; bounds memory.
+        dropout_seed: (seed, step).
+
+    Returns:
+        The sum over these branches of each of `BranchLosses`' fields, in their order, float64.
+
+    Raises:
+        TrainingError: a loss is not finite; names the windows.
+    """
+    layout, gistnet = stage.layout, stage.gistnet
+    sums = torch.zeros(len(BranchLosses._fields), dtype=torch.float64, device=teacher.device)
+    for first in range(0, len(samples), sizes.windows):
+        group = samples[first : first + sizes.windows]
+        tokens = prefill_tokens(teacher, dataset, group, layout.window_tokens)
+        read = teacher.prefill(tokens, hidden_state_layer=gistnet.hidden_state_layer)
+        keys = torch.tensor([_dropout_key(*dropout_seed, sample.item) for sample in group], device=teacher.device)
+        for branches in branch_micro_batches(group, sizes.branches, layout.horizon_tokens):
+            windows, starts, gists = torch.tensor(branches, device=teacher.device).T
+            segments = SegmentBatch(tokens, windows, starts, layout.tokens_per_gist, gists, layout.horizon_tokens)
+            losses = branch_losses(
+                teacher,
+                gistnet,
+                read,
+                segments,
+                objective,
+                train_below=stage.train.train_below,
+                dropout_rate=stage.train.dropout,
+                dropout_keys=keys,
+            )
+            if not bool(torch.isfinite(losses.total).all()):
+                infos = [dataset.describe(group[row].window) for row in windows.unique().tolist()]
+                where = (f"{info.document_id} at token {info.offset}" for info in infos)
+                raise TrainingError(f"The loss is not finite (documents: {', '.join(where)})")
+            (losses.total.sum() / branches_in_batch).backward()
+            sums += torch.stack([field.detach().double().sum() for field in losses])
+        del read, losses  # or they would be held while the next windows are read
+    return sums
+
+
+def take_step(run: Run, stage: StageRun, state: TrainState, optimiser: Optimizer, batch: BatchSums) -> dict[str, float]:
     """Sum the gradient over all processes and move GistNet by it; returns what `train_step` does.
 
     Raises:
-        TrainingError: the gradient is not finite; neither GistNet nor `progress` has changed.
+        TrainingError: the gradient is not finite; neither GistNet nor `state` has changed.
     """
-    stage = run.stage(progress)
-    config = stage.train
     run.processes.sum_in_place([batch.losses])
-    norm = _clipped_gradient_norm(run, optimiser, progress.step, config.optimiser.gradient_clip)
-    rate = learning_rate(progress.stage_step, config.steps, config.optimiser)
+    norm = _clipped_gradient_norm(run, optimiser, state.step, GRADIENT_CLIP)
+    rate = learning_rate(state.stage_step, stage.train.steps, stage.train.optimiser)
     for group in optimiser.param_groups:
         group["lr"] = rate
     optimiser.step()
-    progress.step += 1
-    progress.stage_step += 1
-    progress.spans_seen += batch.spans
+    state.step += 1
+    state.stage_step += 1
+    state.spans_seen += batch.spans
     means = dict(zip(("loss", *BranchLosses._fields[1:]), (batch.losses / batch.branches).tolist(), strict=True))
     return {
         **means,
-        "contrastive_weight": stage.objective.contrastive_weight,
-        "spans_seen": progress.spans_seen,
+        "contrastive_weight": state.contrastive_weight,
+        "spans_seen": state.spans_seen,
         "learning_rate": rate,
         "gradient_norm": norm,
     }
-
-
-def restore(run: Run) -> tuple[Progress, Optimizer]:
-    """The state of the newest checkpoint of the run's folder, where there is one; loads its weights into GistNet.
-
-    Raises:
-        CheckpointError: it is damaged, or of another run.
-    """
-    folder = latest_checkpoint(run.folder)
-    if folder is None:
-        return begin(run)
-    checkpoint = load_checkpoint(folder)
-    progress = Progress.read(checkpoint.progress)
-    if progress.stage > len(run.stages):
-        raise CheckpointError(f"{folder} is of stage {progress.stage}, but the configuration has {len(run.stages)}.")
-    require_same_run(checkpoint, run.identity(progress))
-    _load_weights(run, checkpoint)
-    optimiser = run.optimiser(progress)
-    restore_optimiser(optimiser, checkpoint)
-    if progress.ended == "step limit" and progress.stage_step < run.stage(progress).train.steps:
-        progress.ended = None  # the limit was raised since
-    progress.micro_batch = run.resumed_micro_batch(progress)
-    return progress, optimiser
-
-
-def save(run: Run, progress: Progress, optimiser: Optimizer) -> None:
-    """Write a checkpoint, mark it where it is the best, and delete those no longer wanted; the main process does."""
-    if not run.processes.is_main:
-        return
-    save_checkpoint(
-        run.folder,
-        step=progress.step,
-        gistnet=run.gistnet,
-        optimiser=optimiser,
-        progress=vars(progress),
-        identity=run.identity(progress),
-    )
-    stage = run.stage(progress)
-    if progress.best_step is not None and progress.best:
-        mark_best(run.folder, stage.name, progress.best_step, progress.best[stage.train.stop.watch])
-    prune_checkpoints(run.folder, stage.train.keep_checkpoints)
-
-
-def _load_weights(run: Run, checkpoint: Checkpoint) -> None:
-    run.gistnet.load_saved(checkpoint.gistnet_folder)
-
-
-def _validation_is_due(run: Run, progress: Progress) -> bool:
-    """Whether a validation is still to be made here: one is due before a stage's first step and after its last."""
-    train = run.stage(progress).train
-    due = is_due(progress.stage_step, train.validation.every_steps, last_step=train.steps, first=True)
-    return due and not (progress.checks and progress.checks[-1].step == progress.stage_step)
 
 
 def _clipped_gradient_norm(run: Run, optimiser: Optimizer, step: int, longest: float) -> float:
@@ -320,7 +358,154 @@ def _clipped_gradient_norm(run: Run, optimiser: Optimizer, step: int, longest: f
     return norm
 
 
-def _known(step: int | None) -> int:
-    if step is None:
-        raise CheckpointError("The stage that ended has no best checkpoint, expected one from its validations.")
-    return step
+def prefill_tokens(
+    teacher: Teacher, dataset: PreparedDataset, samples: Sequence[WindowSample], window_tokens: int | None
+) -> Tensor:
+    """Token ids of windows on the teacher's device, `[windows, tokens]`.
+
+    Shorter windows end in zeros, which no branch sees.
+
+    Args:
+        window_tokens: tokens taken of each window, from its first on; None takes all.
+
+    Raises:
+        TeacherError: a token id is outside the vocabulary.
+    """
+    windows = [torch.from_numpy(dataset.read(sample.window)[:window_tokens]) for sample in samples]
+    tokens = pad_sequence(windows, batch_first=True)
+    teacher.require_in_vocabulary(tokens)
+    if teacher.device.type == "cuda":
+        tokens = tokens.pin_memory()
+    return tokens.to(teacher.device, non_blocking=True)
+
+
+def branch_micro_batches(
+    samples: Sequence[WindowSample], branches_at_once: int, horizon: int
+) -> Iterator[list[tuple[int, int, int]]]:
+    """Branches of windows in micro-batches of similar length: (row of the window, start, gists) of each branch."""
+    branches = [
+        (row, int(start), int(gists))
+        for row, sample in enumerate(samples)
+        for start, gists in zip(sample.starts, sample.gists, strict=True)
+    ]
+    together: list[tuple[int, int, int]] = []
+    for branch in sorted(branches, key=lambda branch: branch[2]):
+        if together:
+            longest, shortest = (gists + horizon - 1 for _, _, gists in (branch, together[0]))
+            if len(together) == branches_at_once or longest > LONGEST_TO_SHORTEST * shortest:
+                yield together
+                together = []
+        together.append(branch)
+    yield together
+
+
+def _dropout_key(seed: int, step: int, item: int) -> int:
+    """A signed 64-bit number that no other window of the run shares."""
+    digest = hashlib.blake2b(f"{seed}:{step}:{item}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True)
+
+
+# Saving and stopping --------------------------------------------------------------------------------------------------
+
+
+def restore(run: Run) -> tuple[TrainState, Optimizer]:
+    """State of the newest checkpoint of the run's folder, where there is one; loads its weights into GistNet.
+
+    Raises:
+        CheckpointError: it is damaged, or of another run.
+    """
+    folder = latest_checkpoint(run.folder)
+    if folder is None:
+        return begin(run)
+    checkpoint = load_checkpoint(folder)
+    state = TrainState.read(checkpoint.progress)
+    if state.stage > len(run.stages):
+        raise CheckpointError(f"{folder} is of stage {state.stage}, but the configuration has {len(run.stages)}.")
+    require_same_run(checkpoint, run.identity(state.stage))
+    run.gistnet.load_saved(checkpoint.gistnet_folder)
+    stage = run.stages[state.stage - 1]
+    optimiser = stage.optimiser()
+    restore_optimiser(optimiser, checkpoint)
+    if state.ended == "step limit" and state.stage_step < stage.train.steps:
+        state.ended = None  # the limit was raised since
+    state.micro_batch = stage.resumed_micro_batch(state, run.processes.count)
+    return state, optimiser
+
+
+def save(run: Run, stage: StageRun, state: TrainState, optimiser: Optimizer) -> None:
+    """Write a checkpoint, mark it where it is the best, and delete those no longer wanted; the main process does."""
+    if not run.processes.is_main:
+        return
+    save_checkpoint(
+        run.folder,
+        step=state.step,
+        gistnet=run.gistnet,
+        optimiser=optimiser,
+        progress=vars(state),
+        identity=run.identity(state.stage),
+    )
+    if state.best_step is not None and state.best:
+        mark_best(run.folder, stage.name, state.best_step, state.best[stage.train.stop.watch])
+    prune_checkpoints(run.folder, KEPT_CHECKPOINTS)
+
+
+@dataclass
+class StopRequest:
+    """Whether a signal asked to stop; no `threading.Event`, whose lock a second signal would wait for in vain."""
+
+    requested: bool = False
+
+
+@contextmanager
+def stop_requests() -> Iterator[StopRequest]:
+    """Note SIGTERM and SIGINT instead of dying, so that the step under way ends in a checkpoint.
+
+    SIGTERM stays noted where the block ends in a `ProcessError`: the launcher, which misses the same process, sends it
+    to those that are left, and it must not cut off the sentence that they end with.
+    """
+    stop = StopRequest()
+
+    def note(number: int, frame: FrameType | None) -> None:
+        stop.requested = True
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop
+    except ProcessError:
+        del before[signal.SIGTERM]
+        raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def keeping_the_last_good_state(run: Run, stage: StageRun, state: TrainState, optimiser: Optimizer) -> Iterator[None]:
+    """Save the state before a step that fails, if it is sound, and name the last good checkpoint in the error.
+
+    Raises:
+        TrainingError: what ended the block, with that added.
+        ProcessError: the same, where another process is gone or cannot be reached.
+    """
+    try:
+        with losing_processes():
+            yield
+    except TrainingError as error:
+        sound = all(bool(torch.isfinite(tensor).all()) for tensor in run.gistnet.trainable_state().values())
+        if sound and state.step > 0:
+            save(run, stage, state, optimiser)
+            _await_checkpoint(run, state.step)
+        last = latest_checkpoint(run.folder)
+        kept = "there is no checkpoint yet"
+        if last is not None:
+            kept = f"the last good checkpoint is {last}"
+            if isinstance(error, ProcessError):
+                kept += "; --resume continues from it on any number of processes"
+        raise type(error)(f"{str(error).rstrip('.')}; {kept}.") from error
+
+
+def _await_checkpoint(run: Run, step: int) -> None:
+    """Give the main process the time to save, where it still can: what is gone may be just that one."""
+    until = time.monotonic() + SECONDS_TO_SAVE
+    while not checkpoint_folder(run.folder, step).is_dir() and time.monotonic() < until:
+        time.sleep(0.1)

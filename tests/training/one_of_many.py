@@ -15,9 +15,8 @@ from typing import Any
 
 import torch
 
-from gistnet import cli
-from gistnet.errors import TrainingError
-from gistnet.training import stopping, trainer
+from gistnet import cli, terminal
+from gistnet.training import trainer
 
 RANK = int(os.environ["RANK"])
 accumulate_gradient = trainer.accumulate_gradient
@@ -36,10 +35,10 @@ def failing(error: Exception) -> Any:
 
 
 def saying_late(say: Any) -> Any:
-    """As `cli._say`, but two seconds after the error, time for a launcher to notice what the sentence is about."""
+    """As `print` of the standard error, but two seconds late for an error: time for a launcher to notice it."""
 
-    def say_late(message: str) -> None:
-        if message.startswith("gistnet: "):
+    def say_late(message: Any) -> None:
+        if isinstance(message, str) and message.startswith("gistnet: "):
             time.sleep(2)
         say(message)
 
@@ -66,15 +65,11 @@ def tell_of_threads() -> None:
 def main(fault: str, *arguments: str) -> None:
     atexit.register(tell_of_threads)  # called after what is registered later
     if fault != "late-0":  # where the main process is the one that is gone, the others would wait for it in vain
-        stopping.SECONDS_TO_SAVE = 60.0
-    if fault == "loss":
-        trainer.accumulate_gradient = failing(TrainingError("The loss is not finite (documents: mine)"))
-    elif fault == "memory":
+        trainer.SECONDS_TO_SAVE = 60.0
+    if fault == "memory":
         trainer.accumulate_gradient = failing(torch.OutOfMemoryError("Tried to allocate 2.00 GiB."))
     elif fault.startswith("late"):
-        cli._say = saying_late(cli._say)
-    elif fault == "device" and RANK == 1:
-        arguments = (*arguments, "device=meta")
+        terminal.err.print = saying_late(terminal.err.print)
     sys.argv = ["gistnet", *arguments]
     cli.main()
 

@@ -6,27 +6,27 @@ import math
 import pytest
 
 from gistnet.errors import TrainingError
+from gistnet.training.config import StopConfig
 from gistnet.training.curriculum import (
-    Check,
-    ContrastiveRule,
-    StopConfig,
-    checked,
+    ValidationPoint,
     consecutive_rises,
     improvement,
     is_best,
+    is_due,
     raised_weight,
     reason_to_end,
+    with_validation,
 )
 
 PLAIN = StopConfig(average_checks=1, min_improvement=None, rises=3, over_steps=100)
 """An average over one validation is that validation."""
 
 
-def history(*values: float, every: int = 100, config: StopConfig = PLAIN) -> list[Check]:
-    checks: list[Check] = []
+def history(*values: float, every: int = 100, config: StopConfig = PLAIN) -> list[ValidationPoint]:
+    points: list[ValidationPoint] = []
     for number, value in enumerate(values):
-        checks = checked(checks, number * every, value, config)
-    return checks
+        points = with_validation(points, number * every, value, config)
+    return points
 
 
 def test_the_moving_average_is_exponential():
@@ -34,17 +34,13 @@ def test_the_moving_average_is_exponential():
     checks = history(1.0, 0.0, 0.5, 2.0, config=StopConfig(average_checks=3))
     assert [check.average for check in checks] == [1.0, 0.5, 0.5, 1.25]
     assert [check.step for check in checks] == [0, 100, 200, 300]
-
-
-def test_the_default_average_looks_back_on_ten():
-    """α = 2 / 11 (spec, Validation Protocol)."""
-    assert history(1.0, 0.0, config=StopConfig())[-1].average == pytest.approx(9 / 11)
+    assert history(1.0, 0.0, config=StopConfig())[-1].average == pytest.approx(9 / 11)  # spec, Validation Protocol
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_a_loss_that_is_no_number_is_refused_not_averaged(value):
     with pytest.raises(TrainingError, match=rf"validated delta_nll .* step 200.* is {value}, expected a number"):
-        checked(history(1.0, 0.9), 200, value, PLAIN)
+        with_validation(history(1.0, 0.9), 200, value, PLAIN)
 
 
 @pytest.mark.parametrize(
@@ -77,16 +73,9 @@ def test_improvement_is_the_share_that_the_average_fell_over_the_steps():
     assert improvement(checks, 200) == pytest.approx(0.28)
     assert improvement(checks, 150) == pytest.approx(0.28)  # from the newest validation that is old enough
     assert improvement(checks, 300) is None
-
-
-def test_a_loss_of_zero_or_less_counts_as_stable():
-    assert improvement(history(1.0, 0.0), 100) == 0
-    assert improvement(history(0.5, -0.5), 100) == 0
-    assert improvement(history(-0.1, -0.5), 100) == 0
-
-
-def test_a_loss_that_gets_worse_has_a_negative_improvement():
     assert improvement(history(1.0, 1.5), 100) == pytest.approx(-0.5)
+    # A loss of zero or less counts as stable.
+    assert [improvement(history(*values), 100) for values in ((1.0, 0.0), (0.5, -0.5), (-0.1, -0.5))] == [0, 0, 0]
 
 
 STABLE = StopConfig(average_checks=3, min_improvement=0.05, over_steps=200, rises=None)
@@ -136,34 +125,35 @@ def test_a_history_written_to_json_and_read_back_decides_the_same(cut):
     values = (0.7, 0.61, 0.603, 0.602, 0.6021, 0.6022, 0.6023)
     config = StopConfig(average_checks=3, over_steps=100, min_improvement=0.01)
     whole = history(*values, config=config)
-    checks = [Check(*check) for check in json.loads(json.dumps(history(*values[:cut], config=config)))]
+    checks = [ValidationPoint(*check) for check in json.loads(json.dumps(history(*values[:cut], config=config)))]
     for number in range(cut, len(values)):
-        checks = checked(checks, number * 100, values[number], config)
+        checks = with_validation(checks, number * 100, values[number], config)
         assert reason_to_end(checks, 10_000, config) == reason_to_end(whole[: number + 1], 10_000, config)
     assert checks == whole
-
-
-RULE = ContrastiveRule(std_below=0.1, distance_below=0.3, factor=2.0, maximum=0.3)
 
 
 @pytest.mark.parametrize(
     ("std", "distance", "weight", "expected"),
     [
-        (0.05, 0.2, 0.05, 0.1),  # all alike
+        (0.05, 0.2, 0.05, 0.075),  # all alike
         (0.05, 0.9, 0.05, 0.05),  # healthy gists of many dimensions have a small spread too
         (0.2, 0.2, 0.05, 0.05),  # near, but of different nearness
         (0.1, 0.2, 0.05, 0.05),  # "below" is below
         (0.05, 0.3, 0.05, 0.05),
-        (0.05, 0.2, 0.2, 0.3),  # bounded
-        (0.05, 0.2, 0.3, 0.3),
-        (0.05, 0.2, 0.5, 0.5),  # what the configuration sets above the bound stays
+        (0.05, 0.2, 0.4, 0.5),  # bounded
+        (0.05, 0.2, 0.5, 0.5),
+        (0.05, 0.2, 0.7, 0.7),  # what the configuration sets above the bound stays
         (0.05, 0.2, 0.0, 0.0),  # a stage without the contrastive loss gets none
         (math.nan, 0.2, 0.05, 0.05),
     ],
 )
 def test_lambda_rises_only_where_gists_are_alike(std, distance, weight, expected):
-    assert raised_weight(weight, std, distance, RULE) == expected
+    assert raised_weight(weight, std, distance) == pytest.approx(expected)
 
 
-def test_lambda_can_be_left_alone():
-    assert raised_weight(0.05, 0.0, 0.0, RULE.model_copy(update={"enabled": False})) == 0.05
+def test_work_is_due_at_multiples_at_the_last_step_and_when_interrupted():
+    """Before any step it is due only where asked for."""
+    assert [step for step in range(11) if is_due(step, 4, last_step=10)] == [4, 8, 10]
+    assert [step for step in range(9) if is_due(step, 4, last_step=8)] == [4, 8]
+    assert [step for step in range(5) if is_due(step, 4, last_step=10, first=True)] == [0, 4]
+    assert [step for step in range(3) if is_due(step, 4, last_step=10, interrupted=True)] == [1, 2]

@@ -8,43 +8,50 @@ import pytest
 import torch
 import yaml
 
-from gistnet.config import load_config
+from gistnet.config import RunConfig, load_config
 from gistnet.data.sampling import sample_batch
 from gistnet.errors import CheckpointError, ConfigError, DataError
 from gistnet.evaluation.config import EvaluationConfig, PairTestConfig
 from gistnet.evaluation.evaluator import evaluate
 from gistnet.model.gistnet import GistNet
 from gistnet.session import open_run
+from gistnet.training import trainer
 from gistnet.training.checkpoint import checkpoint_folder, latest_checkpoint
+from gistnet.training.run import Run
 from gistnet.training.trainer import fit
+from tests.conftest import tiny_values
 
 EVALUATION = EvaluationConfig(
     documents=4, spans_per_document=2, horizons=(12,), resamples=100, map_documents=0, pair_test=PairTestConfig(pairs=0)
 )
 
 
-@pytest.fixture
-def config_file(tmp_path: Path, tiny_config: dict[str, Any]) -> Path:
+def two_levels(values: dict[str, Any]) -> dict[str, Any]:
     """Level 0 for three steps, then level 1, of 64 tokens, for four; windows of 96 tokens."""
-    tiny_config["levels"] = 2
-    tiny_config["data"]["min_tokens"] = 96
-    tiny_config["train"] |= {
-        "keep_checkpoints": 9,
-        "optimiser": {"learning_rate": 0.003},
-        "stop": {"watch": "kl"},
-    }  # the KL of a stage's last step is its best
-    tiny_config["stages"] = [
+    values["data"]["min_tokens"] = 96
+    # The KL of a stage's last step is its best.
+    values["train"] |= {"optimiser": {"learning_rate": 0.003}, "stop": {"watch": "kl"}}
+    stages = [
         {"name": "spans", "train": {"steps": 3}},
         {"name": "above", "train": {"steps": 4, "level": 1}, "objective": {"horizon_tokens": 12}},
     ]
+    return values | {"levels": 2, "stages": stages}
+
+
+@pytest.fixture
+def config_file(tmp_path: Path, tiny_config: dict[str, Any]) -> Path:
     path = tmp_path / "levels.yaml"
-    path.write_text(yaml.safe_dump(tiny_config), encoding="utf-8")
+    path.write_text(yaml.safe_dump(two_levels(tiny_config)), encoding="utf-8")
     return path
 
 
-def trained_run(config_file: Path, *settings: str):
-    run = open_run(load_config(config_file, settings))
-    return run, fit(run)
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, teacher_folder: Path, corpus_file: Path) -> Run:
+    """The finished run that nothing stopped."""
+    values = tiny_values(tmp_path_factory.mktemp("whole"), teacher_folder, corpus_file)
+    run = open_run(RunConfig.model_validate(two_levels(values)))
+    fit(run)
+    return run
 
 
 def level_states(gistnet) -> list[dict[str, torch.Tensor]]:
@@ -58,19 +65,15 @@ def changed(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> 
     return any(not torch.equal(before[name], after[name]) for name in before)
 
 
-def snapshots(config_file: Path, *settings: str) -> list[list[dict[str, torch.Tensor]]]:
-    """The state of each level before the run, at the end of its first stage, and at its end."""
-    run = open_run(load_config(config_file, settings))
-    states = [level_states(run.gistnet)]
-    fit(run)
-    for step in (3, 7):
-        folder = checkpoint_folder(run.folder, step) / "gistnet"
-        states.append(level_states(GistNet.from_pretrained(folder, run.teacher)))
-    return states
+def snapshots(run: Run) -> tuple[list[dict[str, torch.Tensor]], ...]:
+    """The state of each level at the end of the first stage of a finished run, and at its end."""
+    folder = checkpoint_folder(run.folder, 3) / "gistnet"
+    return level_states(GistNet.from_pretrained(folder, run.teacher)), level_states(run.gistnet)
 
 
-def test_each_stage_trains_its_own_level(config_file: Path) -> None:
-    begin, middle, end = snapshots(config_file)
+def test_each_stage_trains_its_own_level(config_file: Path, whole: Run) -> None:
+    begin = level_states(open_run(load_config(config_file)).gistnet)
+    middle, end = snapshots(whole)
     assert changed(begin[0], middle[0])
     assert not changed(begin[1], middle[1])
     assert not changed(middle[0], end[0])
@@ -78,7 +81,9 @@ def test_each_stage_trains_its_own_level(config_file: Path) -> None:
 
 
 def test_both_levels_are_trained_where_asked_for(config_file: Path) -> None:
-    _, middle, end = snapshots(config_file, "stages.above.train.train_below=true")
+    run = open_run(load_config(config_file, ("stages.above.train.train_below=true",)))
+    fit(run)
+    middle, end = snapshots(run)
     assert changed(middle[0], end[0])
     assert changed(middle[1], end[1])
 
@@ -100,22 +105,19 @@ def test_spans_of_level_1_begin_on_the_grid_of_level_0(config_file: Path) -> Non
 
 
 def test_a_run_killed_in_the_upper_level_resumes_to_the_same_bits(
-    config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config_file: Path, whole: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole, _ = trained_run(config_file, f"run_folder={tmp_path / 'whole'}")
     broken = open_run(load_config(config_file))
 
     class KilledError(Exception):
         pass
 
-    from gistnet.training import trainer
-
     add_up = trainer.add_up_gradient
 
-    def until_six(run, progress, optimiser):
-        if progress.step == 6:
+    def until_six(run, stage, state, optimiser):
+        if state.step == 6:
             raise KilledError
-        return add_up(run, progress, optimiser)
+        return add_up(run, stage, state, optimiser)
 
     with monkeypatch.context() as patch, pytest.raises(KilledError):
         patch.setattr(trainer, "add_up_gradient", until_six)
@@ -126,9 +128,8 @@ def test_a_run_killed_in_the_upper_level_resumes_to_the_same_bits(
         assert not changed(ours, theirs)
 
 
-def test_the_evaluation_holds_each_level_beside_its_baselines(config_file: Path) -> None:
-    run, _ = trained_run(config_file)
-    records = evaluate(run.teacher, run.gistnet, run.dataset, EVALUATION).records
+def test_the_evaluation_holds_each_level_beside_its_baselines(whole: Run) -> None:
+    records = evaluate(whole.teacher, whole.gistnet, whole.dataset, EVALUATION).records
     above = {r.positions: r for r in records if (r.level, r.name, r.offsets) == (1, "delta_nll", (1, 12))}
     assert above.keys() == {"center", "end", "compact"}
     assert above["center"].target is not None
@@ -139,7 +140,7 @@ def test_the_evaluation_holds_each_level_beside_its_baselines(config_file: Path)
     assert not any("gists_below" in r.baselines for r in records if r.level == 0)
     # The level below, measured as runs of eight gists on the same spans, is that baseline.
     row = EVALUATION.model_copy(update={"gists_in_a_row": 8, "highest_level": 0})
-    runs = evaluate(run.teacher, run.gistnet, run.dataset, row).records
+    runs = evaluate(whole.teacher, whole.gistnet, whole.dataset, row).records
     below = {r.positions: r for r in runs if (r.name, r.offsets) == ("delta_nll", (1, 12))}
     for policy, record in above.items():
         assert record.baselines["gists_below"] == pytest.approx(below[policy].value, abs=1e-5)
@@ -164,9 +165,9 @@ def test_a_level_without_room_is_left_out_and_said_or_refused_where_asked_for(co
 
 
 def test_a_run_begins_with_the_levels_of_another(config_file: Path, tmp_path: Path) -> None:
-    first, _ = trained_run(
-        config_file, "levels=1", "stages=[{name: only, train: {steps: 2}}]", "run_folder=" + str(tmp_path / "first")
-    )
+    one = ("levels=1", "stages=[{name: only, train: {steps: 2}}]", f"run_folder={tmp_path / 'first'}")
+    first = open_run(load_config(config_file, one))
+    fit(first)
     saved = latest_checkpoint(first.folder)
     assert saved is not None
     run = open_run(load_config(config_file, (f"start_from={saved / 'gistnet'}",)))

@@ -1,7 +1,6 @@
 """Micro-batch sizes: what is chosen, the memory estimate beside what a step allocates, and halving."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,28 +8,26 @@ import torch
 from torch.profiler import profile
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from gistnet.config import load_config
 from gistnet.data.sampling import SpanLayout, WindowSample
 from gistnet.errors import TrainingError
 from gistnet.model.config import GistNetConfig
 from gistnet.model.gistnet import GistNet
 from gistnet.model.teacher import Teacher
 from gistnet.objective.config import ObjectiveConfig
-from gistnet.session import open_run
-from gistnet.training import trainer
+from gistnet.training import micro_batch, trainer
 from gistnet.training.config import Stage, TrainConfig
 from gistnet.training.micro_batch import (
     MicroBatch,
+    choose_micro_batch,
     estimated_bytes,
-    fitting_micro_batch,
     largest_micro_batch,
     longest_branch,
 )
-from gistnet.training.recorder import Recorder
-from gistnet.training.run import Progress, Run
-from gistnet.training.step import accumulate_gradient
-from gistnet.training.trainer import fit, restore, train_step
-from tests.training.test_trainer import stop_after
+from gistnet.training.recording import Recorder
+from gistnet.training.run import Run, StageRun, TrainState
+from gistnet.training.trainer import accumulate_gradient, fit, restore, train_step
+from tests.training.runs import assert_same
+from tests.training.test_trainer import stop_after, woken_run
 
 VOCABULARY = 4000
 
@@ -52,7 +49,7 @@ def stage_of(spans_per_window: int, horizon: int = 32, **train: object) -> Stage
         ({}, 1, "cpu", (7, 64)),  # 7 windows of 30 branches: a CPU takes 64 branches at most
         ({}, 2, "cpu", (4, 64)),  # the larger share of 7 windows
         ({}, 1, "cuda", (7, 210)),  # 32,768 vectors would be 1,024 branches of 32
-        ({"micro_batch_windows": 2, "micro_batch_branches": 5}, 1, "cuda", (2, 5)),
+        ({"micro_batch_branches": 5}, 1, "cuda", (7, 5)),
         ({"micro_batch_branches": 500}, 1, "cpu", (7, 210)),
     ],
 )
@@ -61,15 +58,17 @@ def test_the_largest_micro_batch_is_what_was_asked_for_or_what_helps(train, proc
     assert largest_micro_batch(config, processes=processes, vectors=32, device_type=device) == expected
 
 
-def test_sizes_are_halved_until_the_estimate_fits_or_nothing_is_left_to_halve():
+def test_sizes_are_halved_until_the_estimate_fits_or_nothing_is_left_to_halve(monkeypatch):
     """Ten bytes always, four a window, two a branch: 8 and 64 take 170, 4 and 32 take 90, 2 and 16 take 50."""
-
-    def needed(sizes: MicroBatch) -> int:
-        return 10 + 4 * sizes.windows + 2 * sizes.branches
-
-    largest = MicroBatch(8, 64)
-    rooms = {170: (8, 64), 169: (4, 32), 50: (2, 16), 16: (1, 1), 3: (1, 1)}
-    assert {room: fitting_micro_batch(largest, needed, room) for room in rooms} == rooms
+    teacher = small_llama(torch.float32)
+    gistnet = GistNet.build(GistNetConfig(architecture="bottleneck", width=64), teacher)
+    monkeypatch.setattr(
+        micro_batch, "estimated_bytes", lambda *given, **_: {"all": 10 + 4 * given[3].windows + 2 * given[3].branches}
+    )
+    options = {"window_tokens": 512, "processes": 1, "device_type": "cpu", "recompute": False}
+    stage = stage_of(8, windows_per_batch=8)
+    rooms = {170: ((8, 64), 170), 169: ((4, 32), 90), 50: ((2, 16), 50), 16: ((1, 1), 16), 3: ((1, 1), 16)}
+    assert {room: choose_micro_batch(teacher, gistnet, stage, room_bytes=room, **options) for room in rooms} == rooms
 
 
 def test_the_longest_branch_holds_its_gists_and_all_but_the_last_token_of_the_horizon():
@@ -137,22 +136,19 @@ def test_the_estimate_is_near_what_a_step_allocates(windows, tokens, spans, hori
     gistnet = GistNet.build(GistNetConfig(architecture=architecture, width=64), teacher)
     for parameter in gistnet.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    stage, sizes = stage_of(spans, horizon), MicroBatch(windows, windows * spans)
+    stage, sizes = stage_of(spans, horizon, dropout=0.1), MicroBatch(windows, windows * spans)
     layout = SpanLayout(span_tokens=32, level=0, horizon_tokens=horizon, spans_per_window=spans)
     starts = np.linspace(4, tokens - 32 - horizon, spans).astype(np.int64)
     samples = [WindowSample(item, item, 0, starts, np.ones_like(starts)) for item in range(windows)]
     seen = most_allocated(
         lambda: accumulate_gradient(
             teacher,
-            gistnet,
             RandomWindows(tokens),
-            samples,
-            layout,
+            StageRun(stage.name, stage.train, stage.objective, stage.targets, gistnet, layout, sizes),
             stage.objective,
-            train_below=False,
+            samples,
             branches_in_batch=sizes.branches,
             sizes=sizes,
-            dropout_rate=0.1,
             dropout_seed=(0, 0),
         )
     )
@@ -164,12 +160,6 @@ def test_the_estimate_is_near_what_a_step_allocates(windows, tokens, spans, hori
 
 
 # Memory that runs out -------------------------------------------------------------------------------------------------
-
-
-def run_of(config_file: Path, *settings: str, said: list[str] | None = None) -> Run:
-    run = open_run(load_config(config_file, settings), [].append if said is None else said.append)
-    torch.nn.init.normal_(run.gistnet.w_out.weight, generator=torch.Generator().manual_seed(0))
-    return run
 
 
 def room_for(branches: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,34 +174,33 @@ def room_for(branches: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trainer, "accumulate_gradient", accumulate)
 
 
-def gradients(run: Run, progress: Progress) -> dict[str, torch.Tensor]:
-    train_step(run, progress, run.optimiser(progress))
+def gradients(run: Run, state: TrainState) -> dict[str, torch.Tensor]:
+    (stage,) = run.stages
+    train_step(run, stage, state, stage.optimiser())
     return {name: p.grad.clone() for name, p in run.gistnet.named_parameters() if p.grad is not None}
 
 
-def test_where_memory_runs_out_the_step_is_done_again_with_half_the_sizes(config_file, monkeypatch):
+def test_where_memory_runs_out_the_step_is_done_again_with_half_the_sizes(config_file, monkeypatch, caplog):
     """Two batches of six branches: six at once, then three, then one; the gradient is that of one branch at a time."""
-    alone = ("train.micro_batch_branches=1", "train.micro_batch_windows=1")
-    expected = gradients(run_of(config_file, *alone), Progress())
-    said: list[str] = []
-    run, progress = run_of(config_file, said=said), Progress()
+    expected = gradients(woken_run(config_file), TrainState(0.0, micro_batch=MicroBatch(1, 1)))
+    caplog.set_level("INFO", "gistnet")
+    run, state = woken_run(config_file), TrainState(0.0)
     room_for(2, monkeypatch)
-    found = gradients(run, progress)
-    assert found.keys() == expected.keys()
-    assert all(torch.equal(found[name], expected[name]) for name in found)
-    assert (progress.micro_batch, progress.step) == (MicroBatch(1, 1), 1)
-    assert len([message for message in said if "ran out" in message]) == 2
-    gradients(run, progress)
-    assert len([message for message in said if "ran out" in message]) == 2
+    found = gradients(run, state)
+    assert_same(found, expected)
+    assert (state.micro_batch, state.step) == (MicroBatch(1, 1), 1)
+    assert len([message for message in caplog.messages if "ran out" in message]) == 2
+    gradients(run, state)
+    assert len([message for message in caplog.messages if "ran out" in message]) == 2
 
 
 def test_where_nothing_is_left_to_halve_the_run_stops_and_keeps_what_it_had(config_file, monkeypatch):
-    run = run_of(config_file)
+    run = woken_run(config_file)
     record = Recorder.record
 
-    def fill(self: Recorder, run: Run, progress: Progress, metrics: dict, interrupted: bool) -> None:
-        record(self, run, progress, metrics, interrupted)
-        if progress.step == 3:
+    def fill(self: Recorder, stage: StageRun, state: TrainState, metrics: dict, interrupted: bool) -> None:
+        record(self, stage, state, metrics, interrupted)
+        if state.step == 3:
             room_for(0, monkeypatch)
 
     monkeypatch.setattr(Recorder, "record", fill)
@@ -221,11 +210,11 @@ def test_where_nothing_is_left_to_halve_the_run_stops_and_keeps_what_it_had(conf
 
 def test_a_resumed_run_takes_the_sizes_that_it_had(config_file):
     """The rounding of a sum depends on them. Others are chosen for another number of processes, or where asked for."""
-    fit(run_of(config_file, "train.micro_batch_branches=2", "train.steps=2"))
-    run = run_of(config_file)
+    fit(woken_run(config_file, "train.micro_batch_branches=2", "train.steps=2"))
+    run = woken_run(config_file)
     assert run.stages[0].micro_batch == (2, 6)
     assert restore(run)[0].micro_batch == (2, 2)
-    assert restore(run_of(config_file, "train.micro_batch_branches=5"))[0].micro_batch == (2, 5)
+    assert restore(woken_run(config_file, "train.micro_batch_branches=5"))[0].micro_batch == (2, 5)
     run.processes.count = 2
     assert restore(run)[0].micro_batch is None
 
@@ -234,11 +223,10 @@ def test_a_run_that_found_less_room_ends_with_the_same_bits_when_resumed_with_mo
     """Memory ran out in the first step; resumed after the fourth, when there is plenty, the run goes on as it did."""
     with monkeypatch.context() as patched:
         room_for(2, patched)
-        whole = run_of(config_file, f"run_folder={tmp_path / 'whole'}")
+        whole = woken_run(config_file, f"run_folder={tmp_path / 'whole'}")
         fit(whole)
         stop_after(4, patched)
-        assert fit(run_of(config_file)).step == 4
-    resumed = run_of(config_file)
+        assert fit(woken_run(config_file)).step == 4
+    resumed = woken_run(config_file)
     assert fit(resumed, resume=True).micro_batch == (1, 1)
-    for name, tensor in whole.gistnet.trainable_state().items():
-        assert torch.equal(tensor, resumed.gistnet.trainable_state()[name]), name
+    assert_same(whole.gistnet.trainable_state(), resumed.gistnet.trainable_state())

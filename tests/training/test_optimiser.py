@@ -1,15 +1,16 @@
-"""Who is moved by what, and how far, against hand computations; one optimiser made of two."""
+"""Optimiser and learning rate against hand computations and torch's own cosine; one optimiser made of two."""
 
 from collections.abc import Iterator
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import nn
 from torch.optim import Optimizer
 
 from gistnet.errors import ConfigError
-from gistnet.training.optimiser import build_optimiser
-from gistnet.training.schedule import OptimiserConfig
+from gistnet.training.config import OptimiserConfig
+from gistnet.training.optimiser import build_optimiser, learning_rate, warmup_length
 
 
 class _Network(nn.Module):
@@ -35,26 +36,21 @@ def test_only_matrices_decay_and_frozen_parameters_are_left_out() -> None:
     }
 
 
-def test_first_update_of_the_optimiser_by_hand() -> None:
-    """Adam's first step is lr · g/(|g| + ε); a matrix also loses lr · decay of itself, a vector does not."""
+def test_first_two_updates_by_hand() -> None:
+    """Adam's first step is lr · sign(g); after a second gradient of zero it is lr · 0.9/1.9 · √1.999/√0.999.
+
+    A matrix also loses lr · decay of itself at each step, a vector does not.
+    """
     matrix, vector = nn.Parameter(torch.full((1, 1), 2.0).double()), nn.Parameter(torch.full((1,), 2.0).double())
-    config = OptimiserConfig(learning_rate=0.1, weight_decay=0.5, epsilon=1.0)
+    config = OptimiserConfig(learning_rate=0.1, weight_decay=0.5)
     optimiser = build_optimiser([("matrix", matrix), ("vector", vector)], config)
-    (3 * matrix.sum() + 3 * vector.sum()).backward()
-    optimiser.step()
-    assert vector.item() == pytest.approx(2.0 - 0.1 * 3 / (3 + 1))
-    assert matrix.item() == pytest.approx(2.0 - 0.1 * 0.5 * 2.0 - 0.1 * 3 / (3 + 1))
-
-
-def test_betas_are_those_configured() -> None:
-    """A second gradient of zero leaves the mean at β₁(1-β₁)·g of the first, the mean square at β₂(1-β₂)·g²."""
-    parameter = nn.Parameter(torch.ones(1).double())
-    optimiser = build_optimiser([("p", parameter)], OptimiserConfig(betas=(0.5, 0.75)))
-    for gradient in (4.0, 0.0):
-        parameter.grad = torch.tensor([gradient]).double()
+    second = 0.1 * (0.9 * 0.1 / (1 - 0.9**2)) / (0.999 * 0.001 / (1 - 0.999**2)) ** 0.5
+    for gradient, moved in ((3.0, 0.1), (0.0, second)):
+        before = matrix.item(), vector.item()
+        matrix.grad, vector.grad = torch.full((1, 1), gradient).double(), torch.full((1,), gradient).double()
         optimiser.step()
-    assert optimiser.state[parameter]["exp_avg"].item() == pytest.approx(0.5 * 0.5 * 4)
-    assert optimiser.state[parameter]["exp_avg_sq"].item() == pytest.approx(0.75 * 0.25 * 16)
+        assert vector.item() == pytest.approx(before[1] - moved)
+        assert matrix.item() == pytest.approx(before[0] * (1 - 0.1 * 0.5) - moved)
 
 
 def test_a_network_without_trainable_parameters_is_refused() -> None:
@@ -114,3 +110,54 @@ def test_muon_does_without_vectors_or_without_matrices(names: tuple[str, ...]) -
     before = {name: parameter.detach().clone() for name, parameter in parameters.items()}
     _train(build_optimiser(parameters.items(), OptimiserConfig(kind="muon")), range(1))
     assert all(not torch.equal(before[name], parameter) for name, parameter in parameters.items())
+
+
+SIMPLE = OptimiserConfig(learning_rate=1.0, final_learning_rate=0.0, warmup_steps=4)
+
+
+@pytest.mark.parametrize(
+    ("total_steps", "expected"), [(100_000, 1000), (20_000, 1000), (19_980, 999), (2000, 100), (19, 0), (1, 0)]
+)
+def test_warmup_is_a_thousand_steps_or_a_twentieth_of_a_shorter_stage(total_steps: int, expected: int) -> None:
+    assert warmup_length(total_steps, OptimiserConfig()) == expected
+
+
+def test_learning_rate_rises_linearly_and_falls_along_a_cosine() -> None:
+    """100 steps, 4 of warm-up: quarters up, then cos at 0, 1/4, 1/3, 1/2, 2/3 and 1 of the remaining 96."""
+    expected = {
+        0: 0.25,
+        1: 0.5,
+        2: 0.75,
+        3: 1.0,
+        4: 1.0,
+        28: 0.8535533906,
+        36: 0.75,
+        52: 0.5,
+        68: 0.25,
+        100: 0.0,
+        150: 0.0,
+    }
+    assert {step: learning_rate(step, 100, SIMPLE) for step in expected} == pytest.approx(expected, abs=1e-9)
+
+
+def test_without_warmup_it_is_the_cosine_annealing_of_torch() -> None:
+    config = OptimiserConfig(learning_rate=1e-4, warmup_steps=0)
+    optimiser = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1e-4)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, T_max=50, eta_min=1e-6)
+    for step in range(50):
+        assert learning_rate(step, 50, config) == pytest.approx(scheduler.get_last_lr()[0], rel=1e-9)
+        optimiser.step()
+        scheduler.step()
+    assert learning_rate(50, 50, config) == pytest.approx(1e-6, rel=1e-12)
+
+
+def test_learning_rate_is_never_zero_nor_above_the_peak_and_a_stage_of_one_step_runs_at_the_peak() -> None:
+    config = OptimiserConfig(learning_rate=1e-4)
+    assert all(0 < learning_rate(step, 3000, config) <= 1e-4 for step in range(3001))
+    assert learning_rate(0, 1, config) == 1e-4
+
+
+@pytest.mark.parametrize("wrong", [{"final_learning_rate": 1.0}, {"warmup_steps": -1}, {"learning_rat": 1.0}])
+def test_a_contradictory_or_unknown_setting_is_refused_by_name(wrong: dict) -> None:
+    with pytest.raises(ValidationError, match=next(iter(wrong))):
+        OptimiserConfig(**wrong)

@@ -9,88 +9,89 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from gistnet.config import load_config
+from gistnet.config import RunConfig, load_config
 from gistnet.errors import CheckpointError, ConfigError, DataError, TrainingError
 from gistnet.evaluation.validation import Validator
-from gistnet.metrics_log import read_metrics
 from gistnet.session import open_run
 from gistnet.training import trainer
 from gistnet.training.checkpoint import best_checkpoint, checkpoint_folder, latest_checkpoint, load_checkpoint
-from gistnet.training.run import Progress, Run
+from gistnet.training.run import Run, TrainState
 from gistnet.training.trainer import fit
+from tests.conftest import tiny_values
+from tests.training.runs import assert_same, newest_weights, records, run_of
+
+STAGES = [
+    {"name": "short", "train": {"steps": 4, "validation": {"every_steps": 2}}},
+    {
+        "name": "stable",
+        "train": {
+            "steps": 8,
+            "dropout": 0.3,
+            "validation": {"every_steps": 2},
+            "stop": {"average_checks": 2, "over_steps": 2, "min_improvement": 0.999, "rises": None},
+        },
+        "objective": {"horizon_tokens": 8, "contrastive_weight": 0.05},
+        "targets": {"delta_nll": {"below": 100.0}, "gist_diversity": {"above": 3.0}},
+    },
+    {
+        "name": "last",
+        "train": {"steps": 3, "optimiser": {"learning_rate": 0.002}},
+        "objective": {"horizon_tokens": 16, "contrastive_weight": 0.08},
+    },
+]
+"""Three stages of at most four steps, validated every second one; the second ends as soon as it may."""
 
 
 @pytest.fixture
 def staged(tmp_path: Path, tiny_config: dict[str, Any]) -> Path:
-    """Three stages of at most four steps, validated every second one; the second ends as soon as it may."""
-    tiny_config["stages"] = [
-        {"name": "short", "train": {"steps": 4, "validation": {"every_steps": 2}}},
-        {
-            "name": "stable",
-            "train": {
-                "steps": 8,
-                "dropout": 0.3,
-                "validation": {"every_steps": 2},
-                "stop": {"average_checks": 2, "over_steps": 2, "min_improvement": 0.999, "rises": None},
-            },
-            "objective": {"horizon_tokens": 8, "contrastive_weight": 0.05},
-            "targets": {"delta_nll": {"below": 100.0}, "gist_diversity": {"above": 3.0}},
-        },
-        {
-            "name": "last",
-            "train": {"steps": 3, "optimiser": {"learning_rate": 0.002}},
-            "objective": {"horizon_tokens": 16, "contrastive_weight": 0.08},
-        },
-    ]
+    """Configuration of a run of these stages."""
     path = tmp_path / "staged.yaml"
-    path.write_text(yaml.safe_dump(tiny_config), encoding="utf-8")
+    path.write_text(yaml.safe_dump(tiny_config | {"stages": STAGES}), encoding="utf-8")
     return path
 
 
-def run_of(config_file: Path, *settings: str) -> Run:
-    return open_run(load_config(config_file, settings))
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, teacher_folder: Path, corpus_file: Path) -> Run:
+    """The finished run that nothing stopped, with all its checkpoints."""
+    values = tiny_values(tmp_path_factory.mktemp("whole"), teacher_folder, corpus_file)
+    run = open_run(RunConfig.model_validate(values | {"stages": STAGES}))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer, "KEPT_CHECKPOINTS", 99)
+        fit(run)
+    return run
+
+
+@pytest.fixture
+def copied(whole: Run, tmp_path: Path) -> Path:
+    """A copy of it in the run folder of `staged`."""
+    return shutil.copytree(whole.folder, tmp_path / "run")
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "gistnet" / "model.safetensors")
 
 
-def assert_same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
-    assert first.keys() == second.keys()
-    assert all(torch.equal(first[name], second[name]) for name in first)
-
-
-def records(run: Run) -> list[dict]:
-    lines = read_metrics(run.folder / "metrics.jsonl")
-    return [{k: v for k, v in line.items() if k != "spans_per_second"} for line in lines]
-
-
 def ends(run: Run) -> list[dict]:
-    return [record["stage_end"] for record in records(run) if "stage_end" in record]
+    return [record["stage_end"] for record in records(run.folder) if "stage_end" in record]
 
 
-def test_the_stages_follow_each_other_each_by_its_own_settings(staged):
-    run = run_of(staged)
-    progress = fit(run)
-    assert [end["name"] for end in ends(run)] == ["short", "stable", "last"]
-    assert [end["reason"] for end in ends(run)] == ["step limit", "stabilised", "step limit"]
+def test_the_stages_follow_each_other_each_by_its_own_settings(whole):
+    assert [end["name"] for end in ends(whole)] == ["short", "stable", "last"]
+    assert [end["reason"] for end in ends(whole)] == ["step limit", "stabilised", "step limit"]
     # Two checks are needed, at steps 0 and 2 of the second stage: it ends after two of its eight steps.
-    assert (progress.step, progress.stage, progress.stage_step) == (4 + 2 + 3, 3, 3)
-    steps = [(r["stage"], r["stage_step"], r["step"]) for r in records(run) if "loss" in r]
+    steps = [(r["stage"], r["stage_step"], r["step"]) for r in records(whole.folder) if "loss" in r]
     assert steps == [(1, 1, 1), (1, 2, 2), (1, 3, 3), (1, 4, 4), (2, 1, 5), (2, 2, 6), (3, 1, 7), (3, 2, 8), (3, 3, 9)]
-    by_stage = {r["stage"]: r for r in records(run) if "loss" in r}
+    by_stage = {r["stage"]: r for r in records(whole.folder) if "loss" in r}
     assert [by_stage[n]["contrastive_weight"] for n in (1, 2, 3)] == [0.0, 0.05, 0.08]
     # Each stage follows half a cosine of its own, from its own peak: in steps of π/4, π/8 and π/3, without a warm-up.
     heights = [1, 0.853553, 0.5, 0.146447, 1, 0.961940, 1, 0.75, 0.25]
     peaks, final = 6 * [0.01] + 3 * [0.002], 1e-6
     expected = [final + height * (peak - final) for height, peak in zip(heights, peaks, strict=True)]
-    assert [r["learning_rate"] for r in records(run) if "loss" in r] == pytest.approx(expected, rel=1e-5)
+    assert [r["learning_rate"] for r in records(whole.folder) if "loss" in r] == pytest.approx(expected, rel=1e-5)
 
 
-def test_targets_are_reported_met_or_not(staged):
-    run = run_of(staged)
-    fit(run)
-    short, stable, _ = ends(run)
+def test_targets_are_reported_met_or_not(whole):
+    short, stable, _ = ends(whole)
     assert short["targets"] == []
     loss, diversity = stable["targets"]
     assert (loss["name"], loss["below"], loss["met"]) == ("delta_nll", 100.0, True)
@@ -107,13 +108,14 @@ def test_a_stage_begins_with_the_best_network_of_the_one_before(staged, monkeypa
         return figures(self, shares) | {"delta_nll": next(values, 0.4)}
 
     monkeypatch.setattr(Validator, "figures", told)
-    run = run_of(staged, "train.keep_checkpoints=9")
+    monkeypatch.setattr(trainer, "KEPT_CHECKPOINTS", 9)
+    run = run_of(staged)
     begun: dict[int, dict[str, torch.Tensor]] = {}
     enter = trainer.enter_next_stage
 
-    def noting(run: Run, progress: Progress) -> Any:
-        optimiser = enter(run, progress)
-        begun[progress.stage] = {name: tensor.clone() for name, tensor in run.gistnet.trainable_state().items()}
+    def noting(run: Run, state: TrainState) -> Any:
+        optimiser = enter(run, state)
+        begun[state.stage] = {name: tensor.clone() for name, tensor in run.gistnet.trainable_state().items()}
         assert optimiser.state == {}
         return optimiser
 
@@ -126,8 +128,9 @@ def test_a_stage_begins_with_the_best_network_of_the_one_before(staged, monkeypa
     assert best_checkpoint(run.folder) == checkpoint_folder(run.folder, 2)
 
 
-def test_the_bests_of_all_stages_are_kept(staged):
-    run = run_of(staged, "train.keep_checkpoints=1")
+def test_the_bests_of_all_stages_are_kept(staged, monkeypatch):
+    monkeypatch.setattr(trainer, "KEPT_CHECKPOINTS", 1)
+    run = run_of(staged)
     fit(run)
     for end in ends(run):
         assert load_checkpoint(checkpoint_folder(run.folder, end["best_step"])).step == end["best_step"]
@@ -139,22 +142,20 @@ class Killed(Exception):
 
 @pytest.mark.parametrize("moment", ["before the stage's start is read", "after it", "after its first validation"])
 @pytest.mark.parametrize("change", [2, 3])
-def test_a_run_killed_inside_a_stage_change_resumes_to_the_same_bits(staged, tmp_path, monkeypatch, moment, change):
-    whole = run_of(staged, f"run_folder={tmp_path / 'whole'}")
-    fit(whole)
+def test_a_run_killed_inside_a_stage_change_resumes_to_the_same_bits(staged, whole, monkeypatch, moment, change):
     enter, report = trainer.enter_next_stage, trainer.Recorder.report
 
-    def entering(run: Run, progress: Progress) -> Any:
-        if progress.stage == change - 1 and moment.startswith("before"):
+    def entering(run: Run, state: TrainState) -> Any:
+        if state.stage == change - 1 and moment.startswith("before"):
             raise Killed
-        optimiser = enter(run, progress)
-        if progress.stage == change and moment == "after it":
+        optimiser = enter(run, state)
+        if state.stage == change and moment == "after it":
             raise Killed
         return optimiser
 
-    def reporting(self: Any, progress: Progress, *arguments: Any) -> None:
-        report(self, progress, *arguments)
-        if progress.stage == change and moment == "after its first validation":
+    def reporting(self: Any, state: TrainState, *arguments: Any) -> None:
+        report(self, state, *arguments)
+        if state.stage == change and moment == "after its first validation":
             raise Killed
 
     with monkeypatch.context() as patched:
@@ -164,33 +165,30 @@ def test_a_run_killed_inside_a_stage_change_resumes_to_the_same_bits(staged, tmp
             fit(run_of(staged))
     resumed = run_of(staged)
     fit(resumed, resume=True)
-    assert_same(weights(latest_checkpoint(whole.folder)), weights(latest_checkpoint(resumed.folder)))
-    assert records(whole) == records(resumed)
+    assert_same(newest_weights(whole.folder), newest_weights(resumed.folder))
+    assert records(whole.folder) == records(resumed.folder)
     assert (whole.folder / "checkpoints" / "best.json").read_text() == (
         resumed.folder / "checkpoints" / "best.json"
     ).read_text()
 
 
-def test_a_finished_run_resumes_to_itself(staged):
-    run = run_of(staged)
-    before = fit(run)
+@pytest.mark.usefixtures("copied")
+def test_a_finished_run_resumes_to_itself(staged, whole):
     again = run_of(staged)
-    assert fit(again, resume=True) == before
-    assert records(run) == records(again)
+    assert fit(again, resume=True).step == 9
+    assert_same(again.gistnet.trainable_state(), whole.gistnet.trainable_state())
+    assert records(again.folder) == records(whole.folder)
 
 
+@pytest.mark.usefixtures("copied")
 def test_a_raised_limit_lets_the_last_stage_go_on(staged):
-    fit(run_of(staged))
-    run = run_of(staged, "stages.last.train.steps=5")
-    assert fit(run, resume=True).stage_step == 5
+    assert fit(run_of(staged, "stages.last.train.steps=5"), resume=True).stage_step == 5
 
 
-def test_stages_to_come_may_change_and_those_begun_may_not(staged):
-    run = run_of(staged, "train.keep_checkpoints=9")
-    fit(run)
+def test_stages_to_come_may_change_and_those_begun_may_not(staged, copied):
     for step in (5, 6, 7, 8, 9):
-        shutil.rmtree(checkpoint_folder(run.folder, step), ignore_errors=True)
-    assert latest_checkpoint(run.folder) == checkpoint_folder(run.folder, 4)
+        shutil.rmtree(checkpoint_folder(copied, step), ignore_errors=True)
+    assert latest_checkpoint(copied) == checkpoint_folder(copied, 4)
     with pytest.raises(CheckpointError, match=r"stages\.short\.horizon_tokens is 12, expected 10"):
         fit(run_of(staged, "stages.short.objective.horizon_tokens=10"), resume=True)
     other = run_of(staged, "stages.stable.objective.horizon_tokens=9")
@@ -206,21 +204,20 @@ def test_lambda_rises_where_gists_are_alike_and_stays_so_after_a_resume(staged, 
     settings = ("stages.last.train.steps=4", "train.stop.rises=null")
     run = run_of(staged, *settings)
     fit(run)
-    rises = [
-        r["contrastive_weight_raised"] for r in records(run) if r["stage"] == 3 and "contrastive_weight_raised" in r
-    ]
+    last = [record for record in records(run.folder) if record["stage"] == 3]
+    rises = [record["contrastive_weight_raised"] for record in last if "contrastive_weight_raised" in record]
     assert [(rise["from"], pytest.approx(rise["to"])) for rise in rises] == [(0.08, 0.12), (0.12, 0.18), (0.18, 0.27)]
-    used = [r["contrastive_weight"] for r in records(run) if r["stage"] == 3 and "loss" in r]
+    used = [record["contrastive_weight"] for record in last if "loss" in record]
     assert used == pytest.approx([0.12, 0.12, 0.12, 0.18])
-    assert sum("alarm" in r for r in records(run)) == sum("validation" in r for r in records(run))
+    assert sum("alarm" in r for r in records(run.folder)) == sum("validation" in r for r in records(run.folder))
     # The same from a checkpoint in the middle of the last stage.
-    expected = records(run)
+    expected = records(run.folder)
     for folder in (run.folder / "checkpoints").glob("step-*"):
         if int(folder.name[5:]) > 8:
             shutil.rmtree(folder)
     again = run_of(staged, *settings)
     fit(again, resume=True)
-    assert records(again) == expected
+    assert records(again.folder) == expected
 
 
 def test_a_validation_that_is_no_number_names_the_document_and_what_is_left(staged, monkeypatch):

@@ -12,8 +12,8 @@ from gistnet.errors import TeacherError
 from gistnet.session import open_run
 from gistnet.training.micro_batch import MicroBatch
 from gistnet.training.run import Run
-from gistnet.training.step import _dropout_key, accumulate_gradient, prefill_tokens
-from gistnet.training.step import branch_micro_batches as cut
+from gistnet.training.trainer import _dropout_key, accumulate_gradient, prefill_tokens
+from gistnet.training.trainer import branch_micro_batches as cut
 
 
 def sample(starts: list[int], gists: list[int]) -> WindowSample:
@@ -87,21 +87,18 @@ def test_windows_are_out_of_memory_before_the_next_are_read(config_file, monkeyp
     def recorded(tokens, **options):
         assert all(keys() is None for keys in before)
         read = prefill(tokens, **options)
-        before.append(weakref.ref(read.document.keys[0]))
+        before.append(weakref.ref(read.cache.keys[0]))
         return read
 
     monkeypatch.setattr(run.teacher, "prefill", recorded)
     accumulate_gradient(
         run.teacher,
-        run.gistnet,
         run.dataset,
-        samples_of(run, 4),
-        stage.layout,
+        stage,
         stage.objective,
-        train_below=False,
+        samples_of(run, 4),
         branches_in_batch=1,
         sizes=MicroBatch(1, 2),
-        dropout_rate=0.0,
         dropout_seed=(0, 0),
     )
     assert len(before) == 4

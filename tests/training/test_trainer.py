@@ -6,26 +6,31 @@ import os
 import shutil
 import signal
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
-from gistnet.config import load_config
 from gistnet.data.sampling import sample_batch
-from gistnet.errors import CheckpointError, ConfigError, DataError, TrainingError
+from gistnet.errors import CheckpointError, ProcessError, TrainingError
 from gistnet.metrics_log import read_metrics
 from gistnet.objective.branches import SegmentBatch
 from gistnet.objective.objective import branch_losses
-from gistnet.session import open_run
 from gistnet.training import trainer
 from gistnet.training.checkpoint import best_checkpoint, latest_checkpoint
-from gistnet.training.recorder import Recorder
-from gistnet.training.run import Progress, Run
-from gistnet.training.trainer import add_up_gradient, fit, judge, save, train_step
-
-
-def run_of(config_file: Path, *settings: str) -> Run:
-    return open_run(load_config(config_file, settings))
+from gistnet.training.micro_batch import MicroBatch
+from gistnet.training.recording import Recorder
+from gistnet.training.run import Run, StageRun, TrainState
+from gistnet.training.trainer import (
+    add_up_gradient,
+    fit,
+    keeping_the_last_good_state,
+    save,
+    train_step,
+    update_after_validation,
+)
+from tests.training.runs import assert_same, records, run_of
 
 
 def woken_run(config_file: Path, *settings: str) -> Run:
@@ -33,6 +38,11 @@ def woken_run(config_file: Path, *settings: str) -> Run:
     run = run_of(config_file, *settings)
     torch.nn.init.normal_(run.gistnet.w_out.weight, generator=torch.Generator().manual_seed(0))
     return run
+
+
+def one_step(run: Run, sizes: MicroBatch | None = None) -> dict[str, float]:
+    (stage,) = run.stages
+    return train_step(run, stage, TrainState(0.0, micro_batch=sizes), stage.optimiser())
 
 
 def gradient_in(run: Run) -> dict[str, torch.Tensor]:
@@ -43,32 +53,21 @@ def weights_of(run: Run) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in run.gistnet.trainable_state().items()}
 
 
-def assert_same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor], **tolerance: float) -> None:
-    assert first.keys() == second.keys()
-    for name, tensor in first.items():
-        torch.testing.assert_close(tensor, second[name], **(tolerance or {"rtol": 0, "atol": 0}), msg=name)
-
-
-def without_speed(path: Path) -> list[dict]:
-    return [{k: v for k, v in record.items() if k != "spans_per_second"} for record in read_metrics(path)]
-
-
 def stop_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Send this process a real SIGTERM while the step before `step` is under way."""
     record = Recorder.record
 
-    def recording(self: Recorder, run: Run, progress: Progress, metrics: dict, interrupted: bool) -> None:
-        if progress.step == step - 1:
+    def recording(self: Recorder, stage: StageRun, state: TrainState, metrics: dict, interrupted: bool) -> None:
+        if state.step == step - 1:
             os.kill(os.getpid(), signal.SIGTERM)
-        record(self, run, progress, metrics, interrupted)
+        record(self, stage, state, metrics, interrupted)
 
     monkeypatch.setattr(Recorder, "record", recording)
 
 
-@pytest.mark.parametrize("architecture", ["bottleneck", "teacher_lora"])
-def test_an_interrupted_and_resumed_run_equals_an_uninterrupted_one(config_file, tmp_path, monkeypatch, architecture):
+def test_an_interrupted_and_resumed_run_equals_an_uninterrupted_one(config_file, tmp_path, monkeypatch):
     """Weights bit for bit and every logged figure, with dropout and accumulation, stopped by SIGTERM in step 4."""
-    settings = (f"gistnet.architecture={architecture}", "gistnet.teacher_layers=2")
+    settings = ("gistnet.architecture=teacher_lora", "gistnet.teacher_layers=2")
     whole = run_of(config_file, f"run_folder={tmp_path / 'whole'}", *settings)
     fit(whole)
     with monkeypatch.context() as patched:
@@ -77,16 +76,8 @@ def test_an_interrupted_and_resumed_run_equals_an_uninterrupted_one(config_file,
     resumed = run_of(config_file, *settings)
     assert fit(resumed, resume=True).step == 6
     assert_same(weights_of(whole), weights_of(resumed))
-    assert without_speed(whole.folder / "metrics.jsonl") == without_speed(resumed.folder / "metrics.jsonl")
+    assert records(whole.folder) == records(resumed.folder)
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-
-
-def test_resuming_a_finished_run_changes_nothing(config_file):
-    run = run_of(config_file)
-    fit(run)
-    again = run_of(config_file)
-    assert fit(again, resume=True).step == 6
-    assert_same(weights_of(run), weights_of(again))
 
 
 def test_training_lowers_the_held_out_kl_and_keeps_the_best(config_file):
@@ -95,11 +86,11 @@ def test_training_lowers_the_held_out_kl_and_keeps_the_best(config_file):
         config_file, "train.steps=150", "train.validation.every_steps=50", "train.validation.documents=8",
         "train.dropout=0.0", "gistnet.architecture=full", "gistnet.heads=4", "train.optimiser.learning_rate=0.003",
     )  # fmt: skip
-    progress = fit(run)
+    state = fit(run)
     validations = [r["validation"] for r in read_metrics(run.folder / "metrics.jsonl") if "validation" in r]
     assert validations[-1]["kl"] < 0.995 * validations[0]["kl"]
-    assert progress.best == validations[-1] or progress.best["delta_nll"] == min(v["delta_nll"] for v in validations)
-    assert best_checkpoint(run.folder).name == f"step-{progress.best_step:08d}"
+    assert state.best == validations[-1] or state.best["delta_nll"] == min(v["delta_nll"] for v in validations)
+    assert best_checkpoint(run.folder).name == f"step-{state.best_step:08d}"
 
 
 @pytest.mark.parametrize("architecture", ["full", "teacher_lora"])
@@ -113,28 +104,28 @@ def test_the_teacher_and_its_copy_are_bit_identical_after_training(config_file, 
 
 
 @pytest.mark.parametrize(
-    "settings",
+    ("settings", "sizes"),
     [
-        ("train.windows_per_batch=4", "train.accumulation_steps=1"),
-        ("train.windows_per_batch=1", "train.accumulation_steps=4"),
-        ("train.micro_batch_branches=1",),
-        ("train.micro_batch_windows=1",),
-        ("teacher.gradient_checkpointing=true",),
+        (("train.windows_per_batch=4", "train.accumulation_steps=1"), None),
+        (("train.windows_per_batch=1", "train.accumulation_steps=4"), None),
+        ((), MicroBatch(2, 1)),
+        ((), MicroBatch(1, 6)),
+        (("teacher.gradient_checkpointing=true",), None),
     ],
 )
 @pytest.mark.parametrize("runs", [(), ("train.runs={lengths: {1: 0.5, 2: 0.5}, whole_prefix: 0.5}",)])
-def test_how_a_batch_is_cut_up_does_not_change_its_gradient(config_file, runs, settings):
+def test_how_a_batch_is_cut_up_does_not_change_its_gradient(config_file, runs, settings, sizes):
     """Four windows of three segments: in one batch, in two or in four, in passes of any size."""
     gradients = []
-    for changes in ((), settings):
+    for changes, micro_batch in (((), None), (settings, sizes)):
         run = woken_run(config_file, *runs, *changes)
-        metrics = train_step(run, Progress(), run.optimiser(Progress()))
+        metrics = one_step(run, micro_batch)
         gradients.append(gradient_in(run))
     assert metrics["spans_seen"] > 24 if runs else metrics["spans_seen"] == 12
     assert_same(*gradients, rtol=1e-4, atol=1e-6)
 
 
-def test_a_step_has_the_gradient_of_the_mean_loss_of_its_branches_no_longer_than_asked_for(config_file):
+def test_a_step_has_the_gradient_of_the_mean_loss_of_its_branches_up_to_a_length(config_file, monkeypatch):
     """Written out for four windows of three branches each; then the same with half its length as the limit."""
     run = woken_run(config_file, "train.dropout=0.0")
     (stage,) = run.stages
@@ -151,8 +142,9 @@ def test_a_step_has_the_gradient_of_the_mean_loss_of_its_branches_no_longer_than
     expected = gradient_in(run)
     norm = float(torch.cat([gradient.flatten() for gradient in expected.values()]).norm())
     for limit, share in ((1e9, 1.0), (norm / 2, 0.5)):
-        again = woken_run(config_file, "train.dropout=0.0", f"train.optimiser.gradient_clip={limit}")
-        metrics = train_step(again, Progress(), again.optimiser(Progress()))
+        monkeypatch.setattr(trainer, "GRADIENT_CLIP", limit)
+        again = woken_run(config_file, "train.dropout=0.0")
+        metrics = one_step(again)
         assert metrics["loss"] == pytest.approx(loss.item(), rel=1e-5)
         assert metrics["gradient_norm"] == pytest.approx(norm, rel=1e-4)
         shortened = {name: share * gradient for name, gradient in expected.items()}
@@ -167,26 +159,38 @@ def test_dropout_draws_other_masks_at_every_step(config_file, monkeypatch):
         run = woken_run(config_file, f"train.dropout={rate}")
         gradients = []
         for step in (0, 1, 0):
-            progress = Progress(step=step)
-            add_up_gradient(run, progress, run.optimiser(progress))
+            (stage,) = run.stages
+            add_up_gradient(run, stage, TrainState(0.0, step=step), stage.optimiser())
             gradients.append(gradient_in(run)["w_out.weight"])
         assert torch.equal(gradients[0], gradients[1]) == alike
         assert torch.equal(gradients[0], gradients[2])
+
+
+@pytest.mark.parametrize(("setting", "weight"), [("true", 0.075), ("false", 0.05)])
+def test_lambda_rises_where_gists_are_alike_unless_told_otherwise(config_file, setting, weight):
+    (stage,) = run_of(config_file, f"train.raise_contrastive_weight={setting}").stages
+    state = TrainState(0.05)
+    events = update_after_validation(stage, state, {"delta_nll": 1.0, "gist_diversity": 0.2, "cosine_std": 0.05})
+    assert state.contrastive_weight == pytest.approx(weight)
+    assert any("contrastive_weight_raised" in event for event in events) == (setting == "true")
 
 
 @pytest.mark.parametrize(("watch", "best", "end"), [("kl", (1, 0.5), 3), ("delta_nll", (2, 0.4), 4)])
 def test_the_watched_loss_says_which_checkpoint_is_the_best_and_when_the_stage_ends(config_file, watch, best, end):
     """Validations made up, one a step: KL rises twice after step 1, ΔNLL after step 2."""
     run = run_of(config_file, f"train.stop.watch={watch}", "train.stop.rises=2")
-    progress = Progress()
+    (stage,) = run.stages
+    state = TrainState(0.0)
     made_up = zip([0.9, 0.5, 0.6, 0.7, 0.8], [0.9, 0.8, 0.4, 0.5, 0.6], strict=True)
     for step, (kl, delta_nll) in enumerate(made_up):
-        progress.step = progress.stage_step = step
-        events = judge(run, progress, {"kl": kl, "delta_nll": delta_nll, "gist_diversity": 1.0, "cosine_std": 1.0})
-        save(run, progress, run.optimiser(progress))
-        if progress.ended:
+        state.step = state.stage_step = step
+        events = update_after_validation(
+            stage, state, {"kl": kl, "delta_nll": delta_nll, "gist_diversity": 1.0, "cosine_std": 1.0}
+        )
+        save(run, stage, state, stage.optimiser())
+        if state.ended:
             break
-    assert (progress.ended, progress.step) == ("early stop", end)
+    assert (state.ended, state.step) == ("early stop", end)
     (event,) = events
     assert (event["stage_end"]["best_step"], event["stage_end"]["best_value"]) == best
     marked = json.loads((run.folder / "checkpoints" / "best.json").read_text(encoding="utf-8"))
@@ -198,9 +202,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_documents(config_
     run = run_of(config_file, "train.validation.every_steps=100")
     record = Recorder.record
 
-    def breaking(self: Recorder, run: Run, progress: Progress, metrics: dict, interrupted: bool) -> None:
-        record(self, run, progress, metrics, interrupted)
-        if progress.step == 3:
+    def breaking(self: Recorder, stage: StageRun, state: TrainState, metrics: dict, interrupted: bool) -> None:
+        record(self, stage, state, metrics, interrupted)
+        if state.step == 3:
             with torch.no_grad():
                 run.gistnet.gain.fill_(float("nan"))
 
@@ -229,10 +233,11 @@ def test_a_run_goes_on_where_its_corpus_was_copied_to(config_file, corpus_file, 
     assert fit(run_of(config_file, f"data.sources=[{source}]", f"data.folder={tmp_path}/new"), resume=True).step == 6
 
 
-def test_data_that_cannot_be_trained_on_is_refused_before_the_first_step(config_file):
-    with pytest.raises(DataError, match=r"'code' has probability 0\.5 but no training windows"):
-        run_of(config_file, "train.probabilities={narrative: 0.5, code: 0.5}")
-    with pytest.raises(ConfigError, match="sum to 1"):
-        run_of(config_file, "train.probabilities={narrative: 0.5}")
-    with pytest.raises(ConfigError, match="window_tokens is 300, expected at most the 256 positions"):
-        run_of(config_file, "data.window_tokens=300", "data.min_tokens=64")
+def test_a_lost_process_before_the_first_checkpoint_leaves_nothing_to_name(tmp_path):
+    network = SimpleNamespace(trainable_state=lambda: {"w": torch.ones(1)})
+    run: Any = SimpleNamespace(folder=tmp_path, gistnet=network)
+    with (
+        pytest.raises(ProcessError, match=r"\(Connection closed by peer\); there is no checkpoint yet\.$"),
+        keeping_the_last_good_state(run, stage=None, state=TrainState(0.0), optimiser=None),  # type: ignore[arg-type]
+    ):
+        raise RuntimeError("[/third_party/gloo/tcp/pair.cc:553] Connection closed by peer")

@@ -3,6 +3,7 @@
 Each reads its arguments, calls the library, and prints.
 """
 
+import logging
 import shlex
 from pathlib import Path
 from typing import Annotated
@@ -12,6 +13,8 @@ import typer
 from gistnet import terminal
 from gistnet.paths import required_name
 from gistnet.terminal import NAME, PATH
+
+logger = logging.getLogger(__name__)
 
 
 def release(
@@ -44,7 +47,7 @@ def release(
     terminal.quieten()
     told = Told(command, hardware, read_notes(data_notes), read_notes(limits))
     more = [shlex.split(changes) for changes in also or ()]
-    records = make_release(run, out, told, tuple(settings or ()), terminal.err.print, also=more)
+    records = make_release(run, out, told, tuple(settings or ()), logger.info, also=more)
     for table in results_tables(records):
         terminal.out.print(table)
     terminal.out.print(f"The release is in {out}; its card is README.md there.")

@@ -15,20 +15,25 @@ training run in status 130.
 """
 
 import io
-import json
+import logging
 import re
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gistnet import release_commands, terminal
-from gistnet import tree_commands as commands
+from gistnet import terminal
+from gistnet.cli import releases, trees
 from gistnet.errors import ConfigError, GistNetError
 from gistnet.paths import local_path
 from gistnet.terminal import PATH
 from gistnet.version import __version__
+
+if TYPE_CHECKING:
+    from gistnet.evaluation.config import EvaluationConfig
+
+logger = logging.getLogger(__name__)
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help="Compress contexts into gists."
@@ -43,15 +48,17 @@ def main() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):  # a table or an answer must not be lost for want of one character
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        app()
+        with terminal.showing_messages():
+            app()
     except GistNetError as error:
-        _say("gistnet: " + re.sub(r"\s*\n\s*", " ", str(error)))  # a library's words, quoted in it, may span lines
+        # A library's words, quoted in it, may span lines.
+        terminal.err.print("gistnet: " + re.sub(r"\s*\n\s*", " ", str(error)))
         sys.exit(1)
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError":  # PyTorch's, which is not imported for every command
             raise
         tried_and_free = "; ".join(str(error).split(". ")[1:3])
-        _say(f"gistnet: The device's memory ran out ({tried_and_free}); expected room for it.")
+        terminal.err.print(f"gistnet: The device's memory ran out ({tried_and_free}); expected room for it.")
         sys.exit(1)
 
 
@@ -70,7 +77,7 @@ def prepare(config: ConfigOption, settings: Settings = None) -> None:
     from gistnet.report.tables import dataset_table
 
     terminal.quieten()
-    dataset = prepare_data(load_config(config, settings or ()), _say)
+    dataset = prepare_data(load_config(config, settings or ()))
     terminal.out.print(dataset_table(dataset.statistics))
     terminal.out.print(f"{len(dataset)} windows in {dataset.folder}")
 
@@ -91,13 +98,13 @@ def train(
     terminal.quieten()
     run_config = load_config(config, settings or ())
     if dry_run:
-        for line in session.dry_run(run_config, _say):
+        for line in session.dry_run(run_config):
             terminal.out.print(line)
         return
     if resume and restart:
         raise ConfigError("Got both --resume and --restart, expected one of them.")
     start: session.Start = "resume" if resume else "restart" if restart else "new"
-    if not session.train(run_config, start=start, report=report, say=_say):
+    if not session.train(run_config, start=start, report=report):
         raise typer.Exit(130)
 
 
@@ -139,16 +146,13 @@ def evaluate(
     from gistnet.session import open_trained
 
     terminal.quieten()
-    probes = ["evaluation.reconstruction={}"] if reconstruction else []
-    probes += [f"evaluation.bound={{spans: {bound}}}"] if bound else []
-    probes += ["evaluation.contexts.long_context=true"] if long_context else []
-    probes += [f"evaluation.contexts.questions={json.dumps(str(mcq))}"] if mcq is not None else []
-    trained = open_trained(path, (*probes, *(settings or ())))
+    trained = open_trained(path, settings or ())
+    config = _with_probes(trained.config.evaluation, reconstruction, bound, long_context, mcq)
     target = out if out is not None or trained.is_released else trained.run_folder / RESULTS_FILE
     if target is not None:
         require_writable(target)
-    dataset = trained.dataset(_say)
-    evaluation = measure(trained.teacher, trained.gistnet, dataset, trained.config.evaluation, _say)
+    dataset = trained.dataset()
+    evaluation = measure(trained.teacher, trained.gistnet, dataset, config, logger.info)
     for table in results_tables(evaluation.records):  # before anything is written, which may fail
         terminal.out.print(table)
     if trained.is_released:
@@ -159,6 +163,25 @@ def evaluate(
         figures, *spans = evaluation.write(target)
         kept = f"every figure is in {figures}" + "".join(f", the spans in {path}" for path in spans)
     terminal.out.print(f"Evaluated {trained.folder}; {kept}.")
+
+
+def _with_probes(
+    config: "EvaluationConfig", reconstruction: bool, bound: int, long_context: bool, questions: Path | None
+) -> "EvaluationConfig":
+    """The configuration with the probes that options ask for, by their defaults where it leaves them out."""
+    from gistnet.evaluation.config import BoundConfig, ReconstructionConfig
+
+    probes: dict[str, Any] = {}
+    contexts: dict[str, Any] = {}
+    if reconstruction:
+        probes["reconstruction"] = config.reconstruction or ReconstructionConfig()
+    if bound:
+        probes["bound"] = (config.bound or BoundConfig()).model_copy(update={"spans": bound})
+    if long_context:
+        contexts["long_context"] = True
+    if questions is not None:
+        contexts["questions"] = questions
+    return config.model_copy(update=probes | {"contexts": config.contexts.model_copy(update=contexts)})
 
 
 @app.command()
@@ -181,16 +204,6 @@ def report(
         raise ConfigError(f"Got {len(runs)} runs, expected one, or --compare to put them side by side.")
 
 
-app.command()(commands.compress)
-app.command()(commands.generate)
-app.add_typer(commands.tree_app, name="tree")
-app.command()(release_commands.release)
-app.command()(release_commands.publish)
-
-
-def _say(message: str) -> None:
-    terminal.err.print(message)
-
-
-if __name__ == "__main__":
-    main()
+for command in (trees.compress, trees.generate, releases.release, releases.publish):
+    app.command()(command)
+app.add_typer(trees.tree_app, name="tree")

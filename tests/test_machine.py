@@ -5,9 +5,9 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from gistnet import devices
-from gistnet.devices import free_bytes, require_precision, share_cores, usable_devices
+from gistnet import machine
 from gistnet.errors import ConfigError
+from gistnet.machine import free_bytes, require_precision, share_cores, usable_devices
 
 CUDA = torch.device("cuda:0")
 
@@ -116,7 +116,7 @@ def test_processes_of_a_machine_share_its_cores_unless_told_otherwise(started, t
             monkeypatch.delenv(name, raising=False)
         else:
             monkeypatch.setenv(name, value)
-    monkeypatch.setattr(devices, "usable_cores", lambda: 16)
+    monkeypatch.setattr(machine, "usable_cores", lambda: 16)
     chosen = []
     monkeypatch.setattr(torch, "set_num_threads", chosen.append)
     share_cores()

@@ -4,6 +4,7 @@ Each reads its arguments, calls the library, and prints. What needs no model doe
 and `verify` without a checkpoint.
 """
 
+import logging
 from pathlib import Path
 from typing import Annotated
 
@@ -11,9 +12,12 @@ import typer
 from rich.table import Table
 
 from gistnet import terminal
+from gistnet.errors import TeacherError
 from gistnet.paths import required_name
-from gistnet.positions import Positions
+from gistnet.positions import Positions, policy_of
 from gistnet.terminal import NAME, PATH
+
+logger = logging.getLogger(__name__)
 
 tree_app = typer.Typer(no_args_is_help=True, help="Look into a tree of gists.")
 
@@ -37,19 +41,36 @@ def compress(
     gpus_per_worker: Annotated[float, typer.Option(min=0, help="GPUs, or a share of one, for each of them.")] = 0,
 ) -> None:
     """Compress documents into a tree; what is there already is passed over, what was interrupted is continued."""
-    from gistnet.tree.compress import TextFiles
-    from gistnet.tree_session import compress_into, measure_tree
+    from gistnet.release_folder import find_folder
+    from gistnet.session import LoadEncoder, open_gistnet
+    from gistnet.tree.compress import TextFiles, compress_files
+    from gistnet.tree.gist_encoder import GistEncoder
+    from gistnet.tree.quality import QualityOptions, add_quality
+    from gistnet.tree.ray_compress import ReadyGists, compress_files_with_ray
+    from gistnet.tree.tree import GistTree
 
     terminal.quieten()
     texts = TextFiles(paths=tuple(files), text_field=text_field, id_field=id_field)
-    done = compress_into(tree, checkpoint, texts, workers=workers, gpus_per_worker=gpus_per_worker)
+    load = LoadEncoder(find_folder(checkpoint).resolve())
+    teacher, gistnet = open_gistnet(load.checkpoint)
+    encoder = GistEncoder(teacher, gistnet)
+    ready = ReadyGists(encoder)
+    exists = GistTree.exists(tree)
+    with GistTree.open(tree, ready, writable=True) if exists else GistTree.create(tree, ready) as opened:
+        if workers:
+            done = compress_files_with_ray(texts, opened, ready, load, workers=workers, gpus_per_worker=gpus_per_worker)
+        else:
+            done = compress_files(texts, opened, ready)
     empty = f"; {done.empty} without text are not" if done.empty else ""
     terminal.out.print(
         f"{done.documents - done.empty} of {done.documents} documents are in {tree}{empty}: "
         f"{done.appended_tokens:,} tokens appended, {done.found_tokens:,} found there."
     )
     if quality:
-        terminal.out.print(f"Measured {measure_tree(tree, checkpoint):,} gists.")
+        options = QualityOptions(positions=policy_of(gistnet.positions))
+        with GistTree.open(tree, encoder, writable=True) as opened:
+            measured = add_quality(opened, teacher, options)
+        terminal.out.print(f"Measured {measured:,} gists.")
 
 
 def generate(
@@ -64,43 +85,50 @@ def generate(
     chat: Annotated[bool, typer.Option(help="Use the model's chat template, where it has one.")] = True,
 ) -> None:
     """Let the frozen model answer from a document in a tree, most of which it reads as gists."""
-    from gistnet.tree_session import answer
+    from gistnet.context.generate import generate as answer
+    from gistnet.session import open_teacher
+    from gistnet.tree.tree import GistTree
 
     terminal.quieten()
-    told = answer(
-        tree,
-        prompt,
-        document=document,
-        budget=budget,
-        positions=positions,
-        chat=None if chat else False,
-        max_new_tokens=max_new_tokens,
+    with GistTree.open(tree) as opened:
+        compressed = opened.only_document(document)
+        generation = answer(
+            compressed,
+            prompt,
+            teacher=open_teacher(compressed.teacher),
+            budget=budget,
+            positions=positions,
+            chat=None if chat else False,
+            max_new_tokens=max_new_tokens,
+        )
+    context = generation.context
+    logger.info(
+        "Read %s tokens as %s vectors, prompt included, positions %s.",
+        f"{context.plan.tokens_covered:,}",
+        f"{len(context):,}",
+        context.positions,
     )
-    terminal.err.print(
-        f"Read {told.context.plan.tokens_covered:,} tokens as {len(told.context):,} vectors, prompt included, "
-        f"positions {told.context.positions}."
-    )
-    terminal.write(told.text)
+    terminal.write(generation.text)
 
 
 @tree_app.command()
 def info(tree: TreeArgument) -> None:
-    """Say what a tree holds: documents, tokens, gists and bytes by level, and the models it belongs to."""
+    """Show what a tree holds: documents, tokens, gists and bytes by level, and the models it belongs to."""
     from gistnet.tree.tree import GistTree
 
     with GistTree.open(tree) as opened:
-        told = opened.info()
+        facts = opened.info()
     table = Table("", "count", "bytes")
-    table.add_row("tokens", f"{told.tokens:,}", f"{told.token_bytes:,}")
-    for level, row in enumerate(told.levels):
+    table.add_row("tokens", f"{facts.tokens:,}", f"{facts.token_bytes:,}")
+    for level, row in enumerate(facts.levels):
         table.add_row(f"gists of level {level}", f"{row.gists:,}", f"{row.bytes:,}")
     terminal.out.print(table)
-    terminal.out.print(f"documents     {told.documents:,}")
-    terminal.out.print(f"teacher       {told.teacher.describe()}")
-    terminal.out.print(f"gist version  {told.gist_version}, {told.span_tokens} to one, {told.dim} dimensions")
-    if told.pending_version is not None:
-        terminal.out.print(f"incomplete    gists of {told.pending_version}")
-    terminal.out.print(f"generation    {told.version}")
+    terminal.out.print(f"documents     {facts.documents:,}")
+    terminal.out.print(f"teacher       {facts.teacher.describe()}")
+    terminal.out.print(f"gist version  {facts.gist_version}, {facts.span_tokens} to one, {facts.dim} dimensions")
+    if facts.pending_version is not None:
+        terminal.out.print(f"incomplete    gists of {facts.pending_version}")
+    terminal.out.print(f"generation    {facts.version}")
 
 
 @tree_app.command()
@@ -115,7 +143,7 @@ def verify(
 
     encoder = None
     if checkpoint is not None:
-        from gistnet.tree_session import LoadEncoder
+        from gistnet.session import LoadEncoder
 
         terminal.quieten()
         encoder = LoadEncoder(checkpoint)()
@@ -144,13 +172,20 @@ def search(
     document: Annotated[str | None, typer.Option(help="Search this document only.")] = None,
 ) -> None:
     """Find the gists that are nearest to a text, with the beginning of what they stand for."""
-    from gistnet.tree_session import search_text
+    from gistnet.session import open_gistnet
+    from gistnet.tree.gist_encoder import GistEncoder
+    from gistnet.tree.tree import GistTree
 
     terminal.quieten()
+    teacher, gistnet = open_gistnet(checkpoint)
     table = Table("cosine", "document", "gist", "tokens", "text")
-    for hit, text in search_text(tree, checkpoint, query, level=level, k=k, document=document):
-        excerpt = " ".join(text.split())[:60]
-        table.add_row(f"{hit.score:.3f}", hit.document, str(hit.index), f"{hit.start}-{hit.stop}", excerpt)
+    with GistTree.open(tree, GistEncoder(teacher, gistnet)) as opened:
+        if teacher.tokenizer is None:
+            raise TeacherError(f"{teacher.name} has no tokenizer, expected one to show text.")
+        for hit in opened.search(query, level, k, document):
+            text = teacher.tokenizer.decode(opened.document(hit.document).tokens(hit.start, hit.stop).tolist())
+            excerpt = " ".join(text.split())[:60]
+            table.add_row(f"{hit.score:.3f}", hit.document, str(hit.index), f"{hit.start}-{hit.stop}", excerpt)
     terminal.out.print(table)
 
 

@@ -1,0 +1,5 @@
+"""`python -m gistnet.cli`, as launchers of several processes call it."""
+
+from gistnet.cli import main
+
+main()

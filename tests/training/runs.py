@@ -1,0 +1,39 @@
+"""Runs of the tiny configuration, and what they leave behind."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from gistnet.config import load_config
+from gistnet.metrics_log import read_metrics
+from gistnet.session import open_run
+from gistnet.training.checkpoint import latest_checkpoint
+from gistnet.training.run import Run
+
+
+def run_of(config_file: Path, *settings: str) -> Run:
+    return open_run(load_config(config_file, settings))
+
+
+def records(run_folder: Path) -> list[dict[str, Any]]:
+    """The metrics of a run, without the speed."""
+    return [
+        {name: value for name, value in record.items() if name != "spans_per_second"}
+        for record in read_metrics(run_folder / "metrics.jsonl")
+    ]
+
+
+def newest_weights(run_folder: Path) -> dict[str, torch.Tensor]:
+    """Those of the newest checkpoint."""
+    folder = latest_checkpoint(run_folder)
+    assert folder is not None
+    return load_file(folder / "gistnet" / "model.safetensors")
+
+
+def assert_same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor], **tolerance: float) -> None:
+    """The same tensors, to the bit unless a tolerance is given."""
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        torch.testing.assert_close(second[name], tensor, **(tolerance or {"rtol": 0, "atol": 0}), msg=name)
