@@ -27,7 +27,6 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +93,7 @@ def chosen_arms(groups: Mapping[str, Group], asked: Sequence[str], names: Sequen
 def corpus_sources(corpus: Sequence[str], max_documents: int = 60) -> list[str]:
     """The setting that makes each file a source; none where the configuration's own sources are used."""
     sources = [
-        {"kind": "jsonl", "name": Path(file).name, "domain": "narrative", "paths": [str(Path(file).resolve())]}
+        {"kind": "files", "name": Path(file).name, "domain": "narrative", "paths": [str(Path(file).resolve())]}
         | {"max_documents": max_documents}
         for file in corpus
     ]
@@ -289,7 +288,7 @@ class Ablations:
             raise ConfigError(f"{asked.config} has {len(self.default.stages)} stages, expected one.")
         self.trainer = Trainer(asked.config, common, asked.threads, asked.device == "cuda")
         self.budget = {"minutes": asked.minutes} if asked.spans is None else {"spans": asked.spans}
-        self.dataset = prepare_data(self.default, partial(print, flush=True))
+        self.dataset = prepare_data(self.default)
         torch.set_num_threads(asked.threads)
         self.teacher = load_teacher(self.default, torch.device(asked.device))
         default, data = described(self.default, stated=True), self.dataset.content_fingerprint

@@ -117,7 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     asked = parser.parse_args(arguments)
     settings = [*corpus_sources(asked.corpus), f"evaluation.documents={asked.documents}", "run_folder=unused"]
     config = load_config(ROOT / "configs" / "ablations.yaml", settings)
-    dataset, teacher = prepare_data(config, print), load_teacher(config, torch.device("cpu"))
+    dataset, teacher = prepare_data(config), load_teacher(config, torch.device("cpu"))
     held_out = held_out_spans(teacher, dataset, config, SPAN)
     rows = measure(teacher, held_out)
     content = {"machine": describe_machine(), "documents": asked.documents, "spans": len(held_out), "rows": rows}

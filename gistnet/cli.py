@@ -70,7 +70,7 @@ def prepare(config: ConfigOption, settings: Settings = None) -> None:
     from gistnet.report.tables import dataset_table
 
     terminal.quieten()
-    dataset = prepare_data(load_config(config, settings or ()), _say)
+    dataset = prepare_data(load_config(config, settings or ()))
     terminal.out.print(dataset_table(dataset.statistics))
     terminal.out.print(f"{len(dataset)} windows in {dataset.folder}")
 

@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from gistnet.data.prepare import DataConfig
+from gistnet.data.config import DataConfig
 from gistnet.errors import ConfigError
 from gistnet.evaluation.config import EvaluationConfig
 from gistnet.files import write_text

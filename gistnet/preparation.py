@@ -1,17 +1,15 @@
 """The prepared corpus of a configuration: of the teacher only the tokenizer is read, and no model code is loaded."""
 
-from collections.abc import Callable
-
 from gistnet.config import RunConfig
 from gistnet.data.dataset import PreparedDataset
 from gistnet.data.prepare import prepare
 from gistnet.model.loading import load_tokenizer
 
 
-def prepare_data(config: RunConfig, progress: Callable[[str], None] = lambda message: None) -> PreparedDataset:
+def prepare_data(config: RunConfig) -> PreparedDataset:
     """The prepared corpus of a configuration, made where it does not exist yet.
 
     Raises:
         DataError, ConfigError, TeacherError, StorageError: see `prepare` and `load_tokenizer`.
     """
-    return prepare(config.data, load_tokenizer(config.teacher), progress)
+    return prepare(config.data, load_tokenizer(config.teacher))

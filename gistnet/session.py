@@ -66,12 +66,12 @@ class TrainedGistNet(NamedTuple):
         """
         if self.is_released:
             return PreparedDataset.open(self.run_folder / HELD_OUT_FOLDER)
-        dataset = self._trained_on(progress)
+        dataset = self._trained_on()
         if told := trained_elsewhere(self.gistnet, dataset):
             progress(told)
         return dataset
 
-    def _trained_on(self, progress: Callable[[str], None]) -> PreparedDataset:
+    def _trained_on(self) -> PreparedDataset:
         """The prepared corpus of the run, by its record of the content."""
         expected = load_checkpoint(self.folder.parent).identity["dataset"]
         own = find_prepared(self.config.data, expected["content"])
@@ -79,7 +79,7 @@ class TrainedGistNet(NamedTuple):
             return own
         lost = f"{self.run_folder} was trained on another corpus, which {self.config.data.folder} does not have"
         try:
-            dataset = prepare_data(self.config, progress)
+            dataset = prepare_data(self.config)
         except DataError as error:
             raise DataError(
                 f"{lost}, and it cannot be prepared anew: {error} Expected where it is now: data.folder=FOLDER, or "
@@ -156,9 +156,7 @@ def open_run(config: RunConfig, progress: Callable[[str], None] = lambda message
     """
     processes = _processes(config.device, config.process_timeout_minutes)
     teacher = load_teacher(config, processes.device)
-    dataset = processes.main_first(
-        lambda: prepare_data(config, progress if processes.is_main else lambda message: None)
-    )
+    dataset = processes.main_first(lambda: prepare_data(config))
     gistnet = build_gistnet(config, teacher)
     if told := trained_elsewhere(gistnet, dataset):
         progress(told)

@@ -11,7 +11,7 @@ larger than memory costs nothing to open. A prepared corpus is a folder, named a
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -31,7 +31,7 @@ Split = Literal["train", "held_out"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 TokenType = Literal["uint16", "uint32"]
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 DESCRIPTION_FILE = "dataset.json"
 TOKENS_FILE = "tokens.bin"
 DOCUMENTS_FILE = "documents.parquet"
@@ -94,6 +94,9 @@ class DatasetDescription(Section):
 
     format_version: int
     fingerprint: str
+    """Identity of the inputs, the settings and the tokenizer: equal fingerprints mean equal windows."""
+    content_fingerprint: str
+    """Identity of the windows and of their split, see `content_fingerprint`."""
     tokenizer_fingerprint: str
     window_prefix: tuple[int, ...]
     """Tokens that begin every window, such as BOS."""
@@ -102,8 +105,6 @@ class DatasetDescription(Section):
     statistics: DatasetStatistics
     file_bytes: dict[str, int]
     """Size of each other file of the folder."""
-    content_fingerprint: str | None = None
-    """Kept for `PreparedDataset.content_fingerprint`; None where it is worked out when it is asked for."""
 
 
 @dataclass(frozen=True)
@@ -153,28 +154,9 @@ class PreparedDataset:
             raise DataError(f"{folder} cannot be read: {error}. Delete it and prepare it again.") from error
 
     @property
-    def fingerprint(self) -> str:
-        """Identity of the inputs, the settings and the tokenizer: equal fingerprints mean equal windows."""
-        return self.description.fingerprint
-
-    @cached_property
     def content_fingerprint(self) -> str:
-        """Identity of the windows and of their split: 16 hexadecimal digits of a SHA-256.
-
-        Names do not count: documents that were moved or renamed have the same, unless their order is another. What an
-        update of a library prepares differently has another.
-        """
-        if self.description.content_fingerprint is not None:
-            return self.description.content_fingerprint
-        digest = hashlib.sha256(b"".join(token.to_bytes(4, "little") for token in self.description.window_prefix))
-        digest.update(self._tokens.data)
-        digest.update(np.ascontiguousarray(self._windows).data)
-        # Of the name of a source only counts which documents share it.
-        numbers = {name: number for number, name in enumerate(self._documents["source"].unique().to_pylist())}
-        digest.update(json.dumps([numbers[name] for name in self._documents["source"].to_pylist()]).encode())
-        for column in ("key", "domain", "split", *NUMBER_COLUMNS):
-            digest.update(json.dumps(self._documents[column].to_pylist()).encode())
-        return digest.hexdigest()[:16]
+        """Identity of the windows and of their split: 16 hexadecimal digits of a SHA-256."""
+        return self.description.content_fingerprint
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -259,6 +241,24 @@ class PreparedDataset:
 
 def _digest(key: str) -> bytes:
     return hashlib.sha256(b"order:" + key.encode()).digest()  # other than what decides the split
+
+
+def content_fingerprint(folder: Path, window_prefix: Sequence[int]) -> str:
+    """Identity of the windows in `folder` and of their split: 16 hexadecimal digits of a SHA-256.
+
+    Names do not count: documents that were moved or renamed have the same, unless their order is another. What an
+    update of a library prepares differently has another.
+    """
+    digest = hashlib.sha256(b"".join(token.to_bytes(4, "little") for token in window_prefix))
+    digest.update(np.memmap(folder / TOKENS_FILE, mode="r").data)
+    digest.update(np.load(folder / WINDOWS_FILE).data)
+    documents = parquet.read_table(folder / DOCUMENTS_FILE)
+    # Of the name of a source only counts which documents share it.
+    numbers = {name: number for number, name in enumerate(documents["source"].unique().to_pylist())}
+    digest.update(json.dumps([numbers[name] for name in documents["source"].to_pylist()]).encode())
+    for column in ("key", "domain", "split", *NUMBER_COLUMNS):
+        digest.update(json.dumps(documents[column].to_pylist()).encode())
+    return digest.hexdigest()[:16]
 
 
 def read_description(folder: Path) -> DatasetDescription:

@@ -15,7 +15,9 @@ import sysconfig
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
+
+from gistnet.data.config import InstallationDomain
 
 MAX_FILE_BYTES = 2_000_000
 # Shorter docstrings say what a name already says; a module with few long ones is no document.
@@ -27,9 +29,6 @@ SKIPPED_FOLDERS = {
     *("test", "tests", "idlelib", "lib2to3", "turtledemo"),
     "gistnet",  # sentences of the minimal pairs that it is evaluated on, figures of its releases
 }
-
-
-InstallationDomain = Literal["narrative", "code", "structured"]
 
 
 class _File(NamedTuple):

@@ -7,53 +7,15 @@ global one: the number of processes does not change what is trained on (spec, Sa
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
 
+from gistnet.data.config import GistRuns
 from gistnet.data.dataset import PreparedDataset, Split
 from gistnet.errors import ConfigError, DataError
-from gistnet.settings import Section
 
 Probabilities = Mapping[str, float]
-
-
-class GistRuns(Section):
-    """How many consecutive spans a branch replaces by as many gists (k), drawn for each branch.
-
-    A segment ends where its horizon begins and reaches back from there, at most to the sink: what is drawn is clipped.
-    """
-
-    lengths: dict[int, float] = Field(default={1: 1.0})
-    """The probability of each k; they sum to 1."""
-    whole_prefix: float = Field(default=0.0, ge=0, le=1)
-    """Share of the branches that replace everything between the sink and their horizon instead."""
-    longest: int = Field(default=64, ge=1)
-    """The most spans that such a branch replaces."""
-
-    @model_validator(mode="after")
-    def _lengths_are_a_distribution(self) -> Self:
-        shares = self.lengths.values()
-        if not (all(share >= 0 for share in shares) and abs(sum(shares) - 1) <= 1e-6):
-            raise ValueError(f"lengths must be at least 0 and sum to 1, got {self.lengths}")
-        if min(self.lengths) < 1:
-            raise ValueError(f"lengths are numbers of spans, at least 1, got {min(self.lengths)}")
-        return self
-
-    @property
-    def most(self) -> int:
-        """The largest k that can be drawn."""
-        drawn = [k for k, share in self.lengths.items() if share > 0]
-        return max(drawn + [self.longest] * (self.whole_prefix > 0))
-
-    def draw(self, random: np.random.Generator, branches: int) -> NDArray[np.int64]:
-        """The k of some branches, int64 [branches], before they are clipped to what precedes their horizons."""
-        lengths = sorted(self.lengths)
-        shares = [self.lengths[k] for k in lengths]
-        drawn = np.array([lengths[_draw(random, shares)] for _ in range(branches)], dtype=np.int64)
-        return np.where(random.random(branches) < self.whole_prefix, self.longest, drawn)
 
 
 @dataclass(frozen=True)
@@ -213,7 +175,7 @@ def sample_window(
     starts = eligible_starts(length, phase, layout)
     last = np.sort(random.choice(starts, size=min(layout.spans_per_window, len(starts)), replace=False))
     room = (last - starts[0]) // layout.tokens_per_gist + 1
-    gists = np.minimum(runs.draw(random, len(last)), room)
+    gists = np.minimum(_draw_counts(random, runs, len(last)), room)
     return WindowSample(item, int(source.windows[place]), phase, last - (gists - 1) * layout.tokens_per_gist, gists)
 
 
@@ -314,6 +276,14 @@ def _require_room(length: int, layout: SpanLayout, gists: int = 1) -> None:
 
 def _ceil_divide(numerator: int, denominator: int) -> int:
     return max(0, -(-numerator // denominator))
+
+
+def _draw_counts(random: np.random.Generator, runs: GistRuns, branches: int) -> NDArray[np.int64]:
+    """The k of some branches, int64 [branches], before they are clipped to what precedes their horizons."""
+    counts = sorted(runs.lengths)
+    shares = [runs.lengths[k] for k in counts]
+    drawn = np.array([counts[_draw(random, shares)] for _ in range(branches)], dtype=np.int64)
+    return np.where(random.random(branches) < runs.whole_prefix, runs.longest, drawn)
 
 
 def _draw(random: np.random.Generator, weights: Sequence[float]) -> int:

@@ -7,20 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from gistnet.data.dataset import (
-    DESCRIPTION_FILE,
-    DatasetDescription,
-    DatasetStatistics,
-    DocumentLabels,
-    PreparedDataset,
-    SplitStatistics,
-)
-from gistnet.data.prepare import DataConfig
+from gistnet.data.config import DataConfig
+from gistnet.data.dataset import DatasetStatistics, DocumentLabels, PreparedDataset, SplitStatistics
+from gistnet.data.prepare import DatasetWriter
 from gistnet.data.sampling import SpanLayout, validation_windows
-from gistnet.data.writer import DatasetWriter
 from gistnet.errors import DataError
 from gistnet.evaluation.config import EvaluationConfig
-from gistnet.files import write_json
 from gistnet.model.gistnet import GistNet
 
 
@@ -92,20 +84,22 @@ def write_held_out(folder: Path, dataset: PreparedDataset, windows: Sequence[int
             writer.add(labels, tokens, np.array([[0, info.length]]))
             tokens_of[info.source, info.domain] += len(tokens)
             windows_of[info.source, info.domain] += 1
-        file_bytes = writer.finish()
-    statistics = tuple(
-        SplitStatistics(
-            source=source, domain=domain, split="held_out", read=n, kept=n, windows=n, tokens=tokens_of[source, domain]
+        statistics = tuple(
+            SplitStatistics(
+                source=source,
+                domain=domain,
+                split="held_out",
+                read=n,
+                kept=n,
+                windows=n,
+                tokens=tokens_of[source, domain],
+            )
+            for (source, domain), n in windows_of.items()
         )
-        for (source, domain), n in windows_of.items()
-    )
-    description = described.model_copy(
-        update={
-            "fingerprint": identity.hexdigest()[:16],
-            "config": config.model_dump(mode="json"),
-            "statistics": DatasetStatistics(splits=statistics, domains_without_held_out=()),
-            "file_bytes": file_bytes,
-            "content_fingerprint": None,
-        }
-    )
-    write_json(folder / DESCRIPTION_FILE, DatasetDescription.model_dump(description, mode="json"))
+        writer.finish(
+            fingerprint=identity.hexdigest()[:16],
+            tokenizer_fingerprint=described.tokenizer_fingerprint,
+            window_prefix=described.window_prefix,
+            config=config,
+            statistics=DatasetStatistics(splits=statistics, domains_without_held_out=()),
+        )

@@ -1,10 +1,9 @@
 """The configuration of a run as a release states it: complete, and without a path that says anything of a machine."""
 
 from pathlib import Path
-from typing import Any
 
 from gistnet.config import RunConfig
-from gistnet.data.sources import SourceConfig
+from gistnet.data.config import FilesSource, SourceConfig
 from gistnet.evaluation.config import ContextsConfig
 from gistnet.run_folder import CHECKPOINTS_FOLDER
 
@@ -33,18 +32,9 @@ def neutral_config(config: RunConfig, name: str) -> RunConfig:
 
 def neutral_source(source: SourceConfig) -> SourceConfig:
     """A source whose files are names alone; what is on the Hub is named as it is."""
-    changes: dict[str, Any] = {}
-    for field in ("paths", "data_files"):
-        match getattr(source, field, None):
-            case str(path):
-                changes[field] = _file_name(path)
-            case tuple(paths):
-                changes[field] = tuple(_file_name(path) for path in paths)
-    return source.model_copy(update=changes)
-
-
-def _file_name(path: str) -> str:
-    return path if "://" in path else Path(path).name
+    if not isinstance(source, FilesSource):
+        return source
+    return source.model_copy(update={"paths": tuple(Path(path).name for path in source.paths)})
 
 
 def _after_runs(path: Path) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 
 from gistnet.data.dataset import PreparedDataset
-from gistnet.data.overlap import MOST_SHARED, Overlap
+from gistnet.data.duplicates import MOST_SHARED, Overlap
 from gistnet.settings import Section
 
 
@@ -31,7 +31,7 @@ def measure_overlap(
     """
     domains = held_out.domains("held_out")
     counts: list[int] = []
-    with Overlap.spooled(sampled=1) as overlap:
+    with Overlap(sampled=1) as overlap:
         for domain in domains:
             texts = [decode(tokens.tolist()) for _, tokens in held_out.whole_documents("held_out", domain)]
             counts.append(len(texts))

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from gistnet.data.sampling import GistRuns
+from gistnet.data.config import GistRuns
 from gistnet.objective.config import ObjectiveConfig
 from gistnet.settings import Name, Section, Target
 from gistnet.training.curriculum import ContrastiveRule, StopConfig

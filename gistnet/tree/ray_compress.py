@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gistnet.data.inputs import MatchedFile
+from gistnet.data.sources import MatchedFile
 from gistnet.data.tokenise import Tokenize
 from gistnet.errors import CheckpointError, ConfigError, GistNetError
 from gistnet.tree.compress import Progress, append_portions

@@ -1,8 +1,8 @@
 """The documents that files hold, read in pieces, and their tokens in portions: what is compressed into a tree.
 
 A text file is one document, named by its path from the folder in which the tree lies (`books/emma.txt`), however that
-path was typed; each line of a JSON lines file is one, named by its id. Nothing here holds more of a text file than a
-piece of it; of a JSON lines file one line is held.
+path was typed; each line of a JSON lines file, or row of a Parquet file, is one, named by its id. Nothing here holds
+more of a text file than a piece of it; of a JSON lines file one line is held.
 """
 
 import os
@@ -14,8 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from gistnet.data.inputs import MatchedFile, is_jsonl, matching_paths, read_text
-from gistnet.data.sources import read_records
+from gistnet.data.sources import MatchedFile, format_of, matching_paths, read_rows, read_text
 from gistnet.data.tokenise import Tokenize, pieces_of_blocks
 from gistnet.errors import DataError
 from gistnet.settings import Name, Section
@@ -29,7 +28,7 @@ class TextFiles(Section):
     paths: tuple[Name, ...] = Field(min_length=1)
     """Files or glob patterns; `~` is the home folder, `**` any depth of folders."""
     text_field: Name = "text"
-    """Key of a document's text in a line of JSONL."""
+    """Key or column of a document's text in a line of JSONL or a row of Parquet."""
     id_field: Name = "id"
     """Key of its name; a line without it is called `<file>:<line>`."""
     base: Path | None = None
@@ -101,10 +100,10 @@ def texts_of(file: MatchedFile, files: TextFiles) -> Iterator[Text]:
     Raises:
         DataError: it cannot be read, or is not UTF-8.
     """
-    if not is_jsonl(file.path, files.text_field):
+    if format_of(file.path, files.text_field) == "text":
         yield Text(file.name, read_text(file.path))
         return
-    for name, text in read_records(file, files):
+    for name, text in read_rows(file, files):
         yield Text(name, iter((text,)))
 
 

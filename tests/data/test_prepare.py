@@ -14,8 +14,9 @@ import pytest
 from pydantic import ValidationError
 
 import gistnet
+from gistnet.data.config import DataConfig
 from gistnet.data.dataset import PreparedDataset
-from gistnet.data.prepare import DataConfig, dataset_fingerprint, prepare, split_of
+from gistnet.data.prepare import dataset_fingerprint, prepare, split_of
 from gistnet.data.sampling import SpanLayout, validation_windows
 from gistnet.errors import ConfigError, DataError, StorageError
 from tests.data.byte_tokenizer import ByteTokenizer
@@ -39,7 +40,7 @@ def key_of(text: str) -> str:
 
 
 def config_for(folder: Path, **fields: Any) -> DataConfig:
-    sources = [{"kind": "jsonl", "name": "tales", "domain": "narrative", "paths": [str(folder / "tales.jsonl")]}]
+    sources = [{"kind": "files", "name": "tales", "domain": "narrative", "paths": [str(folder / "tales.jsonl")]}]
     return DataConfig(
         **{"sources": sources, "folder": folder / "prepared", "window_tokens": 100, "min_tokens": 40, **fields}
     )
@@ -99,7 +100,8 @@ def test_second_preparation_does_no_work(tmp_path: Path) -> None:
     idle = ByteTokenizer()
     second = prepare(config, idle)
     assert idle.batches == []
-    assert second.fingerprint == first.fingerprint == first.folder.name == dataset_fingerprint(config, idle)
+    assert second.description == first.description
+    assert second.description.fingerprint == first.folder.name == dataset_fingerprint(config, idle)
 
 
 def test_content_has_the_same_fingerprint_under_other_names_and_another_one_otherwise(tmp_path: Path) -> None:
@@ -112,7 +114,7 @@ def test_content_has_the_same_fingerprint_under_other_names_and_another_one_othe
 
     first = prepared({"a": "x", "b": "y"})
     again = prepared({"c": "x", "d": "y"}, source="stories")
-    assert again.fingerprint != first.fingerprint
+    assert again.description.fingerprint != first.description.fingerprint
     assert again.content_fingerprint == first.content_fingerprint
     others = [
         prepared({"a": "y", "b": "x"}),
@@ -208,7 +210,7 @@ def test_fingerprint_depends_on_content_and_settings_and_not_on_weight_folder_or
 
     def fingerprint(path: Path = file, tokenizer: ByteTokenizer | None = None, **fields: Any) -> str:
         weight = fields.pop("weight", 1.0)
-        sources = [{"kind": "jsonl", "name": "t", "domain": "code", "paths": [str(path)], "weight": weight}]
+        sources = [{"kind": "files", "name": "t", "domain": "code", "paths": [str(path)], "weight": weight}]
         return dataset_fingerprint(DataConfig(sources=sources, **fields), tokenizer or ByteTokenizer())
 
     same = fingerprint()
@@ -235,18 +237,16 @@ def test_fingerprint_depends_on_content_and_settings_and_not_on_weight_folder_or
     assert len({same, *others}) == 1 + len(others)
 
 
-@pytest.mark.parametrize("place", ["data_files", "folder"])
-def test_local_files_of_a_hub_source_count_by_content(tmp_path: Path, place: str) -> None:
+@pytest.mark.parametrize("where", ["data_files", "path"])
+def test_local_files_of_a_hub_source_are_refused(tmp_path: Path, where: str) -> None:
+    """They would be read, and changes to them go unnoticed."""
     file = tmp_path / "set" / "a.jsonl"
     file.parent.mkdir()
-    where = {"path": "json", "data_files": str(file)} if place == "data_files" else {"path": str(file.parent)}
-    config = DataConfig(sources=[{"kind": "hub", "name": "h", "domain": "code", **where}])
-    found = set()
-    for text in (b'{"text": "one"}', b'{"text": "two"}', b'{"text": "one"}'):
-        file.write_bytes(text)
-        os.utime(file, (1, 1))
-        found.add(dataset_fingerprint(config, ByteTokenizer()))
-    assert len(found) == 2
+    file.write_text('{"text": "one"}')
+    fields = {"path": "json", "data_files": str(file)} if where == "data_files" else {"path": str(file.parent)}
+    config = DataConfig(sources=[{"kind": "hub", "name": "h", "domain": "code", **fields}])
+    with pytest.raises(DataError, match="'files'"):
+        dataset_fingerprint(config, ByteTokenizer())
 
 
 def test_split_is_a_hash_of_the_key_near_the_fraction() -> None:
@@ -259,12 +259,12 @@ def test_split_is_a_hash_of_the_key_near_the_fraction() -> None:
 
 def test_unusable_corpus_says_what_is_wrong(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "tales.jsonl", {"a": 20, "b": 30})
-    with pytest.raises(DataError, match="All 2 documents are shorter than min_tokens = 40; the longest has 31 tokens"):
+    with pytest.raises(DataError, match="the longest has 31"):
         prepare(config_for(tmp_path), ByteTokenizer())
     (tmp_path / "tales.jsonl").write_text("\n")
-    with pytest.raises(DataError, match="Source 'tales' has no documents"):
+    with pytest.raises(DataError, match="'tales'"):
         prepare(config_for(tmp_path), ByteTokenizer())
-    with pytest.raises(ConfigError, match="must exceed the 100 tokens"):
+    with pytest.raises(ConfigError, match="window_tokens"):
         prepare(config_for(tmp_path), ByteTokenizer(window_prefix=(256,) * 100))
     assert list((tmp_path / "prepared").iterdir()) == []
 
@@ -283,11 +283,11 @@ def test_control_tokens_are_text_unless_a_source_says_that_it_has_them(tmp_path:
     control = {tokenizer.inner.convert_tokens_to_ids(name) for name in (TURN, END)}
     tokens, fingerprints = {}, set()
     for rule in ("text", "control"):
-        source = {"kind": "jsonl", "name": "tales", "domain": "narrative", "paths": [str(tmp_path / "tales.jsonl")]}
+        source = {"kind": "files", "name": "tales", "domain": "narrative", "paths": [str(tmp_path / "tales.jsonl")]}
         dataset = prepare(config_for(tmp_path, sources=[source | {"special_tokens": rule}]), tokenizer)
         ((_, tokens[rule]),) = [*dataset.whole_documents("train"), *dataset.whole_documents("held_out")]
         assert tokenizer.decode(tokens[rule].tolist()) == text
-        fingerprints.add(dataset.fingerprint)
+        fingerprints.add(dataset.description.fingerprint)
     assert not control & set(tokens["text"].tolist())
     assert sum(token in control for token in tokens["control"].tolist()) == 40
     assert len(fingerprints) == 2
@@ -296,7 +296,7 @@ def test_control_tokens_are_text_unless_a_source_says_that_it_has_them(tmp_path:
 
 def test_source_names_must_differ() -> None:
     source = {"kind": "installation", "name": "same", "domain": "code"}
-    with pytest.raises(ValidationError, match="names of the sources must differ"):
+    with pytest.raises(ValidationError, match="names"):
         DataConfig(sources=[source, source])
 
 
@@ -368,7 +368,7 @@ def test_full_disk_is_a_storage_error_and_leaves_nothing(tmp_path: Path) -> None
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, before[1]))  # three million bytes are to be written
     try:
-        with pytest.raises(StorageError, match=r"Could not write .*prepared"):
+        with pytest.raises(StorageError, match="prepared"):
             prepare(config_for(tmp_path), ByteTokenizer())
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -380,25 +380,25 @@ def test_damaged_or_foreign_folder_is_refused(tmp_path: Path) -> None:
     folder = prepare(config_for(tmp_path), ByteTokenizer()).folder
     tokens = (folder / "tokens.bin").read_bytes()
     (folder / "tokens.bin").write_bytes(tokens[:-2])
-    with pytest.raises(DataError, match=r"tokens\.bin is damaged: it has 998 bytes, expected 1000"):
+    with pytest.raises(DataError, match=r"tokens\.bin.* 998 .* 1000"):
         prepare(config_for(tmp_path), ByteTokenizer())
     (folder / "tokens.bin").write_bytes(tokens)
     description = json.loads((folder / "dataset.json").read_text())
     (folder / "dataset.json").write_text(json.dumps({**description, "format_version": 99}))
-    with pytest.raises(DataError, match="in format 99, expected 2"):
+    with pytest.raises(DataError, match="99"):
         PreparedDataset.open(folder)
     (folder / "dataset.json").write_text("{")
-    with pytest.raises(DataError, match="is damaged"):
+    with pytest.raises(DataError, match="damaged"):
         PreparedDataset.open(folder)
-    with pytest.raises(DataError, match="holds no prepared data"):
+    with pytest.raises(DataError, match="no prepared"):
         PreparedDataset.open(tmp_path)
 
 
-def test_progress_speaks_once_a_million_tokens(tmp_path: Path) -> None:
-    write_jsonl(tmp_path / "tales.jsonl", {f"d{place}": 600_000 for place in range(4)})
-    messages: list[str] = []
-    prepare(config_for(tmp_path), ByteTokenizer(), messages.append)
-    assert messages == ["Prepared 2 documents, 1,200,000 tokens.", "Prepared 4 documents, 2,400,000 tokens."]
+def test_a_message_is_logged_every_million_tokens(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_jsonl(tmp_path / "tales.jsonl", {f"d{n}": 600_000 for n in range(4)})
+    caplog.set_level("INFO", "gistnet")
+    prepare(config_for(tmp_path), ByteTokenizer())
+    assert [count in message for count, message in zip(("1,200,000", "2,400,000"), caplog.messages, strict=True)]
 
 
 def test_whole_documents_are_read_uncut_and_in_an_order_of_their_own(tmp_path: Path) -> None:

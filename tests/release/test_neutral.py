@@ -6,19 +6,15 @@ from typing import Any
 import pytest
 
 from gistnet.config import RunConfig
-from gistnet.data.sources import FilesSource, HubSource, ParquetSource
+from gistnet.data.config import FilesSource, HubSource
 from gistnet.release.neutral import neutral_config, neutral_source
 
 
 def test_files_are_names_and_what_is_on_the_hub_stays() -> None:
     files = FilesSource(name="notes", domain="narrative", paths=("~/notes/**/*.md", "/home/me/a.txt"))
     assert neutral_source(files).paths == ("*.md", "a.txt")  # type: ignore[union-attr]
-    parquet = ParquetSource(name="rows", domain="code", paths=("../corpora/rows.parquet",))
-    assert neutral_source(parquet).paths == ("rows.parquet",)  # type: ignore[union-attr]
     hub = HubSource(name="set", domain="code", path="someone/set", data_files="hf://datasets/a/b.parquet")
     assert neutral_source(hub) == hub
-    local = HubSource(name="set", domain="code", path="parquet", data_files=("/data/one.parquet", "two.parquet"))
-    assert neutral_source(local).data_files == ("one.parquet", "two.parquet")  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(

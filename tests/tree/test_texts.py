@@ -13,8 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from gistnet.data.inputs import READ_BYTES
-from gistnet.data.sources import Document
+from gistnet.data.sources import READ_BYTES, Document
 from gistnet.data.tokenise import PIECE_CHARACTERS, pieces_of, pieces_of_blocks, tokenise
 from gistnet.errors import DataError
 from gistnet.tree.texts import Survey, Text, TextFiles, read_portions, read_texts, survey

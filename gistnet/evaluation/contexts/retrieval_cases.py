@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
-from gistnet.data.templates import templates
+from gistnet.data.synthetic import templates
 from gistnet.errors import DataError
 from gistnet.evaluation.contexts.long_documents import LongDocument
 from gistnet.model.tokenizer import TeacherTokenizer

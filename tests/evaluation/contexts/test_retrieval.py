@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from gistnet.data.templates import templates
+from gistnet.data.synthetic import templates
 from gistnet.errors import DataError, TeacherError
 from gistnet.evaluation.config import RetrievalConfig
 from gistnet.evaluation.contexts.long_documents import LongDocument
