@@ -80,11 +80,8 @@ class SourcePool:
     lengths: NDArray[np.int64]
 
 
-@dataclass(frozen=True)
-class TrainingPool:
-    """The training windows to draw from: the sources of each domain. Built by `training_pool`."""
-
-    domains: Mapping[str, tuple[SourcePool, ...]]
+TrainingPool = Mapping[str, tuple[SourcePool, ...]]
+"""The training windows to draw from: the sources of each domain. Built by `training_pool`."""
 
 
 def training_pool(dataset: PreparedDataset, weights: Mapping[str, float] | None = None) -> TrainingPool:
@@ -92,23 +89,15 @@ def training_pool(dataset: PreparedDataset, weights: Mapping[str, float] | None 
 
     Args:
         weights: relative weight of each source within its domain; 1 where it is not given.
-
-    Raises:
-        ConfigError: a weight belongs to no source, or is not positive.
     """
     weights = weights or {}
-    for name, weight in weights.items():
-        if name not in dataset.sources:
-            raise ConfigError(f"Source {name!r} has a weight, but the data has only {list(dataset.sources)}.")
-        if not weight > 0:
-            raise ConfigError(f"The weight of source {name!r} must be above 0, got {weight}.")
-    domains: dict[str, tuple[SourcePool, ...]] = {}
+    pool: dict[str, tuple[SourcePool, ...]] = {}
     for name, domain in dataset.sources.items():
         windows = dataset.window_indices("train", source=name)
         if len(windows):
-            pool = SourcePool(name, weights.get(name, 1.0), windows, dataset.lengths[windows])
-            domains[domain] = (*domains.get(domain, ()), pool)
-    return TrainingPool(domains)
+            source = SourcePool(name, weights.get(name, 1.0), windows, dataset.lengths[windows])
+            pool[domain] = (*pool.get(domain, ()), source)
+    return pool
 
 
 def check_sampling(pool: TrainingPool, layout: SpanLayout, probabilities: Probabilities) -> None:
@@ -121,12 +110,12 @@ def check_sampling(pool: TrainingPool, layout: SpanLayout, probabilities: Probab
     _check_probabilities(pool, probabilities)
     for domain, probability in probabilities.items():
         if probability > 0:
-            _require_room(layout.used(min(int(source.lengths.min()) for source in pool.domains[domain])), layout)
+            _require_room(layout.used(min(int(source.lengths.min()) for source in pool[domain])), layout)
 
 
 def eligible_starts(length: int, phase: int, layout: SpanLayout, gists: int = 1) -> NDArray[np.int64]:
     """Every start `phase + i·K` behind the sink with room for k gists and the horizon: ascending int64."""
-    first = phase + layout.span_tokens * _ceil_divide(layout.sink_tokens - phase, layout.span_tokens)
+    first = phase + layout.span_tokens * max(0, -((phase - layout.sink_tokens) // layout.span_tokens))  # rounded up
     last = length - gists * layout.tokens_per_gist - layout.horizon_tokens
     return np.arange(first, last + 1, layout.span_tokens, dtype=np.int64)
 
@@ -167,7 +156,7 @@ def sample_window(
     # Philox is a function of key and counter: steps and items never share random numbers (Salmon et al., 2011).
     random = np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, item, step]))
     domain = sorted(probabilities)[_draw(random, [probabilities[name] for name in sorted(probabilities)])]
-    sources = pool.domains[domain]
+    sources = pool[domain]
     source = sources[_draw(random, [source.weight for source in sources])]
     place = int(random.integers(len(source.windows)))
     length = layout.used(int(source.lengths[place]))
@@ -258,10 +247,10 @@ def _check_probabilities(pool: TrainingPool, probabilities: Probabilities) -> No
     if not (all(value >= 0 for value in values) and abs(sum(values) - 1) <= 1e-6):
         raise ConfigError(f"Domain probabilities must be at least 0 and sum to 1, got {dict(probabilities)}.")
     for domain, probability in probabilities.items():
-        if probability > 0 and domain not in pool.domains:
+        if probability > 0 and domain not in pool:
             raise DataError(
                 f"Domain {domain!r} has probability {probability} but no training windows; "
-                f"there are some for {sorted(pool.domains)}."
+                f"there are some for {sorted(pool)}."
             )
 
 
@@ -272,10 +261,6 @@ def _require_room(length: int, layout: SpanLayout, gists: int = 1) -> None:
             f"of {layout.horizon_tokens} and {layout.sink_tokens} sink tokens need {needed} tokens, "
             f"but a window has {length}."
         )
-
-
-def _ceil_divide(numerator: int, denominator: int) -> int:
-    return max(0, -(-numerator // denominator))
 
 
 def _draw_counts(random: np.random.Generator, runs: GistRuns, branches: int) -> NDArray[np.int64]:

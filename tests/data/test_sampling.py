@@ -269,13 +269,6 @@ def test_layout_that_does_not_fit_the_shortest_window_is_refused_before_drawing(
         check_sampling(pool, SpanLayout(span_tokens=8, horizon_tokens=shortest - 11), {"code": 1.0})
 
 
-def test_weights_must_belong_to_sources_and_be_positive(dataset: PreparedDataset) -> None:
-    with pytest.raises(ConfigError, match="novels"):
-        training_pool(dataset, {"novels": 1.0})
-    with pytest.raises(ConfigError, match="above 0"):
-        training_pool(dataset, {"tales": 0.0})
-
-
 def test_validation_takes_one_window_a_held_out_document_of_each_domain(dataset: PreparedDataset) -> None:
     chosen = validation_windows(dataset, LAYOUT, documents=5, spans_per_document=4, seed=3)
     infos = [dataset.describe(sample.window) for sample in chosen]
