@@ -132,7 +132,7 @@ def evaluate(
     """Measure a trained GistNet on held-out documents, beside its baselines."""
     from gistnet.evaluation.evaluator import evaluate as measure
     from gistnet.files import require_writable
-    from gistnet.release.comparison import compare_figures
+    from gistnet.release.contents import compare_figures
     from gistnet.report.run_record import read_figures
     from gistnet.report.tables import results_tables
     from gistnet.run_folder import FIGURES_FILE
@@ -154,7 +154,7 @@ def evaluate(
         terminal.out.print(table)
     if trained.is_released:
         released = read_figures(trained.run_folder / FIGURES_FILE)
-        terminal.out.print(compare_figures(evaluation.records, released).sentence())
+        terminal.out.print(compare_figures(evaluation.records, released))
     kept = "nothing was written; --out keeps it"
     if target is not None:
         figures, *spans = evaluation.write(target)

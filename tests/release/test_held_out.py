@@ -12,7 +12,7 @@ from gistnet.data.dataset import PreparedDataset
 from gistnet.data.prepare import prepare
 from gistnet.errors import DataError
 from gistnet.evaluation.config import EvaluationConfig
-from gistnet.release.held_out import choose_windows, write_held_out
+from gistnet.release.make import choose_windows, write_held_out
 from tests.data.byte_tokenizer import ByteTokenizer
 from tests.gistnets import SPAN, woken_gistnet
 from tests.teachers import tiny_teacher

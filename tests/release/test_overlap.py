@@ -8,7 +8,8 @@ import numpy as np
 from gistnet.data.config import DataConfig, InstallationSource
 from gistnet.data.dataset import DatasetStatistics, DocumentLabels, PreparedDataset, SplitStatistics
 from gistnet.data.prepare import DatasetWriter
-from gistnet.release.overlap import DomainOverlap, measure_overlap
+from gistnet.release.contents import DomainOverlap
+from gistnet.release.make import measure_overlap
 
 WORDS = [f"w{n}" for n in range(1000)]
 
