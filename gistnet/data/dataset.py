@@ -76,17 +76,6 @@ class SplitStatistics(Section):
     """Tokens of the kept documents."""
     windows: int = 0
     """Windows cut from the kept documents."""
-    tail_tokens: int = 0
-    """Tokens at the ends of kept documents that are in no window: too few for one."""
-
-
-class DatasetStatistics(Section):
-    """What was read, dropped and kept."""
-
-    splits: tuple[SplitStatistics, ...]
-    """One entry for each source and split, in the order of the configuration."""
-    domains_without_held_out: tuple[str, ...]
-    """Domains that have training documents but none to validate with."""
 
 
 class DatasetDescription(Section):
@@ -97,12 +86,12 @@ class DatasetDescription(Section):
     """Identity of the inputs, the settings and the tokenizer: equal fingerprints mean equal windows."""
     content_fingerprint: str
     """Identity of the windows and of their split, see `content_fingerprint`."""
-    tokenizer_fingerprint: str
     window_prefix: tuple[int, ...]
     """Tokens that begin every window, such as BOS."""
     token_type: TokenType
     config: dict[str, Any]
-    statistics: DatasetStatistics
+    statistics: tuple[SplitStatistics, ...]
+    """What was read, dropped and kept: one entry for each source and split, in the order of the configuration."""
     file_bytes: dict[str, int]
     """Size of each other file of the folder."""
 
@@ -170,14 +159,14 @@ class PreparedDataset:
         }
 
     @property
-    def statistics(self) -> DatasetStatistics:
+    def statistics(self) -> tuple[SplitStatistics, ...]:
         """What was read, dropped and kept, for each source and split."""
         return self.description.statistics
 
     @cached_property
     def sources(self) -> dict[str, str]:
         """The domain of each source, in the order of the configuration."""
-        return {entry.source: entry.domain for entry in self.statistics.splits}
+        return {entry.source: entry.domain for entry in self.statistics}
 
     @property
     def lengths(self) -> NDArray[np.int64]:
@@ -194,7 +183,7 @@ class PreparedDataset:
 
     def domains(self, split: Split) -> list[str]:
         """Names of the domains that have windows in `split`, sorted."""
-        return sorted({entry.domain for entry in self.statistics.splits if entry.split == split and entry.windows})
+        return sorted({entry.domain for entry in self.statistics if entry.split == split and entry.windows})
 
     def window_indices(self, split: Split, domain: str | None = None, source: str | None = None) -> NDArray[np.int64]:
         """Numbers of the windows of a split, of one domain or source where given: ascending, int64."""

@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -32,7 +32,6 @@ from gistnet.data.dataset import (
     TOKENS_FILE,
     WINDOWS_FILE,
     DatasetDescription,
-    DatasetStatistics,
     DocumentLabels,
     PreparedDataset,
     Split,
@@ -154,17 +153,19 @@ def _write_dataset(folder: Path, fingerprint: str, config: DataConfig, tokenizer
             count["kept"] += 1
             count["tokens"] += len(tokens)
             count["windows"] += len(windows)
-            count["tail_tokens"] += len(tokens) - int((windows[:, 1] - len(tokenizer.window_prefix)).sum())
             before = writer.n_tokens
             writer.add(labels, tokens, windows)
             if writer.n_tokens // TOKENS_PER_MESSAGE > before // TOKENS_PER_MESSAGE:
                 logger.info("Prepared %s documents, %s tokens.", f"{writer.n_documents:,}", f"{writer.n_tokens:,}")
         writer.finish(
             fingerprint=fingerprint,
-            tokenizer_fingerprint=tokenizer.fingerprint,
             window_prefix=tokenizer.window_prefix,
             config=config,
-            statistics=_statistics(config, counts),
+            statistics=[
+                SplitStatistics(source=source.name, domain=source.domain, split=split, **counts[source.name, split])
+                for source in config.sources
+                for split in SPLITS
+            ],
         )
 
 
@@ -239,16 +240,6 @@ def _new(
         )
 
 
-def _statistics(config: DataConfig, counts: Counts) -> DatasetStatistics:
-    splits = tuple(
-        SplitStatistics(source=source.name, domain=source.domain, split=split, **counts[source.name, split])
-        for source in config.sources
-        for split in SPLITS
-    )
-    kept = {split: {entry.domain for entry in splits if entry.split == split and entry.kept} for split in SPLITS}
-    return DatasetStatistics(splits=splits, domains_without_held_out=tuple(sorted(kept["train"] - kept["held_out"])))
-
-
 class DatasetWriter:
     """Writes the files of a prepared corpus into an empty folder, document by document.
 
@@ -280,10 +271,9 @@ class DatasetWriter:
         self,
         *,
         fingerprint: str,
-        tokenizer_fingerprint: str,
         window_prefix: tuple[int, ...],
         config: DataConfig,
-        statistics: DatasetStatistics,
+        statistics: Sequence[SplitStatistics],
     ) -> None:
         """Complete the files and describe them; at least one document must have been added."""
         self._write_rows()
@@ -295,11 +285,10 @@ class DatasetWriter:
             fingerprint=fingerprint,
             # From what lies on the disk, and kept, so that whoever opens a large corpus need not read all of it.
             content_fingerprint=content_fingerprint(self._folder, window_prefix),
-            tokenizer_fingerprint=tokenizer_fingerprint,
             window_prefix=window_prefix,
             token_type=self._token_type,
             config=config.model_dump(mode="json"),
-            statistics=statistics,
+            statistics=tuple(statistics),
             file_bytes={name: (self._folder / name).stat().st_size for name in names},
         )
         write_json(self._folder / DESCRIPTION_FILE, description.model_dump(mode="json"))

@@ -20,7 +20,7 @@ import torch
 
 from gistnet.config import RunConfig, config_text, load_config
 from gistnet.data.config import DataConfig, FilesSource
-from gistnet.data.dataset import DatasetStatistics, DocumentLabels, PreparedDataset, SplitStatistics
+from gistnet.data.dataset import DocumentLabels, PreparedDataset, SplitStatistics
 from gistnet.data.duplicates import MOST_SHARED, Overlap
 from gistnet.data.prepare import DatasetWriter
 from gistnet.data.sampling import SpanLayout, validation_windows
@@ -260,10 +260,9 @@ def write_held_out(folder: Path, dataset: PreparedDataset, windows: Sequence[int
             statistics.append(SplitStatistics(source=source, domain=domain, split="held_out", **counts))
         writer.finish(
             fingerprint=identity.hexdigest()[:16],
-            tokenizer_fingerprint=described.tokenizer_fingerprint,
             window_prefix=described.window_prefix,
             config=config,
-            statistics=DatasetStatistics(splits=tuple(statistics), domains_without_held_out=()),
+            statistics=statistics,
         )
 
 

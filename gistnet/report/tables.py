@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from rich.table import Table
 
-from gistnet.data.dataset import DatasetStatistics
+from gistnet.data.dataset import SplitStatistics
 from gistnet.evaluation.records import MetricRecord
 from gistnet.terminal import at_full_width
 
@@ -91,7 +91,7 @@ def target_text(record: MetricRecord) -> str:
     return f"{' and '.join(bounds)}: {'met' if record.met else 'not met'}"
 
 
-def dataset_table(statistics: DatasetStatistics) -> Table:
+def dataset_table(statistics: Sequence[SplitStatistics]) -> Table:
     """What became of the documents of each source."""
     table = Table(title="documents", title_justify="left")
     columns = (
@@ -100,7 +100,7 @@ def dataset_table(statistics: DatasetStatistics) -> Table:
     )
     for name in columns:
         table.add_column(name.replace("_", " "), justify="left" if name in columns[:3] else "right")
-    for split in statistics.splits:
+    for split in statistics:
         values = (getattr(split, name) for name in columns)
         table.add_row(*(f"{value:,}" if isinstance(value, int) else value for value in values))
     return at_full_width(table)

@@ -339,4 +339,4 @@ def test_window_indices_partition_the_corpus_by_split_domain_and_source(dataset:
                 assert dataset.window_indices(split, domain, source).tolist() == expected
     assert dataset.domains("train") == dataset.domains("held_out") == ["code", "narrative", "structured"]
     assert dataset.sources == SOURCES
-    assert sum(entry.windows for entry in dataset.statistics.splits) == len(dataset)
+    assert sum(entry.windows for entry in dataset.statistics) == len(dataset)

@@ -249,7 +249,7 @@ def test_documents_fill_a_window_of_the_embedded_teacher(embedded_tokenizer: Tea
 def test_synthetic_documents_are_prepared_like_any_others(tmp_path: Path) -> None:
     config = DataConfig(sources=(source(max_documents=20),), folder=tmp_path, held_out_fraction=0.3)
     dataset = prepare(config, ByteTokenizer())
-    assert sum(entry.kept for entry in dataset.statistics.splits) == 20
+    assert sum(entry.kept for entry in dataset.statistics) == 20
     assert {dataset.describe(window).split for window in range(len(dataset))} == {"train", "held_out"}
 
 

@@ -86,7 +86,7 @@ def test_the_small_corpus_holds_those_windows_alone(config: DataConfig, tmp_path
         assert (got.split, got.offset, got.length) == ("held_out", 0, expected.length)
     bytes_of_text = sum(dataset.describe(window).length - 1 for window in windows)
     assert (small.folder / "tokens.bin").stat().st_size == 2 * bytes_of_text
-    assert sum(entry.tokens for entry in small.statistics.splits) == bytes_of_text
+    assert sum(entry.tokens for entry in small.statistics) == bytes_of_text
     assert small.description.fingerprint != dataset.description.fingerprint
     write_held_out(tmp_path / "other", dataset, windows[:1], config)
     assert PreparedDataset.open(tmp_path / "other").description.fingerprint != small.description.fingerprint

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from gistnet.data.config import DataConfig, InstallationSource
-from gistnet.data.dataset import DatasetStatistics, DocumentLabels, PreparedDataset, SplitStatistics
+from gistnet.data.dataset import DocumentLabels, PreparedDataset, SplitStatistics
 from gistnet.data.prepare import DatasetWriter
 from gistnet.release.contents import DomainOverlap
 from gistnet.release.make import measure_overlap
@@ -28,10 +28,9 @@ def corpus(folder: Path, documents: list[tuple[str, str, str]]) -> PreparedDatas
         ]
         writer.finish(
             fingerprint="0",
-            tokenizer_fingerprint="0",
             window_prefix=(),
             config=DataConfig(sources=(InstallationSource(name="none", domain="code"),)),
-            statistics=DatasetStatistics(splits=tuple(statistics), domains_without_held_out=()),
+            statistics=statistics,
         )
     return PreparedDataset.open(folder)
 
