@@ -17,7 +17,7 @@ Domain = Literal[InstallationDomain, "adversarial"]
 
 class _Source(Section):
     name: Name
-    """What the statistics and reports call this source; unique within a run."""
+    """Name of the source in statistics and reports; unique within a run."""
     domain: Domain
     """The kind of text, which decides how often it is sampled."""
     weight: float = Field(1.0, gt=0)
@@ -32,8 +32,8 @@ class _Texts(_Source):
     id_field: Name = "id"
     """Key or column of a row's name; a row without it is called `<file>:<row>`, counted from 1."""
     special_tokens: Literal["text", "control"] = "text"
-    """What strings such as `<|im_end|>` become: `text` like any other, or `control` tokens, for documents that were
-    rendered with them, such as logs of chats."""
+    """Tokens of strings such as `<|im_end|>`: those of `text` like any other, or `control` tokens, for documents that
+    were rendered with them, such as logs of chats."""
 
 
 class FilesSource(_Texts):
@@ -77,7 +77,7 @@ class SyntheticSource(_Source):
 
     kind: Literal["synthetic"] = "synthetic"
     max_documents: int = Field(ge=1)
-    """How many documents to make, of each kind in turn."""
+    """Number of documents to make, of each kind in turn."""
     seed: Seed = 0
     """Each seed gives other documents."""
 
@@ -106,7 +106,7 @@ class DataConfig(Section):
     held-out ones of which training documents have more than a tenth."""
 
     def with_absolute_paths(self) -> Self:
-        """The same corpus, by paths that mean the same from every folder."""
+        """Copy whose paths mean the same from every folder."""
         sources = [
             source.model_copy(update={"paths": tuple(map(_absolute, source.paths))})
             if isinstance(source, FilesSource)
@@ -128,7 +128,7 @@ def _absolute(path: str) -> str:
 
 
 class GistRuns(Section):
-    """How many consecutive spans a branch replaces by as many gists (k), drawn for each branch.
+    """Length of the segments that branches replace, in spans (k), drawn for each branch.
 
     A segment ends where its horizon begins and reaches back from there, at most to the sink: what is drawn is clipped.
     """

@@ -39,7 +39,7 @@ WINDOWS_FILE = "windows.npy"
 
 
 class DocumentLabels(NamedTuple):
-    """What a document is called and where it belongs: the columns of text in `documents.parquet`."""
+    """Name, key, source, domain and split of a document: the columns of text in `documents.parquet`."""
 
     id: str
     """Its name, for people."""
@@ -57,7 +57,7 @@ DOCUMENT_SCHEMA = pyarrow.schema(
 
 
 class SplitStatistics(Section):
-    """What became of the documents of one source that belong to one split."""
+    """Counts of what was read, dropped and kept of the documents of one source in one split."""
 
     source: str
     domain: str
@@ -91,7 +91,7 @@ class DatasetDescription(Section):
     token_type: TokenType
     config: dict[str, Any]
     statistics: tuple[SplitStatistics, ...]
-    """What was read, dropped and kept: one entry for each source and split, in the order of the configuration."""
+    """One entry for each source and split, in the order of the configuration."""
     file_bytes: dict[str, int]
     """Size of each other file of the folder."""
 
@@ -149,7 +149,7 @@ class PreparedDataset:
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """What a run remembers of its corpus, to know it again and to say what differs in another one."""
+        """Record by which a run knows its corpus again, and names what differs in another one."""
         splits = self._documents["split"].to_pylist()
         return {
             "content": self.content_fingerprint,
@@ -160,7 +160,7 @@ class PreparedDataset:
 
     @property
     def statistics(self) -> tuple[SplitStatistics, ...]:
-        """What was read, dropped and kept, for each source and split."""
+        """Counts of what was read, dropped and kept, for each source and split."""
         return self.description.statistics
 
     @cached_property

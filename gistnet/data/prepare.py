@@ -121,7 +121,7 @@ def dataset_fingerprint(config: DataConfig, tokenizer: WindowTokenizer) -> str:
 
 
 def _content_identity(source: SourceConfig) -> Any:
-    """What decides the documents of a source beside its settings."""
+    """Identity of a source's content: all that decides its documents beside its settings."""
     match source:
         case FilesSource():
             return [[file.name, _content_hash(file.path)] for file in match_files(source.name, source.paths)]
@@ -283,7 +283,7 @@ class DatasetWriter:
         description = DatasetDescription(
             format_version=FORMAT_VERSION,
             fingerprint=fingerprint,
-            # From what lies on the disk, and kept, so that whoever opens a large corpus need not read all of it.
+            # Worked out once, so that opening a large corpus does not read all of it.
             content_fingerprint=content_fingerprint(self._folder, window_prefix),
             window_prefix=window_prefix,
             token_type=self._token_type,

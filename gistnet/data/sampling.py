@@ -1,4 +1,4 @@
-"""Which windows and which spans a training step sees: pure functions of (seed, step, item).
+"""Choice of the windows and spans of a training step: pure functions of (seed, step, item).
 
 No state is kept between steps, so a resumed run continues exactly, and a rank's share of a batch is a slice of the
 global one: the number of processes does not change what is trained on (spec, Sampling).
@@ -20,7 +20,7 @@ Probabilities = Mapping[str, float]
 
 @dataclass(frozen=True)
 class SpanLayout:
-    """Where gists may stand in a window. All counts are in tokens, unless the name says otherwise."""
+    """Geometry of spans in a window. All counts are in tokens, unless the name says otherwise."""
 
     span_tokens: int = 32
     """Tokens of a span of level 0 (K), and the step of the grid on which gists of every level begin."""
@@ -31,7 +31,7 @@ class SpanLayout:
     sink_tokens: int = 4
     """First tokens of a window, never replaced: attention rests on them."""
     level: int = 0
-    """Of the gists."""
+    """Level of the gists."""
     window_tokens: int | None = None
     """Tokens of a window that are used, from its first on; None uses all."""
 
@@ -127,8 +127,8 @@ def eligible_phases(length: int, layout: SpanLayout, gists: int = 1) -> NDArray[
         DataError: no phase has one; spans and horizon are longer than the window.
     """
     _require_room(length, layout, gists)
-    places = length - layout.minimum_length(gists) + 1  # starts from the sink on, on any grid
-    starts = layout.sink_tokens + np.arange(min(places, layout.span_tokens), dtype=np.int64)
+    n_starts = length - layout.minimum_length(gists) + 1  # starts from the sink on, on any grid
+    starts = layout.sink_tokens + np.arange(min(n_starts, layout.span_tokens), dtype=np.int64)
     return np.sort(starts % layout.span_tokens)
 
 
@@ -158,14 +158,14 @@ def sample_window(
     domain = sorted(probabilities)[_draw(random, [probabilities[name] for name in sorted(probabilities)])]
     sources = pool[domain]
     source = sources[_draw(random, [source.weight for source in sources])]
-    place = int(random.integers(len(source.windows)))
-    length = layout.used(int(source.lengths[place]))
+    index = int(random.integers(len(source.windows)))
+    length = layout.used(int(source.lengths[index]))
     phase = int(random.choice(eligible_phases(length, layout)))
     starts = eligible_starts(length, phase, layout)
     last = np.sort(random.choice(starts, size=min(layout.spans_per_window, len(starts)), replace=False))
     room = (last - starts[0]) // layout.tokens_per_gist + 1
     gists = np.minimum(_draw_counts(random, runs, len(last)), room)
-    return WindowSample(item, int(source.windows[place]), phase, last - (gists - 1) * layout.tokens_per_gist, gists)
+    return WindowSample(item, int(source.windows[index]), phase, last - (gists - 1) * layout.tokens_per_gist, gists)
 
 
 def sample_batch(
@@ -229,11 +229,11 @@ def validation_windows(
         windows = windows[dataset.lengths[windows] >= layout.minimum_length(gists)]
         _, first, counts = np.unique(dataset.documents[windows], return_index=True, return_counts=True)
         ranked = sorted(
-            (_hash(seed, dataset.describe(int(windows[place])).key), int(place), int(count))
-            for place, count in zip(first, counts, strict=True)
+            (_hash(seed, dataset.describe(int(windows[index])).key), int(index), int(count))
+            for index, count in zip(first, counts, strict=True)
         )
-        for draw, place, count in ranked[:documents]:
-            window = int(windows[place + draw % count])
+        for draw, index, count in ranked[:documents]:
+            window = int(windows[index + draw % count])
             length = layout.used(int(dataset.lengths[window]))
             phases = eligible_phases(length, layout, gists)
             phase = int(phases[draw // count % len(phases)])

@@ -320,7 +320,7 @@ def code_passages() -> tuple[str, ...]:
 
 
 def _is_prose(paragraph: str) -> bool:
-    """Whether a paragraph is a full sentence or more, and nearly all letters: neither grammar nor code."""
+    """Tell a full sentence or more, nearly all letters, from grammar and code."""
     letters = sum(character.isalpha() or character.isspace() for character in paragraph)
     return paragraph[0].isupper() and paragraph.endswith((".", "!", "?")) and letters > 0.9 * len(paragraph)
 

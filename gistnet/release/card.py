@@ -18,7 +18,7 @@ from gistnet.report.tables import BASELINES, interval_text, markdown, offsets_te
 from gistnet.terminal import escaped
 
 EMBEDDED_BASE_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
-"""What the embedded teacher is called on the Hub."""
+"""Name of the embedded teacher on the Hub."""
 
 _WHOLE_HORIZON = ("kl", "delta_nll", "substitutability_rate", "perplexity_ratio")
 _EACH_RANGE = "recovered_kl"

@@ -1,4 +1,4 @@
-"""What a release folder says: its network, its figures, how it came about, and whether it is whole."""
+"""Contents of a release folder: its network, figures and provenance, and whether it is whole."""
 
 import json
 from collections.abc import Sequence
@@ -33,11 +33,11 @@ class Provenance(Section):
     """Contents of `release.json`: what only the maker of a release knows of it."""
 
     gistnet_version: str
-    """That made the release."""
+    """Version that made the release."""
     command: str
-    """What trained it."""
+    """Command that trained it."""
     hardware: str
-    """What it was trained on."""
+    """Machine that it was trained on."""
     spans_seen: int
     """By the released weights, in their own run."""
     steps: int
@@ -105,8 +105,8 @@ def compare_figures(measured: Sequence[MetricRecord], released: Sequence[MetricR
 
     Figures of the same measure and of as many spans and documents are compared by their values.
     """
-    before = {measured_thing(record): record.value for record in released}
-    pairs = [(record, before[measured_thing(record)]) for record in measured if measured_thing(record) in before]
+    before = {record_identity(record): record.value for record in released}
+    pairs = [(record, before[record_identity(record)]) for record in measured if record_identity(record) in before]
     different = [(abs(record.value - value), record) for record, value in pairs if record.value != value]
     sentence = f"{len(pairs) - len(different)} of {len(pairs)} figures are those of the release to the digit"
     if different:
@@ -117,6 +117,6 @@ def compare_figures(measured: Sequence[MetricRecord], released: Sequence[MetricR
     return sentence + "."
 
 
-def measured_thing(record: MetricRecord) -> tuple[Any, ...]:
+def record_identity(record: MetricRecord) -> tuple[Any, ...]:
     """Everything that a record says but what was found: equal for two measurements of the same."""
     return tuple(record.model_dump(exclude={"value", "interval", "baselines", "unit", "met", "target"}).values())

@@ -2,8 +2,8 @@
 
     gistnet release RUN --out released/NAME
 
-The network, the configuration and a few held-out documents are written into a new folder, and evaluated there: whoever
-has the folder gets the same figures from `gistnet evaluate` without any other data.
+The network, the configuration and a few held-out documents are written into a new folder, and evaluated there:
+`gistnet evaluate` gives the same figures of the folder again, without any other data.
 """
 
 import hashlib
@@ -34,7 +34,7 @@ from gistnet.machine import describe_machine
 from gistnet.model.gistnet import GistNet
 from gistnet.model.loading import load_tokenizer
 from gistnet.release.card import card
-from gistnet.release.contents import DomainOverlap, Provenance, measured_thing
+from gistnet.release.contents import DomainOverlap, Provenance, record_identity
 from gistnet.release_folder import CARD_FILE, DATA_NOTES_FILE, HELD_OUT_FOLDER, LIMITS_FILE, PROVENANCE_FILE
 from gistnet.report.report import write_report
 from gistnet.run_folder import CHECKPOINTS_FOLDER, CONFIG_FILE, FIGURES_FILE, METRICS_FILE
@@ -90,7 +90,7 @@ def make_release(
             raise ConfigError(f"Got the setting '{setting}', expected one of evaluation: the rest is as in training.")
     paths = {DATA_NOTES_FILE: data_notes, LIMITS_FILE: limits}
     notes = {name: "".join(read_text(path)) for name, path in paths.items() if path is not None}
-    # As whoever evaluates the release has it (`portable_config`): compiled layers give other last digits.
+    # As the release is evaluated later (`portable_config`): compiled layers give other last digits.
     trained = open_trained(run, ("teacher.compile=false", *settings))
     if trained.is_released:
         raise ConfigError(f"{run} is a release already, expected a run folder.")
@@ -115,9 +115,9 @@ def make_release(
         first = evaluate(trained.teacher, trained.gistnet, held_out, config.evaluation)
         records = list(first.records)
         for evaluation in further:
-            known = {measured_thing(record) for record in records}
+            known = {record_identity(record) for record in records}
             more = evaluate(trained.teacher, trained.gistnet, held_out, evaluation).records
-            records += [record for record in more if measured_thing(record) not in known]
+            records += [record for record in more if record_identity(record) not in known]
         Evaluation(records, first.span_map).write(folder / FIGURES_FILE)
         logger.info("Comparing the held-out documents with those it was trained on.")
         checkpoint = load_checkpoint(trained.folder.parent)

@@ -13,7 +13,7 @@ from gistnet.release_folder import find_folder
 
 
 class UploadPlan(NamedTuple):
-    """What would be uploaded, and where to."""
+    """Files to upload, and where to."""
 
     folder: Path
     repository: str
@@ -23,7 +23,7 @@ class UploadPlan(NamedTuple):
 
     @property
     def megabytes(self) -> float:
-        """Of all files together."""
+        """Size of all files together."""
         return sum(self.files.values()) / 1e6
 
 
