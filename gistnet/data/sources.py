@@ -18,7 +18,7 @@ from functools import cached_property
 from glob import glob
 from itertools import dropwhile, islice
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol, assert_never
+from typing import Any, Literal, NamedTuple, assert_never
 
 from gistnet.data.config import Domain, FilesSource, HubSource, InstallationSource, SourceConfig, SyntheticSource
 from gistnet.data.installation import read_installation
@@ -49,18 +49,6 @@ class Document:
     def key(self) -> str:
         """Hash of the text, 32 hexadecimal digits: what a document is known by wherever it lies."""
         return hashlib.sha256(self.text.encode()).hexdigest()[:32]
-
-
-class RowFields(Protocol):
-    """Fields of a row that hold a document's text and its name."""
-
-    @property
-    def text_field(self) -> str:
-        """Key or column of the text."""
-
-    @property
-    def id_field(self) -> str:
-        """Key or column of the name, which a row may lack."""
 
 
 class MatchedFile(NamedTuple):
@@ -103,7 +91,7 @@ def _read_files(config: FilesSource) -> Iterator[tuple[str, str]]:
         if "text" in formats:
             yield file.name, "".join(read_text(file.path))
         else:
-            yield from read_rows(file, config)
+            yield from read_rows(file, config.text_field, config.id_field)
 
 
 def match_files(source: str, patterns: Iterable[str]) -> list[MatchedFile]:
@@ -222,17 +210,19 @@ def format_of(path: Path, text_field: str) -> Format:
     return "text"
 
 
-def read_rows(file: MatchedFile, fields: RowFields) -> Iterator[tuple[str, str]]:
+def read_rows(file: MatchedFile, text_field: str, id_field: str) -> Iterator[tuple[str, str]]:
     """Yield `(name, text)` of each line of a JSON lines file, or each row of a Parquet file.
+
+    Args:
+        text_field: key or column of the text.
+        id_field: key or column of the name; a row without it is called `<file>:<row>`, counted from 1.
 
     Raises:
         DataError: the file, or a line or row of it, cannot be read as text; the message names it.
     """
-    read = _read_parquet if file.path.suffix.lower() == ".parquet" else _read_jsonl
-    yield from read(file, fields)
-
-
-def _read_jsonl(file: MatchedFile, fields: RowFields) -> Iterator[tuple[str, str]]:
+    if file.path.suffix.lower() == ".parquet":
+        yield from _read_parquet(file, text_field, id_field)
+        return
     with reading(file.path):
         for number, line in enumerate(read_lines(file.path), start=1):
             if not line.strip():
@@ -244,10 +234,10 @@ def _read_jsonl(file: MatchedFile, fields: RowFields) -> Iterator[tuple[str, str
                 raise DataError(f"{where} is not one JSON object in UTF-8: {error}.") from error
             if not isinstance(record, dict):
                 raise DataError(f"{where} is not a JSON object but {type(record).__name__}.")
-            yield _named_text(fields, record, where, f"{file.name}:{number}")
+            yield _named_text(record, text_field, id_field, where, f"{file.name}:{number}")
 
 
-def _read_parquet(file: MatchedFile, fields: RowFields) -> Iterator[tuple[str, str]]:
+def _read_parquet(file: MatchedFile, text_field: str, id_field: str) -> Iterator[tuple[str, str]]:
     import pyarrow
     from pyarrow import parquet
 
@@ -255,24 +245,25 @@ def _read_parquet(file: MatchedFile, fields: RowFields) -> Iterator[tuple[str, s
     try:
         with parquet.ParquetFile(path) as table:
             columns = table.schema_arrow.names
-            if fields.text_field not in columns:
-                raise DataError(f"{path} has no column {fields.text_field!r}, only {columns}.")
-            wanted = [field for field in (fields.text_field, fields.id_field) if field in columns]
+            if text_field not in columns:
+                raise DataError(f"{path} has no column {text_field!r}, only {columns}.")
+            wanted = [field for field in (text_field, id_field) if field in columns]
             for group in range(table.num_row_groups):  # one group at a time, so that no more is buffered
                 for batch in table.iter_batches(ROWS_PER_BATCH, row_groups=[group], columns=wanted):
                     for row in batch.to_pylist():
                         number += 1
-                        yield _named_text(fields, row, f"{path}, row {number}", f"{file.name}:{number}")
+                        name = f"{file.name}:{number}"
+                        yield _named_text(row, text_field, id_field, f"{path}, row {number}", name)
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"Could not read {path} as Parquet: {error}.") from error
 
 
-def _named_text(fields: RowFields, row: Any, where: str, name: str) -> tuple[str, str]:
-    text = row.get(fields.text_field)
+def _named_text(row: Any, text_field: str, id_field: str, where: str, name: str) -> tuple[str, str]:
+    text = row.get(text_field)
     if not isinstance(text, str):
-        got = type(text).__name__ if fields.text_field in row else f"only the fields {sorted(row)}"
-        raise DataError(f"{where} has no text in field {fields.text_field!r}: got {got}.")
-    given = row.get(fields.id_field)
+        got = type(text).__name__ if text_field in row else f"only the fields {sorted(row)}"
+        raise DataError(f"{where} has no text in field {text_field!r}: got {got}.")
+    given = row.get(id_field)
     name = name if given is None else str(given)
     try:
         f"{name}{text}".encode()
@@ -367,7 +358,7 @@ def _read_hub(config: HubSource) -> Iterator[tuple[str, str]]:
         )
         for number, row in enumerate(rows, start=1):
             name = f"{config.path}:{number}"
-            yield _named_text(config, row, name, name)
+            yield _named_text(row, config.text_field, config.id_field, name, name)
     except GistNetError:
         raise
     except Exception as error:  # builders and Arrow raise of every kind

@@ -20,8 +20,6 @@ from functools import cache
 from importlib.resources import files
 from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict
-
 from gistnet.data.installation import installation_identity, read_installation
 from gistnet.errors import DataError
 from gistnet.yaml_format import read_yaml
@@ -87,11 +85,8 @@ def synthetic_identity() -> dict[str, Any]:
     return {"recipe_version": RECIPE_VERSION, "installation": installation_identity()}
 
 
-class _Entry(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Family(_Entry):
+@dataclass(frozen=True)
+class Family:
     """A situation of an adversarial pair: `setting`, then `key`, whose value `{x}` decides `continuation`.
 
     `values` is what `{x}` may be: numbers from the first to before the second, of equally many digits; the name of a
@@ -101,21 +96,22 @@ class Family(_Entry):
 
     setting: str
     key: str
-    values: tuple[int, int] | str
+    values: Sequence[int] | str
     continuation: str
-    outcomes: tuple[str, str] = ("", "")
+    outcomes: Sequence[str] = ("", "")
 
 
-class Templates(_Entry):
+@dataclass(frozen=True)
+class Templates:
     """Lists of words by name, and sentences with the names of such lists in braces."""
 
-    words: dict[str, tuple[str, ...]]
-    fillers: tuple[str, ...]
-    connectors: tuple[str, ...]
-    openers: tuple[str, ...]
-    families: dict[PairKind, tuple[Family, ...]]
-    captions: tuple[str, ...]
-    conclusions: tuple[str, ...]
+    words: dict[str, list[str]]
+    fillers: list[str]
+    connectors: list[str]
+    openers: list[str]
+    families: dict[PairKind, list[Family]]
+    captions: list[str]
+    conclusions: list[str]
 
     def draw_words(self, draw: random.Random) -> dict[str, str]:
         """One word of every list, by the name of the list."""
@@ -125,8 +121,9 @@ class Templates(_Entry):
 @cache
 def templates() -> Templates:
     """Content of `templates.yaml`, read at the first call."""
-    text = files("gistnet.data").joinpath("templates.yaml").read_text(encoding="utf-8")
-    return Templates.model_validate(read_yaml(text))
+    content = read_yaml(files("gistnet.data").joinpath("templates.yaml").read_text(encoding="utf-8"))
+    families = {kind: [Family(**family) for family in listed] for kind, listed in content.pop("families").items()}
+    return Templates(families=families, **content)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import logging
 import shlex
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -198,36 +198,32 @@ def choose_windows(dataset: PreparedDataset, gistnet: GistNet, evaluation: Evalu
     """
     chosen: dict[int, int] = {}
     for level in gistnet.levels:
-        for window in _windows_of_level(dataset, level, evaluation):
-            document = int(dataset.documents[window])
-            if level.level == 0 or document in chosen:
-                chosen[document] = window
+        layout = SpanLayout(
+            span_tokens=level.config.span_tokens,
+            level=level.level,
+            horizon_tokens=max(evaluation.horizons),
+            sink_tokens=evaluation.sink_tokens,
+        )
+        for domain in dataset.domains("held_out"):
+            try:
+                samples = validation_windows(
+                    dataset,
+                    layout,
+                    documents=evaluation.documents,
+                    spans_per_document=1,
+                    seed=evaluation.seed,
+                    gists=evaluation.gists_in_a_row,
+                    domains=[domain],
+                )
+            except DataError:
+                if level.level == 0:
+                    raise
+                continue  # the evaluation leaves a level out that has no room either
+            for window in (sample.window for sample in samples):
+                document = int(dataset.documents[window])
+                if level.level == 0 or document in chosen:
+                    chosen[document] = window
     return list(chosen.values())
-
-
-def _windows_of_level(dataset: PreparedDataset, gistnet: GistNet, evaluation: EvaluationConfig) -> Iterator[int]:
-    layout = SpanLayout(
-        span_tokens=gistnet.config.span_tokens,
-        level=gistnet.level,
-        horizon_tokens=max(evaluation.horizons),
-        sink_tokens=evaluation.sink_tokens,
-    )
-    for domain in dataset.domains("held_out"):
-        try:
-            samples = validation_windows(
-                dataset,
-                layout,
-                documents=evaluation.documents,
-                spans_per_document=1,
-                seed=evaluation.seed,
-                gists=evaluation.gists_in_a_row,
-                domains=[domain],
-            )
-        except DataError:
-            if gistnet.level == 0:
-                raise
-            continue  # the evaluation leaves a level out that has no room either
-        yield from (sample.window for sample in samples)
 
 
 def write_held_out(folder: Path, dataset: PreparedDataset, windows: Sequence[int], config: DataConfig) -> None:

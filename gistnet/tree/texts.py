@@ -103,7 +103,7 @@ def texts_of(file: MatchedFile, files: TextFiles) -> Iterator[Text]:
     if format_of(file.path, files.text_field) == "text":
         yield Text(file.name, read_text(file.path))
         return
-    for name, text in read_rows(file, files):
+    for name, text in read_rows(file, files.text_field, files.id_field):
         yield Text(name, iter((text,)))
 
 
