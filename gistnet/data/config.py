@@ -39,8 +39,9 @@ class _Texts(_Source):
 class FilesSource(_Texts):
     """Files of one format, by their ending.
 
-    `.jsonl` or `.ndjson`, perhaps compressed (`.gz`, `.zst`): a document for each line, a JSON object. `.parquet`: one
-    for each row. Anything else: one for each file, as text in UTF-8.
+    `.jsonl` or `.ndjson`, perhaps compressed (`.gz`, `.zst`): a document for each line, a JSON object; `.json` as well,
+    where its first line is such an object. `.parquet`: one for each row. Anything else: one for each file, as text in
+    UTF-8.
     """
 
     kind: Literal["files"] = "files"
