@@ -93,7 +93,7 @@ def chosen_arms(groups: Mapping[str, Group], asked: Sequence[str], names: Sequen
 def corpus_sources(corpus: Sequence[str], max_documents: int = 60) -> list[str]:
     """The setting that makes each file a source; none where the configuration's own sources are used."""
     sources = [
-        {"kind": "jsonl", "name": Path(file).name, "domain": "narrative", "paths": [str(Path(file).resolve())]}
+        {"kind": "files", "name": Path(file).name, "domain": "narrative", "paths": [str(Path(file).resolve())]}
         | {"max_documents": max_documents}
         for file in corpus
     ]

@@ -28,8 +28,8 @@ from benchmarks.workload import EMBEDDED_TEACHER, SMOLLM2_SHAPE, all_starts, bui
 from gistnet.evaluation.records import MetricRecord
 from gistnet.model.config import GistNetConfig
 from gistnet.model.gistnet import GistNet
-from gistnet.release.card import card
-from gistnet.release.results import read_released, results_tables, summary
+from gistnet.release.card import card, results_tables, summary
+from gistnet.release.contents import read_release
 from gistnet.release_folder import CARD_FILE, is_release, releases_in
 from gistnet.report.tables import markdown
 
@@ -326,7 +326,7 @@ def release_tables(name: str, root: Path) -> str:
     folder = root / "released" / name
     if not is_release(folder):
         return f"There is none yet: `gistnet release RUN --out released/{name}` makes it of a finished run."
-    return summary(read_released(folder))
+    return summary(read_release(folder).shown)
 
 
 def demo_table(root: Path) -> str:

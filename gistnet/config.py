@@ -14,8 +14,7 @@ from typing import Any, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from gistnet.data.prepare import DataConfig
-from gistnet.data.sampling import SpanLayout
+from gistnet.data.config import SINK_TOKENS, DataConfig
 from gistnet.errors import ConfigError
 from gistnet.evaluation.config import EvaluationConfig
 from gistnet.files import write_text
@@ -86,11 +85,11 @@ class RunConfig(Section):
             )
         tokens_per_gist = self.gistnet.span_tokens ** (train.level + 1)
         span = tokens_per_gist * max(*train.runs.lengths, train.validation.gists_in_a_row)
-        needed = SpanLayout.sink_tokens + span + horizon
+        needed = SINK_TOKENS + span + horizon
         available = min(self.data.window_tokens, train.window_tokens or self.data.window_tokens)
         if needed > available:
             raise ValueError(
-                f"window_tokens is {available}, expected at least {needed}: {SpanLayout.sink_tokens} "
+                f"window_tokens is {available}, expected at least {needed}: {SINK_TOKENS} "
                 f"first tokens, {span} replaced and {horizon} predicted (stage '{stage.name}')"
             )
         if stage.objective.contrastive_weight > 0 and horizon < tokens_per_gist:

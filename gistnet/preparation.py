@@ -1,13 +1,9 @@
 """The prepared corpus of a configuration: of the teacher only the tokenizer is read, and no model code is loaded."""
 
-import logging
-
 from gistnet.config import RunConfig
 from gistnet.data.dataset import PreparedDataset
 from gistnet.data.prepare import prepare
 from gistnet.model.loading import load_tokenizer
-
-logger = logging.getLogger(__name__)
 
 
 def prepare_data(config: RunConfig) -> PreparedDataset:
@@ -16,4 +12,4 @@ def prepare_data(config: RunConfig) -> PreparedDataset:
     Raises:
         DataError, ConfigError, TeacherError, StorageError: see `prepare` and `load_tokenizer`.
     """
-    return prepare(config.data, load_tokenizer(config.teacher), logger.info)
+    return prepare(config.data, load_tokenizer(config.teacher))

@@ -4,7 +4,7 @@
     RELEASE/config.yaml     the resolved configuration of its run, in which no path says anything of a machine
     RELEASE/held-out/       the documents it is evaluated on, a prepared corpus: see `data.dataset`
     RELEASE/metrics.jsonl, results.json, spans.json, report.html     as in a run folder, see `run_folder`
-    RELEASE/release.json    what only its maker knows: see `release.provenance`
+    RELEASE/release.json    what only its maker knows: see `release.contents`
     RELEASE/data.md, limits.md      what its maker says of the documents and of the limits, where there is something
     RELEASE/README.md       the model card, made from the files above
 

@@ -83,7 +83,7 @@ def tiny_values(folder: Path, teacher_folder: Path, corpus_file: Path) -> dict[s
             "window_tokens": 96,
             "min_tokens": 64,
             "held_out_fraction": 0.3,
-            "sources": [{"kind": "jsonl", "name": "stories", "domain": "narrative", "paths": [str(corpus_file)]}],
+            "sources": [{"kind": "files", "name": "stories", "domain": "narrative", "paths": [str(corpus_file)]}],
         },
         "gistnet": {"architecture": "bottleneck", "span_tokens": 8, "width": 16, "heads": 2},
         "objective": {"horizon_tokens": 12, "positions": "center"},

@@ -543,7 +543,7 @@ def test_a_corpus_that_cannot_be_used_is_refused_and_leaves_nothing(gistnet, con
     path.parent.mkdir()
     if content is not None:
         path.write_bytes(content)
-    source = f"data.sources=[{{kind: jsonl, name: stories, domain: narrative, paths: ['{path}']}}]"
+    source = f"data.sources=[{{kind: files, name: stories, domain: narrative, paths: ['{path}']}}]"
     for command in ("prepare", "train"):
         assert_refused(gistnet(command, "--config", config_file, source), *words)
     assert not (tmp_path / "prepared").exists() or names(tmp_path / "prepared") == []

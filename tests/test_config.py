@@ -131,7 +131,7 @@ def test_a_window_of_exactly_the_tokens_needed_is_enough(config_file):
         ("train=7", ["train", "got 7"]),
         ("data=null", ["data", "None"]),
         ("data.sources=[]", ["data.sources", "at least 1 item"]),
-        ("data.sources=[{kind: scroll}]", ["data.sources.0", "'scroll'", "'jsonl'"]),
+        ("data.sources=[{kind: scroll}]", ["data.sources.0", "'scroll'", "'files'"]),
         ("evaluation.horizons=[]", ["evaluation.horizons", "at least 1 item"]),
         ("evaluation.horizons=[12, 0]", ["evaluation.horizons.1", "greater than 0"]),
         ("gistnet.heads=3", ["3 heads do not fit a width of 16"]),

@@ -8,7 +8,8 @@ import pytest
 from transformers import SmolLM3Config
 
 from gistnet.config import load_config
-from gistnet.data.sources import HubSource, read_documents
+from gistnet.data.config import HubSource
+from gistnet.data.sources import read_documents
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
 SMOLLM3 = next(path for path in CONFIGS if path.stem == "smollm3-3b")

@@ -15,7 +15,7 @@ from gistnet.errors import DataError
 from gistnet.release.make import make_release
 from gistnet.session import open_trained, train
 from tests.conftest import tiny_values
-from tests.release.conftest import TOLD
+from tests.release.conftest import TRAINING
 
 Change = Callable[[Path], tuple[str, ...]]
 """What becomes of the folder of a project; returns settings of the evaluation."""
@@ -117,7 +117,7 @@ def test_only_documents_that_were_held_out_are_measured(
             assert "held_out_documents is" in str(caught.value)
             if not settings:
                 with pytest.raises(DataError, match="trained on"):
-                    make_release(project / "run", project / "out", TOLD)
+                    make_release(project / "run", project / "out", **TRAINING)
                 assert not (project / "out").exists()
         else:
             dataset = trained.dataset()
@@ -162,7 +162,7 @@ def test_weights_that_were_trained_on_another_corpus_are_never_taken_for_new(
     caplog.clear()
     trained.dataset()
     assert any("another corpus" in sentence for sentence in caplog.messages)
-    make_release(tmp_path / "run", tmp_path / "out", TOLD)
+    make_release(tmp_path / "run", tmp_path / "out", **TRAINING)
     card = (tmp_path / "out" / "README.md").read_text()
     assert "another corpus" in card
     assert "Held-out documents that it was not trained on" not in card

@@ -54,10 +54,10 @@ def loaded_by(statements: str) -> set[str]:
     return set(ended.stderr.split())
 
 
-def test_a_configuration_is_read_without_torch_and_transformers(config_file: Path) -> None:
+def test_a_configuration_is_read_without_torch_numpy_and_what_reads_data(config_file: Path) -> None:
     loaded = loaded_by(f"from pathlib import Path\nimport gistnet\ngistnet.load_config(Path({str(config_file)!r}))")
     assert "gistnet.config" in loaded
-    assert loaded & {"torch", "transformers", "accelerate"} == set()
+    assert loaded & {"torch", "transformers", "accelerate", "numpy", "pyarrow", "gistnet.data.sources"} == set()
 
 
 def test_help_loads_neither_torch_nor_a_configuration() -> None:

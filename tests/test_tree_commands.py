@@ -41,7 +41,7 @@ APP.add_typer(commands.tree_app, name="tree")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory, teacher_folder: Path, corpus_file: Path) -> Path:
     """A run of one step with a teacher over bytes and spans of 8 tokens."""
     folder = tmp_path_factory.mktemp("trained")
-    source = {"kind": "jsonl", "name": "stories", "domain": "narrative", "paths": [str(corpus_file)]}
+    source = {"kind": "files", "name": "stories", "domain": "narrative", "paths": [str(corpus_file)]}
     config = {
         "run_folder": str(folder / "run"),
         "device": "cpu",

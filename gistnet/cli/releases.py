@@ -41,13 +41,20 @@ def release(
 
     It is evaluated on the held-out documents that the folder brings, evaluation.documents (64) of each kind of text.
     """
-    from gistnet.release.make import Told, make_release, read_notes
+    from gistnet.release.make import make_release
     from gistnet.report.tables import results_tables
 
     terminal.quieten()
-    told = Told(command, hardware, read_notes(data_notes), read_notes(limits))
-    more = [shlex.split(changes) for changes in also or ()]
-    records = make_release(run, out, told, tuple(settings or ()), logger.info, also=more)
+    records = make_release(
+        run,
+        out,
+        settings or (),
+        command=command,
+        hardware=hardware,
+        data_notes=data_notes,
+        limits=limits,
+        also=[shlex.split(changes) for changes in also or ()],
+    )
     for table in results_tables(records):
         terminal.out.print(table)
     terminal.out.print(f"The release is in {out}; its card is README.md there.")
@@ -73,8 +80,8 @@ def publish(
             table.add_row(name, f"{size:,}")
         terminal.out.print(table)
         terminal.out.print(
-            f"Would make the {plan.visibility} repository {to} where there is none, and upload {len(plan.files)} files "
-            f"({plan.megabytes:.1f} MB) in one commit. Nothing was sent."
+            f"Would make the {'private' if private else 'public'} repository {to} where there is none, and upload "
+            f"{len(plan.files)} files ({plan.megabytes:.1f} MB) in one commit. Nothing was sent."
         )
         return
     terminal.out.print(f"Published {len(plan.files)} files ({plan.megabytes:.1f} MB): {upload(plan)}")

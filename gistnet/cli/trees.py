@@ -30,7 +30,9 @@ def compress(
     files: Annotated[
         list[str],
         typer.Argument(
-            help="Text in UTF-8, or .jsonl, .jsonl.gz, .jsonl.zst; patterns.", parser=required_name, metavar="FILES…"
+            help="Text in UTF-8, .jsonl, .jsonl.gz, .jsonl.zst or .parquet; patterns.",
+            parser=required_name,
+            metavar="FILES…",
         ),
     ],
     tree: Annotated[str, typer.Option(help="A folder, or a URI such as s3://bucket/tree; made if it is not there.")],

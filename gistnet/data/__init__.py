@@ -1,1 +1,1 @@
-"""The data room: from sources of documents to the windows and spans of a training step."""
+"""From sources of documents to the windows and spans of a training step."""

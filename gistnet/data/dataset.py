@@ -11,7 +11,7 @@ larger than memory costs nothing to open. A prepared corpus is a folder, named a
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -31,7 +31,7 @@ Split = Literal["train", "held_out"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 TokenType = Literal["uint16", "uint32"]
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 DESCRIPTION_FILE = "dataset.json"
 TOKENS_FILE = "tokens.bin"
 DOCUMENTS_FILE = "documents.parquet"
@@ -39,7 +39,7 @@ WINDOWS_FILE = "windows.npy"
 
 
 class DocumentLabels(NamedTuple):
-    """What a document is called and where it belongs: the columns of text in `documents.parquet`."""
+    """Name, key, source, domain and split of a document: the columns of text in `documents.parquet`."""
 
     id: str
     """Its name, for people."""
@@ -57,7 +57,7 @@ DOCUMENT_SCHEMA = pyarrow.schema(
 
 
 class SplitStatistics(Section):
-    """What became of the documents of one source that belong to one split."""
+    """Counts of what was read, dropped and kept of the documents of one source in one split."""
 
     source: str
     domain: str
@@ -76,17 +76,6 @@ class SplitStatistics(Section):
     """Tokens of the kept documents."""
     windows: int = 0
     """Windows cut from the kept documents."""
-    tail_tokens: int = 0
-    """Tokens at the ends of kept documents that are in no window: too few for one."""
-
-
-class DatasetStatistics(Section):
-    """What was read, dropped and kept."""
-
-    splits: tuple[SplitStatistics, ...]
-    """One entry for each source and split, in the order of the configuration."""
-    domains_without_held_out: tuple[str, ...]
-    """Domains that have training documents but none to validate with."""
 
 
 class DatasetDescription(Section):
@@ -94,16 +83,17 @@ class DatasetDescription(Section):
 
     format_version: int
     fingerprint: str
-    tokenizer_fingerprint: str
+    """Identity of the inputs, the settings and the tokenizer: equal fingerprints mean equal windows."""
+    content_fingerprint: str
+    """Identity of the windows and of their split, see `content_fingerprint`."""
     window_prefix: tuple[int, ...]
     """Tokens that begin every window, such as BOS."""
     token_type: TokenType
     config: dict[str, Any]
-    statistics: DatasetStatistics
+    statistics: tuple[SplitStatistics, ...]
+    """One entry for each source and split, in the order of the configuration."""
     file_bytes: dict[str, int]
     """Size of each other file of the folder."""
-    content_fingerprint: str | None = None
-    """Kept for `PreparedDataset.content_fingerprint`; None where it is worked out when it is asked for."""
 
 
 @dataclass(frozen=True)
@@ -153,32 +143,13 @@ class PreparedDataset:
             raise DataError(f"{folder} cannot be read: {error}. Delete it and prepare it again.") from error
 
     @property
-    def fingerprint(self) -> str:
-        """Identity of the inputs, the settings and the tokenizer: equal fingerprints mean equal windows."""
-        return self.description.fingerprint
-
-    @cached_property
     def content_fingerprint(self) -> str:
-        """Identity of the windows and of their split: 16 hexadecimal digits of a SHA-256.
-
-        Names do not count: documents that were moved or renamed have the same, unless their order is another. What an
-        update of a library prepares differently has another.
-        """
-        if self.description.content_fingerprint is not None:
-            return self.description.content_fingerprint
-        digest = hashlib.sha256(b"".join(token.to_bytes(4, "little") for token in self.description.window_prefix))
-        digest.update(self._tokens.data)
-        digest.update(np.ascontiguousarray(self._windows).data)
-        # Of the name of a source only counts which documents share it.
-        numbers = {name: number for number, name in enumerate(self._documents["source"].unique().to_pylist())}
-        digest.update(json.dumps([numbers[name] for name in self._documents["source"].to_pylist()]).encode())
-        for column in ("key", "domain", "split", *NUMBER_COLUMNS):
-            digest.update(json.dumps(self._documents[column].to_pylist()).encode())
-        return digest.hexdigest()[:16]
+        """Identity of the windows and of their split: 16 hexadecimal digits of a SHA-256."""
+        return self.description.content_fingerprint
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """What a run remembers of its corpus, to know it again and to say what differs in another one."""
+        """Record by which a run knows its corpus again, and names what differs in another one."""
         splits = self._documents["split"].to_pylist()
         return {
             "content": self.content_fingerprint,
@@ -188,14 +159,14 @@ class PreparedDataset:
         }
 
     @property
-    def statistics(self) -> DatasetStatistics:
-        """What was read, dropped and kept, for each source and split."""
+    def statistics(self) -> tuple[SplitStatistics, ...]:
+        """Counts of what was read, dropped and kept, for each source and split."""
         return self.description.statistics
 
     @cached_property
     def sources(self) -> dict[str, str]:
         """The domain of each source, in the order of the configuration."""
-        return {entry.source: entry.domain for entry in self.statistics.splits}
+        return {entry.source: entry.domain for entry in self.statistics}
 
     @property
     def lengths(self) -> NDArray[np.int64]:
@@ -212,7 +183,7 @@ class PreparedDataset:
 
     def domains(self, split: Split) -> list[str]:
         """Names of the domains that have windows in `split`, sorted."""
-        return sorted({entry.domain for entry in self.statistics.splits if entry.split == split and entry.windows})
+        return sorted({entry.domain for entry in self.statistics if entry.split == split and entry.windows})
 
     def window_indices(self, split: Split, domain: str | None = None, source: str | None = None) -> NDArray[np.int64]:
         """Numbers of the windows of a split, of one domain or source where given: ascending, int64."""
@@ -259,6 +230,24 @@ class PreparedDataset:
 
 def _digest(key: str) -> bytes:
     return hashlib.sha256(b"order:" + key.encode()).digest()  # other than what decides the split
+
+
+def content_fingerprint(folder: Path, window_prefix: Sequence[int]) -> str:
+    """Identity of the windows in `folder` and of their split: 16 hexadecimal digits of a SHA-256.
+
+    Names do not count: documents that were moved or renamed have the same, unless their order is another. What an
+    update of a library prepares differently has another.
+    """
+    digest = hashlib.sha256(b"".join(token.to_bytes(4, "little") for token in window_prefix))
+    digest.update(np.memmap(folder / TOKENS_FILE, mode="r").data)
+    digest.update(np.load(folder / WINDOWS_FILE).data)
+    documents = parquet.read_table(folder / DOCUMENTS_FILE)
+    # Of the name of a source only counts which documents share it.
+    numbers = {name: number for number, name in enumerate(documents["source"].unique().to_pylist())}
+    digest.update(json.dumps([numbers[name] for name in documents["source"].to_pylist()]).encode())
+    for column in ("key", "domain", "split", *NUMBER_COLUMNS):
+        digest.update(json.dumps(documents[column].to_pylist()).encode())
+    return digest.hexdigest()[:16]
 
 
 def read_description(folder: Path) -> DatasetDescription:

@@ -15,7 +15,8 @@ import sysconfig
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, NamedTuple
+
+from gistnet.data.config import InstallationDomain
 
 MAX_FILE_BYTES = 2_000_000
 # Shorter docstrings say what a name already says; a module with few long ones is no document.
@@ -29,14 +30,6 @@ SKIPPED_FOLDERS = {
 }
 
 
-InstallationDomain = Literal["narrative", "code", "structured"]
-
-
-class _File(NamedTuple):
-    path: Path
-    name: str
-
-
 def read_installation(domain: InstallationDomain) -> Iterator[tuple[str, str]]:
     """Yield `(name, text)` of the installation's documents of one domain, such as `stdlib:asyncio/events.py`."""
     match domain:
@@ -45,9 +38,9 @@ def read_installation(domain: InstallationDomain) -> Iterator[tuple[str, str]]:
             yield from _descriptions()
             yield from _docstrings()
         case "code":
-            yield from _contents(_standard_library(".py"), "stdlib")
+            yield from _files("stdlib:", [sysconfig.get_path("stdlib")], ".py")
         case "structured":
-            yield from _contents(_installed(".json", ".yaml", ".yml"), "package")
+            yield from _files("package:", _package_folders(), ".json", ".yaml", ".yml")
 
 
 def installation_identity() -> list[str]:
@@ -71,45 +64,22 @@ def _descriptions() -> Iterator[tuple[str, str]]:
 
 
 def _docstrings() -> Iterator[tuple[str, str]]:
-    for file in (*_standard_library(".py"), *_installed(".py")):
-        source = _read_text(file.path)
-        if source is not None and '"""' in source:
-            text = "\n\n\n".join(_long_docstrings(source))
-            if len(text) >= MIN_DOCSTRINGS_CHARACTERS:
-                yield f"docstrings:{file.name}", text
-
-
-def _long_docstrings(source: str) -> list[str]:
-    try:
-        with warnings.catch_warnings(action="ignore"):  # other people's code may have invalid escapes
-            tree = ast.parse(source)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return []
+    """The long docstrings of each module that has many, in the order of its source."""
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    nodes = [node for node in ast.walk(tree) if isinstance(node, documented)]
-    nodes.sort(key=lambda node: getattr(node, "lineno", 0))
-    found = [inspect.cleandoc(ast.get_docstring(node, clean=False) or "") for node in nodes]
-    return [text for text in found if len(text) >= MIN_DOCSTRING_CHARACTERS]
-
-
-def _contents(files: Iterator[_File], prefix: str) -> Iterator[tuple[str, str]]:
-    for file in files:
-        text = _read_text(file.path)
-        if text is not None:
-            yield f"{prefix}:{file.name}", text
-
-
-def _read_text(path: Path) -> str | None:
-    try:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            return None
-        return path.read_bytes().decode("utf-8")
-    except (OSError, UnicodeDecodeError):
-        return None
-
-
-def _standard_library(*suffixes: str) -> Iterator[_File]:
-    yield from _files_below(Path(sysconfig.get_path("stdlib")), suffixes)
+    for name, source in _files("docstrings:", [sysconfig.get_path("stdlib"), *_package_folders()], ".py"):
+        if '"""' not in source:
+            continue
+        try:
+            with warnings.catch_warnings(action="ignore"):  # other people's code may have invalid escapes
+                tree = ast.parse(source)
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
+            continue
+        nodes = [node for node in ast.walk(tree) if isinstance(node, documented)]
+        nodes.sort(key=lambda node: getattr(node, "lineno", 0))
+        found = [inspect.cleandoc(ast.get_docstring(node, clean=False) or "") for node in nodes]
+        text = "\n\n\n".join(text for text in found if len(text) >= MIN_DOCSTRING_CHARACTERS)
+        if len(text) >= MIN_DOCSTRINGS_CHARACTERS:
+            yield name, text
 
 
 def _package_folders() -> list[str]:
@@ -117,19 +87,18 @@ def _package_folders() -> list[str]:
     return list(dict.fromkeys((sysconfig.get_path("purelib"), sysconfig.get_path("platlib"))))
 
 
-def _installed(*suffixes: str) -> Iterator[_File]:
-    for folder in _package_folders():
-        yield from _files_below(Path(folder), suffixes)
-
-
 def _distributions() -> list[importlib.metadata.Distribution]:
     return list(importlib.metadata.distributions(path=_package_folders()))
 
 
-def _files_below(root: Path, suffixes: tuple[str, ...]) -> Iterator[_File]:
-    for folder, subfolders, names in os.walk(root):
-        subfolders[:] = sorted(name for name in subfolders if name not in SKIPPED_FOLDERS)
-        for name in sorted(names):
-            if name.endswith(suffixes):
-                path = Path(folder, name)
-                yield _File(path, path.relative_to(root).as_posix())
+def _files(prefix: str, roots: list[str], *suffixes: str) -> Iterator[tuple[str, str]]:
+    """Name and text of the readable files with one of the suffixes below some folders."""
+    for root in roots:
+        for folder, subfolders, names in os.walk(root):
+            subfolders[:] = sorted(name for name in subfolders if name not in SKIPPED_FOLDERS)
+            for path in (Path(folder, name) for name in sorted(names) if name.endswith(suffixes)):
+                try:
+                    if path.stat().st_size <= MAX_FILE_BYTES:
+                        yield f"{prefix}{path.relative_to(root).as_posix()}", path.read_bytes().decode("utf-8")
+                except (OSError, UnicodeDecodeError):
+                    continue

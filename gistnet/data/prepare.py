@@ -8,90 +8,54 @@ prepared corpus.
 
 import hashlib
 import json
+import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Self
 
 import numpy as np
+import pyarrow
 from numpy.typing import NDArray
-from pydantic import Field, ValidationError, model_validator
+from pyarrow import parquet
+from pydantic import ValidationError
 
+from gistnet.data.config import DataConfig, FilesSource, HubSource, InstallationSource, SourceConfig, SyntheticSource
 from gistnet.data.dataset import (
     DESCRIPTION_FILE,
+    DOCUMENT_SCHEMA,
+    DOCUMENTS_FILE,
     FORMAT_VERSION,
     SPLITS,
+    TOKENS_FILE,
+    WINDOWS_FILE,
     DatasetDescription,
-    DatasetStatistics,
     DocumentLabels,
     PreparedDataset,
     Split,
     SplitStatistics,
+    TokenType,
+    content_fingerprint,
     read_description,
 )
-from gistnet.data.deduplicate import NearDuplicates
-from gistnet.data.inputs import reading
+from gistnet.data.duplicates import MOST_SHARED, NearDuplicates, Overlap
 from gistnet.data.installation import installation_identity
-from gistnet.data.overlap import MOST_SHARED, Overlap
-from gistnet.data.sources import (
-    Document,
-    InstallationSource,
-    SourceConfig,
-    SyntheticSource,
-    absolute_paths,
-    local_files,
-    read_documents,
-)
+from gistnet.data.sources import Document, match_files, read_documents, reading, require_on_hub
 from gistnet.data.synthetic import synthetic_identity
 from gistnet.data.tokenise import WindowTokenizer, cut_windows, tokenise
-from gistnet.data.writer import DatasetWriter, smallest_type
 from gistnet.errors import ConfigError, DataError
 from gistnet.files import atomic_folder, write_json
-from gistnet.settings import LocalPath, Section
 
-TOKENS_PER_PROGRESS = 1_000_000
+logger = logging.getLogger(__name__)
 
-
-class DataConfig(Section):
-    """Which documents, and how they become windows."""
-
-    sources: tuple[SourceConfig, ...] = Field(min_length=1)
-    """Where the documents come from."""
-    folder: LocalPath = Path("prepared")
-    """Prepared corpora are written below this folder, each named after its fingerprint."""
-    window_tokens: int = Field(1024, ge=16)
-    """Tokens of a window, its prefix (BOS) included."""
-    min_tokens: int = Field(1024, ge=1)
-    """Documents with fewer tokens, prefix included, are dropped; so are shorter rests at the end of a document."""
-    held_out_fraction: float = Field(0.1, ge=0, lt=1)
-    """Share of the documents (0 to 1) that are never trained on, chosen by a hash of their texts."""
-    deduplicate: bool = True
-    """Drop documents that are nearly copies of earlier ones, and held-out ones of which training documents have more
-    than a tenth."""
-    duplicate_similarity: float = Field(0.8, ge=0.5, le=1)
-    """Jaccard similarity of the sets of word 5-grams from which a document counts as a copy."""
-
-    def with_absolute_paths(self) -> Self:
-        """The same corpus, by paths that mean the same from every folder."""
-        sources = tuple(map(absolute_paths, self.sources))
-        return self.model_copy(update={"folder": self.folder.absolute(), "sources": sources})
-
-    @model_validator(mode="after")
-    def _source_names_differ(self) -> Self:
-        names = [source.name for source in self.sources]
-        if len(set(names)) < len(names):
-            raise ValueError(f"the names of the sources must differ, got {names}")
-        return self
+TOKENS_PER_MESSAGE = 1_000_000
+DOCUMENTS_PER_WRITE = 1000
 
 
-def prepare(
-    config: DataConfig, tokenizer: WindowTokenizer, progress: Callable[[str], None] = lambda message: None
-) -> PreparedDataset:
+def prepare(config: DataConfig, tokenizer: WindowTokenizer) -> PreparedDataset:
     """Write the prepared corpus `config.folder / fingerprint`, or open it where it exists already.
-
-    Args:
-        progress: is called with a sentence every million tokens.
 
     Raises:
         ConfigError: the window is not longer than its prefix.
@@ -107,7 +71,7 @@ def prepare(
     folder = config.folder / fingerprint
     if not folder.exists():
         with atomic_folder(folder) as partial:
-            _write_dataset(partial, fingerprint, config, tokenizer, progress)
+            _write_dataset(partial, fingerprint, config, tokenizer)
     return PreparedDataset.open(folder)
 
 
@@ -129,42 +93,44 @@ def find_prepared(config: DataConfig, content_fingerprint: str) -> PreparedDatas
 
 
 def _settings(config: DataConfig) -> dict[str, Any]:
-    """All that decides what is prepared of the sources' content: neither weights nor where anything lies."""
-    elsewhere = {"weight", "paths", "path", "data_files"}
-    settings = config.model_dump(mode="json", exclude={"folder", "sources"})
-    return settings | {"sources": [source.model_dump(mode="json", exclude=elsewhere) for source in config.sources]}
+    """All that decides what is prepared of the sources' content: neither weights nor where files lie."""
+    settings = config.model_dump(mode="json", exclude={"folder"})
+    for source in settings["sources"]:
+        del source["weight"]
+        source.pop("paths", None)
+    return settings
 
 
 def dataset_fingerprint(config: DataConfig, tokenizer: WindowTokenizer) -> str:
     """Identity of what `prepare` would write: 16 hexadecimal digits of a SHA-256.
 
-    A file counts by name and content; the installation by its packages; a Hub data set by its settings and those of
-    its files that are local; synthetic documents by their settings, the version of their recipes, and the installation.
+    A file counts by name and content; the installation by its packages; a Hub data set by its settings; synthetic
+    documents by their settings, the version of their recipes, and the installation.
 
     Raises:
-        DataError: a source's files are missing or empty.
+        DataError: a source's files are missing or empty, or a Hub source has files of this machine.
     """
     identity = {
         "format_version": FORMAT_VERSION,
-        "settings": config.model_dump(mode="json", exclude={"folder", "sources"}),
-        "sources": [_source_identity(source) for source in config.sources],
+        "settings": _settings(config),
+        "content": [_content_identity(source) for source in config.sources],
         "tokenizer": [tokenizer.fingerprint, tokenizer.vocabulary_size, list(tokenizer.window_prefix)],
     }
     canonical = json.dumps(identity, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
-def _source_identity(source: SourceConfig) -> dict[str, Any]:
-    # Neither the weight nor the place of the files changes what is prepared.
-    identity = source.model_dump(mode="json", exclude={"weight", "paths"})
+def _content_identity(source: SourceConfig) -> Any:
+    """Identity of a source's content: all that decides its documents beside its settings."""
     match source:
+        case FilesSource():
+            return [[file.name, _content_hash(file.path)] for file in match_files(source.name, source.paths)]
         case InstallationSource():
-            identity["installation"] = installation_identity()
+            return installation_identity()
         case SyntheticSource():
-            identity |= synthetic_identity()
-        case _:
-            identity["files"] = [[file.name, _content_hash(file.path)] for file in local_files(source)]
-    return identity
+            return synthetic_identity()
+        case HubSource():
+            return require_on_hub(source)
 
 
 def _content_hash(path: Path) -> str:
@@ -178,40 +144,29 @@ def split_of(key: str, held_out_fraction: float) -> Split:
     return "held_out" if draw < held_out_fraction else "train"
 
 
-def _write_dataset(
-    folder: Path,
-    fingerprint: str,
-    config: DataConfig,
-    tokenizer: WindowTokenizer,
-    progress: Callable[[str], None],
-) -> None:
+def _write_dataset(folder: Path, fingerprint: str, config: DataConfig, tokenizer: WindowTokenizer) -> None:
     counts: Counts = {(source.name, split): Counter() for source in config.sources for split in SPLITS}
-    with DatasetWriter(folder, smallest_type(tokenizer.vocabulary_size)) as writer:
+    with DatasetWriter(folder, "uint16" if tokenizer.vocabulary_size <= 2**16 else "uint32") as writer:
         for labels, tokens in _kept(folder, config, tokenizer, counts):
             windows = cut_windows(len(tokens), len(tokenizer.window_prefix), config.window_tokens, config.min_tokens)
             count = counts[labels.source, labels.split]
             count["kept"] += 1
             count["tokens"] += len(tokens)
             count["windows"] += len(windows)
-            count["tail_tokens"] += len(tokens) - int((windows[:, 1] - len(tokenizer.window_prefix)).sum())
             before = writer.n_tokens
             writer.add(labels, tokens, windows)
-            if writer.n_tokens // TOKENS_PER_PROGRESS > before // TOKENS_PER_PROGRESS:
-                progress(f"Prepared {writer.n_documents:,} documents, {writer.n_tokens:,} tokens.")
-        description = DatasetDescription(
-            format_version=FORMAT_VERSION,
+            if writer.n_tokens // TOKENS_PER_MESSAGE > before // TOKENS_PER_MESSAGE:
+                logger.info("Prepared %s documents, %s tokens.", f"{writer.n_documents:,}", f"{writer.n_tokens:,}")
+        writer.finish(
             fingerprint=fingerprint,
-            tokenizer_fingerprint=tokenizer.fingerprint,
             window_prefix=tokenizer.window_prefix,
-            token_type=writer.token_type,
-            config=config.model_dump(mode="json"),
-            statistics=_statistics(config, counts),
-            file_bytes=writer.finish(),
+            config=config,
+            statistics=[
+                SplitStatistics(source=source.name, domain=source.domain, split=split, **counts[source.name, split])
+                for source in config.sources
+                for split in SPLITS
+            ],
         )
-    write_json(folder / DESCRIPTION_FILE, description.model_dump(mode="json"))
-    # Worked out here, from what lies on the disk, so that whoever opens a large corpus need not read all of it.
-    content = {"content_fingerprint": PreparedDataset.open(folder).content_fingerprint}
-    write_json(folder / DESCRIPTION_FILE, description.model_dump(mode="json") | content)
 
 
 Counts = Mapping[tuple[str, Split], Counter[str]]
@@ -227,7 +182,7 @@ def _kept(
     drawn from the same phrases, by different seeds.
     """
     compared = {source.name for source in config.sources if config.deduplicate and source.kind != "synthetic"}
-    with TemporaryDirectory(dir=folder) as scratch, Overlap.spooled(folder) as overlap:
+    with TemporaryDirectory(dir=folder) as scratch, Overlap(folder) as overlap:
         waiting: list[tuple[DocumentLabels, int]] = []
         with Path(scratch, "held-out").open("w+b") as held_out:
             for document, labels, tokens in _new(Path(scratch), config, tokenizer, counts):
@@ -259,10 +214,10 @@ def _new(
         DataError: a source has no documents, or all documents are too short.
     """
     prefix_tokens = len(tokenizer.window_prefix)
-    duplicates = NearDuplicates(config.duplicate_similarity, scratch / "signatures") if config.deduplicate else None
+    duplicates = NearDuplicates(scratch / "signatures") if config.deduplicate else None
     longest, any_kept = 0, False
     for source in config.sources:
-        control = source.special_tokens == "control"
+        control = isinstance(source, FilesSource | HubSource) and source.special_tokens == "control"
         for document, tokens in tokenise(read_documents(source), tokenizer, control=control):
             split = split_of(document.key, config.held_out_fraction)
             count = counts[source.name, split]
@@ -285,11 +240,65 @@ def _new(
         )
 
 
-def _statistics(config: DataConfig, counts: Counts) -> DatasetStatistics:
-    splits = tuple(
-        SplitStatistics(source=source.name, domain=source.domain, split=split, **counts[source.name, split])
-        for source in config.sources
-        for split in SPLITS
-    )
-    kept = {split: {entry.domain for entry in splits if entry.split == split and entry.kept} for split in SPLITS}
-    return DatasetStatistics(splits=splits, domains_without_held_out=tuple(sorted(kept["train"] - kept["held_out"])))
+class DatasetWriter:
+    """Writes the files of a prepared corpus into an empty folder, document by document.
+
+    A full disk raises `OSError` here; the files are written plainly because a memory map would kill the process.
+    """
+
+    def __init__(self, folder: Path, token_type: TokenType) -> None:
+        self.n_documents = 0
+        self.n_tokens = 0
+        self._folder = folder
+        self._token_type: TokenType = token_type
+        self._files = ExitStack()
+        self._tokens = self._files.enter_context((folder / TOKENS_FILE).open("wb"))
+        self._documents = self._files.enter_context(parquet.ParquetWriter(folder / DOCUMENTS_FILE, DOCUMENT_SCHEMA))
+        self._rows: list[dict[str, Any]] = []
+        self._windows: list[NDArray[np.int64]] = []
+
+    def add(self, labels: DocumentLabels, tokens: NDArray[np.int64], windows: NDArray[np.int64]) -> None:
+        """Append a document: its tokens [n_tokens] and its windows [windows, 2] of offset and length."""
+        self._tokens.write(tokens.astype(self._token_type).tobytes())
+        self._rows.append(dict(zip(DOCUMENT_SCHEMA.names, (*labels, self.n_tokens, len(tokens)), strict=True)))
+        if len(self._rows) == DOCUMENTS_PER_WRITE:
+            self._write_rows()
+        self._windows.append(np.insert(windows, 0, self.n_documents, axis=1))
+        self.n_documents += 1
+        self.n_tokens += len(tokens)
+
+    def finish(
+        self,
+        *,
+        fingerprint: str,
+        window_prefix: tuple[int, ...],
+        config: DataConfig,
+        statistics: Sequence[SplitStatistics],
+    ) -> None:
+        """Complete the files and describe them; at least one document must have been added."""
+        self._write_rows()
+        self._files.close()
+        np.save(self._folder / WINDOWS_FILE, np.concatenate(self._windows))
+        names = (TOKENS_FILE, DOCUMENTS_FILE, WINDOWS_FILE)
+        description = DatasetDescription(
+            format_version=FORMAT_VERSION,
+            fingerprint=fingerprint,
+            # Worked out once, so that opening a large corpus does not read all of it.
+            content_fingerprint=content_fingerprint(self._folder, window_prefix),
+            window_prefix=window_prefix,
+            token_type=self._token_type,
+            config=config.model_dump(mode="json"),
+            statistics=tuple(statistics),
+            file_bytes={name: (self._folder / name).stat().st_size for name in names},
+        )
+        write_json(self._folder / DESCRIPTION_FILE, description.model_dump(mode="json"))
+
+    def _write_rows(self) -> None:
+        self._documents.write_table(pyarrow.Table.from_pylist(self._rows, DOCUMENT_SCHEMA))
+        self._rows = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._files.close()

@@ -1,4 +1,4 @@
-"""Which windows and which spans a training step sees: pure functions of (seed, step, item).
+"""Choice of the windows and spans of a training step: pure functions of (seed, step, item).
 
 No state is kept between steps, so a resumed run continues exactly, and a rank's share of a batch is a slice of the
 global one: the number of processes does not change what is trained on (spec, Sampling).
@@ -7,58 +7,20 @@ global one: the number of processes does not change what is trained on (spec, Sa
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
 
+from gistnet.data.config import SINK_TOKENS, GistRuns
 from gistnet.data.dataset import PreparedDataset, Split
 from gistnet.errors import ConfigError, DataError
-from gistnet.settings import Section
 
 Probabilities = Mapping[str, float]
 
 
-class GistRuns(Section):
-    """How many consecutive spans a branch replaces by as many gists (k), drawn for each branch.
-
-    A segment ends where its horizon begins and reaches back from there, at most to the sink: what is drawn is clipped.
-    """
-
-    lengths: dict[int, float] = Field(default={1: 1.0})
-    """The probability of each k; they sum to 1."""
-    whole_prefix: float = Field(default=0.0, ge=0, le=1)
-    """Share of the branches that replace everything between the sink and their horizon instead."""
-    longest: int = Field(default=64, ge=1)
-    """The most spans that such a branch replaces."""
-
-    @model_validator(mode="after")
-    def _lengths_are_a_distribution(self) -> Self:
-        shares = self.lengths.values()
-        if not (all(share >= 0 for share in shares) and abs(sum(shares) - 1) <= 1e-6):
-            raise ValueError(f"lengths must be at least 0 and sum to 1, got {self.lengths}")
-        if min(self.lengths) < 1:
-            raise ValueError(f"lengths are numbers of spans, at least 1, got {min(self.lengths)}")
-        return self
-
-    @property
-    def most(self) -> int:
-        """The largest k that can be drawn."""
-        drawn = [k for k, share in self.lengths.items() if share > 0]
-        return max(drawn + [self.longest] * (self.whole_prefix > 0))
-
-    def draw(self, random: np.random.Generator, branches: int) -> NDArray[np.int64]:
-        """The k of some branches, int64 [branches], before they are clipped to what precedes their horizons."""
-        lengths = sorted(self.lengths)
-        shares = [self.lengths[k] for k in lengths]
-        drawn = np.array([lengths[_draw(random, shares)] for _ in range(branches)], dtype=np.int64)
-        return np.where(random.random(branches) < self.whole_prefix, self.longest, drawn)
-
-
 @dataclass(frozen=True)
 class SpanLayout:
-    """Where gists may stand in a window. All counts are in tokens, unless the name says otherwise."""
+    """Geometry of spans in a window. All counts are in tokens, unless the name says otherwise."""
 
     span_tokens: int = 32
     """Tokens of a span of level 0 (K), and the step of the grid on which gists of every level begin."""
@@ -66,10 +28,10 @@ class SpanLayout:
     """Tokens after the gists that are predicted (H)."""
     spans_per_window: int = 8
     """Branches drawn from one window, at most."""
-    sink_tokens: int = 4
+    sink_tokens: int = SINK_TOKENS
     """First tokens of a window, never replaced: attention rests on them."""
     level: int = 0
-    """Of the gists."""
+    """Level of the gists."""
     window_tokens: int | None = None
     """Tokens of a window that are used, from its first on; None uses all."""
 
@@ -118,11 +80,8 @@ class SourcePool:
     lengths: NDArray[np.int64]
 
 
-@dataclass(frozen=True)
-class TrainingPool:
-    """The training windows to draw from: the sources of each domain. Built by `training_pool`."""
-
-    domains: Mapping[str, tuple[SourcePool, ...]]
+TrainingPool = Mapping[str, tuple[SourcePool, ...]]
+"""The training windows to draw from: the sources of each domain. Built by `training_pool`."""
 
 
 def training_pool(dataset: PreparedDataset, weights: Mapping[str, float] | None = None) -> TrainingPool:
@@ -130,23 +89,15 @@ def training_pool(dataset: PreparedDataset, weights: Mapping[str, float] | None 
 
     Args:
         weights: relative weight of each source within its domain; 1 where it is not given.
-
-    Raises:
-        ConfigError: a weight belongs to no source, or is not positive.
     """
     weights = weights or {}
-    for name, weight in weights.items():
-        if name not in dataset.sources:
-            raise ConfigError(f"Source {name!r} has a weight, but the data has only {list(dataset.sources)}.")
-        if not weight > 0:
-            raise ConfigError(f"The weight of source {name!r} must be above 0, got {weight}.")
-    domains: dict[str, tuple[SourcePool, ...]] = {}
+    pool: dict[str, tuple[SourcePool, ...]] = {}
     for name, domain in dataset.sources.items():
         windows = dataset.window_indices("train", source=name)
         if len(windows):
-            pool = SourcePool(name, weights.get(name, 1.0), windows, dataset.lengths[windows])
-            domains[domain] = (*domains.get(domain, ()), pool)
-    return TrainingPool(domains)
+            source = SourcePool(name, weights.get(name, 1.0), windows, dataset.lengths[windows])
+            pool[domain] = (*pool.get(domain, ()), source)
+    return pool
 
 
 def check_sampling(pool: TrainingPool, layout: SpanLayout, probabilities: Probabilities) -> None:
@@ -159,12 +110,12 @@ def check_sampling(pool: TrainingPool, layout: SpanLayout, probabilities: Probab
     _check_probabilities(pool, probabilities)
     for domain, probability in probabilities.items():
         if probability > 0:
-            _require_room(layout.used(min(int(source.lengths.min()) for source in pool.domains[domain])), layout)
+            _require_room(layout.used(min(int(source.lengths.min()) for source in pool[domain])), layout)
 
 
 def eligible_starts(length: int, phase: int, layout: SpanLayout, gists: int = 1) -> NDArray[np.int64]:
     """Every start `phase + i·K` behind the sink with room for k gists and the horizon: ascending int64."""
-    first = phase + layout.span_tokens * _ceil_divide(layout.sink_tokens - phase, layout.span_tokens)
+    first = phase + layout.span_tokens * max(0, -((phase - layout.sink_tokens) // layout.span_tokens))  # rounded up
     last = length - gists * layout.tokens_per_gist - layout.horizon_tokens
     return np.arange(first, last + 1, layout.span_tokens, dtype=np.int64)
 
@@ -176,8 +127,8 @@ def eligible_phases(length: int, layout: SpanLayout, gists: int = 1) -> NDArray[
         DataError: no phase has one; spans and horizon are longer than the window.
     """
     _require_room(length, layout, gists)
-    places = length - layout.minimum_length(gists) + 1  # starts from the sink on, on any grid
-    starts = layout.sink_tokens + np.arange(min(places, layout.span_tokens), dtype=np.int64)
+    n_starts = length - layout.minimum_length(gists) + 1  # starts from the sink on, on any grid
+    starts = layout.sink_tokens + np.arange(min(n_starts, layout.span_tokens), dtype=np.int64)
     return np.sort(starts % layout.span_tokens)
 
 
@@ -205,16 +156,16 @@ def sample_window(
     # Philox is a function of key and counter: steps and items never share random numbers (Salmon et al., 2011).
     random = np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, item, step]))
     domain = sorted(probabilities)[_draw(random, [probabilities[name] for name in sorted(probabilities)])]
-    sources = pool.domains[domain]
+    sources = pool[domain]
     source = sources[_draw(random, [source.weight for source in sources])]
-    place = int(random.integers(len(source.windows)))
-    length = layout.used(int(source.lengths[place]))
+    index = int(random.integers(len(source.windows)))
+    length = layout.used(int(source.lengths[index]))
     phase = int(random.choice(eligible_phases(length, layout)))
     starts = eligible_starts(length, phase, layout)
     last = np.sort(random.choice(starts, size=min(layout.spans_per_window, len(starts)), replace=False))
     room = (last - starts[0]) // layout.tokens_per_gist + 1
-    gists = np.minimum(runs.draw(random, len(last)), room)
-    return WindowSample(item, int(source.windows[place]), phase, last - (gists - 1) * layout.tokens_per_gist, gists)
+    gists = np.minimum(_draw_counts(random, runs, len(last)), room)
+    return WindowSample(item, int(source.windows[index]), phase, last - (gists - 1) * layout.tokens_per_gist, gists)
 
 
 def sample_batch(
@@ -278,11 +229,11 @@ def validation_windows(
         windows = windows[dataset.lengths[windows] >= layout.minimum_length(gists)]
         _, first, counts = np.unique(dataset.documents[windows], return_index=True, return_counts=True)
         ranked = sorted(
-            (_hash(seed, dataset.describe(int(windows[place])).key), int(place), int(count))
-            for place, count in zip(first, counts, strict=True)
+            (_hash(seed, dataset.describe(int(windows[index])).key), int(index), int(count))
+            for index, count in zip(first, counts, strict=True)
         )
-        for draw, place, count in ranked[:documents]:
-            window = int(windows[place + draw % count])
+        for draw, index, count in ranked[:documents]:
+            window = int(windows[index + draw % count])
             length = layout.used(int(dataset.lengths[window]))
             phases = eligible_phases(length, layout, gists)
             phase = int(phases[draw // count % len(phases)])
@@ -296,10 +247,10 @@ def _check_probabilities(pool: TrainingPool, probabilities: Probabilities) -> No
     if not (all(value >= 0 for value in values) and abs(sum(values) - 1) <= 1e-6):
         raise ConfigError(f"Domain probabilities must be at least 0 and sum to 1, got {dict(probabilities)}.")
     for domain, probability in probabilities.items():
-        if probability > 0 and domain not in pool.domains:
+        if probability > 0 and domain not in pool:
             raise DataError(
                 f"Domain {domain!r} has probability {probability} but no training windows; "
-                f"there are some for {sorted(pool.domains)}."
+                f"there are some for {sorted(pool)}."
             )
 
 
@@ -312,8 +263,12 @@ def _require_room(length: int, layout: SpanLayout, gists: int = 1) -> None:
         )
 
 
-def _ceil_divide(numerator: int, denominator: int) -> int:
-    return max(0, -(-numerator // denominator))
+def _draw_counts(random: np.random.Generator, runs: GistRuns, branches: int) -> NDArray[np.int64]:
+    """The k of some branches, int64 [branches], before they are clipped to what precedes their horizons."""
+    counts = sorted(runs.lengths)
+    shares = [runs.lengths[k] for k in counts]
+    drawn = np.array([counts[_draw(random, shares)] for _ in range(branches)], dtype=np.int64)
+    return np.where(random.random(branches) < runs.whole_prefix, runs.longest, drawn)
 
 
 def _draw(random: np.random.Generator, weights: Sequence[float]) -> int:

@@ -1,31 +1,39 @@
-"""Named sources of documents: files, JSONL, Parquet, Hub data sets, this Python installation, and synthetic documents.
+"""Documents of the configured sources: files, Hub data sets, this Python installation, and synthetic documents.
 
-A source is configured by one of the sections below, chosen by its `kind`, and read lazily: `read_documents` holds one
-document (or one block of a file) in memory at a time, in an order that depends on the source alone.
+A source is read lazily: `read_documents` holds one document (or one block of a file) in memory at a time, in an order
+that depends on the source alone.
 """
 
+import gzip
 import hashlib
+import io
 import json
 import os
+import zlib
+from codecs import getincrementaldecoder
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from glob import glob
-from itertools import islice
+from itertools import dropwhile, islice
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol, assert_never, get_args
+from typing import Any, Literal, NamedTuple, assert_never
 
-from pydantic import Field, field_validator
-
-from gistnet.data.inputs import MatchedFile, match_files, read_lines, read_text, reading
-from gistnet.data.installation import InstallationDomain, read_installation
-from gistnet.data.synthetic import Recipe, read_synthetic
+from gistnet.data.config import Domain, FilesSource, HubSource, InstallationSource, SourceConfig, SyntheticSource
+from gistnet.data.installation import read_installation
+from gistnet.data.synthetic import read_synthetic
 from gistnet.errors import DataError, GistNetError
-from gistnet.settings import Name, Section, Seed
+from gistnet.paths import local_path
 
-Domain = Literal["narrative", "code", "structured", "adversarial"]
+Format = Literal["text", "jsonl", "parquet"]
 
 ROWS_PER_BATCH = 256
+READ_BYTES = 1 << 18
+# A block of 128 KiB takes as few as 4 bytes in a Zstandard file: so many bytes decompress to 8 MiB at most.
+COMPRESSED_BYTES = 1 << 8
+# English in UTF-16 is half zeros; a text in UTF-8 has none, or a stray one.
+MOST_ZEROS = 0.25
 
 
 @dataclass(frozen=True)
@@ -43,182 +51,30 @@ class Document:
         return hashlib.sha256(self.text.encode()).hexdigest()[:32]
 
 
-class RecordFields(Protocol):
-    """Where a record has the text and the name of its document."""
+class MatchedFile(NamedTuple):
+    """A file of a source, and a name for it that does not depend on how its pattern was written."""
 
-    @property
-    def text_field(self) -> str:
-        """Key or column of the text."""
-
-    @property
-    def id_field(self) -> str:
-        """Key or column of the name, which a record may lack."""
-
-
-class _Source(Section):
-    name: Name
-    """What the statistics and reports call this source; unique within a run."""
-    domain: Domain
-    """The kind of text, which decides how often it is sampled."""
-    weight: float = Field(1.0, gt=0)
-    """Sampling weight relative to the other sources of the same domain."""
-    max_documents: int | None = Field(None, ge=1)
-    """Read at most so many documents, from the start; all of them when null."""
-    special_tokens: Literal["text", "control"] = "text"
-    """What strings such as `<|im_end|>` become: `text` like any other, or `control` tokens, for documents that were
-    rendered with them, such as logs of chats."""
-
-
-class FilesSource(_Source):
-    """Each UTF-8 text file is one document."""
-
-    kind: Literal["files"] = "files"
-    paths: tuple[Name, ...] = Field(min_length=1)
-    """Files or glob patterns; `~` is the home folder, `**` any depth of folders."""
-
-
-class JsonlSource(_Source):
-    """Each line of a JSON lines file, perhaps compressed (`.gz`, `.zst`), is one document, as a JSON object."""
-
-    kind: Literal["jsonl"] = "jsonl"
-    paths: tuple[Name, ...] = Field(min_length=1)
-    """Files or glob patterns; `~` is the home folder, `**` any depth of folders."""
-    text_field: Name = "text"
-    """Key of the document's text."""
-    id_field: Name = "id"
-    """Key of the document's name; a record without it is called `<file>:<line>`."""
-
-
-class ParquetSource(_Source):
-    """Each row of a Parquet file is one document."""
-
-    kind: Literal["parquet"] = "parquet"
-    paths: tuple[Name, ...] = Field(min_length=1)
-    """Files or glob patterns; `~` is the home folder, `**` any depth of folders."""
-    text_field: Name = "text"
-    """Column of the document's text."""
-    id_field: Name = "id"
-    """Column of the document's name; a row without it is called `<file>:<row>`, counted from 1."""
-
-
-class HubSource(_Source):
-    """A data set of the Hugging Face Hub, streamed; or files read by one of the `datasets` builders."""
-
-    kind: Literal["hub"] = "hub"
-    path: Name
-    """Data set repository, or `parquet` or `json` to read `data_files` directly."""
-    config_name: Name | None = None
-    """The data set's configuration (subset), where it has several."""
-    data_files: Name | tuple[Name, ...] | None = None
-    """Files of the data set, or `hf://` or local paths."""
-    revision: Name | None = None
-    """Commit, tag or branch of the repository. Without a commit, later changes on the Hub go unnoticed."""
-    split: Name = "train"
-    """Split of the data set to read; unrelated to the split into training and held-out documents."""
-    text_field: Name = "text"
-    """Column of the document's text."""
-    id_field: Name = "id"
-    """Column of the document's name; a row without it is called `<path>:<row>`, counted from 1."""
-
-    @property
-    def patterns(self) -> tuple[str, ...]:
-        """The data files one by one, none where the data set itself says which."""
-        return (self.data_files,) if isinstance(self.data_files, str) else self.data_files or ()
-
-
-class InstallationSource(_Source):
-    """Text that comes with every Python: its manual, docstrings, descriptions, source code, data files."""
-
-    kind: Literal["installation"] = "installation"
-    domain: InstallationDomain
-    """Which of its text, which is also the kind of text that it counts as."""
-
-
-class SyntheticSource(_Source):
-    """Documents made from a seed, hard to compress: adversarial pairs, repetition, noise, tables, mixtures."""
-
-    kind: Literal["synthetic"] = "synthetic"
-    seed: Seed = 0
-    """Each seed gives other documents."""
-    documents: int = Field(ge=1)
-    """How many documents to make, shared evenly among the recipes."""
-    recipes: tuple[Recipe, ...] = Field(get_args(Recipe), min_length=1)
-    """Kinds of documents, made in turn; all of them by default."""
-
-    @field_validator("recipes")
-    @classmethod
-    def _recipes_differ(cls, recipes: tuple[Recipe, ...]) -> tuple[Recipe, ...]:
-        if len(set(recipes)) < len(recipes):
-            raise ValueError(f"each recipe can be named once, got {list(recipes)}")
-        return recipes
-
-
-SourceConfig = Annotated[
-    FilesSource | JsonlSource | ParquetSource | HubSource | InstallationSource | SyntheticSource,
-    Field(discriminator="kind"),
-]
-
-
-def local_files(config: SourceConfig) -> list[MatchedFile]:
-    """Files of this machine that a source reads, but for an installation's.
-
-    Raises:
-        DataError: as `match_files`.
-    """
-    match config:
-        case FilesSource() | JsonlSource() | ParquetSource():
-            return match_files(config.name, config.paths)
-        case HubSource():
-            folder = Path(config.path)
-            if folder.is_dir():  # a data set that was downloaded: everything in it may count
-                files = sorted(path for path in folder.rglob("*") if path.is_file())
-                return [MatchedFile(path, path.relative_to(folder).as_posix()) for path in files]
-            local = [path for path in config.patterns if _is_local(path)]
-            return match_files(config.name, local) if local else []
-    return []
-
-
-def absolute_paths(config: SourceConfig) -> SourceConfig:
-    """The source with paths that mean the same from every folder."""
-    match config:
-        case FilesSource() | JsonlSource() | ParquetSource():
-            return config.model_copy(update={"paths": tuple(map(_absolute, config.paths))})
-        case HubSource():
-            path = _absolute(config.path) if Path(config.path).is_dir() else config.path
-            files = tuple(_absolute(path) if _is_local(path) else path for path in config.patterns)
-            return config.model_copy(update={"path": path, "data_files": files or None})
-    return config
-
-
-def _is_local(pattern: str) -> bool:
-    """Whether a data file of a Hub source is on this machine."""
-    return "://" not in pattern and any(map(os.path.isfile, glob(pattern, recursive=True)))  # noqa: PTH207
-
-
-def _absolute(path: str) -> str:
-    return str(Path(os.path.expanduser(path)).absolute())  # noqa: PTH111 - Path.expanduser raises where there is none
+    path: Path
+    name: str
 
 
 def read_documents(config: SourceConfig) -> Iterator[Document]:
     """Yield the documents of a source, lazily and in a fixed order.
 
     Raises:
-        DataError: no file matches, or a file, line or row cannot be read as text; the message names it.
+        DataError: no file matches, files are of several formats, or a file, line or row cannot be read as text; the
+            message names it.
     """
     named_texts: Iterable[tuple[str, str]]
     match config:
         case FilesSource():
             named_texts = _read_files(config)
-        case JsonlSource():
-            named_texts = _read_jsonl(config)
-        case ParquetSource():
-            named_texts = _read_parquet(config)
         case HubSource():
             named_texts = _read_hub(config)
         case InstallationSource():
             named_texts = read_installation(config.domain)
         case SyntheticSource():
-            named_texts = read_synthetic(config.seed, config.documents, config.recipes)
+            named_texts = read_synthetic(config.seed, config.max_documents)
         case _:
             assert_never(config)
     for name, text in islice(named_texts, config.max_documents):
@@ -226,68 +82,262 @@ def read_documents(config: SourceConfig) -> Iterator[Document]:
 
 
 def _read_files(config: FilesSource) -> Iterator[tuple[str, str]]:
-    for path, name in match_files(config.name, config.paths):
-        yield name, "".join(read_text(path))
+    files = match_files(config.name, config.paths)
+    formats = {format_of(file.path, config.text_field): file.path for file in files}
+    if len(formats) > 1:
+        found = ", ".join(f"{path} is {kind}" for kind, path in formats.items())
+        raise DataError(f"Source {config.name!r} has files of several formats ({found}); expected one format a source.")
+    for file in files:
+        if "text" in formats:
+            yield file.name, "".join(read_text(file.path))
+        else:
+            yield from read_rows(file, config.text_field, config.id_field)
 
 
-def _read_jsonl(config: JsonlSource) -> Iterator[tuple[str, str]]:
-    for file in match_files(config.name, config.paths):
-        yield from read_records(file, config)
+def match_files(source: str, patterns: Iterable[str]) -> list[MatchedFile]:
+    """Files that the patterns of a source match, each once, in order of pattern and path.
 
-
-def read_records(file: MatchedFile, fields: RecordFields) -> Iterator[tuple[str, str]]:
-    """Yield `(name, text)` of each line of a JSON lines file.
+    `~` in a pattern is the home folder, `**` any depth of folders; hidden files are matched only by name. A file is
+    named by its path from the deepest folder that has all files of the source, with that folder's own name before it.
 
     Raises:
-        DataError: the file or a line of it cannot be read as text; the message names it.
+        DataError: a pattern matches no file or a broken symbolic link, or a file is empty (0 bytes) or has a name that
+            is not UTF-8.
+        ConfigError: a pattern is empty, or names a user without a home folder.
     """
+    paths = matching_paths(source, patterns)
+    common = Path(os.path.commonpath([path.parent for path in paths]))
+    return [MatchedFile(path, Path(common.name, path.relative_to(common)).as_posix()) for path in paths]
+
+
+def matching_paths(source: str, patterns: Iterable[str]) -> list[Path]:
+    """Files as `match_files` finds them: absolute paths without symbolic links among their folders.
+
+    Raises:
+        DataError: as `match_files`.
+    """
+    matched: dict[Path, Path] = {}
+    for pattern in patterns:
+        expanded = str(local_path(pattern))
+        with reading(Path(expanded)):
+            # A path that exists is meant literally, even where its name looks like a pattern. Path.glob would
+            # find hidden files, and takes no absolute pattern.
+            literal = os.path.lexists(expanded) and not Path(expanded).is_dir()
+            found = map(Path, [expanded] if literal else glob(expanded, recursive=True))  # noqa: PTH207
+            files = sorted(path for path in found if path.is_symlink() or path.is_file())
+            files = [path for path in files if not path.is_dir()]
+            if not files:
+                raise DataError(f"Source {source!r}: no file matches {pattern!r}.")
+            for path in files:
+                _require_readable(source, path)
+                # A file is told apart by what its links lead to, and named as it is called where it lies.
+                matched.setdefault(path.resolve(), path.parent.resolve() / path.name)
+    return list(matched.values())
+
+
+def _require_readable(source: str, path: Path) -> None:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"Source {source!r}: the name of {os.fsencode(path)!r} is not UTF-8; rename it.") from error
+    if not path.exists():
+        raise DataError(f"Source {source!r}: {path} is a symbolic link to {path.readlink()}, which does not exist.")
+    if path.stat().st_size == 0:
+        raise DataError(f"Source {source!r}: {path} is empty.")
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn what goes wrong in reading a file inside the block into a `DataError` that names it."""
+    try:
+        yield
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"Could not read {path}: {getattr(error, 'strerror', None) or error}.") from error
+
+
+def read_text(path: Path) -> Iterator[str]:
+    """Yield the text of a UTF-8 file in blocks, without the byte order mark.
+
+    Raises:
+        DataError: the file cannot be read, or is not UTF-8, such as UTF-16 without a byte order mark.
+    """
+    decoder = getincrementaldecoder("utf-8")()
+    read_bytes = 0
+    with reading(path), path.open("rb") as file:
+        while True:
+            block = file.read(READ_BYTES)
+            undecoded, _ = decoder.getstate()  # the first bytes of a character that the last block cut
+            try:
+                text = decoder.decode(block, final=not block)
+            except UnicodeDecodeError as error:
+                offset = read_bytes - len(undecoded) + error.start
+                raise DataError(f"{path} is not UTF-8: {error.reason} at byte {offset}.") from error
+            if block.count(0) > MOST_ZEROS * len(block):
+                raise DataError(
+                    f"{path} is not UTF-8: {block.count(0):,} of {len(block):,} bytes are zero, as in UTF-16 "
+                    "or in a file that is no text."
+                )
+            yield text if read_bytes else text.removeprefix("\ufeff")
+            if not block:
+                return
+            read_bytes += len(block)
+
+
+def format_of(path: Path, text_field: str) -> Format:
+    """Format of a file: JSON lines, Parquet, or else a text.
+
+    By its ending, in any case; a `.json` file by its first line, since it may as well be one text over many lines.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes and suffixes[-1] in (".gz", ".zst"):
+        suffixes.pop()
+    elif suffixes and suffixes[-1] == ".parquet":
+        return "parquet"
+    match suffixes[-1:]:
+        case [".jsonl" | ".ndjson"]:
+            return "jsonl"
+        case [".json"]:
+            with reading(path):
+                first = next(dropwhile(lambda line: not line.strip(), read_lines(path)), b"")
+            try:
+                record = json.loads(first.decode("utf-8-sig"))
+            except (ValueError, RecursionError):
+                return "text"
+            return "jsonl" if isinstance(record, dict) and text_field in record else "text"
+    return "text"
+
+
+def read_rows(file: MatchedFile, text_field: str, id_field: str) -> Iterator[tuple[str, str]]:
+    """Yield `(name, text)` of each line of a JSON lines file, or each row of a Parquet file.
+
+    Args:
+        text_field: key or column of the text.
+        id_field: key or column of the name; a row without it is called `<file>:<row>`, counted from 1.
+
+    Raises:
+        DataError: the file, or a line or row of it, cannot be read as text; the message names it.
+    """
+    if file.path.suffix.lower() == ".parquet":
+        yield from _read_parquet(file, text_field, id_field)
+        return
     with reading(file.path):
         for number, line in enumerate(read_lines(file.path), start=1):
             if not line.strip():
                 continue
-            place = f"{file.path}:{number}"
+            where = f"{file.path}:{number}"
             try:
                 record = json.loads(line.decode("utf-8-sig"))
             except (ValueError, RecursionError) as error:
-                raise DataError(f"{place} is not one JSON object in UTF-8: {error}.") from error
+                raise DataError(f"{where} is not one JSON object in UTF-8: {error}.") from error
             if not isinstance(record, dict):
-                raise DataError(f"{place} is not a JSON object but {type(record).__name__}.")
-            yield _named_text(fields, record, place, f"{file.name}:{number}")
+                raise DataError(f"{where} is not a JSON object but {type(record).__name__}.")
+            yield _named_text(record, text_field, id_field, where, f"{file.name}:{number}")
 
 
-def _named_text(config: RecordFields, record: Any, place: str, name: str) -> tuple[str, str]:
-    text = record.get(config.text_field)
+def _read_parquet(file: MatchedFile, text_field: str, id_field: str) -> Iterator[tuple[str, str]]:
+    import pyarrow
+    from pyarrow import parquet
+
+    path, number = file.path, 0
+    try:
+        with parquet.ParquetFile(path) as table:
+            columns = table.schema_arrow.names
+            if text_field not in columns:
+                raise DataError(f"{path} has no column {text_field!r}, only {columns}.")
+            wanted = [field for field in (text_field, id_field) if field in columns]
+            for group in range(table.num_row_groups):  # one group at a time, so that no more is buffered
+                for batch in table.iter_batches(ROWS_PER_BATCH, row_groups=[group], columns=wanted):
+                    for row in batch.to_pylist():
+                        number += 1
+                        name = f"{file.name}:{number}"
+                        yield _named_text(row, text_field, id_field, f"{path}, row {number}", name)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(f"Could not read {path} as Parquet: {error}.") from error
+
+
+def _named_text(row: Any, text_field: str, id_field: str, where: str, name: str) -> tuple[str, str]:
+    text = row.get(text_field)
     if not isinstance(text, str):
-        got = type(text).__name__ if config.text_field in record else f"only the fields {sorted(record)}"
-        raise DataError(f"{place} has no text in field {config.text_field!r}: got {got}.")
-    given = record.get(config.id_field)
+        got = type(text).__name__ if text_field in row else f"only the fields {sorted(row)}"
+        raise DataError(f"{where} has no text in field {text_field!r}: got {got}.")
+    given = row.get(id_field)
     name = name if given is None else str(given)
     try:
         f"{name}{text}".encode()
     except UnicodeEncodeError as error:  # JSON can spell half a surrogate pair, which no tokenizer accepts
-        raise DataError(f"{place} is not Unicode text: {error.reason}.") from error
+        raise DataError(f"{where} is not Unicode text: {error.reason}.") from error
     return name, text
 
 
-def _read_parquet(config: ParquetSource) -> Iterator[tuple[str, str]]:
-    import pyarrow
-    from pyarrow import parquet
+def read_lines(path: Path) -> Iterator[bytes]:
+    """Yield the lines of a file, decompressed where its name ends in `.gz` or `.zst`, holding one line at a time.
 
-    for path, name in match_files(config.name, config.paths):
+    Raises:
+        DataError: the file cannot be read or decompressed, or was cut off.
+    """
+    with path.open("rb") as file:
+        match path.suffix.lower():
+            case ".gz":
+                yield from gzip.GzipFile(fileobj=file)
+            case ".zst":
+                yield from io.BufferedReader(_Decompressed(file, path), READ_BYTES)
+            case _:
+                yield from file
+
+
+class _Decompressed(io.RawIOBase):
+    """The content of a Zstandard file, of any number of frames."""
+
+    def __init__(self, file: io.BufferedReader, path: Path) -> None:
+        import zstandard
+
+        self._file, self._path, self._error = file, path, zstandard.ZstdError
+        self._frames = zstandard.ZstdDecompressor(max_window_size=2**31)
+        self._frame = self._frames.decompressobj()
+        self._block, self._content = b"", memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]  # typeshed has the buffer protocol itself
         try:
-            with parquet.ParquetFile(path) as file:
-                if config.text_field not in file.schema_arrow.names:
-                    columns = file.schema_arrow.names
-                    raise DataError(f"{path} has no column {config.text_field!r}, only {columns}.")
-                wanted = [field for field in (config.text_field, config.id_field) if field in file.schema_arrow.names]
-                number = 0
-                for group in range(file.num_row_groups):  # one group at a time, so that no more is buffered
-                    for batch in file.iter_batches(ROWS_PER_BATCH, row_groups=[group], columns=wanted):
-                        for row in batch.to_pylist():
-                            number += 1
-                            yield _named_text(config, row, f"{path}, row {number}", f"{name}:{number}")
-        except (pyarrow.ArrowException, OSError) as error:
-            raise DataError(f"Could not read {path} as Parquet: {error}.") from error
+            while not self._content:
+                self._block = self._block or self._file.read(COMPRESSED_BYTES)
+                if not self._block:
+                    if not self._frame.eof:  # the library takes a file that was cut off for a shorter one
+                        raise DataError(f"Could not read {self._path}: the compressed file ends too early.")
+                    return 0
+                if self._frame.eof:
+                    self._frame = self._frames.decompressobj()
+                self._content = memoryview(self._frame.decompress(self._block))
+                self._block = self._frame.unused_data
+        except self._error as error:
+            raise DataError(f"Could not read {self._path}: {error}.") from error
+        count = min(len(buffer), len(self._content))
+        buffer[:count] = self._content[:count]
+        self._content = self._content[count:]
+        return count
+
+
+def require_on_hub(config: HubSource) -> None:
+    """Refuse what `datasets` would read from this machine: changes to it would go unnoticed.
+
+    Raises:
+        DataError: the data set or one of its files is a local one.
+    """
+    for path in (config.path, *_data_files(config)):
+        if "://" not in path and (Path(path).is_dir() or any(map(os.path.isfile, glob(path, recursive=True)))):  # noqa: PTH207
+            raise DataError(
+                f"Source {config.name!r}: {path} is on this machine, expected a data set of the Hub; local files are "
+                "read by a source of kind 'files'."
+            )
+
+
+def _data_files(config: HubSource) -> tuple[str, ...]:
+    return (config.data_files,) if isinstance(config.data_files, str) else config.data_files or ()
 
 
 def _read_hub(config: HubSource) -> Iterator[tuple[str, str]]:
@@ -301,14 +351,14 @@ def _read_hub(config: HubSource) -> Iterator[tuple[str, str]]:
         rows = load_dataset(
             config.path,
             config.config_name,
-            data_files=list(config.patterns) or None,
+            data_files=list(_data_files(config)) or None,
             split=config.split,
             revision=config.revision,
             streaming=True,
         )
         for number, row in enumerate(rows, start=1):
-            place = f"{config.path}:{number}"
-            yield _named_text(config, row, place, place)
+            name = f"{config.path}:{number}"
+            yield _named_text(row, config.text_field, config.id_field, name, name)
     except GistNetError:
         raise
     except Exception as error:  # builders and Arrow raise of every kind

@@ -2,7 +2,12 @@
 
 Each recipe makes one kind of document that is hard to compress into gists. A document is a pure function of seed,
 recipe and number, for one version of Python: `repeated`, `noisy` and `interleaved` take their prose and code from the
-installation's manual and standard library, so that nothing is downloaded.
+installation's manual and standard library, so that nothing is downloaded. Words and sentences are in `templates.yaml`
+beside this module.
+
+The recipe `pairs` is of adversarial pairs, which are evaluated by themselves too: two nearly identical spans that must
+give different gists. They differ in one number, one name or one negation, and what follows depends on it. A gist that
+only holds the topic of its span cannot tell the two apart.
 """
 
 import ast
@@ -12,17 +17,24 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal
+from importlib.resources import files
+from typing import Any, Literal, get_args
 
-from gistnet.data.adversarial import shuffled_pairs
 from gistnet.data.installation import installation_identity, read_installation
-from gistnet.data.templates import templates
 from gistnet.errors import DataError
+from gistnet.yaml_format import read_yaml
 
 Recipe = Literal["pairs", "repeated", "noisy", "tables", "interleaved"]
+RECIPES: tuple[Recipe, ...] = get_args(Recipe)
 
 RECIPE_VERSION = 1
 """Raised whenever a recipe would make other documents, so that prepared corpora are made again."""
+
+PairKind = Literal["number", "name", "negation"]
+PAIR_KINDS: tuple[PairKind, ...] = get_args(PairKind)
+
+# More than 32 tokens, the default span, of any tokenizer: none has fewer tokens than words and sentence ends.
+MIN_SPAN_WORDS = 32
 
 # English has about 4.5 characters a token, tables fewer: 1300 tokens or more, which fill a window of 1024.
 MIN_CHARACTERS = 6000
@@ -47,13 +59,13 @@ NEIGHBOURING_KEYS = {
 }
 
 
-def read_synthetic(seed: int, documents: int, recipes: Sequence[Recipe]) -> Iterator[tuple[str, str]]:
+def read_synthetic(seed: int, documents: int) -> Iterator[tuple[str, str]]:
     """Yield `(name, text)` of so many documents, the recipes in turn. A larger number continues a smaller one.
 
     A name, such as `synthetic:pairs:0007:seed0`, gives the recipe, the number among its documents, and the seed.
     """
     for index in range(documents):
-        recipe, number = recipes[index % len(recipes)], index // len(recipes)
+        recipe, number = RECIPES[index % len(RECIPES)], index // len(RECIPES)
         yield f"synthetic:{recipe}:{number:04}:seed{seed}", synthetic_document(seed, recipe, number)
 
 
@@ -71,6 +83,140 @@ def synthetic_document(seed: int, recipe: Recipe, number: int) -> str:
 def synthetic_identity() -> dict[str, Any]:
     """Version of the recipes and identity of the installation's text, which decide the documents beside the seed."""
     return {"recipe_version": RECIPE_VERSION, "installation": installation_identity()}
+
+
+@dataclass(frozen=True)
+class Family:
+    """A situation of an adversarial pair: `setting`, then `key`, whose value `{x}` decides `continuation`.
+
+    `values` is what `{x}` may be: numbers from the first to before the second, of equally many digits; the name of a
+    list of words; or the word that negates the key sentence. A negation has two outcomes, `{y}`: of the negated
+    sentence, and of the other one.
+    """
+
+    setting: str
+    key: str
+    values: Sequence[int] | str
+    continuation: str
+    outcomes: Sequence[str] = ("", "")
+
+
+@dataclass(frozen=True)
+class Templates:
+    """Lists of words by name, and sentences with the names of such lists in braces."""
+
+    words: dict[str, list[str]]
+    fillers: list[str]
+    connectors: list[str]
+    openers: list[str]
+    families: dict[PairKind, list[Family]]
+    captions: list[str]
+    conclusions: list[str]
+
+    def draw_words(self, draw: random.Random) -> dict[str, str]:
+        """One word of every list, by the name of the list."""
+        return {name: draw.choice(choices) for name, choices in self.words.items()}
+
+
+@cache
+def templates() -> Templates:
+    """Content of `templates.yaml`, read at the first call."""
+    content = read_yaml(files("gistnet.data").joinpath("templates.yaml").read_text(encoding="utf-8"))
+    families = {kind: [Family(**family) for family in listed] for kind, listed in content.pop("families").items()}
+    return Templates(families=families, **content)
+
+
+@dataclass(frozen=True)
+class AdversarialPair:
+    """Two texts with the same beginning: `prefix + span_a + continuation_a` and `prefix + span_b + continuation_b`.
+
+    Spans and continuations begin with a space, so that the parts are joined as they are, and have the same tokens apart
+    and together where a tokenizer attaches a space to the word after it. A span has at least `MIN_SPAN_WORDS` words.
+    The spans differ in one word, which is missing from `span_b` in a negation.
+    """
+
+    prefix: str
+    span_a: str
+    span_b: str
+    continuation_a: str
+    continuation_b: str
+    kind: PairKind
+
+    @property
+    def texts(self) -> tuple[str, str]:
+        """Both whole texts."""
+        return self.prefix + self.span_a + self.continuation_a, self.prefix + self.span_b + self.continuation_b
+
+
+def adversarial_pairs(seed: int, count: int) -> Iterator[AdversarialPair]:
+    """Yield `count` pairs, of the three kinds in turn. A larger count continues a smaller one."""
+    for number in range(count):
+        yield _pair(random.Random(f"{seed}:pair:{number}"), PAIR_KINDS[number % len(PAIR_KINDS)])
+
+
+def shuffled_pairs(draw: random.Random) -> list[str]:
+    """Both texts of one to three pairs in random order, each followed by a sentence that leads to the next text."""
+    pairs = [_pair(draw, draw.choice(PAIR_KINDS)) for _ in range(draw.randint(1, 3))]
+    texts = [text for pair in pairs for text in pair.texts]
+    draw.shuffle(texts)
+    return [paragraph for text in texts for paragraph in (text, _sentence(draw, templates().connectors))]
+
+
+def _pair(draw: random.Random, kind: PairKind) -> AdversarialPair:
+    family = draw.choice(templates().families[kind])
+    words = templates().draw_words(draw) | {"opener": draw.choice(templates().openers)}
+    value_a, value_b = _values(draw, kind, family)
+    before, after = _fillers(draw, len(family.key.split()))
+
+    def span(value: str) -> str:
+        return "".join(f" {sentence}" for sentence in (*before, _filled(family.key, words, value), *after))
+
+    def continuation(value: str, outcome: str) -> str:
+        return " " + _filled(family.continuation, words | {"y": outcome}, value)
+
+    return AdversarialPair(
+        prefix=f"{_sentence(draw, templates().fillers)} {family.setting.format_map(words)}",
+        span_a=span(value_a),
+        span_b=span(value_b),
+        continuation_a=continuation(value_a, family.outcomes[0]),
+        continuation_b=continuation(value_b, family.outcomes[1]),
+        kind=kind,
+    )
+
+
+def _values(draw: random.Random, kind: PairKind, family: Family) -> tuple[str, str]:
+    """Words that differ between the spans; in a negation, the second is empty."""
+    if not isinstance(family.values, str):
+        first, second = draw.sample(range(*family.values), 2)
+        return str(first), str(second)
+    if kind == "negation":
+        return family.values, ""
+    names = templates().words[family.values]
+    name = draw.choice(names)
+    # Of nearly the same length, so that neither continuation is more likely for being shorter.
+    return name, draw.choice([other for other in names if other != name and abs(len(other) - len(name)) <= 1])
+
+
+def _fillers(draw: random.Random, key_words: int) -> tuple[list[str], list[str]]:
+    """Sentences before and after the key sentence, so that its position in the span varies."""
+    before: list[str] = []
+    after: list[str] = []
+    n_words = key_words - 1  # the negation is missing from one of the spans
+    while n_words < MIN_SPAN_WORDS:
+        sentence = _sentence(draw, templates().fillers)
+        draw.choice((before, after)).append(sentence)
+        n_words += len(sentence.split())
+    return before, after
+
+
+def _sentence(draw: random.Random, sentences: Sequence[str]) -> str:
+    return draw.choice(sentences).format_map(templates().draw_words(draw))
+
+
+def _filled(sentence: str, words: dict[str, str], value: str) -> str:
+    if not value:
+        sentence = sentence.replace("{x} ", "")
+    return sentence.format_map(words | {"x": value})
 
 
 def _repeated(draw: random.Random) -> list[str]:
@@ -171,7 +317,7 @@ def code_passages() -> tuple[str, ...]:
 
 
 def _is_prose(paragraph: str) -> bool:
-    """Whether a paragraph is a full sentence or more, and nearly all letters: neither grammar nor code."""
+    """Tell a full sentence or more, nearly all letters, from grammar and code."""
     letters = sum(character.isalpha() or character.isspace() for character in paragraph)
     return paragraph[0].isupper() and paragraph.endswith((".", "!", "?")) and letters > 0.9 * len(paragraph)
 

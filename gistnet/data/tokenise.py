@@ -17,13 +17,13 @@ from gistnet.errors import DataError
 BATCH_CHARACTERS = 2_000_000
 PIECE_CHARACTERS = 200_000
 CUT_TRIES, CUT_CONTEXT = 100, 64
-"""How many cuts of a long text are tried, and how many characters on both sides of one are tokenised to try it."""
+"""Number of cuts of a long text that are tried, and of characters on both sides of one that are tokenised to try it."""
 
 Item = TypeVar("Item")
 
 
 class WindowTokenizer(Protocol):
-    """What preparing a corpus needs of a tokenizer; any object that has these will do."""
+    """Interface that preparing a corpus needs of a tokenizer."""
 
     @property
     def fingerprint(self) -> str:
@@ -103,14 +103,14 @@ def pieces_of(text: str, tokenize: Tokenize, limit: int = PIECE_CHARACTERS) -> I
     """Cut a text into pieces of at most `limit` characters, whose tokens, joined, are the tokens of the text.
 
     All but the first are to be tokenised as `continued`. A cut is between words where it can be, and where tokenising
-    the 64 characters on either side of it apart gives the same tokens as together; only where no such place is found
+    the 64 characters on either side of it apart gives the same tokens as together; only where no such cut is found
     near the limit are tokens cut.
     """
     return pieces_of_blocks((text,), tokenize, limit)
 
 
 def pieces_of_blocks(blocks: Iterable[str], tokenize: Tokenize, limit: int = PIECE_CHARACTERS) -> Iterator[str]:
-    """As `pieces_of` cuts the text that the blocks join to, holding no more of it than a block and a piece."""
+    """Pieces, as of `pieces_of`, of the text that blocks join to; no more than a block and a piece is held."""
     rest = ""
     for block in blocks:
         rest += block
@@ -124,17 +124,17 @@ def pieces_of_blocks(blocks: Iterable[str], tokenize: Tokenize, limit: int = PIE
 
 
 def _cut(text: str, tokenize: Tokenize) -> int:
-    """The last good place to cut a text, so far from its end that what follows does not matter."""
+    """Last good index to cut a text at, so far from its end that what follows does not matter."""
     around = min(CUT_CONTEXT, len(text) // 4)
     last = len(text) - around
     anywhere = range(last, len(text) // 2, -1)
     # Nearly every tokenizer attaches a space to the word after it.
-    words = (place for place in anywhere if text[place : place + 1].isspace() and not text[place - 1].isspace())
-    for place in chain(islice(words, CUT_TRIES), islice(anywhere, CUT_TRIES)):
-        sides = text[place - around : place], text[place : place + around]
+    words = (cut for cut in anywhere if text[cut : cut + 1].isspace() and not text[cut - 1].isspace())
+    for cut in chain(islice(words, CUT_TRIES), islice(anywhere, CUT_TRIES)):
+        sides = text[cut - around : cut], text[cut : cut + around]
         apart = [token for side in sides for token in tokenize(side, continued=True)]
         if apart == list(tokenize("".join(sides), continued=True)):
-            return place
+            return cut
     return last
 
 

@@ -2,71 +2,63 @@
 
     gistnet release RUN --out released/NAME
 
-The network, the configuration and a few held-out documents are written into a new folder, and evaluated there: whoever
-has the folder gets the same figures from `gistnet evaluate` without any other data.
+The network, the configuration and a few held-out documents are written into a new folder, and evaluated there:
+`gistnet evaluate` gives the same figures of the folder again, without any other data.
 """
 
+import hashlib
+import logging
 import shlex
 import shutil
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
+import numpy as np
 import torch
 
-from gistnet.config import config_text, load_config
-from gistnet.data.dataset import PreparedDataset
+from gistnet.config import RunConfig, config_text, load_config
+from gistnet.data.config import DataConfig, FilesSource
+from gistnet.data.dataset import DocumentLabels, PreparedDataset, SplitStatistics
+from gistnet.data.duplicates import MOST_SHARED, Overlap
+from gistnet.data.prepare import DatasetWriter
+from gistnet.data.sampling import SpanLayout, validation_windows
+from gistnet.data.sources import read_text
 from gistnet.errors import CheckpointError, ConfigError, DataError
+from gistnet.evaluation.config import ContextsConfig, EvaluationConfig
 from gistnet.evaluation.evaluator import Evaluation, evaluate
 from gistnet.evaluation.records import MetricRecord
-from gistnet.files import atomic_folder, storage_errors, write_json, write_text
+from gistnet.files import atomic_folder, write_json, write_text
 from gistnet.machine import describe_machine
 from gistnet.model.gistnet import GistNet
 from gistnet.model.loading import load_tokenizer
-from gistnet.release.card import write_card
-from gistnet.release.comparison import what_it_is
-from gistnet.release.held_out import choose_windows, write_held_out
-from gistnet.release.neutral import neutral_config
-from gistnet.release.overlap import DomainOverlap, measure_overlap
-from gistnet.release.provenance import Provenance
-from gistnet.release_folder import DATA_NOTES_FILE, HELD_OUT_FOLDER, LIMITS_FILE, PROVENANCE_FILE
+from gistnet.release.card import card
+from gistnet.release.contents import DomainOverlap, Provenance, record_identity
+from gistnet.release_folder import CARD_FILE, DATA_NOTES_FILE, HELD_OUT_FOLDER, LIMITS_FILE, PROVENANCE_FILE
 from gistnet.report.report import write_report
-from gistnet.run_folder import CONFIG_FILE, METRICS_FILE, RESULTS_FILE
-from gistnet.session import TrainedGistNet, open_trained
+from gistnet.run_folder import CHECKPOINTS_FOLDER, CONFIG_FILE, METRICS_FILE, RESULTS_FILE
+from gistnet.session import open_trained
 from gistnet.training.checkpoint import load_checkpoint
 from gistnet.version import __version__
+
+logger = logging.getLogger(__name__)
 
 MOST_MEGABYTES = 10
 """Weights of a release stay below so many, of all its levels together: it belongs into a repository."""
 WEIGHTS_DTYPE = torch.float16
 """Half the bytes of what was trained. What is measured is the network as it is after rounding."""
-_SETTINGS = ("evaluation.", "device=")
-
-Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Told:
-    """What the maker tells of a release that no file of the run says."""
-
-    command: str
-    """What trained it."""
-    hardware: str
-    """What it was trained on."""
-    data_notes: str | None = None
-    """Of the documents and their licences, Markdown."""
-    limits: str | None = None
-    """Of what it cannot do, Markdown."""
 
 
 def make_release(
     run: Path,
     out: Path,
-    told: Told,
     settings: Sequence[str] = (),
-    say: Say = lambda message: None,
     *,
+    command: str,
+    hardware: str,
+    data_notes: Path | None = None,
+    limits: Path | None = None,
     also: Sequence[Sequence[str]] = (),
 ) -> list[MetricRecord]:
     """Write the release of a run's best network into the new folder `out`.
@@ -74,9 +66,13 @@ def make_release(
     Args:
         run: a run folder, or one of its checkpoints.
         settings: `key=value` changes to how it is evaluated, and on what device.
-        say: is called with a sentence before each longer part.
-        also: further changes to these, for each of which it is evaluated once more. What `gistnet evaluate` measures of
-            the release where nothing is said is the first evaluation; the figures of all stand in `results.json`.
+        command: what trained it, for its card.
+        hardware: what it was trained on, for its card.
+        data_notes: file of what its card says of the documents and their licences, Markdown.
+        limits: file of what its card says it cannot do, Markdown.
+        also: further changes to the settings, for each of which it is evaluated once more. What `gistnet evaluate`
+            measures of the release without settings is the first evaluation; the figures of all stand in
+            `results.json`.
 
     Returns:
         What was measured of it, as `results.json` has it.
@@ -84,15 +80,17 @@ def make_release(
     Raises:
         ConfigError: `out` is there already, or a setting is about something else than evaluation.
         CheckpointError: the weights are too large, or see `open_trained`.
-        DataError: the run has no log, or there are too few held-out documents.
+        DataError: the run has no log, there are too few held-out documents, or a file of notes is not text.
         StorageError: the folder cannot be written; nothing is left of it.
     """
     if out.exists():
         raise ConfigError(f"{out} is there already, expected a new folder; delete it to make that release anew.")
-    everything = [*settings, *chain.from_iterable(also)]
-    if wrong := next((setting for setting in everything if not setting.startswith(_SETTINGS)), None):
-        raise ConfigError(f"Got the setting '{wrong}', expected one of evaluation: the rest is as it was trained.")
-    # As whoever evaluates the release has it (`neutral_config`): compiled layers give other last digits.
+    for setting in (*settings, *chain.from_iterable(also)):
+        if not setting.startswith(("evaluation.", "device=")):
+            raise ConfigError(f"Got the setting '{setting}', expected one of evaluation: the rest is as in training.")
+    paths = {DATA_NOTES_FILE: data_notes, LIMITS_FILE: limits}
+    notes = {name: "".join(read_text(path)) for name, path in paths.items() if path is not None}
+    # As the release is evaluated later (`portable_config`): compiled layers give other last digits.
     trained = open_trained(run, ("teacher.compile=false", *settings))
     if trained.is_released:
         raise ConfigError(f"{run} is a release already, expected a run folder.")
@@ -102,9 +100,9 @@ def make_release(
     if not log.is_file():
         raise DataError(f"{trained.run_folder} has no {METRICS_FILE}, expected the log of its training.")
     dataset = trained.dataset()
-    config = neutral_config(trained.config, out.name)
+    config = portable_config(trained.config, out.name)
     further = [
-        neutral_config(load_config(trained.run_folder / CONFIG_FILE, [*settings, *more]), out.name).evaluation
+        portable_config(load_config(trained.run_folder / CONFIG_FILE, [*settings, *more]), out.name).evaluation
         for more in also
     ]
     windows = choose_windows(dataset, trained.gistnet, config.evaluation)
@@ -114,21 +112,31 @@ def make_release(
         write_held_out(folder / HELD_OUT_FOLDER, dataset, windows, config.data)
         shutil.copyfile(log, folder / METRICS_FILE)
         held_out = PreparedDataset.open(folder / HELD_OUT_FOLDER)
-        first = evaluate(trained.teacher, trained.gistnet, held_out, config.evaluation, say)
+        first = evaluate(trained.teacher, trained.gistnet, held_out, config.evaluation)
         records = list(first.records)
         for evaluation in further:
-            known = {what_it_is(record) for record in records}
-            more = evaluate(trained.teacher, trained.gistnet, held_out, evaluation, say).records
-            records += [record for record in more if what_it_is(record) not in known]
+            known = {record_identity(record) for record in records}
+            more = evaluate(trained.teacher, trained.gistnet, held_out, evaluation).records
+            records += [record for record in more if record_identity(record) not in known]
         Evaluation(records, first.span_map).write(folder / RESULTS_FILE)
-        say("Comparing the held-out documents with those it was trained on.")
-        overlap = measure_overlap(held_out, dataset, load_tokenizer(trained.config.teacher).decode)
-        write_json(folder / PROVENANCE_FILE, _provenance(trained, told, also, overlap).model_dump(mode="json"))
-        for name, text in ((DATA_NOTES_FILE, told.data_notes), (LIMITS_FILE, told.limits)):
-            if text is not None:
-                write_text(folder / name, text)
+        logger.info("Comparing the held-out documents with those it was trained on.")
+        checkpoint = load_checkpoint(trained.folder.parent)
+        provenance = Provenance(
+            gistnet_version=__version__,
+            command=command,
+            hardware=hardware,
+            spans_seen=checkpoint.progress["spans_seen"],
+            steps=checkpoint.step,
+            also_evaluated=tuple(map(shlex.join, also)),
+            overlap=measure_overlap(held_out, dataset, load_tokenizer(trained.config.teacher).decode),
+            # The gists of a GistNet that reads its context differ in their last digits between numbers of threads.
+            evaluated_on=describe_machine() | {"threads": torch.get_num_threads()},
+        )
+        write_json(folder / PROVENANCE_FILE, provenance.model_dump(mode="json"))
+        for name, text in notes.items():
+            write_text(folder / name, text)
         write_report(folder, shown_as=config.run_folder)
-        write_card(folder, config.run_folder)
+        write_text(folder / CARD_FILE, card(folder, config.run_folder))
     return records
 
 
@@ -147,35 +155,137 @@ def require_small(gistnet: GistNet) -> None:
         )
 
 
-def read_notes(path: Path | None) -> str | None:
-    """The text of a file of notes, where one is given.
+def portable_config(config: RunConfig, name: str) -> RunConfig:
+    """Configuration of the release `name`, for any machine and for the documents that the release brings.
+
+    Of files only their names are left, of a GistNet that the run started from its run and checkpoint. The teacher is
+    not compiled, which needs a compiler. A decoder and long contexts are not asked for: a release has neither training
+    documents nor whole ones.
+    """
+    sources = [
+        source.model_copy(update={"paths": tuple(Path(path).name for path in source.paths)})
+        if isinstance(source, FilesSource)
+        else source
+        for source in config.data.sources
+    ]
+    start_from = config.start_from
+    if start_from is not None:
+        parts = start_from.parts  # RUN/checkpoints/STEP/gistnet of a checkpoint's network, or any other folder
+        first = parts.index(CHECKPOINTS_FOLDER) - 1 if CHECKPOINTS_FOLDER in parts else len(parts) - 1
+        start_from = Path(*parts[max(first, 0) :])
+    default_folder = DataConfig.model_fields["folder"].default
+    without = {"reconstruction": None, "contexts": ContextsConfig()}
+    return config.model_copy(
+        update={
+            "run_folder": Path("released") / name,
+            "device": "auto",
+            "teacher": config.teacher.model_copy(update={"compile": False}),
+            "data": config.data.model_copy(update={"folder": default_folder, "sources": tuple(sources)}),
+            "start_from": start_from,
+            "evaluation": config.evaluation.model_copy(update=without),
+        }
+    )
+
+
+def choose_windows(dataset: PreparedDataset, gistnet: GistNet, evaluation: EvaluationConfig) -> list[int]:
+    """Indices of one window of each of `evaluation.documents` held-out documents of each domain, by domain.
+
+    Of every domain, evaluated or not: others may want to. The documents are those that the evaluation would take of the
+    whole corpus. Where a document has windows with room for a gist of the highest level, it is one of them.
 
     Raises:
-        StorageError: it cannot be read.
-        DataError: it is not UTF-8.
+        DataError: a domain has no held-out window with room for a gist of level 0.
     """
-    if path is None:
-        return None
-    with storage_errors("read", path):
-        content = path.read_bytes()
-    try:
-        return content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 ({error.reason}), expected Markdown.") from error
+    chosen: dict[int, int] = {}
+    for level in gistnet.levels:
+        layout = SpanLayout(
+            span_tokens=level.config.span_tokens,
+            level=level.level,
+            horizon_tokens=max(evaluation.horizons),
+            sink_tokens=evaluation.sink_tokens,
+        )
+        for domain in dataset.domains("held_out"):
+            try:
+                samples = validation_windows(
+                    dataset,
+                    layout,
+                    documents=evaluation.documents,
+                    spans_per_document=1,
+                    seed=evaluation.seed,
+                    gists=evaluation.gists_in_a_row,
+                    domains=[domain],
+                )
+            except DataError:
+                if level.level == 0:
+                    raise
+                continue  # the evaluation leaves a level out that has no room either
+            for window in (sample.window for sample in samples):
+                document = int(dataset.documents[window])
+                if level.level == 0 or document in chosen:
+                    chosen[document] = window
+    return list(chosen.values())
 
 
-def _provenance(
-    trained: TrainedGistNet, told: Told, also: Sequence[Sequence[str]], overlap: dict[str, DomainOverlap]
-) -> Provenance:
-    checkpoint = load_checkpoint(trained.folder.parent)
-    return Provenance(
-        gistnet_version=__version__,
-        command=told.command,
-        hardware=told.hardware,
-        spans_seen=checkpoint.progress["spans_seen"],
-        steps=checkpoint.step,
-        also_evaluated=tuple(map(shlex.join, also)),
-        overlap=overlap,
-        # The gists of a GistNet that reads its context differ in their last digits between numbers of threads.
-        evaluated_on=describe_machine() | {"threads": torch.get_num_threads()},
-    )
+def write_held_out(folder: Path, dataset: PreparedDataset, windows: Sequence[int], config: DataConfig) -> None:
+    """Write a prepared corpus in which each of some held-out windows is a document of its own, in their order.
+
+    Args:
+        folder: where; made, and expected not to exist.
+        windows: indices of windows, each of another document.
+        config: the configuration that the description gives.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    folder.mkdir()
+    described = dataset.description
+    identity = hashlib.sha256(described.fingerprint.encode())
+    tokens_of, windows_of = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
+    with DatasetWriter(folder, described.token_type) as writer:
+        for window in windows:
+            info = dataset.describe(window)
+            tokens = dataset.read(window)[len(described.window_prefix) :]
+            identity.update(f"{info.key}:{info.offset}".encode() + tokens.tobytes())
+            labels = DocumentLabels(info.document_id, info.key, info.source, info.domain, "held_out")
+            writer.add(labels, tokens, np.array([[0, info.length]]))
+            tokens_of[info.source, info.domain] += len(tokens)
+            windows_of[info.source, info.domain] += 1
+        statistics = []
+        for (source, domain), n in windows_of.items():
+            counts = {"read": n, "kept": n, "windows": n, "tokens": tokens_of[source, domain]}
+            statistics.append(SplitStatistics(source=source, domain=domain, split="held_out", **counts))
+        writer.finish(
+            fingerprint=identity.hexdigest()[:16],
+            window_prefix=described.window_prefix,
+            config=config,
+            statistics=statistics,
+        )
+
+
+def measure_overlap(
+    held_out: PreparedDataset, trained_on: PreparedDataset, decode: Callable[[list[int]], str]
+) -> dict[str, DomainOverlap]:
+    """Compare the held-out documents of a release with the training documents of its run, by domain.
+
+    All word 10-grams count; `decode` makes text of tokens.
+
+    Raises:
+        OSError: the 10-grams cannot be spooled to a temporary folder.
+    """
+    domains = held_out.domains("held_out")
+    counts: list[int] = []
+    with Overlap(sampled=1) as overlap:
+        for domain in domains:
+            texts = [decode(tokens.tolist()) for _, tokens in held_out.whole_documents("held_out", domain)]
+            counts.append(len(texts))
+            for text in texts:
+                overlap.add_held_out(text)
+        for _, tokens in trained_on.whole_documents("train"):
+            overlap.add_training(decode(tokens.tolist()))
+        shares = np.split(overlap.shares(), np.cumsum(counts)[:-1])
+    return {
+        domain: DomainOverlap(
+            documents=len(found), above_a_tenth=int((found > MOST_SHARED).sum()), largest=round(float(found.max()), 3)
+        )
+        for domain, found in zip(domains, shares, strict=True)
+    }

@@ -1,30 +1,19 @@
 """Uploading a release folder to the Hugging Face Hub, once it is certain that it is whole."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from huggingface_hub import HfApi, get_token
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from gistnet.config import load_config
-from gistnet.data.dataset import PreparedDataset
-from gistnet.errors import CheckpointError, ConfigError, StorageError
-from gistnet.model.saved_gistnet import BELOW, SavedGistNet, read_saved
-from gistnet.release.provenance import read_provenance
-from gistnet.release.results import read_released
-from gistnet.release_folder import ALWAYS_THERE, HELD_OUT_FOLDER, find_folder, is_release
-from gistnet.run_folder import CONFIG_FILE
-
-ClientError: type[BaseException] = HfHubHTTPError.__mro__[1]
-"""What the Hub's client raises beside OSError when nobody answers: the base of its HTTP library's errors."""
+from gistnet.errors import ConfigError, StorageError
+from gistnet.release.contents import check_release
+from gistnet.release_folder import find_folder
 
 
-@dataclass(frozen=True)
-class UploadPlan:
-    """What would be uploaded, and where to."""
+class UploadPlan(NamedTuple):
+    """Files to upload, and where to."""
 
     folder: Path
     repository: str
@@ -34,13 +23,8 @@ class UploadPlan:
 
     @property
     def megabytes(self) -> float:
-        """Of all files together."""
+        """Size of all files together."""
         return sum(self.files.values()) / 1e6
-
-    @property
-    def visibility(self) -> str:
-        """Who sees the repository."""
-        return "private" if self.private else "public"
 
 
 def plan_upload(folder: Path, repository: str, *, private: bool = False) -> UploadPlan:
@@ -52,8 +36,7 @@ def plan_upload(folder: Path, repository: str, *, private: bool = False) -> Uplo
 
     Raises:
         ConfigError: the repository has no such name, or the configuration of the run is damaged.
-        CheckpointError: the folder is no release, or its weights are not those that its configuration describes.
-        DataError: another file is damaged.
+        CheckpointError, DataError: as `check_release`.
     """
     folder = find_folder(folder)
     try:
@@ -68,45 +51,17 @@ def plan_upload(folder: Path, repository: str, *, private: bool = False) -> Uplo
     return UploadPlan(folder, repository, private, files)
 
 
-def check_release(folder: Path) -> SavedGistNet:
-    """Read all that a release must have, and return what it says of its network.
-
-    Raises:
-        CheckpointError: the folder is no release, lacks a file, or its weights are not those that its configuration
-            describes.
-        ConfigError: the configuration of its run is damaged.
-        DataError: figures, documents or what it says of itself are damaged.
-    """
-    if not is_release(folder):
-        raise CheckpointError(f"{folder} is no release: expected a folder as `gistnet release` makes it.")
-    if missing := [name for name in ALWAYS_THERE if not (folder / name).exists()]:
-        raise CheckpointError(f"The release {folder} is not complete: {', '.join(missing)} is missing.")
-    level = folder
-    highest, _ = read_saved(level)
-    for _ in range(highest.level):
-        level = level / BELOW
-        read_saved(level)
-    load_config(folder / CONFIG_FILE)
-    read_released(folder)
-    read_provenance(folder)
-    PreparedDataset.open(folder / HELD_OUT_FOLDER)
-    return highest
-
-
-def upload(plan: UploadPlan, make_client: Callable[[], Any] = HfApi) -> str:
+def upload(plan: UploadPlan) -> str:
     """Make the repository where there is none, upload the files in one commit, and return its address.
 
-    Args:
-        make_client: makes what talks to the Hub.
-
     Raises:
-        ConfigError: there is no token, or the Hub does not let its owner write there.
-        StorageError: the Hub cannot be reached.
+        ConfigError: there is no token.
+        StorageError: the Hub cannot be reached, or does not let the token's owner write there.
     """
     if get_token() is None:
         raise ConfigError("There is no token for the Hugging Face Hub; expected one, from `hf auth login` or HF_TOKEN.")
+    client = HfApi()
     try:
-        client = make_client()
         address = client.create_repo(plan.repository, private=plan.private, repo_type="model", exist_ok=True)
         client.upload_folder(
             repo_id=plan.repository,
@@ -115,15 +70,10 @@ def upload(plan: UploadPlan, make_client: Callable[[], Any] = HfApi) -> str:
             allow_patterns=list(plan.files),
             commit_message=f"Release {plan.folder.resolve().name}",
         )
-    except HfHubHTTPError as error:
-        raise ConfigError(
-            f"The Hub refused {plan.repository} ({_reason(error)}); expected a repository that the token may write."
+    except Exception as error:  # the client's own, and those of its HTTP library, which another version may replace
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        raise StorageError(
+            f"The Hugging Face Hub did not take {plan.repository} ({reason}); expected a network, and a repository "
+            "that the token may write."
         ) from error
-    except (OSError, ClientError) as error:
-        raise StorageError(f"Could not reach the Hugging Face Hub ({_reason(error)}); expected a network.") from error
     return str(address)
-
-
-def _reason(error: BaseException) -> str:
-    """The first line of what an error says."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

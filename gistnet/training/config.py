@@ -7,7 +7,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from gistnet.data.sampling import GistRuns
+from gistnet.data.config import GistRuns
 from gistnet.objective.config import ObjectiveConfig
 from gistnet.settings import Name, Section, Target
 

@@ -8,8 +8,8 @@ it on disk, and gists have the same bits whatever the portions, so that killing 
 tree of one run. Memory does not grow with a text.
 
 A text file is one document, named by its path from the folder in which the tree lies (`books/emma.txt`), however that
-path was typed; each line of a JSON lines file is one, named by its id. Nothing here holds more of a text file than a
-piece of it; of a JSON lines file one line is held.
+path was typed; each line of a JSON lines file, or row of a Parquet file, is one, named by its id. Nothing here holds
+more of a text file than a piece of it; of a JSON lines file one line is held.
 """
 
 import logging
@@ -25,8 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from gistnet.data.inputs import MatchedFile, is_jsonl, matching_paths, read_text
-from gistnet.data.sources import read_records
+from gistnet.data.sources import MatchedFile, format_of, matching_paths, read_rows, read_text
 from gistnet.data.tokenise import Tokenize, pieces_of_blocks
 from gistnet.errors import DataError
 from gistnet.settings import Name, Section
@@ -47,7 +46,7 @@ class TextFiles(Section):
     paths: tuple[Name, ...] = Field(min_length=1)
     """Files or glob patterns; `~` is the home folder, `**` any depth of folders."""
     text_field: Name = "text"
-    """Key of a document's text in a line of JSONL."""
+    """Key or column of a document's text in a line of JSONL or a row of Parquet."""
     id_field: Name = "id"
     """Key of its name; a line without it is called `<file>:<line>`."""
     base: Path | None = None
@@ -264,11 +263,11 @@ def read_texts(files: TextFiles) -> Iterator[Text]:
     """
     for path in matching_paths("files", files.paths):
         name = (path if files.base is None else Path(os.path.relpath(path, files.base))).as_posix()
-        if is_jsonl(path, files.text_field):
-            for line_name, text in read_records(MatchedFile(path, name), files):
-                yield Text(line_name, iter((text,)))
-        else:
+        if format_of(path, files.text_field) == "text":
             yield Text(name, read_text(path))
+            continue
+        for row_name, text in read_rows(MatchedFile(path, name), files.text_field, files.id_field):
+            yield Text(row_name, iter((text,)))
 
 
 def survey(files: TextFiles) -> Survey:

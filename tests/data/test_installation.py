@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from gistnet.data import installation
-from gistnet.data.installation import InstallationDomain, installation_identity, read_installation
+from gistnet.data.config import InstallationDomain
+from gistnet.data.installation import installation_identity, read_installation
 
 
 def test_code_is_the_standard_library_without_tests_or_site_packages() -> None:

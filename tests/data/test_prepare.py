@@ -5,7 +5,7 @@ import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,9 @@ import pytest
 from pydantic import ValidationError
 
 import gistnet
+from gistnet.data.config import DataConfig
 from gistnet.data.dataset import PreparedDataset
-from gistnet.data.prepare import DataConfig, dataset_fingerprint, prepare, split_of
+from gistnet.data.prepare import dataset_fingerprint, prepare, split_of
 from gistnet.data.sampling import SpanLayout, validation_windows
 from gistnet.errors import ConfigError, DataError, StorageError
 from tests.data.byte_tokenizer import ByteTokenizer
@@ -28,10 +29,20 @@ def text_of(name: str, length: int) -> str:
     return " ".join(blocks)[:length]
 
 
-def write_jsonl(file: Path, lengths: dict[str, int]) -> dict[str, str]:
+def write_texts(folder: Path, texts: Mapping[str, str]) -> None:
+    lines = (json.dumps({"id": name, "text": text}) for name, text in texts.items())
+    (folder / "tales.jsonl").write_text("\n".join(lines))
+
+
+def write_lengths(folder: Path, lengths: Mapping[str, int]) -> dict[str, str]:
     texts = {name: text_of(name, length) for name, length in lengths.items()}
-    file.write_text("".join(json.dumps({"id": name, "text": text}) + "\n" for name, text in texts.items()))
+    write_texts(folder, texts)
     return texts
+
+
+def prepared(folder: Path, texts: Mapping[str, str], **fields: Any) -> PreparedDataset:
+    write_texts(folder, texts)
+    return prepare(config_for(folder, **fields), ByteTokenizer())
 
 
 def key_of(text: str) -> str:
@@ -39,7 +50,7 @@ def key_of(text: str) -> str:
 
 
 def config_for(folder: Path, **fields: Any) -> DataConfig:
-    sources = [{"kind": "jsonl", "name": "tales", "domain": "narrative", "paths": [str(folder / "tales.jsonl")]}]
+    sources = [{"kind": "files", "name": "tales", "domain": "narrative", "paths": [str(folder / "tales.jsonl")]}]
     return DataConfig(
         **{"sources": sources, "folder": folder / "prepared", "window_tokens": 100, "min_tokens": 40, **fields}
     )
@@ -51,7 +62,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 def test_every_window_is_the_prefix_and_its_part_of_the_text(tmp_path: Path) -> None:
     lengths = {f"d{place}": 39 + 37 * place for place in range(20)}
-    texts = write_jsonl(tmp_path / "tales.jsonl", lengths)
+    texts = write_lengths(tmp_path, lengths)
     dataset = prepare(config_for(tmp_path), ByteTokenizer())
     rebuilt: dict[str, bytes] = {}
     for window in range(len(dataset)):
@@ -70,12 +81,11 @@ def test_every_window_is_the_prefix_and_its_part_of_the_text(tmp_path: Path) -> 
 
 
 def test_statistics_by_hand(tmp_path: Path) -> None:
-    write_jsonl(tmp_path / "tales.jsonl", {"a": 38, "b": 39, "c": 99, "d": 110, "e": 300})
-    with (tmp_path / "tales.jsonl").open("a") as file:
-        file.write(json.dumps({"id": "copy", "text": text_of("e", 300)}) + "\n")
-    dataset = prepare(config_for(tmp_path, held_out_fraction=0), ByteTokenizer())
-    train, held_out = dataset.statistics.splits
-    # a is too short; b, c and d give a window each, and d leaves 11 tokens; e gives three and leaves 3.
+    lengths = {"a": 38, "b": 39, "c": 99, "d": 110, "e": 300}
+    texts = {name: text_of(name, length) for name, length in lengths.items()} | {"copy": text_of("e", 300)}
+    dataset = prepared(tmp_path, texts, held_out_fraction=0)
+    train, held_out = dataset.statistics
+    # a is too short; b, c and d give a window each; e gives three.
     expected = {"read": 6, "too_short": 1, "near_duplicates": 1, "kept": 4, "tokens": 548, "windows": 6}
     assert train.model_dump() == {
         "source": "tales",
@@ -83,57 +93,47 @@ def test_statistics_by_hand(tmp_path: Path) -> None:
         "split": "train",
         **expected,
         "overlapping": 0,
-        "tail_tokens": 14,
     }
     assert (held_out.read, held_out.split) == (0, "held_out")
-    assert dataset.statistics.domains_without_held_out == ("narrative",)
     assert len(dataset) == 6
-    kept_twice = prepare(config_for(tmp_path, held_out_fraction=0, deduplicate=False), ByteTokenizer())
-    assert kept_twice.statistics.splits[0].kept == 5
+    assert prepared(tmp_path, texts, held_out_fraction=0, deduplicate=False).statistics[0].kept == 5
 
 
 def test_second_preparation_does_no_work(tmp_path: Path) -> None:
-    write_jsonl(tmp_path / "tales.jsonl", {"a": 200})
+    write_lengths(tmp_path, {"a": 200})
     config = config_for(tmp_path)
     first = prepare(config, ByteTokenizer())
     idle = ByteTokenizer()
     second = prepare(config, idle)
     assert idle.batches == []
-    assert second.fingerprint == first.fingerprint == first.folder.name == dataset_fingerprint(config, idle)
+    assert second.description == first.description
+    assert second.description.fingerprint == first.folder.name == dataset_fingerprint(config, idle)
 
 
 def test_content_has_the_same_fingerprint_under_other_names_and_another_one_otherwise(tmp_path: Path) -> None:
-    def prepared(names: dict[str, str], source: str = "tales", **fields: Any) -> PreparedDataset:
-        lines = [json.dumps({"id": name, "text": text_of(text, 130)}) for name, text in names.items()]
-        (tmp_path / "tales.jsonl").write_text("\n".join(lines))
-        config = config_for(tmp_path, **fields)
-        sources = [config.sources[0].model_copy(update={"name": source})]
-        return prepare(config.model_copy(update={"sources": tuple(sources)}), ByteTokenizer())
+    def make(names: dict[str, str], source: str = "tales", **fields: Any) -> PreparedDataset:
+        paths = [str(tmp_path / "tales.jsonl")]
+        sources = [{"kind": "files", "name": source, "domain": "narrative", "paths": paths}]
+        texts = {name: text_of(text, 130) for name, text in names.items()}
+        return prepared(tmp_path, texts, sources=sources, **fields)
 
-    first = prepared({"a": "x", "b": "y"})
-    again = prepared({"c": "x", "d": "y"}, source="stories")
-    assert again.fingerprint != first.fingerprint
+    first, again = make({"a": "x", "b": "y"}), make({"c": "x", "d": "y"}, source="stories")
+    assert again.description.fingerprint != first.description.fingerprint
     assert again.content_fingerprint == first.content_fingerprint
     others = [
-        prepared({"a": "y", "b": "x"}),
-        prepared({"a": "x", "b": "z"}),
-        prepared({"a": "x", "b": "y"}, window_tokens=80),
-        prepared({"a": "x", "b": "y"}, held_out_fraction=0.99),
+        make({"a": "y", "b": "x"}),
+        make({"a": "x", "b": "z"}),
+        make({"a": "x", "b": "y"}, window_tokens=80),
+        make({"a": "x", "b": "y"}, held_out_fraction=0.99),
     ]
     assert len({first.content_fingerprint, *(other.content_fingerprint for other in others)}) == 5
 
 
 def test_split_and_orders_do_not_depend_on_names(tmp_path: Path) -> None:
-    def prepared(name: str) -> PreparedDataset:
-        folder = tmp_path / name
-        folder.mkdir()
-        for n in range(40):
-            (folder / f"{name}-{n:02}.txt").write_text(text_of(str(n), 120))
-        source = {"kind": "files", "name": name, "domain": "code", "paths": [str(folder / "*.txt")]}
-        fields = {"window_tokens": 100, "min_tokens": 40, "held_out_fraction": 0.3, "folder": tmp_path / "prepared"}
-        return prepare(DataConfig(sources=[source], **fields), ByteTokenizer())
-
-    one, other = prepared("one"), prepared("two")
+    one, other = (
+        prepared(tmp_path, {f"{name}-{n:02}": text_of(str(n), 120) for n in range(40)}, held_out_fraction=0.3)
+        for name in ("one", "two")
+    )
     for split in ("train", "held_out"):
         texts = [[tokens.tobytes() for _, tokens in dataset.whole_documents(split)] for dataset in (one, other)]
         assert texts[0] == texts[1] != sorted(texts[0])
@@ -159,15 +159,13 @@ def halves(fraction: float) -> tuple[list[str], list[str]]:
 @pytest.mark.parametrize("first", ["train", "held_out"])
 def test_near_duplicates_are_dropped_across_the_split(tmp_path: Path, first: str) -> None:
     """The second of two texts that differ in one word, though the hash of it is for the other split."""
-    text = next(
+    pair = next(
         (text_of(name, 600), other)
         for name in halves(0.5)[first == "held_out"]
         if split_of(key_of(other := text_of(name, 600).replace(" ", " the ", 1)), 0.5) != first
     )
-    lines = [json.dumps({"id": str(n), "text": one}) for n, one in enumerate(text)]
-    (tmp_path / "tales.jsonl").write_text("\n".join(lines))
-    dataset = prepare(config_for(tmp_path, held_out_fraction=0.5), ByteTokenizer())
-    by_split = {entry.split: entry for entry in dataset.statistics.splits}
+    dataset = prepared(tmp_path, dict(zip("ab", pair, strict=True)), held_out_fraction=0.5)
+    by_split = {entry.split: entry for entry in dataset.statistics}
     second = "train" if first == "held_out" else "held_out"
     assert (by_split[first].kept, by_split[second].kept, by_split[second].near_duplicates) == (1, 0, 1)
 
@@ -191,24 +189,23 @@ def test_held_out_documents_of_which_training_documents_have_a_tenth_are_dropped
         "a fifth": until("held_out", lambda name: text_of(f"{name}.", 2400) + " " + book[:600]),
         "a twentieth": until("held_out", lambda name: text_of(f"{name}!", 5600) + " " + book[:300]),
     }
-    (tmp_path / "tales.jsonl").write_text("\n".join(json.dumps({"id": k, "text": v}) for k, v in texts.items()))
-    dataset = prepare(config_for(tmp_path, held_out_fraction=0.5), ByteTokenizer())
+    dataset = prepared(tmp_path, texts, held_out_fraction=0.5)
     assert {name for name, _ in dataset.whole_documents("held_out")} == {"clean", "a twentieth"}
     assert {name for name, _ in dataset.whole_documents("train")} == {"markdown in a book"}
-    by_split = {entry.split: entry for entry in dataset.statistics.splits}
+    by_split = {entry.split: entry for entry in dataset.statistics}
     assert (by_split["held_out"].read, by_split["held_out"].overlapping, by_split["held_out"].kept) == (4, 2, 2)
-    kept = prepare(config_for(tmp_path, held_out_fraction=0.5, deduplicate=False), ByteTokenizer())
+    kept = prepared(tmp_path, texts, held_out_fraction=0.5, deduplicate=False)
     assert len(list(kept.whole_documents("held_out"))) == 4
 
 
 def test_fingerprint_depends_on_content_and_settings_and_not_on_weight_folder_or_place(tmp_path: Path) -> None:
     file = tmp_path / "here" / "tales.jsonl"
     file.parent.mkdir()
-    write_jsonl(file, {"a": 200})
+    write_lengths(file.parent, {"a": 200})
 
     def fingerprint(path: Path = file, tokenizer: ByteTokenizer | None = None, **fields: Any) -> str:
         weight = fields.pop("weight", 1.0)
-        sources = [{"kind": "jsonl", "name": "t", "domain": "code", "paths": [str(path)], "weight": weight}]
+        sources = [{"kind": "files", "name": "t", "domain": "code", "paths": [str(path)], "weight": weight}]
         return dataset_fingerprint(DataConfig(sources=sources, **fields), tokenizer or ByteTokenizer())
 
     same = fingerprint()
@@ -235,18 +232,16 @@ def test_fingerprint_depends_on_content_and_settings_and_not_on_weight_folder_or
     assert len({same, *others}) == 1 + len(others)
 
 
-@pytest.mark.parametrize("place", ["data_files", "folder"])
-def test_local_files_of_a_hub_source_count_by_content(tmp_path: Path, place: str) -> None:
+@pytest.mark.parametrize("where", ["data_files", "path"])
+def test_local_files_of_a_hub_source_are_refused(tmp_path: Path, where: str) -> None:
+    """They would be read, and changes to them go unnoticed."""
     file = tmp_path / "set" / "a.jsonl"
     file.parent.mkdir()
-    where = {"path": "json", "data_files": str(file)} if place == "data_files" else {"path": str(file.parent)}
-    config = DataConfig(sources=[{"kind": "hub", "name": "h", "domain": "code", **where}])
-    found = set()
-    for text in (b'{"text": "one"}', b'{"text": "two"}', b'{"text": "one"}'):
-        file.write_bytes(text)
-        os.utime(file, (1, 1))
-        found.add(dataset_fingerprint(config, ByteTokenizer()))
-    assert len(found) == 2
+    file.write_text('{"text": "one"}')
+    fields = {"path": "json", "data_files": str(file)} if where == "data_files" else {"path": str(file.parent)}
+    config = DataConfig(sources=[{"kind": "hub", "name": "h", "domain": "code", **fields}])
+    with pytest.raises(DataError, match="'files'"):
+        dataset_fingerprint(config, ByteTokenizer())
 
 
 def test_split_is_a_hash_of_the_key_near_the_fraction() -> None:
@@ -258,21 +253,20 @@ def test_split_is_a_hash_of_the_key_near_the_fraction() -> None:
 
 
 def test_unusable_corpus_says_what_is_wrong(tmp_path: Path) -> None:
-    write_jsonl(tmp_path / "tales.jsonl", {"a": 20, "b": 30})
-    with pytest.raises(DataError, match="All 2 documents are shorter than min_tokens = 40; the longest has 31 tokens"):
+    write_lengths(tmp_path, {"a": 20, "b": 30})
+    with pytest.raises(DataError, match="the longest has 31"):
         prepare(config_for(tmp_path), ByteTokenizer())
     (tmp_path / "tales.jsonl").write_text("\n")
-    with pytest.raises(DataError, match="Source 'tales' has no documents"):
+    with pytest.raises(DataError, match="'tales'"):
         prepare(config_for(tmp_path), ByteTokenizer())
-    with pytest.raises(ConfigError, match="must exceed the 100 tokens"):
+    with pytest.raises(ConfigError, match="window_tokens"):
         prepare(config_for(tmp_path), ByteTokenizer(window_prefix=(256,) * 100))
     assert list((tmp_path / "prepared").iterdir()) == []
 
 
 def test_empty_document_is_too_short_whatever_the_minimum(tmp_path: Path) -> None:
-    write_jsonl(tmp_path / "tales.jsonl", {"empty": 0, "one": 1})
-    statistics = prepare(config_for(tmp_path, min_tokens=1, held_out_fraction=0), ByteTokenizer()).statistics
-    assert (statistics.splits[0].too_short, statistics.splits[0].kept, statistics.splits[0].windows) == (1, 1, 1)
+    found = prepared(tmp_path, {"empty": "", "one": "1"}, min_tokens=1, held_out_fraction=0).statistics[0]
+    assert (found.too_short, found.kept, found.windows) == (1, 1, 1)
 
 
 def test_control_tokens_are_text_unless_a_source_says_that_it_has_them(tmp_path: Path) -> None:
@@ -283,11 +277,11 @@ def test_control_tokens_are_text_unless_a_source_says_that_it_has_them(tmp_path:
     control = {tokenizer.inner.convert_tokens_to_ids(name) for name in (TURN, END)}
     tokens, fingerprints = {}, set()
     for rule in ("text", "control"):
-        source = {"kind": "jsonl", "name": "tales", "domain": "narrative", "paths": [str(tmp_path / "tales.jsonl")]}
+        source = {"kind": "files", "name": "tales", "domain": "narrative", "paths": [str(tmp_path / "tales.jsonl")]}
         dataset = prepare(config_for(tmp_path, sources=[source | {"special_tokens": rule}]), tokenizer)
         ((_, tokens[rule]),) = [*dataset.whole_documents("train"), *dataset.whole_documents("held_out")]
         assert tokenizer.decode(tokens[rule].tolist()) == text
-        fingerprints.add(dataset.fingerprint)
+        fingerprints.add(dataset.description.fingerprint)
     assert not control & set(tokens["text"].tolist())
     assert sum(token in control for token in tokens["control"].tolist()) == 40
     assert len(fingerprints) == 2
@@ -296,7 +290,7 @@ def test_control_tokens_are_text_unless_a_source_says_that_it_has_them(tmp_path:
 
 def test_source_names_must_differ() -> None:
     source = {"kind": "installation", "name": "same", "domain": "code"}
-    with pytest.raises(ValidationError, match="names of the sources must differ"):
+    with pytest.raises(ValidationError, match="names"):
         DataConfig(sources=[source, source])
 
 
@@ -310,7 +304,7 @@ def test_tokens_take_two_bytes_up_to_a_vocabulary_of_65536(
         def encode_batch(self, texts: list[str], **options: bool) -> list[list[int]]:
             return [[vocabulary - 1 - byte for byte in text.encode()] for text in texts]
 
-    texts = write_jsonl(tmp_path / "tales.jsonl", {"a": 150})
+    texts = write_lengths(tmp_path, {"a": 150})
     dataset = prepare(config_for(tmp_path), LargeTokenizer(window_prefix=()))
     assert (dataset.folder / "tokens.bin").stat().st_size == 150 * bytes_per_token
     assert dataset.read(0).tolist() == [vocabulary - 1 - byte for byte in texts["a"][:100].encode()]
@@ -335,7 +329,7 @@ prepare(config_for(Path(sys.argv[1])), SlowTokenizer())
 
 
 def test_killed_preparation_leaves_nothing_and_the_next_one_equals_an_undisturbed_one(tmp_path: Path) -> None:
-    write_jsonl(tmp_path / "tales.jsonl", {f"d{place}": 500_000 for place in range(5)})
+    write_lengths(tmp_path, {f"d{place}": 500_000 for place in range(5)})
     root = Path(gistnet.__file__).parents[1]
     process = subprocess.Popen(
         [sys.executable, "-c", KILLED, str(tmp_path)], cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -364,11 +358,11 @@ def test_killed_preparation_leaves_nothing_and_the_next_one_equals_an_undisturbe
 
 
 def test_full_disk_is_a_storage_error_and_leaves_nothing(tmp_path: Path) -> None:
-    write_jsonl(tmp_path / "tales.jsonl", {f"d{place}": 500_000 for place in range(3)})
+    write_lengths(tmp_path, {f"d{place}": 500_000 for place in range(3)})
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, before[1]))  # three million bytes are to be written
     try:
-        with pytest.raises(StorageError, match=r"Could not write .*prepared"):
+        with pytest.raises(StorageError, match="prepared"):
             prepare(config_for(tmp_path), ByteTokenizer())
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -376,33 +370,33 @@ def test_full_disk_is_a_storage_error_and_leaves_nothing(tmp_path: Path) -> None
 
 
 def test_damaged_or_foreign_folder_is_refused(tmp_path: Path) -> None:
-    write_jsonl(tmp_path / "tales.jsonl", {"a": 500})
+    write_lengths(tmp_path, {"a": 500})
     folder = prepare(config_for(tmp_path), ByteTokenizer()).folder
     tokens = (folder / "tokens.bin").read_bytes()
     (folder / "tokens.bin").write_bytes(tokens[:-2])
-    with pytest.raises(DataError, match=r"tokens\.bin is damaged: it has 998 bytes, expected 1000"):
+    with pytest.raises(DataError, match=r"tokens\.bin.* 998 .* 1000"):
         prepare(config_for(tmp_path), ByteTokenizer())
     (folder / "tokens.bin").write_bytes(tokens)
     description = json.loads((folder / "dataset.json").read_text())
     (folder / "dataset.json").write_text(json.dumps({**description, "format_version": 99}))
-    with pytest.raises(DataError, match="in format 99, expected 2"):
+    with pytest.raises(DataError, match="99"):
         PreparedDataset.open(folder)
     (folder / "dataset.json").write_text("{")
-    with pytest.raises(DataError, match="is damaged"):
+    with pytest.raises(DataError, match="damaged"):
         PreparedDataset.open(folder)
-    with pytest.raises(DataError, match="holds no prepared data"):
+    with pytest.raises(DataError, match="no prepared"):
         PreparedDataset.open(tmp_path)
 
 
-def test_progress_speaks_once_a_million_tokens(tmp_path: Path) -> None:
-    write_jsonl(tmp_path / "tales.jsonl", {f"d{place}": 600_000 for place in range(4)})
-    messages: list[str] = []
-    prepare(config_for(tmp_path), ByteTokenizer(), messages.append)
-    assert messages == ["Prepared 2 documents, 1,200,000 tokens.", "Prepared 4 documents, 2,400,000 tokens."]
+def test_a_message_is_logged_every_million_tokens(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_lengths(tmp_path, {f"d{n}": 600_000 for n in range(4)})
+    caplog.set_level("INFO", "gistnet")
+    prepare(config_for(tmp_path), ByteTokenizer())
+    assert [count in message for count, message in zip(("1,200,000", "2,400,000"), caplog.messages, strict=True)]
 
 
 def test_whole_documents_are_read_uncut_and_in_an_order_of_their_own(tmp_path: Path) -> None:
-    texts = write_jsonl(tmp_path / "tales.jsonl", {f"d{n}": 60 + 40 * n for n in range(40)})
+    texts = write_lengths(tmp_path, {f"d{n}": 60 + 40 * n for n in range(40)})
     dataset = prepare(config_for(tmp_path, held_out_fraction=0.5), ByteTokenizer())
     found = dict(dataset.whole_documents("held_out", "narrative", min_tokens=300))
     assert {name: bytes(tokens.tolist()).decode() for name, tokens in found.items()} == {

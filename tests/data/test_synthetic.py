@@ -9,19 +9,22 @@ import sys
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
-from gistnet.data import prepare, synthetic
-from gistnet.data.deduplicate import NearDuplicates
-from gistnet.data.prepare import DataConfig, dataset_fingerprint
-from gistnet.data.sources import SourceConfig, read_documents
+from gistnet.data import synthetic
+from gistnet.data.config import DataConfig, SourceConfig
+from gistnet.data.duplicates import NearDuplicates
+from gistnet.data.prepare import dataset_fingerprint, prepare
+from gistnet.data.sources import read_documents
 from gistnet.data.synthetic import (
-    Recipe,
+    RECIPES,
+    AdversarialPair,
     Table,
     add_noise,
+    adversarial_pairs,
     as_aligned,
     as_csv,
     as_json,
@@ -31,18 +34,18 @@ from gistnet.data.synthetic import (
     prose_passages,
     read_synthetic,
     synthetic_document,
+    templates,
 )
 from gistnet.errors import DataError
 from gistnet.model.tokenizer import TeacherTokenizer
 from tests.data.byte_tokenizer import ByteTokenizer
 
-RECIPES: tuple[Recipe, ...] = get_args(Recipe)
 HAND_MADE = Table("sales", ("Item", "May", "June", "Total"), (("Hats", (3, 40, 43)), ("Pans", (10, 2, 12))), (0, 1, 2))
 
 
 def source(**fields: Any) -> SourceConfig:
     return TypeAdapter(SourceConfig).validate_python(
-        {"kind": "synthetic", "name": "made", "domain": "narrative", "documents": 10, **fields}
+        {"kind": "synthetic", "name": "made", "domain": "narrative", "max_documents": 10, **fields}
     )
 
 
@@ -58,43 +61,33 @@ def edit_distance(first: str, second: str) -> int:
     return row[-1]
 
 
-def test_names_give_recipe_number_and_seed_with_recipes_in_turn() -> None:
-    documents = list(read_documents(source(recipes=["pairs", "tables"], documents=5, seed=3)))
-    assert [document.id for document in documents] == [
-        "synthetic:pairs:0000:seed3",
-        "synthetic:tables:0000:seed3",
+def test_recipes_take_turns_and_names_give_recipe_number_and_seed() -> None:
+    few, many = (list(read_documents(source(max_documents=n, seed=3))) for n in (6, 12))
+    assert many[:6] == few
+    assert [document.id for document in few] == [
+        *(f"synthetic:{recipe}:0000:seed3" for recipe in RECIPES),
         "synthetic:pairs:0001:seed3",
-        "synthetic:tables:0001:seed3",
-        "synthetic:pairs:0002:seed3",
     ]
-    assert {(document.source, document.domain) for document in documents} == {("made", "narrative")}
+    assert {(document.source, document.domain) for document in few} == {("made", "narrative")}
 
 
-def test_a_larger_count_extends_a_smaller_one_and_other_recipes_change_nothing() -> None:
-    few, many = (list(read_synthetic(1, count, RECIPES)) for count in (7, 12))
-    assert many[:7] == few
-    alone = dict(read_synthetic(1, 2, ["noisy"]))
-    assert alone == {name: text for name, text in many if name in alone}
+def test_documents_differ_by_seed_and_number() -> None:
+    texts = [synthetic_document(seed, recipe, number) for seed in (0, 1) for recipe in RECIPES for number in range(3)]
+    assert len(set(texts)) == len(texts)
 
 
-def test_documents_are_the_same_in_another_process_and_differ_by_seed_and_number() -> None:
-    script = (
-        "import hashlib\nfrom gistnet.data.synthetic import read_synthetic, Recipe\nfrom typing import get_args\n"
-        "print(hashlib.sha256(repr(list(read_synthetic(2, 10, get_args(Recipe)))).encode()).hexdigest())"
-    )
+def test_documents_do_not_depend_on_the_process() -> None:
+    script = "from gistnet.data.synthetic import *; print(list(read_synthetic(2, 10)))"
     outputs = {
         subprocess.run(
             [sys.executable, "-c", script],
-            capture_output=True,
-            text=True,
+            stdout=subprocess.PIPE,
             check=True,
             env={"PYTHONHASHSEED": seed, "PYTHONPATH": str(Path(__file__).parents[2])},
         ).stdout
         for seed in ("1", "2")
     }
     assert len(outputs) == 1
-    texts = [synthetic_document(seed, recipe, number) for seed in (0, 1) for recipe in RECIPES for number in range(3)]
-    assert len(set(texts)) == len(texts)
 
 
 def test_documents_without_text_of_the_installation_are_those_of_version_1() -> None:
@@ -105,19 +98,11 @@ def test_documents_without_text_of_the_installation_are_those_of_version_1() -> 
 
 
 def test_no_document_is_dropped_as_a_near_duplicate() -> None:
-    duplicates = NearDuplicates(similarity=0.5)
-    assert all(duplicates.keep(text) for _, text in read_synthetic(0, 300, RECIPES))
+    duplicates = NearDuplicates()
+    assert all(duplicates.keep(text) for _, text in read_synthetic(0, 300))
 
 
-@pytest.mark.parametrize("fields", [{"recipes": []}, {"recipes": ["poem"]}, {"recipes": ["pairs", "pairs"]}])
-def test_impossible_recipes_are_refused(fields: dict[str, Any]) -> None:
-    with pytest.raises(ValidationError, match="recipes"):
-        source(**fields)
-    with pytest.raises(ValidationError, match="documents"):
-        source(documents=0)
-
-
-def test_fingerprint_changes_with_seed_count_recipes_their_version_and_the_installation(
+def test_fingerprint_changes_with_seed_count_version_of_recipes_and_the_installation(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def fingerprint(**fields: Any) -> str:
@@ -125,19 +110,19 @@ def test_fingerprint_changes_with_seed_count_recipes_their_version_and_the_insta
 
     first = fingerprint()
     assert fingerprint(weight=2.0) == first
-    others = {fingerprint(seed=1), fingerprint(documents=11), fingerprint(recipes=["pairs"])}
+    others = {fingerprint(seed=1), fingerprint(max_documents=11)}
     monkeypatch.setattr(synthetic, "RECIPE_VERSION", 1000)
     others.add(fingerprint())
     monkeypatch.setattr(synthetic, "installation_identity", lambda: ["another Python"])
     others.add(fingerprint())
-    assert len(others | {first}) == 6
+    assert len(others | {first}) == 5
 
 
 def test_a_python_without_manual_or_source_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(synthetic, "read_installation", lambda domain: iter([]))
-    with pytest.raises(DataError, match=r"manual .*; this Python has 0\."):
+    with pytest.raises(DataError, match="manual"):
         prose_passages.__wrapped__()
-    with pytest.raises(DataError, match=r"source code .*; this Python has 0\."):
+    with pytest.raises(DataError, match="source code"):
         code_passages.__wrapped__()
 
 
@@ -258,11 +243,105 @@ def test_interleaved_documents_have_prose_code_and_tables() -> None:
 
 
 def test_documents_fill_a_window_of_the_embedded_teacher(embedded_tokenizer: TeacherTokenizer) -> None:
-    assert min(map(len, embedded_tokenizer.encode_batch([text for _, text in read_synthetic(0, 50, RECIPES)]))) >= 1100
+    assert min(map(len, embedded_tokenizer.encode_batch([text for _, text in read_synthetic(0, 50)]))) >= 1100
 
 
 def test_synthetic_documents_are_prepared_like_any_others(tmp_path: Path) -> None:
-    config = DataConfig(sources=(source(documents=20),), folder=tmp_path, held_out_fraction=0.3)
-    dataset = prepare.prepare(config, ByteTokenizer())
-    assert sum(entry.kept for entry in dataset.statistics.splits) == 20
+    config = DataConfig(sources=(source(max_documents=20),), folder=tmp_path, held_out_fraction=0.3)
+    dataset = prepare(config, ByteTokenizer())
+    assert sum(entry.kept for entry in dataset.statistics) == 20
     assert {dataset.describe(window).split for window in range(len(dataset))} == {"train", "held_out"}
+
+
+# Adversarial pairs ----------------------------------------------------------------------------------------------------
+
+PAIRS = list(adversarial_pairs(seed=5, count=600))
+
+
+def changed_words(pair: AdversarialPair) -> tuple[list[str], list[str]]:
+    """The words that only one of the spans has: from `span_a`, from `span_b`."""
+    first, second = pair.span_a.split(), pair.span_b.split()
+    while first and second and first[0] == second[0]:
+        del first[0], second[0]
+    while first and second and first[-1] == second[-1]:
+        del first[-1], second[-1]
+    return first, second
+
+
+def bare(word: str) -> str:
+    return word.strip(".,")
+
+
+def test_more_pairs_continue_fewer_and_another_seed_gives_others() -> None:
+    assert list(adversarial_pairs(5, 20)) == PAIRS[:20]
+    assert not set(adversarial_pairs(6, 600)) & set(PAIRS)
+
+
+def test_spans_of_a_pair_differ_in_one_number_name_or_negation() -> None:
+    assert Counter(pair.kind for pair in PAIRS) == {"number": 200, "name": 200, "negation": 200}
+    for pair in PAIRS:
+        first, second = (list(map(bare, words)) for words in changed_words(pair))
+        match pair.kind:
+            case "number":
+                assert len(first) == len(second) == 1
+                assert first[0].isdigit() and second[0].isdigit() and len(first[0]) == len(second[0])
+            case "name":
+                assert len(first) == len(second) == 1
+                assert first[0].istitle() and second[0].istitle() and abs(len(first[0]) - len(second[0])) <= 1
+            case "negation":
+                assert (first, second) in [(["not"], []), (["never"], [])]
+
+
+def test_continuations_restate_what_differs_and_nothing_else_gives_it_away() -> None:
+    for pair in PAIRS:
+        first, second = (" ".join(map(bare, words)) for words in changed_words(pair))
+        words_a, words_b = (list(map(bare, text.split())) for text in (pair.continuation_a, pair.continuation_b))
+        assert first in words_a and first not in words_b and pair.continuation_a != pair.continuation_b
+        assert abs(len(words_a) - len(words_b)) <= 2
+        assert first not in map(bare, pair.prefix.split())
+        if pair.kind != "negation":
+            assert words_b == [second if word == first else word for word in words_a]
+            assert second not in map(bare, pair.prefix.split())
+            assert Counter(map(bare, pair.span_a.split()))[first] == 1
+
+
+def test_spans_are_long_enough_and_the_word_that_differs_has_no_fixed_index() -> None:
+    indices = []
+    for pair in PAIRS:
+        first, second = pair.span_a.split(), pair.span_b.split()
+        assert min(len(first), len(second)) >= 32
+        indices.append(next(i for i, word in enumerate(first) if i >= len(second) or word != second[i]))
+    assert max(Counter(indices).values()) <= 90
+    assert min(indices) < 5 and max(indices) > 35
+    assert all(part.startswith(" ") for pair in PAIRS for part in (pair.span_a, pair.continuation_a, pair.span_b))
+    assert not re.search(r"[{}]| {2}", "".join(pair.prefix + pair.span_a + pair.continuation_a for pair in PAIRS))
+
+
+def test_there_are_many_families_and_hardly_two_pairs_alike() -> None:
+    assert min(map(len, templates().families.values())) >= 10
+    keys = [family.key for families in templates().families.values() for family in families]
+    assert len(set(keys)) == len(keys) == 33
+    assert len({pair.continuation_a for pair in PAIRS}) > 550
+    assert len({pair.span_a for pair in PAIRS} | {pair.span_b for pair in PAIRS}) == 2 * len(PAIRS)
+
+
+def test_a_document_of_pairs_holds_texts_that_differ_from_another_by_a_few_words() -> None:
+    paragraphs = synthetic_document(0, "pairs", 0).split("\n\n")[:-1]
+    texts = paragraphs[::2]
+    assert len(texts) >= 10
+    for text in texts:
+        words = text.split()
+        others = (other.split() for other in texts if other != text)
+        # Prefix and most of the span come again; so an alignment of the two keeps at least 60 words of the beginning.
+        assert any(sum((Counter(words) & Counter(other)).values()) >= len(words) - 6 for other in others)
+
+
+def test_spans_fill_a_gist_of_the_embedded_teacher_and_parts_are_tokenised_apart_as_together(
+    embedded_tokenizer: TeacherTokenizer,
+) -> None:
+    spans = embedded_tokenizer.encode_batch([span for pair in PAIRS for span in (pair.span_a, pair.span_b)])
+    assert min(map(len, spans)) >= 32
+    assert max(map(len, spans)) <= 80
+    for pair in PAIRS[:30]:
+        parts = embedded_tokenizer.encode_batch([pair.prefix, pair.span_a, pair.continuation_a])
+        assert embedded_tokenizer.encode_batch([pair.texts[0]]) == [[token for part in parts for token in part]]

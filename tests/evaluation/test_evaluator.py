@@ -165,7 +165,7 @@ def two_domains(tiny_config: dict[str, Any], tmp_path: Path):
     code = tmp_path / "code.jsonl"
     lines = [json.dumps({"id": document.id, "text": document.text}) for document in held_out + trained]
     code.write_text("\n".join(lines) + "\n")
-    tiny_config["data"]["sources"].append({"kind": "jsonl", "name": "code", "domain": "code", "paths": [str(code)]})
+    tiny_config["data"]["sources"].append({"kind": "files", "name": "code", "domain": "code", "paths": [str(code)]})
     path = tmp_path / "two.yaml"
     path.write_text(yaml.safe_dump(tiny_config))
     return open_run(load_config(path))

@@ -7,12 +7,12 @@ import pytest
 import yaml
 
 from gistnet.config import load_config
-from gistnet.release.make import Told, make_release
+from gistnet.release.make import make_release
 from gistnet.session import train
 from tests.conftest import tiny_values
 
 NOTES = "Made of **random words**, in the public domain.\n"
-TOLD = Told(command="gistnet train --config tiny.yaml", hardware="an abacus", data_notes=NOTES)
+TRAINING = {"command": "gistnet train --config tiny.yaml", "hardware": "an abacus"}
 
 
 def two_level_values(folder: Path, teacher_folder: Path, corpus_file: Path) -> dict[str, Any]:
@@ -39,6 +39,7 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory, teacher_folder: Path,
 @pytest.fixture(scope="session")
 def release(tmp_path_factory: pytest.TempPathFactory, finished_run: Path) -> Path:
     """The release of that run, with notes about its data and none about its limits."""
-    out = tmp_path_factory.mktemp("released") / "tiny-32"
-    make_release(finished_run, out, TOLD)
-    return out
+    folder = tmp_path_factory.mktemp("released")
+    (folder / "notes.md").write_text(NOTES, encoding="utf-8")
+    make_release(finished_run, folder / "tiny-32", **TRAINING, data_notes=folder / "notes.md")
+    return folder / "tiny-32"

@@ -5,17 +5,19 @@ import re
 import shutil
 from pathlib import Path
 
+import pyarrow
 import pytest
 import torch
 import yaml
+from pyarrow import parquet
 
 from gistnet.evaluation.records import MetricRecord
 from gistnet.metrics_log import read_metrics
 from gistnet.model.config import GistNetConfig
 from gistnet.model.fingerprint import TeacherFingerprint
 from gistnet.model.saved_gistnet import SavedGistNet
-from gistnet.release.card import _listed, base_model, card
-from gistnet.release.results import ReleasedFigures, results_tables, summary, targets_table
+from gistnet.release.card import _documents, base_model, card, results_tables, summary, targets_table
+from gistnet.release.contents import Release, compare_figures
 from gistnet.settings import Target
 from gistnet.training.checkpoint import best_checkpoint
 from tests.release.conftest import NOTES
@@ -47,17 +49,19 @@ def network(positions: str = "end", teacher: str = "smollm2-135m") -> SavedGistN
 
 
 KL = record("kl", 0.31249, interval=(0.28, 0.35), baselines={"drop": 0.7, "last_token": 0.41})
-RATE = record("substitutability_rate", 0.95, target=Target(above=0.9))
+RATE = record(
+    "substitutability_rate", 0.95, target=Target(above=0.9), baselines={"drop": 0.9, "last_token": 0.92, "mean": 0.99}
+)
 
 
 def test_a_table_has_figures_intervals_baselines_and_targets() -> None:
     expected = """narrative, H = 32, positions end, level 0: 256 spans of 64 documents
 
-| metric | offsets | **gist** | 95 % interval | drop | last token | target |
-|---|---:|---:|---:|---:|---:|---:|
-| kl | 1–32 | **0.312** | 0.280 … 0.350 | 0.700 | 0.410 |  |
-| substitutability_rate | 1–32 | **0.950** |  |  |  | > 0.9: met |
-| recovered_kl | 9–32 | **0.400** |  |  |  |  |"""
+| metric | offsets | **gist** | 95 % interval | drop | last token | mean | target |
+|---|---:|---:|---:|---:|---:|---:|---:|
+| kl | 1–32 | **0.312** | 0.280 … 0.350 | 0.700 | 0.410 |  |  |
+| substitutability_rate | 1–32 | **0.950** |  | 0.900 | 0.920 | 0.990 | > 0.9: met, also by last token |
+| recovered_kl | 9–32 | **0.400** |  |  |  |  |  |"""
     shown = [KL, record("kl", 0.2, offsets=(1, 8)), RATE, record("recovered_kl", 0.4, offsets=(9, 32))]
     shown += [record("delta_nll_by_offset", 0.1, offsets=(3, 3)), record("kl_by_kind", 0.2, kind="names")]
     assert results_tables(shown) == expected
@@ -73,28 +77,37 @@ def test_levels_and_texts_have_tables_of_their_own() -> None:
     ]
 
 
-def test_the_summary_is_of_the_first_text_and_the_policy_it_was_trained_for() -> None:
-    others = [
-        record("kl", 0.777, positions="center"),
-        record("kl", 0.888, horizon=64, offsets=(1, 64)),
-        record("kl", 0.999, domain="code"),
-    ]
-    told = summary(ReleasedFigures(network(), [others[0], KL, RATE, *others[1:]]))
-    assert "0.312" in told
-    assert not re.search(r"0\.(777|888|999)", told)
-    assert told.count("0.950") == 2  # among the results, and among the targets
-    mixture = ReleasedFigures(network("center 0.5, end 0.5"), [others[0], KL])
-    assert [r.value for r in mixture.shown] == [0.777, 0.31249]
+def test_the_summary_is_of_the_first_text_at_its_shortest_horizon() -> None:
+    others = [record("kl", 0.888, horizon=64, offsets=(1, 64)), record("kl", 0.999, domain="code")]
+    short = summary([KL, RATE, *others])
+    assert "0.312" in short
+    assert "0.888" not in short and "0.999" not in short
+    assert short.count("0.950") == 2  # among the results, and among the targets
 
 
-def test_targets_are_listed_with_what_costs_nothing() -> None:
-    diversity = record("gist_diversity", 0.4, horizon=None, offsets=None, target=Target(above=0.5))
-    rows = targets_table([KL, RATE, diversity]).splitlines()[2:]
-    assert rows == [
-        "| substitutability_rate | narrative, H = 32, level 0 | **0.950** |  |  |  | > 0.9: met |",
-        "| gist_diversity | narrative, level 0 | **0.400** |  |  |  | > 0.5: not met |",
+@pytest.mark.parametrize(("positions", "expected"), [("end", [0.31249]), ("center 0.5, end 0.5", [0.777, 0.31249])])
+def test_figures_are_shown_under_the_policies_that_it_was_trained_for(positions: str, expected: list[float]) -> None:
+    records = [record("kl", 0.777, positions="center"), KL]
+    release = Release(network(positions), records, provenance=None, config=None)  # type: ignore[arg-type]
+    assert [r.value for r in release.shown] == expected
+
+
+def test_targets_that_cost_nothing_to_meet_are_marked_and_counted() -> None:
+    diversity = record(
+        "gist_diversity", 0.4, horizon=None, offsets=None, target=Target(above=0.5), baselines={"last_token": 0.9}
+    )
+    loss = record("delta_nll", 0.2, target=Target(below=0.5), baselines={"drop": 0.4, "last_token": 0.3})
+    entropy = record("attention_entropy", 3, horizon=None, offsets=None, target=Target(above=2, below=4))
+    count, _, _, _, *rows = targets_table([KL, RATE, diversity, loss, entropy]).splitlines()
+    assert [cell.split(" | ")[-1].rstrip(" |") for cell in rows] == [
+        "> 0.9: met, also by last token",
+        "> 0.5: not met",
+        "< 0.5: met, also by drop and last token",
+        "> 2.0 and < 4.0: met",
     ]
-    assert targets_table([KL]) == "None of the figures has a target."
+    assert rows[0].startswith("| substitutability_rate | narrative, H = 32, level 0 | **0.950** |  | 0.900 | 0.920 |")
+    assert count.startswith("3 of 4 targets are met; 2 of these")
+    assert "target" in targets_table([KL])
 
 
 @pytest.mark.parametrize(
@@ -106,7 +119,7 @@ def test_targets_are_listed_with_what_costs_nothing() -> None:
     ],
 )
 def test_the_base_model_is_named_as_on_the_hub(teacher: str, expected: str | None) -> None:
-    assert base_model(ReleasedFigures(network(teacher=teacher), [])) == expected
+    assert base_model(network(teacher=teacher)) == expected
 
 
 def test_the_card_is_made_of_the_folder(finished_run: Path, release: Path, tmp_path: Path) -> None:
@@ -127,6 +140,7 @@ def test_the_card_is_made_of_the_folder(finished_run: Path, release: Path, tmp_p
     assert "Command: `gistnet train --config tiny.yaml`." in body
     assert NOTES in body
     assert "stories (narrative): `story-" in body
+    assert "4 of each kind of text, drawn with seed 0" in body
     assert f") with OMP_NUM_THREADS={torch.get_num_threads()}" in body
     figures = json.loads((release / "results.json").read_bytes())
     whole = next(f for f in figures if f["name"] == "kl" and f["positions"] == saved["positions"])
@@ -137,7 +151,23 @@ def test_the_card_is_made_of_the_folder(finished_run: Path, release: Path, tmp_p
     assert "## Limits\n\nIt is **tiny**.\n" in card(changed)
 
 
-def test_names_of_documents_are_shown_and_do_nothing() -> None:
+def test_names_of_documents_are_shown_and_do_nothing(tmp_path: Path) -> None:
     """Control characters, a line break and a backtick of a name would otherwise act in the page."""
-    (line,) = _listed({("books", "narrative"): ["a\n# b", "c`d\x1b[2J"]})
-    assert line == "- books (narrative): `a\\n# b`, `c'd\\x1b[2J`"
+    rows = [{"source": "books", "domain": "narrative", "id": name} for name in ("a\n# b", "c`d\x1b[2J")]
+    (tmp_path / "held-out").mkdir()
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "held-out" / "documents.parquet")
+    assert "\n- books (narrative): `a\\n# b`, `c'd\\x1b[2J`\n" in _documents(tmp_path)
+
+
+def test_figures_measured_again_are_compared_with_those_of_the_same_spans() -> None:
+    released = [record("kl", 0.5), record("delta_nll", 0.4), record("kl", 0.9, level=1), record("gist_norm", 2.0)]
+    measured = [
+        record("kl", 0.5, interval=(0.1, 0.9)),
+        record("delta_nll", 0.375),
+        record("kl", 0.8875, level=1),
+        record("gist_norm", 2.5, positions="center"),
+    ]
+    sentence = compare_figures(measured, released)
+    assert re.findall(r"[\d.]*\d", sentence) == ["1", "3", "0.025", "1"]  # equal, compared, largest difference, others
+    assert "delta_nll, narrative" in sentence
+    assert re.findall(r"\d+", compare_figures(released, released)) == ["4", "4"]

@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gistnet.data.config import DataConfig
 from gistnet.data.dataset import PreparedDataset
-from gistnet.data.prepare import DataConfig, prepare
+from gistnet.data.prepare import prepare
 from gistnet.errors import DataError
 from gistnet.evaluation.config import EvaluationConfig
-from gistnet.release.held_out import choose_windows, write_held_out
+from gistnet.release.make import choose_windows, write_held_out
 from tests.data.byte_tokenizer import ByteTokenizer
 from tests.gistnets import SPAN, woken_gistnet
 from tests.teachers import tiny_teacher
@@ -85,10 +86,10 @@ def test_the_small_corpus_holds_those_windows_alone(config: DataConfig, tmp_path
         assert (got.split, got.offset, got.length) == ("held_out", 0, expected.length)
     bytes_of_text = sum(dataset.describe(window).length - 1 for window in windows)
     assert (small.folder / "tokens.bin").stat().st_size == 2 * bytes_of_text
-    assert sum(entry.tokens for entry in small.statistics.splits) == bytes_of_text
-    assert small.fingerprint != dataset.fingerprint
+    assert sum(entry.tokens for entry in small.statistics) == bytes_of_text
+    assert small.description.fingerprint != dataset.description.fingerprint
     write_held_out(tmp_path / "other", dataset, windows[:1], config)
-    assert PreparedDataset.open(tmp_path / "other").fingerprint != small.fingerprint
+    assert PreparedDataset.open(tmp_path / "other").description.fingerprint != small.description.fingerprint
 
 
 def test_a_kind_of_text_without_room_is_refused(config: DataConfig) -> None:

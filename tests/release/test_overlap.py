@@ -5,10 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
-from gistnet.data.dataset import DatasetDescription, DatasetStatistics, DocumentLabels, PreparedDataset, SplitStatistics
-from gistnet.data.writer import DatasetWriter
-from gistnet.files import write_json
-from gistnet.release.overlap import DomainOverlap, measure_overlap
+from gistnet.data.config import DataConfig, InstallationSource
+from gistnet.data.dataset import DocumentLabels, PreparedDataset, SplitStatistics
+from gistnet.data.prepare import DatasetWriter
+from gistnet.release.contents import DomainOverlap
+from gistnet.release.make import measure_overlap
 
 WORDS = [f"w{n}" for n in range(1000)]
 
@@ -21,22 +22,16 @@ def corpus(folder: Path, documents: list[tuple[str, str, str]]) -> PreparedDatas
             tokens = np.frombuffer(text.encode(), dtype=np.uint8).astype(np.int64)
             labels = DocumentLabels(str(number), str(number), domain, domain, split)  # type: ignore[arg-type]
             writer.add(labels, tokens, np.array([[0, len(tokens)]]))
-        sizes = writer.finish()
-    statistics = [
-        SplitStatistics(source=domain, domain=domain, split=split, kept=1, windows=1)  # type: ignore[arg-type]
-        for domain, split in dict.fromkeys((domain, split) for domain, split, _ in documents)
-    ]
-    description = DatasetDescription(
-        format_version=2,
-        fingerprint="0",
-        tokenizer_fingerprint="0",
-        window_prefix=(),
-        token_type="uint16",
-        config={},
-        statistics=DatasetStatistics(splits=tuple(statistics), domains_without_held_out=()),
-        file_bytes=sizes,
-    )
-    write_json(folder / "dataset.json", description.model_dump(mode="json"))
+        statistics = [
+            SplitStatistics(source=domain, domain=domain, split=split, kept=1, windows=1)  # type: ignore[arg-type]
+            for domain, split in dict.fromkeys((domain, split) for domain, split, _ in documents)
+        ]
+        writer.finish(
+            fingerprint="0",
+            window_prefix=(),
+            config=DataConfig(sources=(InstallationSource(name="none", domain="code"),)),
+            statistics=statistics,
+        )
     return PreparedDataset.open(folder)
 
 

@@ -229,7 +229,7 @@ def test_a_run_goes_on_where_its_corpus_was_copied_to(config_file, corpus_file, 
     fit(run_of(config_file, "train.steps=2"))
     copied = shutil.copy(corpus_file, tmp_path / "copied.jsonl")
     os.utime(copied, (1, 1))
-    source = f"{{kind: jsonl, name: stories, domain: narrative, paths: ['{copied}']}}"
+    source = f"{{kind: files, name: stories, domain: narrative, paths: ['{copied}']}}"
     assert fit(run_of(config_file, f"data.sources=[{source}]", f"data.folder={tmp_path}/new"), resume=True).step == 6
 
 

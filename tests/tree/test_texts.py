@@ -7,14 +7,15 @@ from itertools import groupby
 from pathlib import Path
 
 import numpy as np
+import pyarrow
 import pytest
 import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from pyarrow import parquet
 
-from gistnet.data.inputs import READ_BYTES
-from gistnet.data.sources import Document
+from gistnet.data.sources import READ_BYTES, Document
 from gistnet.data.tokenise import PIECE_CHARACTERS, pieces_of, pieces_of_blocks, tokenise
 from gistnet.errors import DataError
 from gistnet.tree.compress import Survey, Text, TextFiles, read_portions, read_texts, survey
@@ -45,6 +46,9 @@ def test_files_and_lines_are_documents_with_their_names(tmp_path: Path) -> None:
     assert whole(three.named_from(tmp_path / "a.tree")) == expected
     assert set(whole(three)) == {name if "." not in name else f"{tmp_path}/{name}" for name in expected}
     assert list(whole(files(tmp_path / "c.jsonl.zst", text_field="body", id_field="body"))) == ["one", "zwei"]
+    parquet.write_table(pyarrow.table({"id": ["third", None], "text": ["one", "zwei"]}), tmp_path / "e.parquet")
+    rows = files(tmp_path / "e.parquet").named_from(tmp_path / "a.tree")
+    assert whole(rows) == {"third": "one", "e.parquet:2": "zwei"}
 
 
 @pytest.mark.parametrize("cut", range(1, 5))

@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from gistnet.context.assembly import assemble
 from gistnet.context.plan import Plan, Raw
-from gistnet.data.inputs import read_lines, reading
+from gistnet.data.sources import read_lines, reading
 from gistnet.errors import DataError, TeacherError
 from gistnet.evaluation.baselines import other_documents
 from gistnet.evaluation.config import EvaluationConfig

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from gistnet.context.assembly import assemble
 from gistnet.context.plan import Plan
-from gistnet.data.templates import templates
+from gistnet.data.synthetic import templates
 from gistnet.errors import DataError, TeacherError
 from gistnet.evaluation.baselines import other_documents
 from gistnet.evaluation.config import EvaluationConfig

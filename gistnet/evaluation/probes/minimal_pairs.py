@@ -15,8 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gistnet.data.adversarial import adversarial_pairs
-from gistnet.data.templates import PAIR_KINDS, PairKind
+from gistnet.data.synthetic import PAIR_KINDS, PairKind, adversarial_pairs
 from gistnet.errors import DataError, TeacherError
 from gistnet.evaluation import baselines
 from gistnet.evaluation.config import PairTestConfig

@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 
-from gistnet.data.templates import templates
+from gistnet.data.synthetic import templates
 from gistnet.errors import DataError, TeacherError
 from gistnet.evaluation.config import ContextsConfig, EvaluationConfig
 from gistnet.evaluation.contexts.retrieval import RetrievalCase, retrieval, retrieval_cases

@@ -5,7 +5,7 @@ import zlib
 import pytest
 import torch
 
-from gistnet.data.adversarial import adversarial_pairs
+from gistnet.data.synthetic import adversarial_pairs
 from gistnet.errors import DataError, TeacherError
 from gistnet.evaluation import baselines
 from gistnet.evaluation.config import PairTestConfig
