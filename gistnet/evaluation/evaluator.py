@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from gistnet.data.dataset import PreparedDataset
 from gistnet.data.sampling import SpanLayout, WindowSample, validation_windows
 from gistnet.errors import DataError, TeacherError
 from gistnet.evaluation import metrics
+from gistnet.evaluation.baselines import every_replacement, of_policy
 from gistnet.evaluation.config import EvaluationConfig
 from gistnet.evaluation.contexts.in_contexts import choose_passages, context_records
 from gistnet.evaluation.held_out import HeldOut, Measured
@@ -30,7 +32,6 @@ from gistnet.evaluation.probes.oracle import optimised_bound
 from gistnet.evaluation.probes.reconstruction import reconstruction
 from gistnet.evaluation.probes.span_map import SpanMap
 from gistnet.evaluation.records import MetricRecord
-from gistnet.evaluation.replacements import all_replacements, of_policy
 from gistnet.evaluation.substitution import Substitution, target_kinds
 from gistnet.files import is_special, require_writable, write_json
 from gistnet.model.gistnet import GistNet
@@ -38,6 +39,8 @@ from gistnet.model.teacher import Teacher
 from gistnet.model.tokenizer import TeacherTokenizer
 from gistnet.run_folder import SPAN_MAP_FILE
 
+CACHE_GIGABYTES = 2.0
+"""Memory for prefills, so that windows are read once, to encode their spans and to measure replacements."""
 Say = Callable[[str], None]
 
 
@@ -163,11 +166,19 @@ def _measure(
         domains=config.domains or None,
     )
     held_out = HeldOut(
-        teacher, dataset, samples, layout, cache_gigabytes=0, hidden_state_layer=gistnet.hidden_state_layer
+        teacher,
+        dataset,
+        samples,
+        layout,
+        cache_gigabytes=0 if gistnet.hidden_state_layer is None else CACHE_GIGABYTES,
+        hidden_state_layer=gistnet.hidden_state_layer,
     )
+    documents = torch.from_numpy(held_out.documents)
+    if len(documents.unique()) < 2:
+        raise DataError("The held-out data is a single document; expected two at least, for the shuffled baseline.")
     gists, _ = held_out.encode(gistnet)
     below = None if gistnet.below is None else held_out.encode(gistnet.below)[0]
-    replacements = dict(all_replacements(teacher, held_out, gists, config.positions, config.seed, below))
+    replacements = every_replacement(gists, documents, config.positions, config.seed, below)
     of_level = f" of level {gistnet.level}" if gistnet.level > 0 else ""
     say(
         f"Reading {len(samples)} held-out windows: {len(held_out)} spans with {len(replacements)} replacements each"

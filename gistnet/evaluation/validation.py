@@ -15,11 +15,10 @@ from gistnet.data.dataset import PreparedDataset
 from gistnet.data.sampling import SpanLayout, share_of, validation_windows
 from gistnet.errors import TrainingError
 from gistnet.evaluation import baselines, metrics
-from gistnet.evaluation.held_out import HeldOut, HeldOutWindow, Measured
+from gistnet.evaluation.held_out import HeldOut, Measured
 from gistnet.model.gistnet import GistNet
-from gistnet.model.teacher import PrefillOutput, Teacher
-from gistnet.objective.branches import Positions, Replacements, gist_replacements
-from gistnet.objective.objective import encode_segments
+from gistnet.model.teacher import Teacher
+from gistnet.objective.branches import Positions
 
 
 class MeasuredShare(NamedTuple):
@@ -69,7 +68,7 @@ class Validator:
         processes: int = 1,
         hidden_state_layer: int | None = None,
     ) -> None:
-        self._teacher, self._positions = teacher, positions
+        self._positions = positions
         self._weights = {domain: share for domain, share in sorted(probabilities.items()) if share > 0}
         samples = validation_windows(
             dataset,
@@ -91,20 +90,16 @@ class Validator:
             if share
             else None
         )
-        baselines_of = {"_drop": self._drop, "_last_token": self._last_token}
-        self._baselines = {} if self._held_out is None else self._held_out.measure(baselines_of)
+        of_baselines = {"_drop": (baselines.drop, positions), "_last_token": (baselines.last_token, positions)}
+        self._baselines = {} if self._held_out is None else self._held_out.measure(of_baselines)
 
     @torch.no_grad()
     def measure(self, gistnet: GistNet) -> MeasuredShare | None:
         """Measure this process's windows; None where it has none."""
         if self._held_out is None:
             return None
-        gists, next_gists = self._encode(gistnet, self._held_out)
-
-        def placed(window: HeldOutWindow, read: PrefillOutput) -> Replacements:
-            return gist_replacements(window.segments, gists[window.rows], self._positions)
-
-        losses = self._held_out.measure({"": placed}) | self._baselines
+        gists, next_gists = self._held_out.encode_with_next(gistnet)
+        losses = self._held_out.measure({"": (gists, self._positions)}) | self._baselines
         return MeasuredShare(losses, gists.cpu(), None if next_gists is None else next_gists.cpu())
 
     def figures(self, shares: Sequence[MeasuredShare | None]) -> dict[str, float]:
@@ -138,23 +133,6 @@ class Validator:
             for name, values in measured.items():
                 result |= self._by_domain(values, name)
         return result | self._geometry(gists, next_gists)
-
-    def _drop(self, window: HeldOutWindow, read: PrefillOutput) -> Replacements:
-        return baselines.drop(self._teacher, window.segments)
-
-    def _last_token(self, window: HeldOutWindow, read: PrefillOutput) -> Replacements:
-        return baselines.last_token(self._teacher, window.segments, self._positions)
-
-    def _encode(self, gistnet: GistNet, held_out: HeldOut) -> tuple[Tensor, Tensor | None]:
-        """Gists of the windows' segments, `[segments, k, dim]`, and of the span after each, if the horizon has it."""
-        has_next = all(window.segments.horizon >= window.segments.span_tokens for window in held_out.windows)
-        gists = torch.cat(
-            [
-                encode_segments(gistnet, self._teacher, window.segments, read, with_next=has_next)
-                for window, read in held_out.read_for(gistnet)
-            ]
-        )
-        return (gists[:, :-1], gists[:, -1]) if has_next else (gists, None)
 
     def _geometry(self, gists: Tensor, next_gists: Tensor | None) -> dict[str, float]:
         last = gists[:, -1].double().cpu().numpy()

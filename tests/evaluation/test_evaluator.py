@@ -301,12 +301,12 @@ def test_a_validation_weighs_domains_by_their_share_in_training_and_counts_spans
 def test_the_cache_keeps_only_what_fits(run):
     samples = validation_windows(run.dataset, run.stages[0].layout, documents=5, spans_per_document=2, seed=0)
     one = HeldOut(run.teacher, run.dataset, samples[:1], run.stages[0].layout, cache_gigabytes=1.0)
-    one.measure({"drop": lambda window, read: baselines.drop(run.teacher, window.segments)})
-    (read,) = one._reads.values()
-    size = read.hidden.nbytes + 2 * sum(k.nbytes for k in read.document.keys.values())
+    one.measure({"drop": (baselines.drop, "end")})
+    (read,) = one._cache.values()
+    size = sum(tensor.nbytes for tensor in read.tensors())
     few = HeldOut(run.teacher, run.dataset, samples, run.stages[0].layout, cache_gigabytes=2.5 * size / 1e9)
-    few.measure({"drop": lambda window, read: baselines.drop(run.teacher, window.segments)})
-    assert 1 <= len(few._reads) < len(samples)
+    few.measure({"drop": (baselines.drop, "end")})
+    assert 1 <= len(few._cache) < len(samples)
 
 
 def segments_of_two_spans() -> SegmentBatch:
@@ -316,14 +316,15 @@ def segments_of_two_spans() -> SegmentBatch:
 
 def test_tokens_stand_at_their_own_place_and_the_mean_where_the_gist_would():
     teacher, segments = tiny_teacher("llama"), segments_of_two_spans()
-    last = baselines.last_token(teacher, segments, "center")
+    read = teacher.prefill(segments.tokens)
+    last = baselines.last_token(teacher, segments, read, "center")
     assert last.positions.tolist() == [[17, 25]]
     torch.testing.assert_close(last.vectors[0], teacher.embed(segments.tokens[0, [17, 25]]))
-    assert baselines.last_token(teacher, segments, "compact").positions.tolist() == [[10, 11]]
-    mean = baselines.mean(teacher, segments, "center")
+    assert baselines.last_token(teacher, segments, read, "compact").positions.tolist() == [[10, 11]]
+    mean = baselines.mean(teacher, segments, read, "center")
     assert mean.positions.tolist() == [[14, 22]]
     torch.testing.assert_close(mean.vectors[0, 1], teacher.embed(segments.tokens[0, 18:26]).mean(0))
-    assert baselines.drop(teacher, segments).continuation.tolist() == [26]
+    assert baselines.drop(teacher, segments, read, "end").continuation.tolist() == [26]
 
 
 def test_the_surprisal_token_is_the_least_expected_by_the_plain_model():
@@ -332,7 +333,7 @@ def test_the_surprisal_token_is_the_least_expected_by_the_plain_model():
         log_p = teacher.model(segments.tokens, use_cache=False).logits.log_softmax(-1)[0]
     surprisal = -log_p[:-1].gather(1, segments.tokens[0, 1:, None])[:, 0]  # entry t is of token t + 1
     places = [10 + int(surprisal[9:17].argmax()), 18 + int(surprisal[17:25].argmax())]
-    chosen = baselines.surprisal_token(teacher, teacher.prefill(segments.tokens), segments, "center")
+    chosen = baselines.surprisal_token(teacher, segments, teacher.prefill(segments.tokens), "center")
     assert chosen.positions.tolist() == [places]
     torch.testing.assert_close(chosen.vectors[0], teacher.embed(segments.tokens[0, places]))
 

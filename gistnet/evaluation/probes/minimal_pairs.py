@@ -183,33 +183,30 @@ def _right(
             SegmentBatch, _padded(contexts, teacher.device, more=1), windows, span_tokens=span_tokens, horizon=1
         )
         nothing, segments = cut(starts=ends, gists=0), cut(starts=ends - gists * span_tokens, gists=gists)
-        read = teacher.prefill(segments.tokens)
+        prefill = teacher.prefill(segments.tokens)
 
         rows = slice(2 * first, 2 * (first + len(batch)))
-        views = {
-            "full": (nothing, baselines.drop(teacher, nothing)),
-            "drop": (segments, baselines.drop(teacher, segments)),
-            "last_token": (segments, baselines.last_token(teacher, segments, policy)),
-            "mean": (segments, baselines.mean(teacher, segments, policy)),
-        }
+        kinds = {"drop": baselines.drop, "last_token": baselines.last_token, "mean": baselines.mean}
+        views = {"full": (nothing, baselines.drop(teacher, nothing, prefill, policy))}
+        views |= {name: (segments, make(teacher, segments, prefill, policy)) for name, make in kinds.items()}
         for name, of_trials in vectors.items():
             views[name] = segments, gist_replacements(segments, of_trials[rows].repeat_interleave(2, dim=0), policy)
         for name, (replaced, by) in views.items():
-            own, other = _mean_nll(teacher, read, replaced, by, following).view(-1, 2, 2).unbind(dim=2)
+            own, other = _mean_nll(teacher, prefill, replaced, by, following).view(-1, 2, 2).unbind(dim=2)
             columns.setdefault(name, []).append((own < other) + (own == other) / 2)
     return {name: torch.cat(parts).double().cpu().numpy() for name, parts in columns.items()}
 
 
 def _mean_nll(
     teacher: Teacher,
-    read: PrefillOutput,
+    prefill: PrefillOutput,
     segments: SegmentBatch,
     replacements: Replacements,
     following: Sequence[Sequence[int]],
 ) -> Tensor:
     """Mean negative log-likelihood of what follows each branch, `[branches]`, nats per token."""
     tokens = _padded(following, teacher.device)
-    nll = token_nll(teacher, replaced_hidden(teacher, read, segments, replacements, tokens=tokens), tokens)
+    nll = token_nll(teacher, replaced_hidden(teacher, prefill, segments, replacements, tokens=tokens), tokens)
     lengths = torch.tensor([len(row) for row in following], device=teacher.device)[:, None]
     counted = torch.arange(tokens.shape[1], device=teacher.device) < lengths
     return (nll * counted).sum(dim=1) / lengths[:, 0]

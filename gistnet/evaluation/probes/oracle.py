@@ -13,20 +13,19 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from gistnet.data.dataset import PreparedDataset
 from gistnet.data.sampling import SpanLayout, WindowSample
 from gistnet.errors import DataError
 from gistnet.evaluation import baselines
 from gistnet.evaluation.config import BoundConfig
-from gistnet.evaluation.held_out import HeldOut, HeldOutWindow
+from gistnet.evaluation.held_out import HeldOut
 from gistnet.evaluation.metrics import bootstrap_over_documents, mean_over_offsets, offset_slices, recovered_share
 from gistnet.evaluation.probes.optimised_vector import find_vectors
 from gistnet.evaluation.records import MetricRecord
 from gistnet.model.gistnet import GistNet
-from gistnet.model.teacher import PrefillOutput, Teacher
-from gistnet.objective.branches import Positions, Replacements, gist_replacements
+from gistnet.model.teacher import Teacher
+from gistnet.objective.branches import Positions
 
 
 def share_of_bound(mean_loss: Any, mean_loss_of_bound: Any, mean_loss_of_drop: Any) -> Any:
@@ -82,15 +81,12 @@ def optimised_bound(
     vectors = find_vectors(teacher, held_out.windows, layout, config, positions=positions, seed=seed)[:, None]
     gists, _ = held_out.encode(gistnet)
 
-    def placed(these: Tensor, window: HeldOutWindow, read: PrefillOutput) -> Replacements:
-        return gist_replacements(window.segments, these[window.rows], positions)
-
     measured = held_out.measure(
         {
-            "bound": partial(placed, vectors),
-            "gist": partial(placed, gists),
-            "drop": lambda window, read: baselines.drop(teacher, window.segments),
-            "last_token": lambda window, read: baselines.last_token(teacher, window.segments, positions),
+            "bound": (vectors, positions),
+            "gist": (gists, positions),
+            "drop": (baselines.drop, positions),
+            "last_token": (baselines.last_token, positions),
         }
     )
     records = []

@@ -117,7 +117,9 @@ def test_a_continuation_costs_the_mean_of_its_own_tokens(teacher):
     context, following = [*range(20, 32)], [[5, 6], [7, 8, 9, 10, 11]]
     tokens, windows, ends = torch.tensor([[*context, 0]]), torch.tensor([0, 0]), torch.tensor([12, 12])
     nothing = SegmentBatch(tokens, windows, ends, span_tokens=16, gists=0, horizon=1)
-    costs = _mean_nll(teacher, teacher.prefill(tokens), nothing, baselines.drop(teacher, nothing), following)
+    prefill = teacher.prefill(tokens)
+    dropped = baselines.drop(teacher, nothing, prefill, "end")
+    costs = _mean_nll(teacher, prefill, nothing, dropped, following)
     for cost, row in zip(costs.tolist(), following, strict=True):
         hidden = teacher.model.base_model(torch.tensor([context + row])).last_hidden_state[0, 11:-1]
         assert cost == pytest.approx(mean_nll(teacher, hidden, torch.tensor(row)))

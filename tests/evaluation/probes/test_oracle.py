@@ -180,7 +180,7 @@ def test_the_records_hold_bound_gist_and_baselines_of_the_same_spans(run):
     chosen = HeldOut(
         run.teacher, run.dataset, choose_spans(run.dataset, samples_of(run), 3), run.stages[0].layout, cache_gigabytes=0
     )
-    drop = chosen.measure({"drop": lambda window, read: baselines.drop(run.teacher, window.segments)})["drop"].kl
+    drop = chosen.measure({"drop": (baselines.drop, "end")})["drop"].kl
     for kl, recovered, share in zip(records[::3], records[1::3], records[2::3], strict=True):
         assert (kl.n_spans, kl.n_documents, kl.positions) == (3, 3, "center")
         assert kl.baselines.keys() == recovered.baselines.keys() == {"gist", "drop", "last_token"}
