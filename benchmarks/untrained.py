@@ -26,7 +26,7 @@ from gistnet.errors import GistNetError
 from gistnet.evaluation import baselines, metrics
 from gistnet.evaluation.baselines import Baseline
 from gistnet.evaluation.held_out import HeldOut, Measured
-from gistnet.evaluation.resampling import DocumentDraws
+from gistnet.evaluation.resampling import DocumentDraws, percentile_interval
 from gistnet.files import write_json
 from gistnet.machine import describe_machine
 from gistnet.model.config import GistNetConfig
@@ -83,7 +83,7 @@ def figures(measured: Measured, drop: Measured, last_token: Measured, draws: Doc
     for name, offsets in (("1_32", (1, 32)), ("1_8", (1, 8)), ("9_32", (9, 32))):
         ours, all_of_it, token = (metrics.mean_over_offsets(m.kl, offsets) for m in (measured, drop, last_token))
         found[f"recovered_{name}"] = metrics.recovered_share(float(ours.mean()), float(all_of_it.mean()))
-        more = metrics.percentile_interval(draws.sums(token - ours) / draws.sums(all_of_it))
+        more = percentile_interval(draws.sums(token - ours) / draws.sums(all_of_it))
         found[f"more_than_last_token_{name}"] = [float((token - ours).sum() / all_of_it.sum()), *more]
     return found
 

@@ -17,7 +17,6 @@ from gistnet.evaluation.baselines import every_replacement, of_policy
 from gistnet.evaluation.config import EvaluationConfig
 from gistnet.evaluation.contexts.in_contexts import choose_passages, context_records
 from gistnet.evaluation.held_out import HeldOut, Measured
-from gistnet.evaluation.population import MIXED, Population
 from gistnet.evaluation.probes.geometry import (
     Figures,
     draw_spans,
@@ -32,6 +31,7 @@ from gistnet.evaluation.probes.oracle import optimised_bound
 from gistnet.evaluation.probes.reconstruction import reconstruction
 from gistnet.evaluation.probes.span_map import SpanMap
 from gistnet.evaluation.records import MetricRecord
+from gistnet.evaluation.resampling import MIXED, Population, populations
 from gistnet.evaluation.substitution import Substitution, target_kinds
 from gistnet.files import is_special, require_writable, write_json
 from gistnet.model.gistnet import GistNet
@@ -191,7 +191,7 @@ def _measure(
         held_out,
         held_out.measure(replacements),
         target_kinds(held_out, _tokenizer(teacher), len(dataset.description.window_prefix)),
-        _populations(held_out, config),
+        populations(held_out.domains, held_out.documents, config.weights, resamples=config.resamples, seed=config.seed),
     )
 
 
@@ -260,28 +260,11 @@ def _require_weighted(dataset: PreparedDataset, weights: Mapping[str, float]) ->
         )
 
 
-def _populations(held_out: HeldOut, config: EvaluationConfig) -> list[Population]:
-    """Each domain, and the mix where weights are given."""
-    domains = held_out.domains
-    shares: dict[str, Mapping[str, float]] = {domain: {domain: 1.0} for domain in sorted(set(domains.tolist()))}
-    if config.weights:
-        shares[MIXED] = config.weights
-    return [
-        Population(name, of, domains, held_out.documents, resamples=config.resamples, seed=config.seed)
-        for name, of in shares.items()
-    ]
-
-
 def _substitution_records(level: _MeasuredLevel, config: EvaluationConfig) -> Iterator[MetricRecord]:
     for policy in config.positions:
+        labels = {"positions": policy, "level": level.gistnet.level, "k": config.gists_in_a_row}
         for population in level.populations:
-            substitution = Substitution(
-                population,
-                of_policy(level.measured, policy),
-                policy,
-                level=level.gistnet.level,
-                k=config.gists_in_a_row,
-            )
+            substitution = Substitution(population, of_policy(level.measured, policy), labels)
             for horizon in config.horizons:
                 yield from substitution.records(horizon)
             yield from substitution.by_offset()

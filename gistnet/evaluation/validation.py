@@ -8,14 +8,14 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from gistnet.data.dataset import PreparedDataset
 from gistnet.data.sampling import SpanLayout, share_of, validation_windows
 from gistnet.errors import TrainingError
-from gistnet.evaluation import baselines, metrics
+from gistnet.evaluation import baselines, metrics, substitution
 from gistnet.evaluation.held_out import HeldOut, Measured
+from gistnet.evaluation.resampling import populations
 from gistnet.model.gistnet import GistNet
 from gistnet.model.teacher import Teacher
 from gistnet.objective.branches import Positions
@@ -69,7 +69,7 @@ class Validator:
         hidden_state_layer: int | None = None,
     ) -> None:
         self._positions = positions
-        self._weights = {domain: share for domain, share in sorted(probabilities.items()) if share > 0}
+        weights = {domain: share for domain, share in sorted(probabilities.items()) if share > 0}
         samples = validation_windows(
             dataset,
             layout,
@@ -77,11 +77,12 @@ class Validator:
             spans_per_document=spans_per_document,
             seed=seed,
             gists=gists_in_a_row,
-            domains=list(self._weights),
+            domains=list(weights),
         )
         segments, infos = [len(sample.starts) for sample in samples], [dataset.describe(s.window) for s in samples]
-        self._domains = np.repeat([info.domain for info in infos], segments)
         self._documents = np.repeat([info.document_id for info in infos], segments)
+        domains = np.repeat([info.domain for info in infos], segments)
+        *self._domains, self._mixed = populations(domains, self._documents, weights)
         share = [samples[place] for place in share_of(range(len(samples)), rank, processes)]
         self._held_out = (
             HeldOut(
@@ -115,57 +116,41 @@ class Validator:
         Raises:
             TrainingError: a loss is not finite; names the documents.
         """
-        measured, gists, next_gists = _whole([share for share in shares if share is not None])
-        self._require_finite(measured[""])
-        result: dict[str, float] = {}
-        horizon = measured[""].kl.shape[1]
+        losses, gists, next_gists = _whole([share for share in shares if share is not None])
+        self._require_finite(losses[""])
+        named = {name.removeprefix("_") or "gist": measured for name, measured in losses.items()}
+        horizon = losses[""].kl.shape[1]
         whole = (1, horizon)
+        result: dict[str, float] = {}
         for offsets in metrics.offset_slices(horizon):
             part = "" if offsets == whole else f"_{offsets[0]}_{offsets[1]}"
-            kl = {name: self._mean(values.kl, offsets) for name, values in measured.items()}
-            result |= {f"kl{part}{name}": value for name, value in kl.items()}
-            result[f"recovered_kl{part}"] = float(metrics.recovered_share(kl[""], kl["_drop"]))
-        for name, values in measured.items():
-            result[f"delta_nll{name}"] = self._mean(values.delta_nll, whole)
-            substituted = metrics.substituted(metrics.mean_over_offsets(values.delta_nll, whole))
-            result[f"substitutability_rate{name}"] = self._weighted(substituted)
-        if len(self._weights) > 1:
-            for name, values in measured.items():
-                result |= self._by_domain(values, name)
-        return result | self._geometry(gists, next_gists)
-
-    def _geometry(self, gists: Tensor, next_gists: Tensor | None) -> dict[str, float]:
-        last = gists[:, -1].double().cpu().numpy()
-        diversity = metrics.gist_diversity(last)
-        result = {
-            "gist_norm": float(gists.norm(dim=-1).mean()),
-            "gist_diversity": diversity,
-            "gist_variance": metrics.gist_variance(last),
-            "cosine_std": metrics.cosine_std(last),
-        }
-        if next_gists is not None:
-            both = np.concatenate([last, next_gists.double().cpu().numpy()])
-            pairs = np.arange(len(both)).reshape(2, -1).T
-            result["adjacent_distance"] = metrics.adjacent_distance(both, pairs)
-            result["contrastive_gap"] = diversity - result["adjacent_distance"]
-        return result
-
-    def _by_domain(self, measured: Measured, name: str) -> dict[str, float]:
-        rows = {domain: self._domains == domain for domain in self._weights}
-        kl = {f"kl_{domain}{name}": float(measured.kl[row].mean()) for domain, row in rows.items()}
-        return kl | {f"delta_nll_{domain}{name}": float(measured.delta_nll[row].mean()) for domain, row in rows.items()}
-
-    def _mean(self, values: NDArray[np.float64], offsets: tuple[int, int]) -> float:
-        return self._weighted(metrics.mean_over_offsets(values, offsets))
-
-    def _weighted(self, per_span: NDArray[np.float64]) -> float:
-        return float(sum(share * per_span[self._domains == domain].mean() for domain, share in self._weights.items()))
+            measures = substitution.measures(named, offsets)
+            for metric in ("kl", "delta_nll", "substitutability_rate") if offsets == whole else ("kl",):
+                values = self._mixed.values(measures[metric])
+                result |= {f"{metric}{part}{name}": values[full] for name, full in zip(losses, named, strict=True)}
+            result[f"recovered_kl{part}"] = self._mixed.values(measures["recovered_kl"])["gist"]
+        if len(self._domains) > 1:
+            for domain in self._domains:
+                for name, measured in losses.items():
+                    result[f"kl_{domain.name}{name}"] = domain.mean(measured.kl)
+                    result[f"delta_nll_{domain.name}{name}"] = domain.mean(measured.delta_nll)
+        return result | _geometry(gists, next_gists)
 
     def _require_finite(self, measured: Measured) -> None:
         broken = ~np.isfinite(measured.kl + measured.delta_nll)
         if broken.any():
             documents = ", ".join(sorted(set(self._documents[broken.any(axis=1)].tolist())))
             raise TrainingError(f"The validation loss is not finite (documents: {documents})")
+
+
+def _geometry(gists: Tensor, next_gists: Tensor | None) -> dict[str, float]:
+    """Of the segments' gists `[segments, k, dim]`: the last of each, beside that of the span after it."""
+    last = gists[:, -1].double().cpu().numpy()
+    following = last[:0] if next_gists is None else next_gists.double().cpu().numpy()
+    return metrics.geometry(last, (last[: len(following)], following)) | {
+        "gist_norm": float(gists.norm(dim=-1).mean()),
+        "cosine_std": metrics.cosine_std(last),
+    }
 
 
 def _whole(shares: Sequence[MeasuredShare]) -> tuple[dict[str, Measured], Tensor, Tensor | None]:

@@ -11,7 +11,7 @@ from transformers import DynamicCache
 from gistnet.context.assembly import Context
 from gistnet.context.reading import continued_mask
 from gistnet.errors import DataError
-from gistnet.evaluation.resampling import Floats
+from gistnet.evaluation.metrics import Floats
 from gistnet.model.teacher import Teacher
 from gistnet.objective.losses import token_nll
 

@@ -25,8 +25,8 @@ from gistnet.evaluation.contexts.equal_budget import compare, gist_plan, highest
 from gistnet.evaluation.contexts.far_words import repeated_from_far, words_of_tokens
 from gistnet.evaluation.contexts.long_context_records import BudgetScores, Flags, budget_records
 from gistnet.evaluation.contexts.long_documents import LongDocument
+from gistnet.evaluation.metrics import Floats
 from gistnet.evaluation.records import MetricRecord
-from gistnet.evaluation.resampling import Floats
 from gistnet.evaluation.token_kinds import token_kinds
 from gistnet.model.teacher import Teacher
 from gistnet.objective.branches import Positions

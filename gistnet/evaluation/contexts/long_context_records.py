@@ -17,9 +17,9 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from gistnet.evaluation.metrics import percentile_interval
+from gistnet.evaluation.metrics import Floats
 from gistnet.evaluation.records import Baseline, MetricRecord
-from gistnet.evaluation.resampling import DocumentDraws, Floats
+from gistnet.evaluation.resampling import DocumentDraws, percentile_interval
 from gistnet.objective.branches import Positions
 
 Flags = NDArray[np.bool_]

@@ -31,8 +31,8 @@ from gistnet.evaluation.baselines import other_documents
 from gistnet.evaluation.config import MultipleChoiceConfig
 from gistnet.evaluation.contexts.alternatives import mean_nll, share_right
 from gistnet.evaluation.contexts.equal_budget import compare, highest_level
-from gistnet.evaluation.metrics import bootstrap_over_documents
 from gistnet.evaluation.records import Baseline, MetricRecord
+from gistnet.evaluation.resampling import bootstrap_over_documents
 from gistnet.model.teacher import Teacher
 from gistnet.objective.branches import Positions
 from gistnet.tree.encoder import Encoder

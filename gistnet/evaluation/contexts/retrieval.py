@@ -21,9 +21,9 @@ from gistnet.evaluation.contexts.alternatives import mean_nll, share_right
 from gistnet.evaluation.contexts.equal_budget import compare, highest_level
 from gistnet.evaluation.contexts.long_documents import LongDocument
 from gistnet.evaluation.contexts.retrieval_cases import ANSWERS, CASE_KINDS, RetrievalCase, retrieval_cases
-from gistnet.evaluation.metrics import bootstrap_over_documents
+from gistnet.evaluation.metrics import Floats
 from gistnet.evaluation.records import Baseline, MetricRecord
-from gistnet.evaluation.resampling import Floats
+from gistnet.evaluation.resampling import bootstrap_over_documents
 from gistnet.model.teacher import Teacher
 from gistnet.objective.branches import Positions
 from gistnet.tree.encoder import Encoder

@@ -8,7 +8,6 @@ other text. The texts differ in one word, which a gist that only says what its s
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import cast
 
 import numpy as np
 import torch
@@ -20,8 +19,8 @@ from gistnet.data.templates import PAIR_KINDS, PairKind
 from gistnet.errors import DataError, TeacherError
 from gistnet.evaluation import baselines
 from gistnet.evaluation.config import PairTestConfig
-from gistnet.evaluation.metrics import bootstrap_over_documents
-from gistnet.evaluation.records import Baseline, MetricRecord
+from gistnet.evaluation.records import MetricRecord
+from gistnet.evaluation.resampling import Measure, Population
 from gistnet.model.gistnet import GistNet
 from gistnet.model.span_context import SpanContext
 from gistnet.model.teacher import PrefillOutput, Teacher
@@ -187,10 +186,12 @@ def _right(
 
         rows = slice(2 * first, 2 * (first + len(batch)))
         kinds = {"drop": baselines.drop, "last_token": baselines.last_token, "mean": baselines.mean}
-        views = {"full": (nothing, baselines.drop(teacher, nothing, prefill, policy))}
+        views = {
+            name: (segments, gist_replacements(segments, of_trials[rows].repeat_interleave(2, dim=0), policy))
+            for name, of_trials in vectors.items()
+        }
+        views |= {"full": (nothing, baselines.drop(teacher, nothing, prefill, policy))}
         views |= {name: (segments, make(teacher, segments, prefill, policy)) for name, make in kinds.items()}
-        for name, of_trials in vectors.items():
-            views[name] = segments, gist_replacements(segments, of_trials[rows].repeat_interleave(2, dim=0), policy)
         for name, (replaced, by) in views.items():
             own, other = _mean_nll(teacher, prefill, replaced, by, following).view(-1, 2, 2).unbind(dim=2)
             columns.setdefault(name, []).append((own < other) + (own == other) / 2)
@@ -232,21 +233,8 @@ def _records(
     for part, rows in parts.items():
         if not rows.any():
             continue
-        accuracy = {name: float(trials[rows].mean()) for name, trials in right.items()}
+        measure = Measure({name: trials[rows].ravel() for name, trials in right.items()})
         pairs = np.repeat(np.flatnonzero(rows), 2)
-        records.append(
-            MetricRecord(
-                name="pair_accuracy",
-                domain=DOMAIN,
-                part=part,
-                positions=policy,
-                level=level,
-                k=k,
-                value=accuracy.pop("gist"),
-                n_spans=len(pairs),
-                n_documents=int(rows.sum()),
-                interval=bootstrap_over_documents(right["gist"][rows].ravel(), pairs, resamples=resamples, seed=seed),
-                baselines=cast(dict[Baseline, float], accuracy),
-            )
-        )
+        population = Population.of_domain(DOMAIN, pairs, resamples=resamples, seed=seed)
+        records.append(population.record("pair_accuracy", measure, part=part, positions=policy, level=level, k=k))
     return records

@@ -8,11 +8,9 @@ better; how far it is behind is what training can still win.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from gistnet.data.dataset import PreparedDataset
 from gistnet.data.sampling import SpanLayout, WindowSample
@@ -20,9 +18,10 @@ from gistnet.errors import DataError
 from gistnet.evaluation import baselines
 from gistnet.evaluation.config import BoundConfig
 from gistnet.evaluation.held_out import HeldOut
-from gistnet.evaluation.metrics import bootstrap_over_documents, mean_over_offsets, offset_slices, recovered_share
+from gistnet.evaluation.metrics import mean_over_offsets, offset_slices, recovered_share
 from gistnet.evaluation.probes.optimised_vector import find_vectors
 from gistnet.evaluation.records import MetricRecord
+from gistnet.evaluation.resampling import Measure, Population
 from gistnet.model.gistnet import GistNet
 from gistnet.model.teacher import Teacher
 from gistnet.objective.branches import Positions
@@ -35,16 +34,15 @@ def share_of_bound(mean_loss: Any, mean_loss_of_bound: Any, mean_loss_of_drop: A
 
 Statistic = Callable[[Any, Any, Any], Any]
 """Of the mean losses of a replacement, of the optimised vectors, and of dropping: numbers, or arrays to bootstrap."""
-MEASURES: Mapping[str, tuple[str, tuple[str, ...], Statistic]] = {
-    "bound_kl": ("bound", ("gist", "drop", "last_token"), lambda loss, bound, drop: loss),
+MEASURES: Mapping[str, tuple[tuple[str, ...], Statistic]] = {
+    "bound_kl": (("bound", "gist", "drop", "last_token"), lambda loss, bound, drop: loss),
     "bound_recovered_kl": (
-        "bound",
-        ("gist", "drop", "last_token"),
+        ("bound", "gist", "drop", "last_token"),
         lambda loss, bound, drop: recovered_share(loss, drop),
     ),
-    "share_of_bound": ("gist", ("last_token",), share_of_bound),
+    "share_of_bound": (("gist", "last_token"), share_of_bound),
 }
-"""Name of a record → the replacement it is a figure of, those beside it, and the statistic of all of them."""
+"""Name of a record → the replacement it is of, then its baselines; and the statistic of all of them."""
 
 
 def optimised_bound(
@@ -90,49 +88,16 @@ def optimised_bound(
         }
     )
     records = []
-    for domain in sorted(set(held_out.domains)):
+    for domain in sorted(set(held_out.domains.tolist())):
         rows = held_out.domains == domain
-        documents = held_out.documents[rows]
-        interval = partial(bootstrap_over_documents, documents=documents, resamples=resamples, seed=seed)
+        population = Population.of_domain(domain, held_out.documents[rows], resamples=resamples, seed=seed)
         for offsets in offset_slices(layout.horizon_tokens):
             kl = {name: mean_over_offsets(losses.kl[rows], offsets) for name, losses in measured.items()}
-            records += [
-                MetricRecord(
-                    name=name,
-                    domain=str(domain),
-                    horizon=layout.horizon_tokens,
-                    offsets=offsets,
-                    positions=positions,
-                    level=gistnet.level,
-                    n_spans=int(rows.sum()),
-                    n_documents=len(np.unique(documents)),
-                    **_figures(kl, of, beside, statistic, interval),
-                )
-                for name, (of, beside, statistic) in MEASURES.items()
-            ]
+            labels: dict[str, Any] = {"horizon": layout.horizon_tokens, "offsets": offsets, "positions": positions}
+            for name, (columns, statistic) in MEASURES.items():
+                measure = Measure({column: kl[column] for column in columns}, (kl["bound"], kl["drop"]), statistic)
+                records.append(population.record(name, measure, level=gistnet.level, **labels))
     return records
-
-
-def _figures(
-    kl: Mapping[str, NDArray[np.float64]],
-    of: str,
-    beside: Sequence[str],
-    statistic: Statistic,
-    interval: Callable[..., tuple[float, float] | None],
-) -> dict[str, Any]:
-    """The statistic of one replacement's KL `[spans]`, its interval, and the same of those beside it."""
-
-    def columns(name: str) -> tuple[NDArray[np.float64], ...]:
-        return kl[name], kl["bound"], kl["drop"]
-
-    def value(name: str) -> float:
-        return float(statistic(*(column.mean() for column in columns(name))))
-
-    return {
-        "value": value(of),
-        "interval": interval(columns(of), statistic=statistic),
-        "baselines": {name: value(name) for name in beside},
-    }
 
 
 def choose_spans(dataset: PreparedDataset, samples: Sequence[WindowSample], count: int) -> list[WindowSample]:

@@ -5,7 +5,7 @@ products with the teacher's own embedding table. Held-out documents are split in
 half is judged on the other, so that a release, which brings held-out documents only, can be measured too.
 """
 
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,8 +17,8 @@ from gistnet.errors import DataError
 from gistnet.evaluation import baselines
 from gistnet.evaluation.config import ReconstructionConfig
 from gistnet.evaluation.held_out import HeldOut
-from gistnet.evaluation.metrics import bootstrap_over_documents
-from gistnet.evaluation.records import Baseline, MetricRecord
+from gistnet.evaluation.records import MetricRecord
+from gistnet.evaluation.resampling import Measure, Population
 from gistnet.model.gistnet import GistNet
 from gistnet.model.teacher import Teacher
 
@@ -157,22 +157,8 @@ def _records(
     resamples: int,
 ) -> list[MetricRecord]:
     """The records of one domain, of the spans `rows` `[spans]`."""
-
-    def record(name: str, part: str, columns: dict[str, np.ndarray]) -> MetricRecord:
-        means = {vector: float(column.mean()) for vector, column in columns.items()}
-        return MetricRecord(
-            name=name,
-            part=part,
-            domain=domain,
-            positions=gistnet.positions,
-            level=gistnet.level,
-            value=means.pop("gist"),
-            n_spans=int(rows.sum()),
-            n_documents=len(np.unique(documents[rows])),
-            interval=bootstrap_over_documents(columns["gist"], documents[rows], resamples=resamples, seed=seed),
-            baselines=cast(dict[Baseline, float], means),
-        )
-
+    population = Population.of_domain(domain, documents[rows], resamples=resamples, seed=seed)
+    labels: dict[str, Any] = {"positions": gistnet.positions, "level": gistnet.level}
     tables = {
         field: {name: getattr(values, field)[rows].double().cpu().numpy() for name, values in read.items()}
         for field in Reconstructed._fields
@@ -182,11 +168,11 @@ def _records(
         ("reconstruction_accuracy", "correct"),
         ("reconstruction_mse", "squared_error"),
     )
-    records = [
-        record(name, "", {vector: values.mean(axis=1) for vector, values in tables[field].items()})
-        for name, field in named
-    ]
+    records = []
+    for name, field in named:
+        measure = Measure({vector: values.mean(axis=1) for vector, values in tables[field].items()})
+        records.append(population.record(name, measure, **labels))
     for offset in range(gistnet.config.span_tokens):
-        at = {vector: values[:, offset] for vector, values in tables["correct"].items()}
-        records.append(record("reconstruction_accuracy", f"token {offset + 1}", at))
+        measure = Measure({vector: values[:, offset] for vector, values in tables["correct"].items()})
+        records.append(population.record("reconstruction_accuracy", measure, part=f"token {offset + 1}", **labels))
     return records
