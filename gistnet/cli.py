@@ -118,7 +118,7 @@ def evaluate(
     reconstruction: Annotated[
         bool, typer.Option("--reconstruction", help="Also train probes that read the tokens from gists.")
     ] = False,
-    bound: Annotated[
+    oracle: Annotated[
         int, typer.Option(min=0, help="Also optimise a vector for each of so many spans, to see what one can hold.")
     ] = 0,
     long_context: Annotated[
@@ -139,8 +139,8 @@ def evaluate(
     from gistnet.session import open_trained
 
     terminal.quieten()
-    probes = ["evaluation.reconstruction={}"] if reconstruction else []
-    probes += [f"evaluation.bound={{spans: {bound}}}"] if bound else []
+    probes = ["evaluation.reconstruction=true"] if reconstruction else []
+    probes += [f"evaluation.oracle_spans={oracle}"] if oracle else []
     contexts = "evaluation.contexts"
     probes += [f"{contexts}.long_context={{}}", f"{contexts}.retrieval={{}}"] if long_context else []
     probes += [f"{contexts}.questions={json.dumps(str(mcq))}"] if mcq is not None else []

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,8 +26,8 @@ from gistnet.evaluation.probes.geometry import (
     mixed_figures,
 )
 from gistnet.evaluation.probes.mapping import map_documents, rounded
-from gistnet.evaluation.probes.minimal_pairs import pair_test
-from gistnet.evaluation.probes.oracle import optimised_bound
+from gistnet.evaluation.probes.minimal_pairs import minimal_pairs
+from gistnet.evaluation.probes.oracle import oracle_records
 from gistnet.evaluation.probes.reconstruction import reconstruction
 from gistnet.evaluation.probes.span_map import SpanMap
 from gistnet.evaluation.records import MetricRecord
@@ -82,20 +82,20 @@ def evaluate(
         Records of each domain, and of their weighted mean where weights are given: KL, ΔNLL, substitutability rate,
         perplexity ratio and the shares recovered for each position policy, horizon and range of offsets, and ΔNLL by
         offset and by kind of token, each with `drop`, `last_token`, `surprisal_token`, `mean` and `shuffled`; then the
-        geometry of gists, the entropy of attention and the pair test; where asked for, reconstruction, what gists are
-        worth in long contexts, and the bound.
+        geometry of gists, the entropy of attention and minimal pairs; where asked for, reconstruction, what gists are
+        worth in long contexts, and oracle vectors.
         And the span map, under the first policy and horizon.
 
     Raises:
         DataError: a domain has no held-out document that is long enough, only one document is left, or a domain that
             has a weight has none.
         TeacherError: the teacher has no tokenizer.
-        StorageError: optimised vectors are to be kept in a file that cannot be written.
+        StorageError: oracle vectors are to be kept in a file that cannot be written.
     """
     tokenizer = _tokenizer(teacher)
     _require_weighted(dataset, config.weights)
-    if config.bound is not None and config.bound.vectors is not None:
-        require_writable(config.bound.vectors)
+    if config.oracle_vectors is not None:
+        require_writable(config.oracle_vectors)
     passages = choose_passages(dataset, config.domains or dataset.domains("held_out"), config.contexts)
     level_0 = _measure(teacher, gistnet.levels[0], dataset, config, say)
     levels = [level_0, *_measure_above(teacher, gistnet, dataset, config, say)]
@@ -108,7 +108,7 @@ def evaluate(
         records += geometry_records(figures, positions=config.positions[0], level=level.gistnet.level)
     records += _probes(teacher, level_0, dataset, config, say)
     records += context_records(teacher, gistnet, passages, config.contexts, positions=config.positions, say=say)
-    records += _bound(teacher, level_0, dataset, config, say)
+    records += _oracle(teacher, level_0, dataset, config, say)
 
     say(f"Measuring every span of {config.map_documents} windows of {', '.join(domains)}, for the span map.")
     span_map = SpanMap(
@@ -216,29 +216,37 @@ def _probes(
 ) -> Iterator[MetricRecord]:
     """The records of what asks more of a gist than that the teacher goes on as before."""
     gistnet = level_0.gistnet
-    chance = {"seed": config.seed, "resamples": config.resamples}
-    if config.pair_test.pairs:
-        say(f"Telling {config.pair_test.pairs} adversarial pairs apart.")
-        yield from pair_test(teacher, gistnet, config.pair_test, positions=config.positions, **chance)
-    if config.reconstruction is not None:
+    chance: dict[str, Any] = {"seed": config.seed, "resamples": config.resamples}
+    if config.minimal_pairs:
+        say(f"Telling {config.minimal_pairs} adversarial pairs apart.")
+        yield from minimal_pairs(
+            teacher,
+            gistnet,
+            config.minimal_pairs,
+            sink_tokens=config.sink_tokens,
+            positions=config.positions,
+            **chance,
+        )
+    if config.reconstruction:
         say("Training probes to read the tokens from gists, and from baselines.")
-        yield from reconstruction(teacher, gistnet, dataset, config.reconstruction, **chance)
+        yield from reconstruction(teacher, gistnet, dataset, **chance)
 
 
-def _bound(
+def _oracle(
     teacher: Teacher, level_0: _MeasuredLevel, dataset: PreparedDataset, config: EvaluationConfig, say: Say
 ) -> Iterator[MetricRecord]:
-    """The records of what a vector could be at best, where they are asked for."""
-    if config.bound is None:
+    """The records of the best vectors that could be found, where they are asked for."""
+    if not config.oracle_spans:
         return
-    say(f"Optimising a vector for each of {config.bound.spans} spans.")
-    yield from optimised_bound(
+    say(f"Optimising a vector for each of {config.oracle_spans} spans.")
+    yield from oracle_records(
         teacher,
         level_0.gistnet,
         dataset,
         level_0.samples,
         replace(level_0.layout, horizon_tokens=config.horizons[0]),
-        config.bound,
+        spans=config.oracle_spans,
+        vectors=config.oracle_vectors,
         positions=config.positions[0],
         seed=config.seed,
         resamples=config.resamples,

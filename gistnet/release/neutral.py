@@ -13,12 +13,12 @@ def neutral_config(config: RunConfig, name: str) -> RunConfig:
     """The configuration of the release `name`, for any machine and for the documents that the release brings.
 
     Of files only their names are left, of a GistNet that the run started from its run and checkpoint. The teacher is
-    neither compiled nor spread over processes, which needs a compiler or several. A decoder and long contexts are not
-    asked for: a release has neither training documents nor whole ones.
+    neither compiled nor spread over processes, which needs a compiler or several. Reconstruction and long contexts are
+    not asked for: a release has neither training documents nor whole ones.
     """
     default_folder = type(config.data).model_fields["folder"].default
     sources = tuple(neutral_source(source) for source in config.data.sources)
-    without = {"reconstruction": None, "contexts": ContextsConfig()}
+    without = {"reconstruction": False, "contexts": ContextsConfig()}
     return config.model_copy(
         update={
             "run_folder": Path("released") / name,

@@ -20,7 +20,7 @@ from gistnet.data.sampling import validation_windows
 from gistnet.data.sources import Document
 from gistnet.errors import DataError
 from gistnet.evaluation import baselines
-from gistnet.evaluation.config import BoundConfig, EvaluationConfig, PairTestConfig, ReconstructionConfig
+from gistnet.evaluation.config import EvaluationConfig
 from gistnet.evaluation.evaluator import evaluate
 from gistnet.evaluation.held_out import HeldOut, Measured
 from gistnet.evaluation.validation import Validator
@@ -46,8 +46,7 @@ SUBSTITUTION = {
 GEOMETRY = {
     "gist_diversity", "adjacent_distance", "contrastive_gap", "gist_variance", "gist_norm", "attention_entropy",
 }  # fmt: skip
-NO_PAIRS = PairTestConfig(pairs=0)
-CONFIG = EvaluationConfig(documents=5, spans_per_document=2, horizons=(4, 12), resamples=200, pair_test=NO_PAIRS)
+CONFIG = EvaluationConfig(documents=5, spans_per_document=2, horizons=(4, 12), resamples=200, minimal_pairs=0)
 
 
 def written_out_kl(run, horizon: int, gists: int = 1) -> np.ndarray:
@@ -346,17 +345,17 @@ def test_shuffled_gists_come_from_other_documents():
 
 
 def test_the_probes_are_part_of_an_evaluation_where_asked_for(run):
-    """Pairs always, a probe and a bound on demand; each under its own names, and nothing else changes."""
+    """Pairs always, a probe and oracle vectors on demand; each under its own names, and nothing else changes."""
     config = CONFIG.model_copy(
         update={
-            "pair_test": PairTestConfig(pairs=6),
-            "reconstruction": ReconstructionConfig(documents=8, spans_per_document=2, steps=4),
-            "bound": BoundConfig(spans=2, samples=4, samples_to_judge=2, samples_per_step=2, steps=2),
+            "minimal_pairs": 6,
+            "reconstruction": True,
+            "oracle_spans": 1,
         }
     )
     plain = evaluate(run.teacher, run.gistnet, run.dataset, CONFIG).records
     probed = evaluate(run.teacher, run.gistnet, run.dataset, config).records
     names = {"pair_accuracy", "reconstruction_ce", "reconstruction_accuracy", "reconstruction_mse"}
-    names |= {"bound_kl", "bound_recovered_kl", "share_of_bound"}
+    names |= {"oracle_kl", "oracle_recovered_kl", "share_of_oracle"}
     assert {record.name for record in probed} - {record.name for record in plain} == names
     assert [record for record in probed if record.name not in names] == plain

@@ -34,14 +34,14 @@ def test_the_rest_is_as_it_was_trained(
 ) -> None:
     values = tiny_config | {"start_from": start_from, "device": "cpu", "seed": 7}
     values["teacher"] |= {"compile": True}
-    values["evaluation"] |= {"reconstruction": {}, "contexts": {"long_context": {}, "questions": "/home/me/q.jsonl"}}
+    values["evaluation"] |= {"reconstruction": True, "contexts": {"long_context": {}, "questions": "/home/me/q.jsonl"}}
     config = RunConfig.model_validate(values)
     neutral = neutral_config(config, "name")
     assert neutral.start_from == (None if expected is None else Path(expected))
     assert neutral.device == "auto"
     assert neutral.teacher.compile is False
     assert neutral.teacher.name == config.teacher.name
-    assert neutral.evaluation.reconstruction is None
+    assert not neutral.evaluation.reconstruction
     assert neutral.evaluation.contexts.long_context is None
     assert neutral.evaluation.contexts.questions is None
     assert (neutral.stages, neutral.gistnet, neutral.seed) == (config.stages, config.gistnet, 7)

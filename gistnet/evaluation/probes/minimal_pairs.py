@@ -1,4 +1,4 @@
-"""The pair test: does the teacher, reading gists, still tell two nearly identical spans apart?
+"""Minimal pairs: does the teacher, reading gists, still tell two nearly identical spans apart?
 
 Each adversarial pair gives two trials. In a trial the teacher has read one text of the pair up to the end of its span,
 with gists in place of the last tokens, and is right when it finds the text's own continuation likelier than that of the
@@ -18,7 +18,6 @@ from gistnet.data.adversarial import adversarial_pairs
 from gistnet.data.templates import PAIR_KINDS, PairKind
 from gistnet.errors import DataError, TeacherError
 from gistnet.evaluation import baselines
-from gistnet.evaluation.config import PairTestConfig
 from gistnet.evaluation.records import MetricRecord
 from gistnet.evaluation.resampling import Measure, Population
 from gistnet.model.gistnet import GistNet
@@ -30,6 +29,8 @@ from gistnet.objective.losses import token_nll
 from gistnet.objective.objective import encode
 
 DOMAIN = "adversarial"
+PAIRS_PER_PASS = 8
+"""Pairs that the teacher reads at once; only memory and speed depend on it."""
 
 
 @dataclass(frozen=True)
@@ -51,16 +52,17 @@ class TokenPair:
         return 0 < self.differing <= replaced_tokens <= min(map(len, self.contexts)) - sink_tokens
 
 
-def pair_test(
+def minimal_pairs(
     teacher: Teacher,
     gistnet: GistNet,
-    config: PairTestConfig,
+    count: int,
     *,
+    sink_tokens: int,
     positions: Sequence[Positions],
     seed: int = 0,
     resamples: int = 1000,
 ) -> list[MetricRecord]:
-    """How often the teacher prefers the continuation that fits the span it reads the gists of; chance is one half.
+    """Measure how often the teacher prefers the continuation that fits the gists it reads; chance is one half.
 
     In every trial the last k · K tokens before the continuation are replaced. k is one number for all pairs, the one
     that fits most (`gists_in_a_row`); the other pairs are left out, and the records count those that are not. Where the
@@ -76,17 +78,17 @@ def pair_test(
         DataError: fewer than two pairs fit.
     """
     if teacher.tokenizer is None:
-        raise TeacherError(f"{teacher.name} has no tokenizer, expected one for the pair test.")
+        raise TeacherError(f"{teacher.name} has no tokenizer, expected one for minimal pairs.")
     span = gistnet.config.span_tokens
-    candidates = token_pairs(teacher.tokenizer, config.pairs, seed)
-    k = gists_in_a_row(candidates, span, config.sink_tokens)
-    pairs = [pair for pair in candidates if pair.fits(k * span, config.sink_tokens)]
+    candidates = token_pairs(teacher.tokenizer, count, seed)
+    k = gists_in_a_row(candidates, span, sink_tokens)
+    pairs = [pair for pair in candidates if pair.fits(k * span, sink_tokens)]
     if len(pairs) < 2:
         raise DataError(
             f"Of {len(candidates)} adversarial pairs {len(pairs)} can be cut into spans of {span} tokens, expected two "
             "at least, for the shuffled baseline."
         )
-    gists = _gists(teacher, gistnet, pairs, k * span, config.pairs_per_pass)
+    gists = _gists(teacher, gistnet, pairs, k * span)
     others = gists[baselines.other_documents(torch.arange(len(pairs)).repeat_interleave(2), seed)]
 
     records = []
@@ -98,7 +100,6 @@ def pair_test(
             policy,
             span_tokens=span,
             gists=k,
-            pairs_per_pass=config.pairs_per_pass,
         )
         records += _records(right, [pair.kind for pair in pairs], policy, gistnet.level, k, seed, resamples)
     return records
@@ -137,13 +138,11 @@ def gists_in_a_row(pairs: Sequence[TokenPair], span_tokens: int, sink_tokens: in
 
 
 @torch.no_grad()
-def _gists(
-    teacher: Teacher, gistnet: GistNet, pairs: Sequence[TokenPair], replaced_tokens: int, pairs_per_pass: int
-) -> Tensor:
+def _gists(teacher: Teacher, gistnet: GistNet, pairs: Sequence[TokenPair], replaced_tokens: int) -> Tensor:
     """Gists of the last tokens of every context, `[trials, k, dim]`."""
     made = []
-    for first in range(0, len(pairs), pairs_per_pass):
-        contexts = [context for pair in pairs[first : first + pairs_per_pass] for context in pair.contexts]
+    for first in range(0, len(pairs), PAIRS_PER_PASS):
+        contexts = [context for pair in pairs[first : first + PAIRS_PER_PASS] for context in pair.contexts]
         replaced = torch.tensor([context[-replaced_tokens:] for context in contexts], device=teacher.device)
         where = None
         if gistnet.hidden_state_layer is not None:
@@ -164,15 +163,14 @@ def _right(
     *,
     span_tokens: int,
     gists: int,
-    pairs_per_pass: int,
 ) -> dict[str, NDArray[np.float64]]:
     """1 for each trial whose own continuation is the likelier, ½ for a tie: `[pairs, 2]` by what stood in.
 
     `vectors` `[trials, k, dim]`, by name, are placed as gists; beside them stand the baselines.
     """
     columns: dict[str, list[Tensor]] = {}
-    for first in range(0, len(pairs), pairs_per_pass):
-        batch = pairs[first : first + pairs_per_pass]
+    for first in range(0, len(pairs), PAIRS_PER_PASS):
+        batch = pairs[first : first + PAIRS_PER_PASS]
         contexts = [context for pair in batch for context in pair.contexts]
         # A trial's own continuation, then that of the other text.
         following = [tokens for pair in batch for both in pair.continuations for tokens in both]

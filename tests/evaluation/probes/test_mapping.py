@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from gistnet.config import load_config
-from gistnet.evaluation.config import EvaluationConfig, PairTestConfig
+from gistnet.evaluation.config import EvaluationConfig
 from gistnet.evaluation.evaluator import evaluate
 from gistnet.evaluation.probes.mapping import nearest_spans
 from gistnet.evaluation.probes.span_map import SpanMap
@@ -33,7 +33,7 @@ CONFIG = EvaluationConfig(
     positions=("end", "center"),
     map_documents=3,
     resamples=100,
-    pair_test=PairTestConfig(pairs=0),
+    minimal_pairs=0,
 )
 
 
