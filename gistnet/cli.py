@@ -149,7 +149,7 @@ def evaluate(
     if target is not None:
         require_writable(target)
     dataset = trained.dataset(_say)
-    evaluation = measure(trained.teacher, trained.gistnet, dataset, trained.config.evaluation, _say)
+    evaluation = measure(trained.teacher, trained.gistnet, dataset, trained.config.evaluation)
     for table in results_tables(evaluation.records):  # before anything is written, which may fail
         terminal.out.print(table)
     if trained.is_released:

@@ -1,6 +1,7 @@
 """The full evaluation of a GistNet on held-out documents: every figure with its baselines and its interval."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,11 +42,11 @@ from gistnet.run_folder import SPAN_MAP_FILE
 
 CACHE_GIGABYTES = 2.0
 """Memory for prefills, so that windows are read once, to encode their spans and to measure replacements."""
-Say = Callable[[str], None]
+logger = logging.getLogger(__name__)
 
 
 class Evaluation(NamedTuple):
-    """What an evaluation finds."""
+    """Records and span map of an evaluation."""
 
     records: list[MetricRecord]
     span_map: SpanMap
@@ -66,17 +67,8 @@ class Evaluation(NamedTuple):
         return [path, *beside]
 
 
-def evaluate(
-    teacher: Teacher,
-    gistnet: GistNet,
-    dataset: PreparedDataset,
-    config: EvaluationConfig,
-    say: Say = lambda message: None,
-) -> Evaluation:
+def evaluate(teacher: Teacher, gistnet: GistNet, dataset: PreparedDataset, config: EvaluationConfig) -> Evaluation:
     """Measure a GistNet on held-out documents (spec, Evaluation Metrics).
-
-    Args:
-        say: is called with a sentence before each longer part.
 
     Returns:
         Records of each domain, and of their weighted mean where weights are given: KL, ΔNLL, substitutability rate,
@@ -97,20 +89,20 @@ def evaluate(
     if config.oracle_vectors is not None:
         require_writable(config.oracle_vectors)
     passages = choose_passages(dataset, config.domains or dataset.domains("held_out"), config.contexts)
-    level_0 = _measure(teacher, gistnet.levels[0], dataset, config, say)
-    levels = [level_0, *_measure_above(teacher, gistnet, dataset, config, say)]
+    level_0 = _measure(teacher, gistnet.levels[0], dataset, config)
+    levels = [level_0, *_measure_above(teacher, gistnet, dataset, config)]
     records = [record for level in levels for record in _substitution_records(level, config)]
 
     domains = sorted(set(level_0.held_out.domains.tolist()))
-    say(f"Comparing up to {config.geometry_spans} gists of {', '.join(domains)}.")
+    logger.info("Comparing up to %d gists of %s.", config.geometry_spans, ", ".join(domains))
     for level in levels:
         figures = _geometry(teacher, level.gistnet, dataset, domains, config)
         records += geometry_records(figures, positions=config.positions[0], level=level.gistnet.level)
-    records += _probes(teacher, level_0, dataset, config, say)
-    records += context_records(teacher, gistnet, passages, config.contexts, positions=config.positions, say=say)
-    records += _oracle(teacher, level_0, dataset, config, say)
+    records += _probes(teacher, level_0, dataset, config)
+    records += context_records(teacher, gistnet, passages, config.contexts, positions=config.positions)
+    records += _oracle(teacher, level_0, dataset, config)
 
-    say(f"Measuring every span of {config.map_documents} windows of {', '.join(domains)}, for the span map.")
+    logger.info("Measuring every span of %d windows of each domain, for the span map.", config.map_documents)
     span_map = SpanMap(
         positions=config.positions[0],
         horizon=config.horizons[0],
@@ -133,7 +125,7 @@ def evaluate(
 
 
 class _MeasuredLevel(NamedTuple):
-    """What one level's gists were measured on, and the losses after each replacement."""
+    """Held-out spans of one level, and the losses after each replacement."""
 
     gistnet: GistNet
     layout: SpanLayout
@@ -145,9 +137,7 @@ class _MeasuredLevel(NamedTuple):
     populations: list[Population]
 
 
-def _measure(
-    teacher: Teacher, gistnet: GistNet, dataset: PreparedDataset, config: EvaluationConfig, say: Say
-) -> _MeasuredLevel:
+def _measure(teacher: Teacher, gistnet: GistNet, dataset: PreparedDataset, config: EvaluationConfig) -> _MeasuredLevel:
     """Measure the gists of GistNet's own level, and everything that could stand in for them."""
     layout = SpanLayout(
         span_tokens=gistnet.config.span_tokens,
@@ -179,10 +169,12 @@ def _measure(
     gists, _ = held_out.encode(gistnet)
     below = None if gistnet.below is None else held_out.encode(gistnet.below)[0]
     replacements = every_replacement(gists, documents, config.positions, config.seed, below)
-    of_level = f" of level {gistnet.level}" if gistnet.level > 0 else ""
-    say(
-        f"Reading {len(samples)} held-out windows: {len(held_out)} spans with {len(replacements)} replacements each"
-        f"{of_level}."
+    logger.info(
+        "Reading %d held-out windows: %d spans of level %d with %d replacements each.",
+        len(samples),
+        len(held_out),
+        gistnet.level,
+        len(replacements),
     )
     return _MeasuredLevel(
         gistnet,
@@ -196,29 +188,29 @@ def _measure(
 
 
 def _measure_above(
-    teacher: Teacher, gistnet: GistNet, dataset: PreparedDataset, config: EvaluationConfig, say: Say
+    teacher: Teacher, gistnet: GistNet, dataset: PreparedDataset, config: EvaluationConfig
 ) -> Iterator[_MeasuredLevel]:
     """The levels above 0 (spec, Hierarchical Consistency); where not asked for by number, those that have room."""
     for above in gistnet.levels[1:]:
         if config.highest_level is not None and above.level > config.highest_level:
             return
         try:
-            yield _measure(teacher, above, dataset, config, say)
+            yield _measure(teacher, above, dataset, config)
         except DataError as error:
             if config.highest_level is not None:
                 raise
-            say(f"Level {above.level} is left out. {error}")
+            logger.info("Level %d is left out. %s", above.level, error)
             return
 
 
 def _probes(
-    teacher: Teacher, level_0: _MeasuredLevel, dataset: PreparedDataset, config: EvaluationConfig, say: Say
+    teacher: Teacher, level_0: _MeasuredLevel, dataset: PreparedDataset, config: EvaluationConfig
 ) -> Iterator[MetricRecord]:
-    """The records of what asks more of a gist than that the teacher goes on as before."""
+    """Records of the minimal pairs and of reconstruction."""
     gistnet = level_0.gistnet
     chance: dict[str, Any] = {"seed": config.seed, "resamples": config.resamples}
     if config.minimal_pairs:
-        say(f"Telling {config.minimal_pairs} adversarial pairs apart.")
+        logger.info("Telling %d adversarial pairs apart.", config.minimal_pairs)
         yield from minimal_pairs(
             teacher,
             gistnet,
@@ -228,17 +220,17 @@ def _probes(
             **chance,
         )
     if config.reconstruction:
-        say("Training probes to read the tokens from gists, and from baselines.")
+        logger.info("Training probes to read the tokens from gists, and from baselines.")
         yield from reconstruction(teacher, gistnet, dataset, **chance)
 
 
 def _oracle(
-    teacher: Teacher, level_0: _MeasuredLevel, dataset: PreparedDataset, config: EvaluationConfig, say: Say
+    teacher: Teacher, level_0: _MeasuredLevel, dataset: PreparedDataset, config: EvaluationConfig
 ) -> Iterator[MetricRecord]:
-    """The records of the best vectors that could be found, where they are asked for."""
+    """Records of oracle vectors, where they are asked for."""
     if not config.oracle_spans:
         return
-    say(f"Optimising a vector for each of {config.oracle_spans} spans.")
+    logger.info("Optimising a vector for each of %d spans.", config.oracle_spans)
     yield from oracle_records(
         teacher,
         level_0.gistnet,
@@ -284,7 +276,7 @@ def _geometry(
 ) -> dict[str, Figures]:
     """The geometry of each domain's gists, and of the mix where weights are given."""
     figures = {}
-    for place, domain in enumerate(domains):
+    for number, domain in enumerate(domains):
         spans = draw_spans(
             dataset,
             domain,
@@ -294,7 +286,7 @@ def _geometry(
             seed=config.seed,
         )
         encoded = encode_spans(teacher, gistnet, spans, dataset)
-        figures[domain] = figures_of(spans, encoded, resamples=config.resamples, seed=(config.seed, place))
+        figures[domain] = figures_of(spans, encoded, resamples=config.resamples, seed=(config.seed, number))
     if config.weights:
         figures[MIXED] = mixed_figures(figures, config.weights)
     return figures

@@ -1,6 +1,6 @@
-"""The check that training makes at intervals: a GistNet on fixed held-out spans, beside drop and last token.
+"""Validation at intervals in training: a GistNet on fixed held-out spans, beside drop and last token.
 
-(Spec, Validation Protocol.)
+Spec, Validation Protocol.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,10 +22,10 @@ from gistnet.objective.branches import Positions
 
 
 class MeasuredShare(NamedTuple):
-    """What one process measures: of the segments of its windows, in their order."""
+    """Measurements of one process: of the segments of its windows, in their order."""
 
     losses: dict[str, Measured]
-    """By the end that their names have in a validation: "" after gists, and the baselines'."""
+    """After `gist`, `drop` and `last_token`."""
     gists: Tensor
     """`[segments, k, dim]`."""
     next_gists: Tensor | None
@@ -83,7 +83,7 @@ class Validator:
         self._documents = np.repeat([info.document_id for info in infos], segments)
         domains = np.repeat([info.domain for info in infos], segments)
         *self._domains, self._mixed = populations(domains, self._documents, weights)
-        share = [samples[place] for place in share_of(range(len(samples)), rank, processes)]
+        share = [samples[index] for index in share_of(range(len(samples)), rank, processes)]
         self._held_out = (
             HeldOut(
                 teacher, dataset, share, layout, cache_gigabytes=cache_gigabytes, hidden_state_layer=hidden_state_layer
@@ -91,7 +91,7 @@ class Validator:
             if share
             else None
         )
-        of_baselines = {"_drop": (baselines.drop, positions), "_last_token": (baselines.last_token, positions)}
+        of_baselines = {"drop": (baselines.drop, positions), "last_token": (baselines.last_token, positions)}
         self._baselines = {} if self._held_out is None else self._held_out.measure(of_baselines)
 
     @torch.no_grad()
@@ -100,7 +100,7 @@ class Validator:
         if self._held_out is None:
             return None
         gists, next_gists = self._held_out.encode_with_next(gistnet)
-        losses = self._held_out.measure({"": (gists, self._positions)}) | self._baselines
+        losses = self._held_out.measure({"gist": (gists, self._positions)}) | self._baselines
         return MeasuredShare(losses, gists.cpu(), None if next_gists is None else next_gists.cpu())
 
     def figures(self, shares: Sequence[MeasuredShare | None]) -> dict[str, float]:
@@ -117,23 +117,23 @@ class Validator:
             TrainingError: a loss is not finite; names the documents.
         """
         losses, gists, next_gists = _whole([share for share in shares if share is not None])
-        self._require_finite(losses[""])
-        named = {name.removeprefix("_") or "gist": measured for name, measured in losses.items()}
-        horizon = losses[""].kl.shape[1]
+        self._require_finite(losses["gist"])
+        endings = {name: "" if name == "gist" else f"_{name}" for name in losses}
+        horizon = losses["gist"].kl.shape[1]
         whole = (1, horizon)
         result: dict[str, float] = {}
         for offsets in metrics.offset_slices(horizon):
             part = "" if offsets == whole else f"_{offsets[0]}_{offsets[1]}"
-            measures = substitution.measures(named, offsets)
+            measures = substitution.measures(losses, offsets)
             for metric in ("kl", "delta_nll", "substitutability_rate") if offsets == whole else ("kl",):
                 values = self._mixed.values(measures[metric])
-                result |= {f"{metric}{part}{name}": values[full] for name, full in zip(losses, named, strict=True)}
+                result |= {f"{metric}{part}{endings[name]}": value for name, value in values.items()}
             result[f"recovered_kl{part}"] = self._mixed.values(measures["recovered_kl"])["gist"]
         if len(self._domains) > 1:
             for domain in self._domains:
                 for name, measured in losses.items():
-                    result[f"kl_{domain.name}{name}"] = domain.mean(measured.kl)
-                    result[f"delta_nll_{domain.name}{name}"] = domain.mean(measured.delta_nll)
+                    result[f"kl_{domain.name}{endings[name]}"] = domain.mean(measured.kl)
+                    result[f"delta_nll_{domain.name}{endings[name]}"] = domain.mean(measured.delta_nll)
         return result | _geometry(gists, next_gists)
 
     def _require_finite(self, measured: Measured) -> None:

@@ -114,11 +114,11 @@ def make_release(
         write_held_out(folder / HELD_OUT_FOLDER, dataset, windows, config.data)
         shutil.copyfile(log, folder / METRICS_FILE)
         held_out = PreparedDataset.open(folder / HELD_OUT_FOLDER)
-        first = evaluate(trained.teacher, trained.gistnet, held_out, config.evaluation, say)
+        first = evaluate(trained.teacher, trained.gistnet, held_out, config.evaluation)
         records = list(first.records)
         for evaluation in further:
             known = {what_it_is(record) for record in records}
-            more = evaluate(trained.teacher, trained.gistnet, held_out, evaluation, say).records
+            more = evaluate(trained.teacher, trained.gistnet, held_out, evaluation).records
             records += [record for record in more if what_it_is(record) not in known]
         Evaluation(records, first.span_map).write(folder / FIGURES_FILE)
         say("Comparing the held-out documents with those it was trained on.")
