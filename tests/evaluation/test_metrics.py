@@ -55,7 +55,7 @@ def test_mean_over_offsets_counts_from_one_and_includes_both_ends() -> None:
 
 @pytest.mark.parametrize("offsets", [(0, 3), (3, 2), (1, 11)])
 def test_offsets_outside_the_horizon_are_refused(offsets: tuple[int, int]) -> None:
-    with pytest.raises(DataError, match="within 1 to 10"):
+    with pytest.raises(DataError, match="range"):
         mean_over_offsets(np.zeros((2, 10)), offsets)
 
 
@@ -76,9 +76,9 @@ def test_diversity_is_the_double_loop_over_pairs() -> None:
 
 
 def test_diversity_of_one_gist_or_of_a_zero_gist_is_refused() -> None:
-    with pytest.raises(DataError, match="got 1 gist, expected at least 2"):
+    with pytest.raises(DataError, match="pairs"):
         gist_diversity([[1.0, 0.0]])
-    with pytest.raises(DataError, match="Gist 1 has length 0"):
+    with pytest.raises(DataError, match="length 0"):
         gist_diversity([[1.0, 0.0], [0.0, 0.0]])
 
 

@@ -152,7 +152,7 @@ def test_attention_entropy_is_in_bits_per_span_and_head():
 
 @pytest.mark.parametrize("row", [[0.5, 0.4], [1.5, -0.5]])
 def test_attention_that_is_no_distribution_is_refused(row):
-    with pytest.raises(DataError, match="probabilities over the keys"):
+    with pytest.raises(DataError, match="probabilities"):
         attention_entropy([[row]])
 
 
@@ -245,7 +245,7 @@ def test_a_single_span_or_document_has_what_can_be_said_of_it():
 
 
 def test_gists_that_are_not_finite_are_refused():
-    with pytest.raises(DataError, match="gists holds 2 numbers of 4 that are NaN or infinite"):
+    with pytest.raises(DataError, match="NaN"):
         figures_of(spans_of([1, 2], []), encoded(np.array([[1.0, math.nan], [math.inf, 1.0]])), resamples=200, seed=0)
 
 

@@ -189,7 +189,7 @@ def test_the_number_of_gists_fits_most_pairs():
 
 
 def test_a_teacher_without_tokenizer_and_texts_without_room_are_refused(teacher, gistnet):
-    with pytest.raises(DataError, match="Of 14 adversarial pairs 0 can be cut into spans of 16 tokens"):
+    with pytest.raises(DataError, match="pairs"):
         measure(teacher, gistnet, "center", sink_tokens=500)
     teacher.tokenizer = None
     with pytest.raises(TeacherError, match="no tokenizer"):
