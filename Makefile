@@ -7,7 +7,7 @@ RELEASE := smollm2-135m
 
 # In the demo the released GistNet is measured on fewer documents than it brings, for which it has but a minute or two.
 DEMO_SETTINGS := evaluation.domains=[narrative] evaluation.weights={} evaluation.documents=24 evaluation.horizons=[32] \
-  evaluation.positions=[end] evaluation.geometry_spans=200 evaluation.map_documents=0 evaluation.pair_test.pairs=0 \
+  evaluation.positions=[end] evaluation.geometry_spans=200 evaluation.map_documents=0 evaluation.minimal_pairs=0 \
   evaluation.highest_level=0
 
 .PHONY: install demo test lint release-run clean

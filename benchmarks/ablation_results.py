@@ -25,7 +25,7 @@ import yaml
 from numpy.typing import NDArray
 
 from gistnet.evaluation import metrics
-from gistnet.evaluation.resampling import DocumentDraws
+from gistnet.evaluation.resampling import DocumentDraws, percentile_interval
 from gistnet.files import write_text
 
 DEFAULT = "default"
@@ -134,7 +134,7 @@ def recovered_interval(records: Sequence[Record], part: str) -> tuple[float, flo
     """95 % interval over documents of the share recovered; of the mean where there are several seeds."""
     draws = _draws(records[0])
     gist, drop = (draws.sums(kl_sums(records, name, part)) for name in ("gist", "drop"))
-    return metrics.percentile_interval(metrics.recovered_share(gist, drop))
+    return percentile_interval(metrics.recovered_share(gist, drop))
 
 
 def paired_difference(
@@ -152,7 +152,7 @@ def paired_difference(
     gains = kl_sums(theirs, "gist", part) - kl_sums(ours, "gist", part)
     drop = kl_sums(theirs, "drop", part)
     draws = _draws(ours[0])
-    interval = metrics.percentile_interval(draws.sums(gains) / draws.sums(drop))
+    interval = percentile_interval(draws.sums(gains) / draws.sums(drop))
     return float(gains.sum() / drop.sum()), interval
 
 

@@ -43,14 +43,15 @@ from gistnet.data.dataset import PreparedDataset
 from gistnet.data.sampling import SpanLayout, validation_windows
 from gistnet.errors import CheckpointError, ConfigError, GistNetError, TrainingError
 from gistnet.evaluation import baselines, metrics
-from gistnet.evaluation.held_out import HeldOut, HeldOutWindow, MakeReplacements
+from gistnet.evaluation.baselines import Baseline
+from gistnet.evaluation.held_out import HeldOut
 from gistnet.files import write_json, write_text
 from gistnet.machine import describe_machine
 from gistnet.metrics_log import read_metrics
 from gistnet.model.gistnet import GistNet
 from gistnet.model.saved_gistnet import read_saved
 from gistnet.model.teacher import PrefillOutput, Teacher
-from gistnet.objective.branches import Positions, Replacements, gist_replacements
+from gistnet.objective.branches import Positions, Replacements, SegmentBatch, gist_replacements
 from gistnet.objective.objective import encode_segments
 from gistnet.preparation import prepare_data
 from gistnet.run_folder import METRICS_FILE
@@ -242,13 +243,13 @@ def judge(teacher: Teacher, dataset: PreparedDataset, default: RunConfig, folder
     gistnet = GistNet.from_pretrained(folder, teacher).eval()
     held_out = held_out_spans(teacher, dataset, default, gistnet.config.span_tokens, gistnet.hidden_state_layer)
 
-    def gists(window: HeldOutWindow, read: PrefillOutput) -> Replacements:
-        return gist_replacements(window.segments, encode_segments(gistnet, teacher, window.segments, read), policy)
+    def gists(teacher: Teacher, segments: SegmentBatch, prefill: PrefillOutput, positions: Positions) -> Replacements:
+        return gist_replacements(segments, encode_segments(gistnet, teacher, segments, prefill), positions)
 
-    replacements: dict[str, MakeReplacements] = {
-        "gist": gists,
-        "drop": lambda window, read: baselines.drop(teacher, window.segments),
-        "last_token": lambda window, read: baselines.last_token(teacher, window.segments, policy),
+    replacements: dict[str, tuple[Baseline | torch.Tensor, Positions]] = {
+        "gist": (gists, policy),
+        "drop": (baselines.drop, policy),
+        "last_token": (baselines.last_token, policy),
     }
     _, rows, spans = np.unique(held_out.documents, return_inverse=True, return_counts=True)
 

@@ -36,7 +36,7 @@ ALSO = (
     "evaluation.horizons=[64, 128]",
     "evaluation.documents=8",
     "evaluation.spans_per_document=2",
-    "evaluation.pair_test.pairs=0",
+    "evaluation.minimal_pairs=0",
     "evaluation.map_documents=0",
 )
 """What is evaluated besides narrative text at 32 tokens, for the targets of the later stages."""
@@ -47,7 +47,7 @@ LONG_CONTEXT = (
     "evaluation.documents=2",
     "evaluation.geometry_spans=100",
     "evaluation.highest_level=0",
-    "evaluation.pair_test.pairs=0",
+    "evaluation.minimal_pairs=0",
     "evaluation.map_documents=0",
 )
 """Settings of the evaluation of long contexts, which leave out nearly everything else."""

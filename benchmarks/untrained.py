@@ -24,14 +24,15 @@ from benchmarks.machine import RESULTS, ROOT, in_short
 from gistnet.config import load_config
 from gistnet.errors import GistNetError
 from gistnet.evaluation import baselines, metrics
-from gistnet.evaluation.held_out import HeldOut, HeldOutWindow, MakeReplacements, Measured
-from gistnet.evaluation.resampling import DocumentDraws
+from gistnet.evaluation.baselines import Baseline
+from gistnet.evaluation.held_out import HeldOut, Measured
+from gistnet.evaluation.resampling import DocumentDraws, percentile_interval
 from gistnet.files import write_json
 from gistnet.machine import describe_machine
 from gistnet.model.config import GistNetConfig
 from gistnet.model.gistnet import GistNet
 from gistnet.model.teacher import PrefillOutput, Teacher
-from gistnet.objective.branches import Replacements, gist_replacements
+from gistnet.objective.branches import Positions, Replacements, SegmentBatch, gist_replacements
 from gistnet.objective.objective import encode
 from gistnet.preparation import prepare_data
 from gistnet.session import load_teacher
@@ -44,19 +45,21 @@ SCALED = (4, 16)
 SCALES = (1, 10, 30, 100, 300)
 
 
-def state_replacements(teacher: Teacher, layers: int, window: HeldOutWindow, read: PrefillOutput) -> Replacements:
+def state_replacements(
+    layers: int, teacher: Teacher, segments: SegmentBatch, prefill: PrefillOutput, positions: Positions
+) -> Replacements:
     """Hidden states, behind so many layers, of the spans' last tokens in the original context, at their own length."""
-    states = teacher.prefill(window.segments.tokens, hidden_state_layer=layers).states
+    states = teacher.prefill(segments.tokens, hidden_state_layer=layers).states
     assert states is not None
-    vectors = states[window.segments.windows, window.segments.starts + SPAN - 1].float()
-    return gist_replacements(window.segments, vectors[:, None], "end")
+    vectors = states[segments.windows, segments.starts + SPAN - 1].float()
+    return gist_replacements(segments, vectors[:, None], positions)
 
 
 def gist_replacements_of(
-    gistnet: GistNet, teacher: Teacher, window: HeldOutWindow, read: PrefillOutput
+    gistnet: GistNet, teacher: Teacher, segments: SegmentBatch, prefill: PrefillOutput, positions: Positions
 ) -> Replacements:
     """Gists of a GistNet."""
-    return gist_replacements(window.segments, encode(gistnet, teacher, window.segments.replaced), "end")
+    return gist_replacements(segments, encode(gistnet, teacher, segments.replaced), positions)
 
 
 def untrained(teacher: Teacher, token_layers: int, layers: int, scale: float) -> GistNet:
@@ -80,30 +83,26 @@ def figures(measured: Measured, drop: Measured, last_token: Measured, draws: Doc
     for name, offsets in (("1_32", (1, 32)), ("1_8", (1, 8)), ("9_32", (9, 32))):
         ours, all_of_it, token = (metrics.mean_over_offsets(m.kl, offsets) for m in (measured, drop, last_token))
         found[f"recovered_{name}"] = metrics.recovered_share(float(ours.mean()), float(all_of_it.mean()))
-        more = metrics.percentile_interval(draws.sums(token - ours) / draws.sums(all_of_it))
+        more = percentile_interval(draws.sums(token - ours) / draws.sums(all_of_it))
         found[f"more_than_last_token_{name}"] = [float((token - ours).sum() / all_of_it.sum()), *more]
     return found
 
 
 def measure(teacher: Teacher, held_out: HeldOut) -> list[dict[str, Any]]:
     """A row for each replacement."""
-    plain: dict[str, MakeReplacements] = {
-        "drop": lambda window, read: baselines.drop(teacher, window.segments),
-        "last token": lambda window, read: baselines.last_token(teacher, window.segments, "end"),
-    }
-    rows: list[dict[str, Any]] = [{"kind": "baseline", "name": name} for name in plain]
-    make = dict(plain)
+    make: dict[str, Baseline] = {"drop": baselines.drop, "last token": baselines.last_token}
+    rows: list[dict[str, Any]] = [{"kind": "baseline", "name": name} for name in make]
     for layers in STATES:
-        make[f"state {layers}"] = partial(state_replacements, teacher, layers)
+        make[f"state {layers}"] = partial(state_replacements, layers)
         rows.append({"kind": "state", "name": f"state {layers}", "layers": layers})
     shapes = [(*shape, 100) for shape in LAYERS] + [(*SCALED, scale) for scale in SCALES if scale != 100]
     for token_layers, layers, scale in shapes:
         gistnet, name = untrained(teacher, token_layers, layers, scale), f"{token_layers}, {layers}, {scale}"
         compute = gistnet.parameter_budget().share_of_teacher(gistnet.teacher_flops_per_span)
-        make[name] = partial(gist_replacements_of, gistnet, teacher)
+        make[name] = partial(gist_replacements_of, gistnet)
         shape = {"token_layers": token_layers, "layers": layers, "scale": scale, "compute": compute}
         rows.append({"kind": "gistnet", "name": name} | shape)
-    measured = held_out.measure(make)
+    measured = held_out.measure({name: (kind, "end") for name, kind in make.items()})
     draws = DocumentDraws(held_out.documents, RESAMPLES, seed=0)
     return [row | figures(measured[row["name"]], measured["drop"], measured["last token"], draws) for row in rows]
 

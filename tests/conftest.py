@@ -103,7 +103,7 @@ def tiny_values(folder: Path, teacher_folder: Path, corpus_file: Path) -> dict[s
             "spans_per_document": 2,
             "horizons": [12],
             "resamples": 100,
-            "pair_test": {"pairs": 0},
+            "minimal_pairs": 0,
         },
     }
 

@@ -201,7 +201,7 @@ def test_evaluate_finds_before_measuring_that_its_file_cannot_be_written(gistnet
     (tmp_path / "file").touch()
     for out in (tmp_path / "file" / "figures.json", tmp_path):
         assert_refused(gistnet("evaluate", trained, "--out", out), "Could not write", str(out))
-    vectors = f"evaluation.bound={{vectors: {tmp_path}/file/vectors}}"
+    vectors = f"evaluation.oracle_vectors={tmp_path}/file/vectors"
     monkeypatch.undo()
     outcome = gistnet("evaluate", trained, vectors)
     assert (outcome.status, outcome.out) == (1, "")

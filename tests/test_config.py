@@ -66,14 +66,14 @@ def test_a_tilde_is_the_home_folder_in_every_path(config_file, monkeypatch):
     monkeypatch.setenv("HOME", "/home/reader")
     settings = (
         "run_folder=~/run", "data.folder=~/prepared", "start_from=~/saved", "teacher.name=~/model",
-        "evaluation.bound={vectors: ~/vectors}", "evaluation.contexts.questions=~/questions",
+        "evaluation.oracle_vectors=~/vectors", "evaluation.contexts.questions=~/questions",
     )  # fmt: skip
     config = load_config(config_file, settings)
     assert config.run_folder == Path("/home/reader/run")
     assert config.data.folder == Path("/home/reader/prepared")
     assert config.start_from == Path("/home/reader/saved")
     assert config.teacher.name == "/home/reader/model"
-    assert config.evaluation.bound.vectors == Path("/home/reader/vectors")
+    assert config.evaluation.oracle_vectors == Path("/home/reader/vectors")
     assert config.evaluation.contexts.questions == Path("/home/reader/questions")
 
 

@@ -19,7 +19,7 @@ import logging
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -125,7 +125,7 @@ def evaluate(
     reconstruction: Annotated[
         bool, typer.Option("--reconstruction", help="Also train probes that read the tokens from gists.")
     ] = False,
-    bound: Annotated[
+    oracle: Annotated[
         int, typer.Option(min=0, help="Also optimise a vector for each of so many spans, to see what one can hold.")
     ] = 0,
     long_context: Annotated[
@@ -147,12 +147,12 @@ def evaluate(
 
     terminal.quieten()
     trained = open_trained(path, settings or ())
-    config = _with_probes(trained.config.evaluation, reconstruction, bound, long_context, mcq)
+    config = _with_probes(trained.config.evaluation, reconstruction, oracle, long_context, mcq)
     target = out if out is not None or trained.is_released else trained.run_folder / RESULTS_FILE
     if target is not None:
         require_writable(target)
     dataset = trained.dataset()
-    evaluation = measure(trained.teacher, trained.gistnet, dataset, config, logger.info)
+    evaluation = measure(trained.teacher, trained.gistnet, dataset, config)
     for table in results_tables(evaluation.records):  # before anything is written, which may fail
         terminal.out.print(table)
     if trained.is_released:
@@ -166,22 +166,19 @@ def evaluate(
 
 
 def _with_probes(
-    config: "EvaluationConfig", reconstruction: bool, bound: int, long_context: bool, questions: Path | None
+    config: "EvaluationConfig", reconstruction: bool, oracle: int, long_context: bool, questions: Path | None
 ) -> "EvaluationConfig":
-    """The configuration with the probes that options ask for, by their defaults where it leaves them out."""
-    from gistnet.evaluation.config import BoundConfig, ReconstructionConfig
-
-    probes: dict[str, Any] = {}
-    contexts: dict[str, Any] = {}
-    if reconstruction:
-        probes["reconstruction"] = config.reconstruction or ReconstructionConfig()
-    if bound:
-        probes["bound"] = (config.bound or BoundConfig()).model_copy(update={"spans": bound})
+    """The configuration with the probes that options ask for."""
+    contexts, probes = config.contexts, config
     if long_context:
-        contexts["long_context"] = True
+        contexts = contexts.model_copy(update={"long_context": True})
     if questions is not None:
-        contexts["questions"] = questions
-    return config.model_copy(update=probes | {"contexts": config.contexts.model_copy(update=contexts)})
+        contexts = contexts.model_copy(update={"questions": questions})
+    if reconstruction:
+        probes = probes.model_copy(update={"reconstruction": True})
+    if oracle:
+        probes = probes.model_copy(update={"oracle_spans": oracle})
+    return probes.model_copy(update={"contexts": contexts})
 
 
 @app.command()

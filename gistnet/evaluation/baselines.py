@@ -1,4 +1,8 @@
-"""What could stand where a gist stands, for nothing: every figure is shown beside these, on the same spans."""
+"""Replacements of spans: gists, and the baselines that every figure is shown beside, on the same spans."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -7,34 +11,78 @@ from gistnet.model.teacher import PrefillOutput, Teacher
 from gistnet.objective.branches import Positions, Replacements, SegmentBatch, gist_replacements, no_replacements
 from gistnet.objective.losses import token_nll
 
+Baseline = Callable[[Teacher, SegmentBatch, PrefillOutput, Positions], Replacements]
+"""Makes replacements of the segments of windows that the teacher has read, under a position policy."""
+Measured = TypeVar("Measured")
 
-def drop(teacher: Teacher, segments: SegmentBatch) -> Replacements:
-    """Nothing: the span is removed and what follows keeps its positions. The denominator of `recovered`."""
+
+def drop(teacher: Teacher, segments: SegmentBatch, prefill: PrefillOutput, positions: Positions) -> Replacements:
+    """Remove the span; what follows keeps its positions. The denominator of `recovered`."""
     return no_replacements(teacher, segments)
 
 
-def last_token(teacher: Teacher, segments: SegmentBatch, policy: Positions) -> Replacements:
-    """Each span's last token, the strongest cheap replacement; at its own place, or packed under `compact`."""
-    tokens = _spans(segments)[:, :, -1]
-    return gist_replacements(segments, teacher.embed(tokens), "compact" if policy == "compact" else "end")
+def last_token(teacher: Teacher, segments: SegmentBatch, prefill: PrefillOutput, positions: Positions) -> Replacements:
+    """Keep each span's last token, the strongest cheap replacement; at its own index, or packed under `compact`."""
+    return gist_replacements(segments, teacher.embed(_spans(segments)[:, :, -1]), _positions_of_tokens(positions))
 
 
-def surprisal_token(teacher: Teacher, read: PrefillOutput, segments: SegmentBatch, policy: Positions) -> Replacements:
-    """Each span's least expected token, at its own place, or packed under `compact`."""
+def surprisal_token(
+    teacher: Teacher, segments: SegmentBatch, prefill: PrefillOutput, positions: Positions
+) -> Replacements:
+    """Keep each span's least expected token, at its own index, or packed under `compact`."""
     with torch.no_grad():
-        surprisal = token_nll(teacher, segments.hidden_before_replaced(read), segments.replaced)
+        surprisal = token_nll(teacher, segments.hidden_before_replaced(prefill), segments.replaced)
     surprisal = surprisal.view(_spans(segments).shape)
-    place = surprisal.argmax(dim=2)  # [branches, k]
-    vectors = teacher.embed(_spans(segments).gather(2, place[..., None])[..., 0])
-    if policy == "compact":
-        return gist_replacements(segments, vectors, policy)
+    chosen = surprisal.argmax(dim=2)  # [branches, k]
+    vectors = teacher.embed(_spans(segments).gather(2, chosen[..., None])[..., 0])
+    if positions == "compact":
+        return gist_replacements(segments, vectors, positions)
     first = segments.starts[:, None] + torch.arange(segments.longest, device=teacher.device) * segments.span_tokens
-    return Replacements(vectors, first + place, segments.starts + segments.replaced_tokens, segments.counts)
+    return Replacements(vectors, first + chosen, segments.starts + segments.replaced_tokens, segments.counts)
 
 
-def mean(teacher: Teacher, segments: SegmentBatch, policy: Positions) -> Replacements:
-    """The mean of each span's token embeddings, where the gist would stand."""
-    return gist_replacements(segments, teacher.embed(_spans(segments)).mean(dim=2), policy)
+def mean(teacher: Teacher, segments: SegmentBatch, prefill: PrefillOutput, positions: Positions) -> Replacements:
+    """Put the mean of each span's token embeddings where the gist would stand."""
+    return gist_replacements(segments, teacher.embed(_spans(segments)).mean(dim=2), positions)
+
+
+def vectors_in_place(segments: SegmentBatch, vectors: Tensor, positions: Positions) -> Replacements:
+    """Put vectors `[branches, n * longest, dim]` where gists stand; n > 1 are those of the level below."""
+    parts = vectors.shape[1] // segments.longest
+    finer = replace(segments, span_tokens=segments.span_tokens // parts, gists=segments.counts * parts)
+    return gist_replacements(finer, vectors, positions)
+
+
+def every_replacement(
+    gists: Tensor, documents: Tensor, policies: Sequence[Positions], seed: int, gists_below: Tensor | None = None
+) -> dict[str, tuple[Baseline | Tensor, Positions]]:
+    """Gists and all baselines under every policy, named `replacement/policy`; those that do not depend on it, once.
+
+    Args:
+        gists: of all segments, `[segments, k, dim]`.
+        documents: of the segments, `[segments]`, at least two different ones.
+        seed: decides whose gists are `shuffled`.
+        gists_below: of the level below, which the gists stand for, `[segments, k * K, dim]`; None at level 0.
+    """
+    others = gists[other_documents(documents, seed)]
+    chosen: dict[str, tuple[Baseline | Tensor, Positions]] = {"drop": (drop, policies[0])}
+    for policy in policies:
+        chosen |= {f"gist/{policy}": (gists, policy), f"shuffled/{policy}": (others, policy)}
+        chosen[f"mean/{policy}"] = mean, policy
+        if gists_below is not None:
+            chosen[f"gists_below/{policy}"] = gists_below, policy
+    # A token stands at its own index under `center` and `end` alike.
+    for policy in map(_positions_of_tokens, policies):
+        chosen |= {f"last_token/{policy}": (last_token, policy), f"surprisal_token/{policy}": (surprisal_token, policy)}
+    return chosen
+
+
+def of_policy(measured: Mapping[str, Measured], policy: Positions) -> dict[str, Measured]:
+    """What was measured of `every_replacement` under one policy, by the plain name of each: the gist first."""
+    names = {"gist": f"gist/{policy}", "drop": "drop"}
+    names |= {name: f"{name}/{policy}" for name in ("mean", "shuffled", "gists_below")}
+    names |= {name: f"{name}/{_positions_of_tokens(policy)}" for name in ("last_token", "surprisal_token")}
+    return {name: measured[full] for name, full in names.items() if full in measured}
 
 
 def other_documents(documents: Tensor, seed: int) -> Tensor:
@@ -52,3 +100,7 @@ def other_documents(documents: Tensor, seed: int) -> Tensor:
 def _spans(segments: SegmentBatch) -> Tensor:
     """The replaced tokens by span, `[branches, longest, K]`."""
     return segments.replaced.view(len(segments.starts), segments.longest, segments.span_tokens)
+
+
+def _positions_of_tokens(policy: Positions) -> Positions:
+    return "compact" if policy == "compact" else "end"

@@ -8,62 +8,6 @@ from gistnet.positions import Positions
 from gistnet.settings import LocalPath, Name, Section, Seed
 
 
-class PairTestConfig(Section):
-    """On how many adversarial pairs, and how they are read."""
-
-    pairs: int = Field(default=36, ge=0)
-    """Adversarial pairs, of the three kinds in turn; each gives two trials. 0 leaves the test out."""
-    sink_tokens: int = Field(default=4, ge=1)
-    """First tokens of a text that are never replaced."""
-    pairs_per_pass: int = Field(default=8, ge=1)
-    """Pairs that the teacher reads at a time; only memory and speed depend on it."""
-
-
-class ReconstructionConfig(Section):
-    """Spans and training of the probe; the same for gists and baselines."""
-
-    documents: int = Field(default=64, ge=4)
-    """Held-out documents per domain, one window of each."""
-    spans_per_document: int = Field(default=24, ge=1)
-    """Spans of each window."""
-    width: int = Field(default=256, gt=0)
-    """Hidden units of the probe."""
-    steps: int = Field(default=300, ge=1)
-    """Steps of AdamW."""
-    tokens_per_step: int = Field(default=256, ge=1)
-    """Tokens predicted in a step."""
-    learning_rate: float = Field(default=3e-3, gt=0)
-    """The first; it falls to zero with a cosine."""
-
-
-class BoundConfig(Section):
-    """How long a vector is optimised, and on how many continuations.
-
-    A quarter of it, half of the steps on a third of the continuations, recovers two points of a hundred less.
-    """
-
-    spans: int = Field(default=8, ge=1)
-    """Held-out spans in all, taken from the domains in turn."""
-    samples: int = Field(default=96, ge=1)
-    """Continuations sampled from the teacher to optimise each vector on."""
-    samples_to_judge: int = Field(default=16, ge=1)
-    """Further continuations, which decide which of the vectors on the way is kept."""
-    samples_per_step: int = Field(default=8, ge=1)
-    """Continuations read in a step."""
-    steps: int = Field(default=120, ge=1)
-    """Steps of Adam."""
-    learning_rate: float = Field(default=0.15, gt=0)
-    """The first, as a share of the typical entry of the vector it begins as; it falls to zero with a cosine."""
-    judge_every_steps: int = Field(default=15, ge=1)
-    """Steps between looks at the continuations that decide."""
-    vectors: LocalPath | None = None
-    """A file, safetensors, that keeps each vector as soon as it is found; those it holds are not looked for again."""
-
-    def how(self) -> dict[str, object]:
-        """What decides which vector is found for a span."""
-        return self.model_dump(exclude={"spans", "vectors"})
-
-
 class ContextsConfig(Section):
     """Long contexts that gists are judged in, and questions about them; all else is the evaluation's."""
 
@@ -106,7 +50,7 @@ class EvaluationConfig(Section):
     documents: int = Field(default=64, ge=2)
     """Held-out documents per domain, one window of each; two at least, for the shuffled baseline."""
     spans_per_document: int = Field(default=4, ge=1)
-    """SegmentBatch of each window."""
+    """Segments of each window."""
     horizons: tuple[PositiveInt, ...] = Field(default=(32,), min_length=1)
     """The horizons H that are reported, in tokens; all are measured on the spans that have room for the longest."""
     positions: tuple[Positions, ...] = Field(default=("end", "center", "compact"), min_length=1)
@@ -125,11 +69,14 @@ class EvaluationConfig(Section):
     """Spans per domain whose gists are compared with each other, and whose attention is looked at."""
     map_documents: int = Field(default=2, ge=0)
     """Documents per domain that are on the span map."""
-    pair_test: PairTestConfig = PairTestConfig()
-    reconstruction: ReconstructionConfig | None = None
-    """How to train a probe that reads the tokens from gists; None leaves reconstruction out."""
-    bound: BoundConfig | None = None
-    """For how many spans, and how long, to optimise vectors one by one; None leaves the bound out."""
+    minimal_pairs: int = Field(default=36, ge=0)
+    """Adversarial pairs to tell apart by their gists, of the three kinds in turn; each gives two trials. 0: none."""
+    reconstruction: bool = False
+    """Whether to train probes that read the tokens from gists."""
+    oracle_spans: int = Field(default=0, ge=0)
+    """Held-out spans, taken from the domains in turn, to optimise a vector for, one by one. 0: none."""
+    oracle_vectors: LocalPath | None = None
+    """A file, safetensors, that keeps each of those as soon as it is found; those it holds are not looked for again."""
     contexts: ContextsConfig = ContextsConfig()
     """In which long contexts gists are judged as well."""
     seed: Seed = 0

@@ -1,21 +1,23 @@
 """The full evaluation of a GistNet on held-out documents: every figure with its baselines and its interval."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from gistnet.data.dataset import PreparedDataset
 from gistnet.data.sampling import SpanLayout, WindowSample, validation_windows
 from gistnet.errors import DataError, TeacherError
 from gistnet.evaluation import metrics
+from gistnet.evaluation.baselines import every_replacement, of_policy
 from gistnet.evaluation.config import EvaluationConfig
 from gistnet.evaluation.contexts.long_context import choose_passages, context_records
 from gistnet.evaluation.held_out import HeldOut, Measured
-from gistnet.evaluation.population import MIXED, Population
 from gistnet.evaluation.probes.geometry import (
     Figures,
     draw_spans,
@@ -25,12 +27,12 @@ from gistnet.evaluation.probes.geometry import (
     mixed_figures,
 )
 from gistnet.evaluation.probes.mapping import map_documents, rounded
-from gistnet.evaluation.probes.minimal_pairs import pair_test
-from gistnet.evaluation.probes.oracle import optimised_bound
+from gistnet.evaluation.probes.minimal_pairs import minimal_pairs
+from gistnet.evaluation.probes.oracle import oracle_records
 from gistnet.evaluation.probes.reconstruction import reconstruction
 from gistnet.evaluation.probes.span_map import SpanMap
 from gistnet.evaluation.records import MetricRecord
-from gistnet.evaluation.replacements import all_replacements, of_policy
+from gistnet.evaluation.resampling import MIXED, Population, populations
 from gistnet.evaluation.substitution import Substitution, target_kinds
 from gistnet.files import is_special, require_writable, write_json
 from gistnet.model.gistnet import GistNet
@@ -38,11 +40,13 @@ from gistnet.model.teacher import Teacher
 from gistnet.model.tokenizer import TeacherTokenizer
 from gistnet.run_folder import SPAN_MAP_FILE
 
-Say = Callable[[str], None]
+CACHE_GIGABYTES = 2.0
+"""Memory for prefills, so that windows are read once, to encode their spans and to measure replacements."""
+logger = logging.getLogger(__name__)
 
 
 class Evaluation(NamedTuple):
-    """What an evaluation finds."""
+    """Records and span map of an evaluation."""
 
     records: list[MetricRecord]
     span_map: SpanMap
@@ -63,51 +67,42 @@ class Evaluation(NamedTuple):
         return [path, *beside]
 
 
-def evaluate(
-    teacher: Teacher,
-    gistnet: GistNet,
-    dataset: PreparedDataset,
-    config: EvaluationConfig,
-    say: Say = lambda message: None,
-) -> Evaluation:
+def evaluate(teacher: Teacher, gistnet: GistNet, dataset: PreparedDataset, config: EvaluationConfig) -> Evaluation:
     """Measure a GistNet on held-out documents (spec, Evaluation Metrics).
-
-    Args:
-        say: is called with a sentence before each longer part.
 
     Returns:
         Records of each domain, and of their weighted mean where weights are given: KL, ΔNLL, substitutability rate,
         perplexity ratio and the shares recovered for each position policy, horizon and range of offsets, and ΔNLL by
         offset and by kind of token, each with `drop`, `last_token`, `surprisal_token`, `mean` and `shuffled`; then the
-        geometry of gists, the entropy of attention and the pair test; where asked for, reconstruction, what gists are
-        worth in long contexts, and the bound.
+        geometry of gists, the entropy of attention and minimal pairs; where asked for, reconstruction, what gists are
+        worth in long contexts, and oracle vectors.
         And the span map, under the first policy and horizon.
 
     Raises:
         DataError: a domain has no held-out document that is long enough, only one document is left, or a domain that
             has a weight has none.
         TeacherError: the teacher has no tokenizer.
-        StorageError: optimised vectors are to be kept in a file that cannot be written.
+        StorageError: oracle vectors are to be kept in a file that cannot be written.
     """
     tokenizer = _tokenizer(teacher)
     _require_weighted(dataset, config.weights)
-    if config.bound is not None and config.bound.vectors is not None:
-        require_writable(config.bound.vectors)
+    if config.oracle_vectors is not None:
+        require_writable(config.oracle_vectors)
     passages = choose_passages(dataset, config.domains or dataset.domains("held_out"), config)
-    level_0 = _measure(teacher, gistnet.levels[0], dataset, config, say)
-    levels = [level_0, *_measure_above(teacher, gistnet, dataset, config, say)]
+    level_0 = _measure(teacher, gistnet.levels[0], dataset, config)
+    levels = [level_0, *_measure_above(teacher, gistnet, dataset, config)]
     records = [record for level in levels for record in _substitution_records(level, config)]
 
     domains = sorted(set(level_0.held_out.domains.tolist()))
-    say(f"Comparing up to {config.geometry_spans} gists of {', '.join(domains)}.")
+    logger.info("Comparing up to %d gists of %s.", config.geometry_spans, ", ".join(domains))
     for level in levels:
         figures = _geometry(teacher, level.gistnet, dataset, domains, config)
         records += geometry_records(figures, positions=config.positions[0], level=level.gistnet.level)
-    records += _probes(teacher, level_0, dataset, config, say)
+    records += _probes(teacher, level_0, dataset, config)
     records += context_records(teacher, gistnet, passages, config)
-    records += _bound(teacher, level_0, dataset, config, say)
+    records += _oracle(teacher, level_0, dataset, config)
 
-    say(f"Measuring every span of {config.map_documents} windows of {', '.join(domains)}, for the span map.")
+    logger.info("Measuring every span of %d windows of each domain, for the span map.", config.map_documents)
     span_map = SpanMap(
         positions=config.positions[0],
         horizon=config.horizons[0],
@@ -130,7 +125,7 @@ def evaluate(
 
 
 class _MeasuredLevel(NamedTuple):
-    """What one level's gists were measured on, and the losses after each replacement."""
+    """Held-out spans of one level, and the losses after each replacement."""
 
     gistnet: GistNet
     layout: SpanLayout
@@ -142,9 +137,7 @@ class _MeasuredLevel(NamedTuple):
     populations: list[Population]
 
 
-def _measure(
-    teacher: Teacher, gistnet: GistNet, dataset: PreparedDataset, config: EvaluationConfig, say: Say
-) -> _MeasuredLevel:
+def _measure(teacher: Teacher, gistnet: GistNet, dataset: PreparedDataset, config: EvaluationConfig) -> _MeasuredLevel:
     """Measure the gists of GistNet's own level, and everything that could stand in for them."""
     layout = SpanLayout(
         span_tokens=gistnet.config.span_tokens,
@@ -163,15 +156,25 @@ def _measure(
         domains=config.domains or None,
     )
     held_out = HeldOut(
-        teacher, dataset, samples, layout, cache_gigabytes=0, hidden_state_layer=gistnet.hidden_state_layer
+        teacher,
+        dataset,
+        samples,
+        layout,
+        cache_gigabytes=0 if gistnet.hidden_state_layer is None else CACHE_GIGABYTES,
+        hidden_state_layer=gistnet.hidden_state_layer,
     )
+    documents = torch.from_numpy(held_out.documents)
+    if len(documents.unique()) < 2:
+        raise DataError("The held-out data is a single document; expected two at least, for the shuffled baseline.")
     gists, _ = held_out.encode(gistnet)
     below = None if gistnet.below is None else held_out.encode(gistnet.below)[0]
-    replacements = dict(all_replacements(teacher, held_out, gists, config.positions, config.seed, below))
-    of_level = f" of level {gistnet.level}" if gistnet.level > 0 else ""
-    say(
-        f"Reading {len(samples)} held-out windows: {len(held_out)} spans with {len(replacements)} replacements each"
-        f"{of_level}."
+    replacements = every_replacement(gists, documents, config.positions, config.seed, below)
+    logger.info(
+        "Reading %d held-out windows: %d spans of level %d with %d replacements each.",
+        len(samples),
+        len(held_out),
+        gistnet.level,
+        len(replacements),
     )
     return _MeasuredLevel(
         gistnet,
@@ -180,54 +183,62 @@ def _measure(
         held_out,
         held_out.measure(replacements),
         target_kinds(held_out, _tokenizer(teacher), len(dataset.description.window_prefix)),
-        _populations(held_out, config),
+        populations(held_out.domains, held_out.documents, config.weights, resamples=config.resamples, seed=config.seed),
     )
 
 
 def _measure_above(
-    teacher: Teacher, gistnet: GistNet, dataset: PreparedDataset, config: EvaluationConfig, say: Say
+    teacher: Teacher, gistnet: GistNet, dataset: PreparedDataset, config: EvaluationConfig
 ) -> Iterator[_MeasuredLevel]:
     """The levels above 0 (spec, Hierarchical Consistency); where not asked for by number, those that have room."""
     for above in gistnet.levels[1:]:
         if config.highest_level is not None and above.level > config.highest_level:
             return
         try:
-            yield _measure(teacher, above, dataset, config, say)
+            yield _measure(teacher, above, dataset, config)
         except DataError as error:
             if config.highest_level is not None:
                 raise
-            say(f"Level {above.level} is left out. {error}")
+            logger.info("Level %d is left out. %s", above.level, error)
             return
 
 
 def _probes(
-    teacher: Teacher, level_0: _MeasuredLevel, dataset: PreparedDataset, config: EvaluationConfig, say: Say
+    teacher: Teacher, level_0: _MeasuredLevel, dataset: PreparedDataset, config: EvaluationConfig
 ) -> Iterator[MetricRecord]:
-    """The records of what asks more of a gist than that the teacher goes on as before."""
+    """Records of the minimal pairs and of reconstruction."""
     gistnet = level_0.gistnet
-    chance = {"seed": config.seed, "resamples": config.resamples}
-    if config.pair_test.pairs:
-        say(f"Telling {config.pair_test.pairs} adversarial pairs apart.")
-        yield from pair_test(teacher, gistnet, config.pair_test, positions=config.positions, **chance)
-    if config.reconstruction is not None:
-        say("Training probes to read the tokens from gists, and from baselines.")
-        yield from reconstruction(teacher, gistnet, dataset, config.reconstruction, **chance)
+    chance: dict[str, Any] = {"seed": config.seed, "resamples": config.resamples}
+    if config.minimal_pairs:
+        logger.info("Telling %d adversarial pairs apart.", config.minimal_pairs)
+        yield from minimal_pairs(
+            teacher,
+            gistnet,
+            config.minimal_pairs,
+            sink_tokens=config.sink_tokens,
+            positions=config.positions,
+            **chance,
+        )
+    if config.reconstruction:
+        logger.info("Training probes to read the tokens from gists, and from baselines.")
+        yield from reconstruction(teacher, gistnet, dataset, **chance)
 
 
-def _bound(
-    teacher: Teacher, level_0: _MeasuredLevel, dataset: PreparedDataset, config: EvaluationConfig, say: Say
+def _oracle(
+    teacher: Teacher, level_0: _MeasuredLevel, dataset: PreparedDataset, config: EvaluationConfig
 ) -> Iterator[MetricRecord]:
-    """The records of what a vector could be at best, where they are asked for."""
-    if config.bound is None:
+    """Records of oracle vectors, where they are asked for."""
+    if not config.oracle_spans:
         return
-    say(f"Optimising a vector for each of {config.bound.spans} spans.")
-    yield from optimised_bound(
+    logger.info("Optimising a vector for each of %d spans.", config.oracle_spans)
+    yield from oracle_records(
         teacher,
         level_0.gistnet,
         dataset,
         level_0.samples,
         replace(level_0.layout, horizon_tokens=config.horizons[0]),
-        config.bound,
+        spans=config.oracle_spans,
+        vectors=config.oracle_vectors,
         positions=config.positions[0],
         seed=config.seed,
         resamples=config.resamples,
@@ -249,28 +260,11 @@ def _require_weighted(dataset: PreparedDataset, weights: Mapping[str, float]) ->
         )
 
 
-def _populations(held_out: HeldOut, config: EvaluationConfig) -> list[Population]:
-    """Each domain, and the mix where weights are given."""
-    domains = held_out.domains
-    shares: dict[str, Mapping[str, float]] = {domain: {domain: 1.0} for domain in sorted(set(domains.tolist()))}
-    if config.weights:
-        shares[MIXED] = config.weights
-    return [
-        Population(name, of, domains, held_out.documents, resamples=config.resamples, seed=config.seed)
-        for name, of in shares.items()
-    ]
-
-
 def _substitution_records(level: _MeasuredLevel, config: EvaluationConfig) -> Iterator[MetricRecord]:
     for policy in config.positions:
+        labels = {"positions": policy, "level": level.gistnet.level, "k": config.gists_in_a_row}
         for population in level.populations:
-            substitution = Substitution(
-                population,
-                of_policy(level.measured, policy),
-                policy,
-                level=level.gistnet.level,
-                k=config.gists_in_a_row,
-            )
+            substitution = Substitution(population, of_policy(level.measured, policy), labels)
             for horizon in config.horizons:
                 yield from substitution.records(horizon)
             yield from substitution.by_offset()
@@ -282,7 +276,7 @@ def _geometry(
 ) -> dict[str, Figures]:
     """The geometry of each domain's gists, and of the mix where weights are given."""
     figures = {}
-    for place, domain in enumerate(domains):
+    for number, domain in enumerate(domains):
         spans = draw_spans(
             dataset,
             domain,
@@ -292,7 +286,7 @@ def _geometry(
             seed=config.seed,
         )
         encoded = encode_spans(teacher, gistnet, spans, dataset)
-        figures[domain] = figures_of(spans, encoded, resamples=config.resamples, seed=(config.seed, place))
+        figures[domain] = figures_of(spans, encoded, resamples=config.resamples, seed=(config.seed, number))
     if config.weights:
         figures[MIXED] = mixed_figures(figures, config.weights)
     return figures

@@ -1,6 +1,6 @@
-"""Held-out spans and how well the teacher predicts after them, with whatever stands in."""
+"""Held-out spans, and how well the teacher predicts after them when they are replaced."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -11,14 +11,13 @@ from torch import Tensor
 
 from gistnet.data.dataset import PreparedDataset, WindowInfo
 from gistnet.data.sampling import SpanLayout, WindowSample
+from gistnet.evaluation.baselines import Baseline, vectors_in_place
 from gistnet.model.gistnet import GistNet
 from gistnet.model.span_context import SpanContext
 from gistnet.model.teacher import PrefillOutput, Teacher
-from gistnet.objective.branches import Replacements, SegmentBatch, replaced_hidden_of_each
+from gistnet.objective.branches import Positions, SegmentBatch, replaced_hidden_of_each
 from gistnet.objective.losses import token_losses_of_each
-from gistnet.objective.objective import encode_with_attention
-
-MakeReplacements = Callable[["HeldOutWindow", PrefillOutput], Replacements]
+from gistnet.objective.objective import encode_segments, encode_with_attention
 
 
 @dataclass(frozen=True)
@@ -50,8 +49,8 @@ class Measured:
 class HeldOut:
     """The segments that GistNets are judged on, always the same.
 
-    Passes over the windows are kept in memory up to `cache_gigabytes` (the first windows, as many as fit), so that
-    repeated measurements cost branches only. Samples of the same window that follow each other share one pass.
+    Prefills of the windows are kept in memory up to `cache_gigabytes` (the first windows, as many as fit), so that
+    repeated measurements cost branches only. Samples of the same window that follow each other share one prefill.
 
     Args:
         hidden_state_layer: as for `Teacher.prefill`; what the GistNets that are to be judged ask for.
@@ -68,7 +67,7 @@ class HeldOut:
         hidden_state_layer: int | None = None,
     ) -> None:
         self.teacher = teacher
-        self._states_after = hidden_state_layer
+        self._hidden_state_layer = hidden_state_layer
         self.windows: list[HeldOutWindow] = []
         first = 0
         for sample in samples:
@@ -84,7 +83,7 @@ class HeldOut:
             self.windows.append(HeldOutWindow(sample.window, dataset.describe(sample.window), segments, first))
             first += len(starts)
         self._room_bytes = cache_gigabytes * 1e9
-        self._reads: dict[int, PrefillOutput] = {}
+        self._cache: dict[int, PrefillOutput] = {}
 
     def __len__(self) -> int:
         return self.windows[-1].rows.stop
@@ -100,14 +99,24 @@ class HeldOut:
         return self._per_segment([window.info.domain for window in self.windows])
 
     @torch.no_grad()
-    def measure(self, replacements: Mapping[str, MakeReplacements]) -> dict[str, Measured]:
-        """Losses after each kind of replacement, by its name."""
+    def measure(self, replacements: Mapping[str, tuple[Baseline | Tensor, Positions]]) -> dict[str, Measured]:
+        """Losses after each kind of replacement, by its name.
+
+        Args:
+            replacements: name → a baseline, or vectors of all segments that are placed as gists, `[segments, n, dim]`;
+                and the position policy.
+        """
         columns: dict[str, list[NDArray[np.float64]]] = {name: [] for name in replacements}
-        for window, read in self._prefilled():
+        for window, prefill in self._prefilled():
             segments = window.segments
-            made = {name: make(window, read) for name, make in replacements.items()}
-            replaced = replaced_hidden_of_each(self.teacher, read, segments, made)
-            original = segments.original_hidden(read)
+            made = {
+                name: vectors_in_place(segments, kind[window.rows], positions)
+                if isinstance(kind, Tensor)
+                else kind(self.teacher, segments, prefill, positions)
+                for name, (kind, positions) in replacements.items()
+            }
+            replaced = replaced_hidden_of_each(self.teacher, prefill, segments, made)
+            original = segments.original_hidden(prefill)
             for name, losses in token_losses_of_each(self.teacher, original, replaced, segments.targets).items():
                 columns[name].append(torch.stack([losses.kl, losses.delta_nll]).double().cpu().numpy())
         return {name: Measured(*np.concatenate(parts, axis=1)) for name, parts in columns.items()}
@@ -120,31 +129,46 @@ class HeldOut:
                 gistnet,
                 self.teacher,
                 window.segments.replaced,
-                None if read is None else SpanContext(read, window.segments.windows, window.segments.starts),
+                None if prefill is None else SpanContext(prefill, window.segments.windows, window.segments.starts),
             )
-            for window, read in self.read_for(gistnet)
+            for window, prefill in self._prefilled_for(gistnet)
         ]
         return torch.cat([gists for gists, _ in encoded]), torch.cat([attention for _, attention in encoded], dim=1)
 
-    def read_for(self, gistnet: GistNet) -> Iterator[tuple[HeldOutWindow, PrefillOutput | None]]:
-        """The windows, read only where GistNet wants to know what the teacher made of them."""
+    @torch.no_grad()
+    def encode_with_next(self, gistnet: GistNet) -> tuple[Tensor, Tensor | None]:
+        """Gists of the segments, `[segments, k, dim]`, and of the span after each, `[segments, dim]`.
+
+        The latter are None where the horizon has no room for a span.
+        """
+        has_next = all(window.segments.horizon >= window.segments.span_tokens for window in self.windows)
+        gists = torch.cat(
+            [
+                encode_segments(gistnet, self.teacher, window.segments, prefill, with_next=has_next)
+                for window, prefill in self._prefilled_for(gistnet)
+            ]
+        )
+        return (gists[:, :-1], gists[:, -1]) if has_next else (gists, None)
+
+    def _prefilled_for(self, gistnet: GistNet) -> Iterator[tuple[HeldOutWindow, PrefillOutput | None]]:
+        """The windows, prefilled only for a GistNet that reads hidden states."""
         return ((window, None) for window in self.windows) if gistnet.hidden_state_layer is None else self._prefilled()
 
     def _prefilled(self) -> Iterator[tuple[HeldOutWindow, PrefillOutput]]:
         for _, parts in groupby(self.windows, lambda window: window.number):
             windows = list(parts)
-            read = self._read(windows[0])
-            yield from ((window, read) for window in windows)
+            prefill = self._prefill(windows[0])
+            yield from ((window, prefill) for window in windows)
 
-    def _read(self, window: HeldOutWindow) -> PrefillOutput:
-        if window.number in self._reads:
-            return self._reads[window.number]
-        read = self.teacher.prefill(window.segments.tokens, hidden_state_layer=self._states_after)
-        size = sum(tensor.nbytes for tensor in read.tensors())
+    def _prefill(self, window: HeldOutWindow) -> PrefillOutput:
+        if window.number in self._cache:
+            return self._cache[window.number]
+        prefill = self.teacher.prefill(window.segments.tokens, hidden_state_layer=self._hidden_state_layer)
+        size = sum(tensor.nbytes for tensor in prefill.tensors())
         if size <= self._room_bytes:
             self._room_bytes -= size
-            self._reads[window.number] = read
-        return read
+            self._cache[window.number] = prefill
+        return prefill
 
     def _per_segment(self, values: Sequence[object]) -> NDArray:
         return np.repeat(np.array(values), [len(window.segments.starts) for window in self.windows])

@@ -1,6 +1,6 @@
-"""The check that training makes at intervals: a GistNet on fixed held-out spans, beside drop and last token.
+"""Validation at intervals in training: a GistNet on fixed held-out spans, beside drop and last token.
 
-(Spec, Validation Protocol.)
+Spec, Validation Protocol.
 """
 
 from collections.abc import Mapping, Sequence
@@ -8,25 +8,24 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from gistnet.data.dataset import PreparedDataset
 from gistnet.data.sampling import SpanLayout, share_of, validation_windows
 from gistnet.errors import TrainingError
-from gistnet.evaluation import baselines, metrics
-from gistnet.evaluation.held_out import HeldOut, HeldOutWindow, Measured
+from gistnet.evaluation import baselines, metrics, substitution
+from gistnet.evaluation.held_out import HeldOut, Measured
+from gistnet.evaluation.resampling import populations
 from gistnet.model.gistnet import GistNet
-from gistnet.model.teacher import PrefillOutput, Teacher
-from gistnet.objective.branches import Positions, Replacements, gist_replacements
-from gistnet.objective.objective import encode_segments
+from gistnet.model.teacher import Teacher
+from gistnet.objective.branches import Positions
 
 
 class MeasuredShare(NamedTuple):
-    """What one process measures: of the segments of its windows, in their order."""
+    """Measurements of one process: of the segments of its windows, in their order."""
 
     losses: dict[str, Measured]
-    """By the end that their names have in a validation: "" after gists, and the baselines'."""
+    """After `gist`, `drop` and `last_token`."""
     gists: Tensor
     """`[segments, k, dim]`."""
     next_gists: Tensor | None
@@ -69,8 +68,8 @@ class Validator:
         processes: int = 1,
         hidden_state_layer: int | None = None,
     ) -> None:
-        self._teacher, self._positions = teacher, positions
-        self._weights = {domain: share for domain, share in sorted(probabilities.items()) if share > 0}
+        self._positions = positions
+        weights = {domain: share for domain, share in sorted(probabilities.items()) if share > 0}
         samples = validation_windows(
             dataset,
             layout,
@@ -78,12 +77,13 @@ class Validator:
             spans_per_document=spans_per_document,
             seed=seed,
             gists=gists_in_a_row,
-            domains=list(self._weights),
+            domains=list(weights),
         )
         segments, infos = [len(sample.starts) for sample in samples], [dataset.describe(s.window) for s in samples]
-        self._domains = np.repeat([info.domain for info in infos], segments)
         self._documents = np.repeat([info.document_id for info in infos], segments)
-        share = [samples[place] for place in share_of(range(len(samples)), rank, processes)]
+        domains = np.repeat([info.domain for info in infos], segments)
+        *self._domains, self._mixed = populations(domains, self._documents, weights)
+        share = [samples[index] for index in share_of(range(len(samples)), rank, processes)]
         self._held_out = (
             HeldOut(
                 teacher, dataset, share, layout, cache_gigabytes=cache_gigabytes, hidden_state_layer=hidden_state_layer
@@ -91,20 +91,16 @@ class Validator:
             if share
             else None
         )
-        baselines_of = {"_drop": self._drop, "_last_token": self._last_token}
-        self._baselines = {} if self._held_out is None else self._held_out.measure(baselines_of)
+        of_baselines = {"drop": (baselines.drop, positions), "last_token": (baselines.last_token, positions)}
+        self._baselines = {} if self._held_out is None else self._held_out.measure(of_baselines)
 
     @torch.no_grad()
     def measure(self, gistnet: GistNet) -> MeasuredShare | None:
         """Measure this process's windows; None where it has none."""
         if self._held_out is None:
             return None
-        gists, next_gists = self._encode(gistnet, self._held_out)
-
-        def placed(window: HeldOutWindow, read: PrefillOutput) -> Replacements:
-            return gist_replacements(window.segments, gists[window.rows], self._positions)
-
-        losses = self._held_out.measure({"": placed}) | self._baselines
+        gists, next_gists = self._held_out.encode_with_next(gistnet)
+        losses = self._held_out.measure({"gist": (gists, self._positions)}) | self._baselines
         return MeasuredShare(losses, gists.cpu(), None if next_gists is None else next_gists.cpu())
 
     def figures(self, shares: Sequence[MeasuredShare | None]) -> dict[str, float]:
@@ -120,74 +116,41 @@ class Validator:
         Raises:
             TrainingError: a loss is not finite; names the documents.
         """
-        measured, gists, next_gists = _whole([share for share in shares if share is not None])
-        self._require_finite(measured[""])
-        result: dict[str, float] = {}
-        horizon = measured[""].kl.shape[1]
+        losses, gists, next_gists = _whole([share for share in shares if share is not None])
+        self._require_finite(losses["gist"])
+        endings = {name: "" if name == "gist" else f"_{name}" for name in losses}
+        horizon = losses["gist"].kl.shape[1]
         whole = (1, horizon)
+        result: dict[str, float] = {}
         for offsets in metrics.offset_slices(horizon):
             part = "" if offsets == whole else f"_{offsets[0]}_{offsets[1]}"
-            kl = {name: self._mean(values.kl, offsets) for name, values in measured.items()}
-            result |= {f"kl{part}{name}": value for name, value in kl.items()}
-            result[f"recovered_kl{part}"] = float(metrics.recovered_share(kl[""], kl["_drop"]))
-        for name, values in measured.items():
-            result[f"delta_nll{name}"] = self._mean(values.delta_nll, whole)
-            substituted = metrics.substituted(metrics.mean_over_offsets(values.delta_nll, whole))
-            result[f"substitutability_rate{name}"] = self._weighted(substituted)
-        if len(self._weights) > 1:
-            for name, values in measured.items():
-                result |= self._by_domain(values, name)
-        return result | self._geometry(gists, next_gists)
-
-    def _drop(self, window: HeldOutWindow, read: PrefillOutput) -> Replacements:
-        return baselines.drop(self._teacher, window.segments)
-
-    def _last_token(self, window: HeldOutWindow, read: PrefillOutput) -> Replacements:
-        return baselines.last_token(self._teacher, window.segments, self._positions)
-
-    def _encode(self, gistnet: GistNet, held_out: HeldOut) -> tuple[Tensor, Tensor | None]:
-        """Gists of the windows' segments, `[segments, k, dim]`, and of the span after each, if the horizon has it."""
-        has_next = all(window.segments.horizon >= window.segments.span_tokens for window in held_out.windows)
-        gists = torch.cat(
-            [
-                encode_segments(gistnet, self._teacher, window.segments, read, with_next=has_next)
-                for window, read in held_out.read_for(gistnet)
-            ]
-        )
-        return (gists[:, :-1], gists[:, -1]) if has_next else (gists, None)
-
-    def _geometry(self, gists: Tensor, next_gists: Tensor | None) -> dict[str, float]:
-        last = gists[:, -1].double().cpu().numpy()
-        diversity = metrics.gist_diversity(last)
-        result = {
-            "gist_norm": float(gists.norm(dim=-1).mean()),
-            "gist_diversity": diversity,
-            "gist_variance": metrics.gist_variance(last),
-            "cosine_std": metrics.cosine_std(last),
-        }
-        if next_gists is not None:
-            both = np.concatenate([last, next_gists.double().cpu().numpy()])
-            pairs = np.arange(len(both)).reshape(2, -1).T
-            result["adjacent_distance"] = metrics.adjacent_distance(both, pairs)
-            result["contrastive_gap"] = diversity - result["adjacent_distance"]
-        return result
-
-    def _by_domain(self, measured: Measured, name: str) -> dict[str, float]:
-        rows = {domain: self._domains == domain for domain in self._weights}
-        kl = {f"kl_{domain}{name}": float(measured.kl[row].mean()) for domain, row in rows.items()}
-        return kl | {f"delta_nll_{domain}{name}": float(measured.delta_nll[row].mean()) for domain, row in rows.items()}
-
-    def _mean(self, values: NDArray[np.float64], offsets: tuple[int, int]) -> float:
-        return self._weighted(metrics.mean_over_offsets(values, offsets))
-
-    def _weighted(self, per_span: NDArray[np.float64]) -> float:
-        return float(sum(share * per_span[self._domains == domain].mean() for domain, share in self._weights.items()))
+            measures = substitution.measures(losses, offsets)
+            for metric in ("kl", "delta_nll", "substitutability_rate") if offsets == whole else ("kl",):
+                values = self._mixed.values(measures[metric])
+                result |= {f"{metric}{part}{endings[name]}": value for name, value in values.items()}
+            result[f"recovered_kl{part}"] = self._mixed.values(measures["recovered_kl"])["gist"]
+        if len(self._domains) > 1:
+            for domain in self._domains:
+                for name, measured in losses.items():
+                    result[f"kl_{domain.name}{endings[name]}"] = domain.mean(measured.kl)
+                    result[f"delta_nll_{domain.name}{endings[name]}"] = domain.mean(measured.delta_nll)
+        return result | _geometry(gists, next_gists)
 
     def _require_finite(self, measured: Measured) -> None:
         broken = ~np.isfinite(measured.kl + measured.delta_nll)
         if broken.any():
             documents = ", ".join(sorted(set(self._documents[broken.any(axis=1)].tolist())))
             raise TrainingError(f"The validation loss is not finite (documents: {documents})")
+
+
+def _geometry(gists: Tensor, next_gists: Tensor | None) -> dict[str, float]:
+    """Of the segments' gists `[segments, k, dim]`: the last of each, beside that of the span after it."""
+    last = gists[:, -1].double().cpu().numpy()
+    following = last[:0] if next_gists is None else next_gists.double().cpu().numpy()
+    return metrics.geometry(last, (last[: len(following)], following)) | {
+        "gist_norm": float(gists.norm(dim=-1).mean()),
+        "cosine_std": metrics.cosine_std(last),
+    }
 
 
 def _whole(shares: Sequence[MeasuredShare]) -> tuple[dict[str, Measured], Tensor, Tensor | None]:

@@ -174,7 +174,7 @@ def portable_config(config: RunConfig, name: str) -> RunConfig:
         first = parts.index(CHECKPOINTS_FOLDER) - 1 if CHECKPOINTS_FOLDER in parts else len(parts) - 1
         start_from = Path(*parts[max(first, 0) :])
     default_folder = DataConfig.model_fields["folder"].default
-    without = {"reconstruction": None, "contexts": ContextsConfig()}
+    without = {"reconstruction": False, "contexts": ContextsConfig()}
     return config.model_copy(
         update={
             "run_folder": Path("released") / name,

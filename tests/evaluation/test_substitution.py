@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from gistnet.evaluation.held_out import Measured
-from gistnet.evaluation.population import Population
+from gistnet.evaluation.resampling import Population
 from gistnet.evaluation.substitution import Substitution
 from gistnet.evaluation.token_kinds import KINDS
 from gistnet.settings import Target
@@ -28,7 +28,7 @@ def substitution(
     kinds_of_text = np.array(domains or ["narrative"] * len(documents))
     name = next(iter(shares)) if len(shares) == 1 else "mixed"
     population = Population(name, shares, kinds_of_text, np.array(documents), resamples=200, seed=0)
-    return Substitution(population, measured, "center", level, k)
+    return Substitution(population, measured, {"positions": "center", "level": level, "k": k})
 
 
 def test_by_offset_is_one_record_per_offset_with_all_baselines():
@@ -72,7 +72,7 @@ def test_each_loss_recovers_a_share_of_what_dropping_costs_of_it():
     costs = {"gist": (1.0, 1.5), "drop": (4.0, 3.0), "last_token": (3.5, 2.5)}
     measured = {name: Measured(*(np.full((2, 1), loss) for loss in losses)) for name, losses in costs.items()}
     population = Population("code", {"code": 1.0}, np.array(["code"] * 2), np.array([0, 1]), resamples=200, seed=0)
-    records = {record.name: record for record in Substitution(population, measured, "end", 0, 1).records(1)}
+    records = {record.name: record for record in Substitution(population, measured, {"positions": "end"}).records(1)}
     kl, delta_nll = records["recovered_kl"], records["recovered_delta_nll"]
     assert (kl.value, kl.baselines) == (0.75, {"drop": 0, "last_token": 0.125})
     assert (delta_nll.value, delta_nll.baselines) == (0.5, {"drop": 0, "last_token": pytest.approx(1 / 6)})

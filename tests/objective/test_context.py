@@ -7,7 +7,7 @@ import torch
 
 from gistnet.config import load_config
 from gistnet.errors import DataError
-from gistnet.evaluation.config import EvaluationConfig, PairTestConfig, ReconstructionConfig
+from gistnet.evaluation.config import EvaluationConfig
 from gistnet.evaluation.evaluator import evaluate
 from gistnet.model.config import GistNetConfig
 from gistnet.model.gistnet import GistNet
@@ -143,8 +143,8 @@ def test_it_is_trained_saved_and_judged_like_any_other(config_file: Path, tmp_pa
         horizons=(4,),
         resamples=100,
         positions=("end",),
-        pair_test=PairTestConfig(pairs=0),
-        reconstruction=ReconstructionConfig(documents=8, width=16, steps=2),
+        minimal_pairs=0,
+        reconstruction=True,
     )
     records = evaluate(run.teacher, again, run.dataset, config).records
     wanted = {"kl", "recovered_kl", "delta_nll", "gist_diversity", "attention_entropy", "reconstruction_ce"}

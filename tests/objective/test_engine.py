@@ -143,8 +143,8 @@ def test_kinds_of_replacements_give_the_same_states_together_as_each_by_itself(h
     read = teacher.prefill(segments.tokens)
     kinds = {
         "gists": gist_replacements(segments, random_gists(segments, teacher.hidden_size), "center"),
-        "token": baselines.last_token(teacher, dataclasses.replace(segments, gists=1), "end"),
-        "nothing": baselines.drop(teacher, segments),
+        "token": baselines.last_token(teacher, dataclasses.replace(segments, gists=1), read, "end"),
+        "nothing": baselines.drop(teacher, segments, read, "end"),
         "compact": gist_replacements(segments, random_gists(segments, teacher.hidden_size), "compact"),
         "tokens": Replacements(
             teacher.embed(segments.replaced),
@@ -321,6 +321,6 @@ def test_replacing_nothing_is_the_plain_model():
     tokens = torch.randint(3, 97, (1, 60), generator=torch.Generator().manual_seed(4))
     nothing = SegmentBatch(tokens, torch.tensor([0]), torch.tensor([20]), span_tokens=8, gists=0, horizon=6)
     read = teacher.prefill(tokens)
-    hidden = replaced_hidden(teacher, read, nothing, baselines.drop(teacher, nothing))
+    hidden = replaced_hidden(teacher, read, nothing, baselines.drop(teacher, nothing, read, "end"))
     plain = teacher.model(tokens, use_cache=False).logits[:, 19:25]
     torch.testing.assert_close(teacher.logits(hidden), plain)

@@ -79,7 +79,7 @@ def test_figures_stand_beside_their_baselines(run: Path, open_page: Open) -> Non
     kl = MetricRecord.model_validate(next(r for r in records(0) if r.positions == "end" and r.name == "kl"))
     for value in (kl.value, *(kl.interval or ()), *kl.baselines.values()):
         assert f"{value:.3f}" in row
-    assert {"Pair test", "Attention entropy", "ΔNLL by offset", "Reconstruction by position"} <= {
+    assert {"Minimal pairs", "Attention entropy", "ΔNLL by offset", "Reconstruction by position"} <= {
         text.strip() for text in page.locator("#results h3").all_inner_texts()
     }
     page.locator("#results select").first.select_option("code")

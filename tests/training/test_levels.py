@@ -11,7 +11,7 @@ import yaml
 from gistnet.config import RunConfig, load_config
 from gistnet.data.sampling import sample_batch
 from gistnet.errors import CheckpointError, ConfigError, DataError
-from gistnet.evaluation.config import EvaluationConfig, PairTestConfig
+from gistnet.evaluation.config import EvaluationConfig
 from gistnet.evaluation.evaluator import evaluate
 from gistnet.model.gistnet import GistNet
 from gistnet.session import open_run
@@ -22,7 +22,7 @@ from gistnet.training.trainer import fit
 from tests.conftest import tiny_values
 
 EVALUATION = EvaluationConfig(
-    documents=4, spans_per_document=2, horizons=(12,), resamples=100, map_documents=0, pair_test=PairTestConfig(pairs=0)
+    documents=4, spans_per_document=2, horizons=(12,), resamples=100, map_documents=0, minimal_pairs=0
 )
 
 

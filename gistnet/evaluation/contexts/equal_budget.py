@@ -24,9 +24,9 @@ from gistnet.context.assembly import Context, continued_mask
 from gistnet.context.plan import Plan, Raw, default_plan
 from gistnet.errors import ConfigError, DataError
 from gistnet.evaluation.config import EvaluationConfig
-from gistnet.evaluation.metrics import bootstrap_over_documents
-from gistnet.evaluation.records import Baseline, MetricRecord
-from gistnet.evaluation.resampling import Floats
+from gistnet.evaluation.metrics import Floats
+from gistnet.evaluation.records import MetricRecord
+from gistnet.evaluation.resampling import Measure, Population, itself
 from gistnet.model.teacher import Teacher
 from gistnet.objective.branches import Positions
 from gistnet.objective.losses import token_nll
@@ -202,7 +202,7 @@ def budget_record(
     fields: Mapping[str, Any],
     config: EvaluationConfig,
     *,
-    statistic: Callable[..., Any] = lambda mean: mean,
+    statistic: Callable[..., Any] = itself,
     given: tuple[Floats, ...] = (),
     baselines: Mapping[str, Floats] | None = None,
 ) -> MetricRecord:
@@ -215,15 +215,8 @@ def budget_record(
         statistic: of the mean of the column, or of a baseline, and the means of `given`.
         baselines: columns of the same by other contexts.
     """
-    means = [values.mean() for values in given]
-    sizes = {"n_spans": len(column), "n_documents": len(np.unique(documents))}
-    beside = {other: float(statistic(values.mean(), *means)) for other, values in (baselines or {}).items()}
-    return MetricRecord(
-        name=name,
-        value=float(statistic(column.mean(), *means)),
-        interval=bootstrap_over_documents(
-            (column, *given), documents, statistic, resamples=config.resamples, seed=config.seed
-        ),
-        baselines=cast(dict[Baseline, float], beside),
-        **{**sizes, **fields},
-    )
+    labels = dict(fields)
+    population = Population.of_domain(labels.pop("domain"), documents, resamples=config.resamples, seed=config.seed)
+    n_spans = labels.pop("n_spans", len(column))
+    record = population.record(name, Measure({"gist": column, **(baselines or {})}, given, statistic), **labels)
+    return record.model_copy(update={"n_spans": n_spans})

@@ -41,8 +41,8 @@ from gistnet.evaluation.contexts.equal_budget import (
 )
 from gistnet.evaluation.contexts.multiple_choice import multiple_choice, read_questions
 from gistnet.evaluation.contexts.retrieval import retrieval
+from gistnet.evaluation.metrics import Floats
 from gistnet.evaluation.records import MetricRecord
-from gistnet.evaluation.resampling import Floats
 from gistnet.evaluation.token_kinds import token_kinds
 from gistnet.model.gistnet import GistNet
 from gistnet.model.teacher import Teacher

@@ -24,8 +24,8 @@ from gistnet.errors import DataError, TeacherError
 from gistnet.evaluation.baselines import other_documents
 from gistnet.evaluation.config import EvaluationConfig
 from gistnet.evaluation.contexts.equal_budget import budget_record, compare, highest_level, mean_nll, share_right
+from gistnet.evaluation.metrics import Floats
 from gistnet.evaluation.records import MetricRecord
-from gistnet.evaluation.resampling import Floats
 from gistnet.model.teacher import Teacher
 from gistnet.model.tokenizer import TeacherTokenizer
 from gistnet.objective.branches import Positions

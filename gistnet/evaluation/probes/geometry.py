@@ -1,4 +1,4 @@
-"""What gists are like, whoever reads them: how far apart they lie, how long they are, what their slots look at.
+"""Geometry of gists and their attention: distances, lengths, and the entropy with which slots read their span.
 
 Spec, Secondary Metrics, 4 to 6. Nothing is predicted here, so that a thousand spans cost little.
 """
@@ -9,12 +9,14 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from gistnet.data.dataset import PreparedDataset
+from gistnet.errors import DataError
 from gistnet.evaluation import metrics
+from gistnet.evaluation.metrics import Floats
 from gistnet.evaluation.records import Baseline, MetricRecord, target_for
-from gistnet.evaluation.resampling import DocumentDraws, Floats
+from gistnet.evaluation.resampling import DocumentDraws, percentile_interval
 from gistnet.model.gistnet import GistNet
 from gistnet.model.span_context import SpanContext
 from gistnet.model.teacher import Teacher
@@ -96,8 +98,10 @@ def draw_spans(
     tokens = [
         read[window][start : start + span_tokens] for window, start in zip(drawn.tolist(), starts.tolist(), strict=True)
     ]
-    pairs = metrics.adjacent_pairs(place, index)
-    return DrawnSpans(np.stack(tokens), drawn, starts, dataset.documents[drawn], pairs)
+    follows = np.flatnonzero((np.diff(place) == 0) & (np.diff(index) == 1))
+    return DrawnSpans(
+        np.stack(tokens), drawn, starts, dataset.documents[drawn], np.stack([follows, follows + 1], axis=1)
+    )
 
 
 @torch.no_grad()
@@ -108,7 +112,7 @@ def encode_spans(teacher: Teacher, gistnet: GistNet, spans: DrawnSpans, dataset:
         ids = torch.from_numpy(spans.tokens[rows]).to(teacher.device)
         gists, attention = encode_with_attention(gistnet, teacher, ids, context)
         embeddings = teacher.embed(ids)
-        entropies = [metrics.attention_entropy(_array(of_slot)) for of_slot in attention]
+        entropies = [attention_entropy(_array(of_slot)) for of_slot in attention]
         vectors = (_array(gists[:, 0]), _array(embeddings[:, -1]), _array(embeddings.float().mean(dim=1)))
         parts.append(EncodedSpans(*vectors, entropies=np.stack(entropies, axis=1)))
     return EncodedSpans(*map(np.concatenate, zip(*parts, strict=True)))
@@ -132,7 +136,8 @@ def _passes(
 
 def figures_of(spans: DrawnSpans, encoded: EncodedSpans, *, resamples: int, seed: int | Sequence[int]) -> Figures:
     """Every measure of one domain's spans. What needs pairs is left out where there are none."""
-    gist, last_token, mean = (_geometry(vectors, spans.pairs) for vectors in encoded[:3])
+    first, second = spans.pairs.T
+    gist, last_token, mean = (metrics.geometry(vectors, (vectors[first], vectors[second])) for vectors in encoded[:3])
     draws = DocumentDraws(spans.documents, resamples, seed)
     in_pairs = np.unique(spans.pairs)
     resampled = _resampled_geometry(encoded.gists, spans.pairs, draws)
@@ -180,24 +185,29 @@ def geometry_records(figures: Mapping[str, Figures], *, positions: str, level: i
                 value=figure.value,
                 n_spans=figure.n_spans,
                 n_documents=figure.n_documents,
-                interval=None if figure.resampled is None else metrics.percentile_interval(figure.resampled),
+                interval=None if figure.resampled is None else percentile_interval(figure.resampled),
                 target=None if slot else target_for(name, domain=domain, level=level),
                 baselines=figure.baselines,
             )
 
 
-def _geometry(vectors: Floats, pairs: NDArray[np.int64]) -> dict[str, float]:
-    values = {}
-    if len(vectors) > 1:
-        values["gist_diversity"] = metrics.gist_diversity(vectors)
-    if len(pairs):
-        values["adjacent_distance"] = metrics.adjacent_distance(vectors, pairs)
-        values["contrastive_gap"] = metrics.contrastive_gap(vectors, pairs)
-    return values | {"gist_variance": metrics.gist_variance(vectors), "gist_norm": metrics.gist_norm(vectors)}
+def attention_entropy(probabilities: ArrayLike) -> Floats:
+    """Entropy in bits of `probabilities` [spans, heads, keys]: [spans, heads] (spec, Secondary Metrics, 6).
+
+    0 for a head that reads one key, log2(keys) for one that reads all alike.
+
+    Raises:
+        DataError: the probabilities of a span and head are negative or do not sum to 1.
+    """
+    shares = metrics.finite("probabilities", probabilities, 3)
+    if shares.min() < 0 or not np.allclose(shares.sum(axis=-1), 1, atol=1e-2):  # loose enough for bfloat16
+        raise DataError("Attention has negative shares or sums other than 1, expected probabilities over the keys.")
+    information = -np.log2(shares, where=shares > 0, out=np.zeros_like(shares))
+    return (shares * information).sum(axis=-1)
 
 
 def _resampled_geometry(vectors: Floats, pairs: NDArray[np.int64], draws: DocumentDraws) -> dict[str, Floats]:
-    """`_geometry` with the documents drawn anew, [resamples] each.
+    """`metrics.geometry` with the documents drawn anew, [resamples] each.
 
     A document that is drawn twice counts as two documents of the same kind: a pair of a span and its own copy would be
     a pair of equal gists such as there are none, so pairs of two draws of one document are left out, and diversity

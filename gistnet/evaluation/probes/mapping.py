@@ -15,7 +15,7 @@ from gistnet.evaluation.probes.span_map import MappedDocument, MappedSpan, Neigh
 from gistnet.model.gistnet import GistNet
 from gistnet.model.teacher import Teacher
 from gistnet.model.tokenizer import TeacherTokenizer
-from gistnet.objective.branches import Positions, gist_replacements
+from gistnet.objective.branches import Positions
 
 SPANS_PER_PASS = 32
 """Spans that run through the teacher at once; only memory and speed depend on it."""
@@ -62,9 +62,9 @@ def map_documents(
     first_slot, second_slot = attention.mean(dim=2).double().cpu().numpy()
     measured = held_out.measure(
         {
-            "gist": lambda window, read: gist_replacements(window.segments, gists[window.rows], positions),
-            "drop": lambda window, read: baselines.drop(teacher, window.segments),
-            "last_token": lambda window, read: baselines.last_token(teacher, window.segments, positions),
+            "gist": (gists, positions),
+            "drop": (baselines.drop, positions),
+            "last_token": (baselines.last_token, positions),
         }
     )
 

@@ -1,4 +1,4 @@
-"""The pair test: does the teacher, reading gists, still tell two nearly identical spans apart?
+"""Minimal pairs: does the teacher, reading gists, still tell two nearly identical spans apart?
 
 Each adversarial pair gives two trials. In a trial the teacher has read one text of the pair up to the end of its span,
 with gists in place of the last tokens, and is right when it finds the text's own continuation likelier than that of the
@@ -8,7 +8,6 @@ other text. The texts differ in one word, which a gist that only says what its s
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import cast
 
 import numpy as np
 import torch
@@ -18,9 +17,8 @@ from torch import Tensor
 from gistnet.data.synthetic import PAIR_KINDS, PairKind, adversarial_pairs
 from gistnet.errors import DataError, TeacherError
 from gistnet.evaluation import baselines
-from gistnet.evaluation.config import PairTestConfig
-from gistnet.evaluation.metrics import bootstrap_over_documents
-from gistnet.evaluation.records import Baseline, MetricRecord
+from gistnet.evaluation.records import MetricRecord
+from gistnet.evaluation.resampling import Measure, Population
 from gistnet.model.gistnet import GistNet
 from gistnet.model.span_context import SpanContext
 from gistnet.model.teacher import PrefillOutput, Teacher
@@ -30,6 +28,8 @@ from gistnet.objective.losses import token_nll
 from gistnet.objective.objective import encode
 
 DOMAIN = "adversarial"
+PAIRS_PER_PASS = 8
+"""Pairs that the teacher reads at once; only memory and speed depend on it."""
 
 
 @dataclass(frozen=True)
@@ -51,16 +51,17 @@ class TokenPair:
         return 0 < self.differing <= replaced_tokens <= min(map(len, self.contexts)) - sink_tokens
 
 
-def pair_test(
+def minimal_pairs(
     teacher: Teacher,
     gistnet: GistNet,
-    config: PairTestConfig,
+    count: int,
     *,
+    sink_tokens: int,
     positions: Sequence[Positions],
     seed: int = 0,
     resamples: int = 1000,
 ) -> list[MetricRecord]:
-    """How often the teacher prefers the continuation that fits the span it reads the gists of; chance is one half.
+    """Measure how often the teacher prefers the continuation that fits the gists it reads; chance is one half.
 
     In every trial the last k · K tokens before the continuation are replaced. k is one number for all pairs, the one
     that fits most (`gists_in_a_row`); the other pairs are left out, and the records count those that are not. Where the
@@ -76,17 +77,17 @@ def pair_test(
         DataError: fewer than two pairs fit.
     """
     if teacher.tokenizer is None:
-        raise TeacherError(f"{teacher.name} has no tokenizer, expected one for the pair test.")
+        raise TeacherError(f"{teacher.name} has no tokenizer, expected one for minimal pairs.")
     span = gistnet.config.span_tokens
-    candidates = token_pairs(teacher.tokenizer, config.pairs, seed)
-    k = gists_in_a_row(candidates, span, config.sink_tokens)
-    pairs = [pair for pair in candidates if pair.fits(k * span, config.sink_tokens)]
+    candidates = token_pairs(teacher.tokenizer, count, seed)
+    k = gists_in_a_row(candidates, span, sink_tokens)
+    pairs = [pair for pair in candidates if pair.fits(k * span, sink_tokens)]
     if len(pairs) < 2:
         raise DataError(
             f"Of {len(candidates)} adversarial pairs {len(pairs)} can be cut into spans of {span} tokens, expected two "
             "at least, for the shuffled baseline."
         )
-    gists = _gists(teacher, gistnet, pairs, k * span, config.pairs_per_pass)
+    gists = _gists(teacher, gistnet, pairs, k * span)
     others = gists[baselines.other_documents(torch.arange(len(pairs)).repeat_interleave(2), seed)]
 
     records = []
@@ -98,7 +99,6 @@ def pair_test(
             policy,
             span_tokens=span,
             gists=k,
-            pairs_per_pass=config.pairs_per_pass,
         )
         records += _records(right, [pair.kind for pair in pairs], policy, gistnet.level, k, seed, resamples)
     return records
@@ -137,13 +137,11 @@ def gists_in_a_row(pairs: Sequence[TokenPair], span_tokens: int, sink_tokens: in
 
 
 @torch.no_grad()
-def _gists(
-    teacher: Teacher, gistnet: GistNet, pairs: Sequence[TokenPair], replaced_tokens: int, pairs_per_pass: int
-) -> Tensor:
+def _gists(teacher: Teacher, gistnet: GistNet, pairs: Sequence[TokenPair], replaced_tokens: int) -> Tensor:
     """Gists of the last tokens of every context, `[trials, k, dim]`."""
     made = []
-    for first in range(0, len(pairs), pairs_per_pass):
-        contexts = [context for pair in pairs[first : first + pairs_per_pass] for context in pair.contexts]
+    for first in range(0, len(pairs), PAIRS_PER_PASS):
+        contexts = [context for pair in pairs[first : first + PAIRS_PER_PASS] for context in pair.contexts]
         replaced = torch.tensor([context[-replaced_tokens:] for context in contexts], device=teacher.device)
         where = None
         if gistnet.hidden_state_layer is not None:
@@ -164,15 +162,14 @@ def _right(
     *,
     span_tokens: int,
     gists: int,
-    pairs_per_pass: int,
 ) -> dict[str, NDArray[np.float64]]:
     """1 for each trial whose own continuation is the likelier, ½ for a tie: `[pairs, 2]` by what stood in.
 
     `vectors` `[trials, k, dim]`, by name, are placed as gists; beside them stand the baselines.
     """
     columns: dict[str, list[Tensor]] = {}
-    for first in range(0, len(pairs), pairs_per_pass):
-        batch = pairs[first : first + pairs_per_pass]
+    for first in range(0, len(pairs), PAIRS_PER_PASS):
+        batch = pairs[first : first + PAIRS_PER_PASS]
         contexts = [context for pair in batch for context in pair.contexts]
         # A trial's own continuation, then that of the other text.
         following = [tokens for pair in batch for both in pair.continuations for tokens in both]
@@ -182,33 +179,32 @@ def _right(
             SegmentBatch, _padded(contexts, teacher.device, more=1), windows, span_tokens=span_tokens, horizon=1
         )
         nothing, segments = cut(starts=ends, gists=0), cut(starts=ends - gists * span_tokens, gists=gists)
-        read = teacher.prefill(segments.tokens)
+        prefill = teacher.prefill(segments.tokens)
 
         rows = slice(2 * first, 2 * (first + len(batch)))
+        kinds = {"drop": baselines.drop, "last_token": baselines.last_token, "mean": baselines.mean}
         views = {
-            "full": (nothing, baselines.drop(teacher, nothing)),
-            "drop": (segments, baselines.drop(teacher, segments)),
-            "last_token": (segments, baselines.last_token(teacher, segments, policy)),
-            "mean": (segments, baselines.mean(teacher, segments, policy)),
+            name: (segments, gist_replacements(segments, of_trials[rows].repeat_interleave(2, dim=0), policy))
+            for name, of_trials in vectors.items()
         }
-        for name, of_trials in vectors.items():
-            views[name] = segments, gist_replacements(segments, of_trials[rows].repeat_interleave(2, dim=0), policy)
+        views |= {"full": (nothing, baselines.drop(teacher, nothing, prefill, policy))}
+        views |= {name: (segments, make(teacher, segments, prefill, policy)) for name, make in kinds.items()}
         for name, (replaced, by) in views.items():
-            own, other = _mean_nll(teacher, read, replaced, by, following).view(-1, 2, 2).unbind(dim=2)
+            own, other = _mean_nll(teacher, prefill, replaced, by, following).view(-1, 2, 2).unbind(dim=2)
             columns.setdefault(name, []).append((own < other) + (own == other) / 2)
     return {name: torch.cat(parts).double().cpu().numpy() for name, parts in columns.items()}
 
 
 def _mean_nll(
     teacher: Teacher,
-    read: PrefillOutput,
+    prefill: PrefillOutput,
     segments: SegmentBatch,
     replacements: Replacements,
     following: Sequence[Sequence[int]],
 ) -> Tensor:
     """Mean negative log-likelihood of what follows each branch, `[branches]`, nats per token."""
     tokens = _padded(following, teacher.device)
-    nll = token_nll(teacher, replaced_hidden(teacher, read, segments, replacements, tokens=tokens), tokens)
+    nll = token_nll(teacher, replaced_hidden(teacher, prefill, segments, replacements, tokens=tokens), tokens)
     lengths = torch.tensor([len(row) for row in following], device=teacher.device)[:, None]
     counted = torch.arange(tokens.shape[1], device=teacher.device) < lengths
     return (nll * counted).sum(dim=1) / lengths[:, 0]
@@ -234,21 +230,8 @@ def _records(
     for kind, rows in groups.items():
         if not rows.any():
             continue
-        accuracy = {name: float(trials[rows].mean()) for name, trials in right.items()}
+        measure = Measure({name: trials[rows].ravel() for name, trials in right.items()})
         pairs = np.repeat(np.flatnonzero(rows), 2)
-        records.append(
-            MetricRecord(
-                name="pair_accuracy",
-                domain=DOMAIN,
-                kind=kind,
-                positions=policy,
-                level=level,
-                k=k,
-                value=accuracy.pop("gist"),
-                n_spans=len(pairs),
-                n_documents=int(rows.sum()),
-                interval=bootstrap_over_documents(right["gist"][rows].ravel(), pairs, resamples=resamples, seed=seed),
-                baselines=cast(dict[Baseline, float], accuracy),
-            )
-        )
+        population = Population.of_domain(DOMAIN, pairs, resamples=resamples, seed=seed)
+        records.append(population.record("pair_accuracy", measure, kind=kind, positions=policy, level=level, k=k))
     return records

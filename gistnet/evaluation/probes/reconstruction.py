@@ -5,7 +5,7 @@ products with the teacher's own embedding table. Held-out documents are split in
 half is judged on the other, so that a release, which brings held-out documents only, can be measured too.
 """
 
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,12 +15,31 @@ from gistnet.data.dataset import PreparedDataset
 from gistnet.data.sampling import SpanLayout, validation_windows
 from gistnet.errors import DataError
 from gistnet.evaluation import baselines
-from gistnet.evaluation.config import ReconstructionConfig
 from gistnet.evaluation.held_out import HeldOut
-from gistnet.evaluation.metrics import bootstrap_over_documents
-from gistnet.evaluation.records import Baseline, MetricRecord
+from gistnet.evaluation.records import MetricRecord
+from gistnet.evaluation.resampling import Measure, Population
 from gistnet.model.gistnet import GistNet
 from gistnet.model.teacher import Teacher
+
+
+class Training(NamedTuple):
+    """Spans and training of the probe; the same for gists and baselines."""
+
+    documents: int = 64
+    """Held-out documents per domain, one window of each."""
+    spans_per_document: int = 24
+    """Spans of each window."""
+    width: int = 256
+    """Hidden units of the probe."""
+    steps: int = 300
+    """Steps of AdamW."""
+    tokens_per_step: int = 256
+    """Tokens predicted in a step."""
+    learning_rate: float = 3e-3
+    """The first; it falls to zero with a cosine."""
+
+
+TRAINING = Training()
 
 
 class Reconstructed(NamedTuple):
@@ -65,16 +84,16 @@ class Probe(nn.Module):
         return (self.out(hidden) + self.copied(offsets) * vectors) @ self.table.T * self.scale + self.log_frequencies
 
 
-def train_probe(vectors: Tensor, tokens: Tensor, table: Tensor, config: ReconstructionConfig, seed: int) -> Probe:
+def train_probe(vectors: Tensor, tokens: Tensor, table: Tensor, training: Training, seed: int) -> Probe:
     """Train a probe to read `tokens` `[spans, K]` from `vectors` `[spans, dim]`; the same for the same arguments."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        probe = Probe(vectors, tokens, table, config.width).to(vectors.device)
+        probe = Probe(vectors, tokens, table, training.width).to(vectors.device)
     generator = torch.Generator().manual_seed(seed)
-    optimiser = torch.optim.AdamW(probe.parameters(), lr=config.learning_rate, weight_decay=0.1)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, config.steps)
-    for _ in range(config.steps):
-        chosen = torch.randint(tokens.numel(), (config.tokens_per_step,), generator=generator).to(vectors.device)
+    optimiser = torch.optim.AdamW(probe.parameters(), lr=training.learning_rate, weight_decay=0.1)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, training.steps)
+    for _ in range(training.steps):
+        chosen = torch.randint(tokens.numel(), (training.tokens_per_step,), generator=generator).to(vectors.device)
         spans, offsets = chosen // tokens.shape[1], chosen % tokens.shape[1]
         optimiser.zero_grad()
         nn.functional.cross_entropy(probe(vectors[spans], offsets), tokens[spans, offsets]).backward()
@@ -99,10 +118,10 @@ def reconstruction(
     teacher: Teacher,
     gistnet: GistNet,
     dataset: PreparedDataset,
-    config: ReconstructionConfig,
     *,
     seed: int = 0,
     resamples: int = 1000,
+    training: Training = TRAINING,
 ) -> list[MetricRecord]:
     """Cross-entropy, accuracy and squared error with which a probe reads held-out spans from their gists.
 
@@ -114,7 +133,7 @@ def reconstruction(
     Raises:
         DataError: the spans are from fewer than four documents.
     """
-    held_out = _held_out(teacher, gistnet, dataset, config, seed)
+    held_out = _held_out(teacher, gistnet, dataset, training, seed)
     tokens = torch.cat([window.segments.replaced for window in held_out.windows])
     _, ranks = np.unique(held_out.documents, return_inverse=True)
     if ranks.max() < 3:
@@ -128,7 +147,7 @@ def reconstruction(
     for name, known in vectors.items():
         fields = torch.zeros(len(Reconstructed._fields), *tokens.shape, device=teacher.device)
         for judged, trained in (halves, reversed(halves)):
-            probe = train_probe(known[trained], tokens[trained], table, config, seed)
+            probe = train_probe(known[trained], tokens[trained], table, training, seed)
             fields[:, judged] = torch.stack(read_tokens(probe, known[judged], tokens[judged]))
         read[name] = Reconstructed(*fields)
     records = []
@@ -137,12 +156,10 @@ def reconstruction(
     return records
 
 
-def _held_out(
-    teacher: Teacher, gistnet: GistNet, dataset: PreparedDataset, config: ReconstructionConfig, seed: int
-) -> HeldOut:
+def _held_out(teacher: Teacher, gistnet: GistNet, dataset: PreparedDataset, training: Training, seed: int) -> HeldOut:
     layout = SpanLayout(span_tokens=gistnet.config.span_tokens, horizon_tokens=1)
     samples = validation_windows(
-        dataset, layout, documents=config.documents, spans_per_document=config.spans_per_document, seed=seed
+        dataset, layout, documents=training.documents, spans_per_document=training.spans_per_document, seed=seed
     )
     return HeldOut(teacher, dataset, samples, layout, cache_gigabytes=0, hidden_state_layer=gistnet.hidden_state_layer)
 
@@ -157,22 +174,8 @@ def _records(
     resamples: int,
 ) -> list[MetricRecord]:
     """The records of one domain, of the spans `rows` `[spans]`."""
-
-    def record(name: str, columns: dict[str, np.ndarray], token: int | None = None) -> MetricRecord:
-        means = {vector: float(column.mean()) for vector, column in columns.items()}
-        return MetricRecord(
-            name=name,
-            index=token,
-            domain=domain,
-            positions=gistnet.positions,
-            level=gistnet.level,
-            value=means.pop("gist"),
-            n_spans=int(rows.sum()),
-            n_documents=len(np.unique(documents[rows])),
-            interval=bootstrap_over_documents(columns["gist"], documents[rows], resamples=resamples, seed=seed),
-            baselines=cast(dict[Baseline, float], means),
-        )
-
+    population = Population.of_domain(domain, documents[rows], resamples=resamples, seed=seed)
+    labels: dict[str, Any] = {"positions": gistnet.positions, "level": gistnet.level}
     tables = {
         field: {name: getattr(values, field)[rows].double().cpu().numpy() for name, values in read.items()}
         for field in Reconstructed._fields
@@ -182,10 +185,11 @@ def _records(
         ("reconstruction_accuracy", "correct"),
         ("reconstruction_mse", "squared_error"),
     )
-    records = [
-        record(name, {vector: values.mean(axis=1) for vector, values in tables[field].items()}) for name, field in named
-    ]
+    records = []
+    for name, field in named:
+        measure = Measure({vector: values.mean(axis=1) for vector, values in tables[field].items()})
+        records.append(population.record(name, measure, **labels))
     for offset in range(gistnet.config.span_tokens):
-        at = {vector: values[:, offset] for vector, values in tables["correct"].items()}
-        records.append(record("reconstruction_accuracy", at, offset + 1))
+        measure = Measure({vector: values[:, offset] for vector, values in tables["correct"].items()})
+        records.append(population.record("reconstruction_accuracy", measure, index=offset + 1, **labels))
     return records

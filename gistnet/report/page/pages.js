@@ -95,7 +95,7 @@ function comparisonPage({ runs, differences }) {
 }
 
 const COMPARED = ["recovered_kl", "kl", "delta_nll", "substitutability_rate", "perplexity_ratio", "kl_below_last_token", "pair_accuracy", "gist_diversity", "adjacent_distance",
-  "contrastive_gap", "gist_variance", "attention_entropy", "reconstruction_accuracy", "reconstruction_ce", "reconstruction_mse", "bound_kl", "bound_recovered_kl", "share_of_bound", "gist_norm"];
+  "contrastive_gap", "gist_variance", "attention_entropy", "reconstruction_accuracy", "reconstruction_ce", "reconstruction_mse", "oracle_kl", "oracle_recovered_kl", "share_of_oracle", "gist_norm"];
 
 /** One selection of several runs: the headline, the table, and ΔNLL by offset. */
 function compared(runs, selection) {

@@ -2,7 +2,7 @@
 /* The evaluation of one run: every figure beside its baselines, under one selection. */
 
 const BASELINES = ["drop", "last_token", "surprisal_token", "mean", "shuffled", "gists_below", "full", "gist"];
-const APART = ["delta_nll_by_offset", "delta_nll_by_kind", "kl_by_kind", "bound_kl", "bound_recovered_kl", "share_of_bound"]; // have results of their own
+const APART = ["delta_nll_by_offset", "delta_nll_by_kind", "kl_by_kind", "oracle_kl", "oracle_recovered_kl", "share_of_oracle"]; // have results of their own
 
 function resultsSection(run) {
   const node = section("results", "Results", "Every figure beside what could be had for nothing, on the same held-out spans; intervals are 95 %, bootstrapped over documents.");
@@ -25,8 +25,8 @@ function shownResults(run, selection) {
     el("div", { class: "grid" }, byOffset(results, selection) ?? missing("ΔNLL by offset is not in results.json.", `gistnet evaluate ${run.path}`),
       run.map ? distribution(run.map, selection) : missing("The distribution over spans comes with the span map.", `gistnet evaluate ${run.path}`)),
     el("div", { class: "grid" }, ...byKind(results, selection, run.path)),
-    el("div", { class: "grid" }, geometry(results, selection, run.path), entropy(results, selection, run.path), pairTest(results, selection, run.path),
-      bound(results, selection, run.path), reconstruction(results, selection, run.path)),
+    el("div", { class: "grid" }, geometry(results, selection, run.path), entropy(results, selection, run.path), minimalPairs(results, selection, run.path),
+      oracle(results, selection, run.path), reconstruction(results, selection, run.path)),
   ];
 }
 
@@ -125,28 +125,28 @@ function entropy(results, selection, path) {
   });
 }
 
-function pairTest(results, selection, path) {
+function minimalPairs(results, selection, path) {
   const records = pick(results, "pair_accuracy", selection, ["positions", "level", "k"]);
-  if (!records.length) return missing("The pair test is not measured.", `gistnet evaluate ${path}`);
+  if (!records.length) return missing("Minimal pairs are not measured.", `gistnet evaluate ${path}`);
   return dotPlot({
-    title: "Pair test", unit: "share of pairs", range: [0, 1], references: [{ value: 0.5, label: "chance" }],
+    title: "Minimal pairs", unit: "share of pairs", range: [0, 1], references: [{ value: 0.5, label: "chance" }],
     note: "Of two spans that differ in one detail: does the model, reading the gist, prefer the continuation that fits?",
     rows: records.map((record) => recordRow(record, record.kind || "all", `${whole(record.n_spans)} spans`)),
   });
 }
 
 /** How near the gists come to the best vector that could be found for each span. */
-function bound(results, selection, path) {
-  const records = ["bound_kl", "bound_recovered_kl"].map((name) => pickOne(results, name, selection)).filter(Boolean);
-  if (!records.length) return missing("The bound, a vector optimised for each span, is not measured.", `gistnet evaluate ${path} --bound 8`);
-  const share = pickOne(results, "share_of_bound", selection);
+function oracle(results, selection, path) {
+  const records = ["oracle_kl", "oracle_recovered_kl"].map((name) => pickOne(results, name, selection)).filter(Boolean);
+  if (!records.length) return missing("Oracle vectors, optimised for each span, are not measured.", `gistnet evaluate ${path} --oracle 8`);
+  const share = pickOne(results, "share_of_oracle", selection);
   const reached = share ? ` Gists recover ${number(share.value)} of what it does${share.interval ? ` (${interval(share.interval)})` : ""}.` : "";
   return dotPlot({
-    title: "Optimised-vector bound", unit: "KL in nats per token, recovered as share of drop",
+    title: "Oracle vectors", unit: "KL in nats per token, recovered as share of drop",
     note: `A vector optimised for each span on continuations sampled from the teacher. ${measuredOn(records[0])}.${reached}`,
     rows: records.map((record) => ({
-      label: plain(record.name.slice("bound_".length)),
-      marks: [{ role: equal(4, "optimised vector"), value: record.value, interval: record.interval }, ...Object.entries(record.baselines).map(([role, value]) => ({ role, value }))],
+      label: plain(record.name.slice("oracle_".length)),
+      marks: [{ role: equal(4, "oracle vector"), value: record.value, interval: record.interval }, ...Object.entries(record.baselines).map(([role, value]) => ({ role, value }))],
     })),
   });
 }

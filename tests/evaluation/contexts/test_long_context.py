@@ -277,7 +277,7 @@ def test_held_out_documents_are_read_beyond_their_windows(tmp_path: Path):
     texts = {f"d{n}": "".join(chr(97 + (7 * n + k * k) % 26) for k in range(150 + 30 * n)) for n in range(20)}
     file = tmp_path / "tales.jsonl"
     file.write_text("".join(json.dumps({"id": name, "text": text}) + "\n" for name, text in texts.items()))
-    source = {"kind": "jsonl", "name": "tales", "domain": "narrative", "paths": [str(file)]}
+    source = {"kind": "files", "name": "tales", "domain": "narrative", "paths": [str(file)]}
     sizes = {"window_tokens": 100, "min_tokens": 40, "held_out_fraction": 0.5, "deduplicate": False}
     dataset = prepare(DataConfig(sources=[source], folder=tmp_path / "prepared", **sizes), ByteTokenizer())
     found = held_out_passages(dataset, "narrative", configured(min_tokens=300, max_tokens=1000))

@@ -13,6 +13,7 @@ from gistnet.evaluation import metrics
 from gistnet.evaluation.probes.geometry import (
     DrawnSpans,
     EncodedSpans,
+    attention_entropy,
     draw_spans,
     encode_spans,
     figures_of,
@@ -139,6 +140,22 @@ def test_entropies_are_of_what_the_slots_read_the_tokens_with(config_file, archi
             np.testing.assert_allclose(measured[:, slot, head], entropy, rtol=1e-4)
 
 
+def test_attention_entropy_is_in_bits_per_span_and_head():
+    """Head 0 reads one key, then all 32: 0 and 5 bits; head 1 halves two keys, then ½, ¼, ⅛, ⅛: 1 and 1.75."""
+    probabilities = np.zeros((2, 2, 32))
+    probabilities[0, 0, 3] = 1
+    probabilities[1, 0, :] = 1 / 32
+    probabilities[0, 1, :2] = 1 / 2
+    probabilities[1, 1, :4] = [1 / 2, 1 / 4, 1 / 8, 1 / 8]
+    np.testing.assert_allclose(attention_entropy(probabilities), [[0, 1], [5, 1.75]])
+
+
+@pytest.mark.parametrize("row", [[0.5, 0.4], [1.5, -0.5]])
+def test_attention_that_is_no_distribution_is_refused(row):
+    with pytest.raises(DataError, match="probabilities"):
+        attention_entropy([[row]])
+
+
 def test_figures_by_hand():
     """Two documents of two neighbours, at right angles to those of the other: as in the tests of the measures."""
     spans = spans_of([1, 1, 2, 2], [(0, 1), (2, 3)])
@@ -166,7 +183,8 @@ def test_intervals_are_those_of_the_plain_loop_over_drawn_documents():
     rng = np.random.default_rng(3)
     documents = np.sort(rng.integers(6, size=20))
     gists = rng.normal(loc=0.5, size=(20, 4)) + rng.normal(size=(6, 4))[documents]
-    pairs = metrics.adjacent_pairs(documents, np.arange(20))
+    first = np.flatnonzero(np.diff(documents) == 0)
+    pairs = np.stack([first, first + 1], axis=1)
     spans = spans_of(documents.tolist(), [tuple(pair) for pair in pairs.tolist()])
     figures = figures_of(spans, encoded(gists), resamples=5, seed=(1, 2))
     counts = DocumentDraws(documents, 5, (1, 2)).counts
@@ -186,14 +204,10 @@ def test_intervals_are_those_of_the_plain_loop_over_drawn_documents():
         ]
         rows = [row for _, _, row in drawn]
         neighbours = [pair for row in rows for pair in pairs if pair[0] == row]
-        adjacent = metrics.adjacent_distance(gists, np.array(neighbours))
-        expected = {
-            "gist_diversity": np.mean(distances),
-            "adjacent_distance": adjacent,
-            "contrastive_gap": np.mean(distances) - adjacent,
-            "gist_variance": metrics.gist_variance(gists[rows]),
-            "gist_norm": metrics.gist_norm(gists[rows]),
-        }
+        first, second = gists[np.array(neighbours)].transpose(1, 0, 2)
+        adjacent = metrics.adjacent_distance(first, second)
+        plain = metrics.geometry(gists[rows], (first, second))
+        expected = plain | {"gist_diversity": np.mean(distances), "contrastive_gap": np.mean(distances) - adjacent}
         resampled = {name: figures[name, "", None].resampled[draw] for name in expected}
         assert resampled == pytest.approx(expected)
 
@@ -231,7 +245,7 @@ def test_a_single_span_or_document_has_what_can_be_said_of_it():
 
 
 def test_gists_that_are_not_finite_are_refused():
-    with pytest.raises(DataError, match="gists holds 2 numbers of 4 that are NaN or infinite"):
+    with pytest.raises(DataError, match="NaN"):
         figures_of(spans_of([1, 2], []), encoded(np.array([[1.0, math.nan], [math.inf, 1.0]])), resamples=200, seed=0)
 
 

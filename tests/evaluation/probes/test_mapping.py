@@ -1,28 +1,16 @@
 """The span map against the evaluation of the same spans, and its text, neighbours and passes."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 
-from gistnet.config import load_config
-from gistnet.evaluation.config import EvaluationConfig, PairTestConfig
+from gistnet.evaluation.config import EvaluationConfig
 from gistnet.evaluation.evaluator import evaluate
 from gistnet.evaluation.probes.mapping import nearest_spans
 from gistnet.evaluation.probes.span_map import SpanMap
 from gistnet.objective.objective import encode_with_attention
-from gistnet.session import open_run
 
 K, H = 8, 12
-
-
-@pytest.fixture
-def run(config_file: Path):
-    """A run with a GistNet that is not at its beginning."""
-    run = open_run(load_config(config_file, ["teacher.precision=float64"]))
-    torch.nn.init.normal_(run.gistnet.w_out.weight, generator=torch.Generator().manual_seed(0))
-    return run
 
 
 # All spans of a window of 96 tokens are evaluated, so that the map's are among them.
@@ -33,7 +21,7 @@ CONFIG = EvaluationConfig(
     positions=("end", "center"),
     map_documents=3,
     resamples=100,
-    pair_test=PairTestConfig(pairs=0),
+    minimal_pairs=0,
 )
 
 

@@ -1,4 +1,4 @@
-"""The pair test against plain forwards of whole contexts, and how pairs are laid out."""
+"""Minimal pairs against plain forwards of whole contexts, and how pairs are laid out."""
 
 import zlib
 
@@ -8,8 +8,7 @@ import torch
 from gistnet.data.synthetic import adversarial_pairs
 from gistnet.errors import DataError, TeacherError
 from gistnet.evaluation import baselines
-from gistnet.evaluation.config import PairTestConfig
-from gistnet.evaluation.probes.minimal_pairs import TokenPair, _mean_nll, gists_in_a_row, pair_test, token_pairs
+from gistnet.evaluation.probes.minimal_pairs import TokenPair, _mean_nll, gists_in_a_row, minimal_pairs, token_pairs
 from gistnet.model.config import GistNetConfig
 from gistnet.model.gistnet import GistNet
 from gistnet.model.span_context import SpanContext
@@ -21,7 +20,9 @@ from gistnet.objective.reference import reference_replaced_hidden
 from tests.teachers import tiny_teacher
 from tests.tokenizers import sentencepiece_like
 
-CONFIG = PairTestConfig(pairs=14, pairs_per_pass=4)
+
+def measure(teacher, gistnet, *policies: str, sink_tokens: int = 4, seed: int = 0):
+    return minimal_pairs(teacher, gistnet, 14, sink_tokens=sink_tokens, positions=policies, seed=seed)
 
 
 class Words:
@@ -94,7 +95,7 @@ def either(request, teacher, gistnet) -> GistNet:
 
 def test_accuracies_are_those_of_plain_forwards(teacher, either):
     gistnet = either
-    records = pair_test(teacher, gistnet, CONFIG, positions=["center"])
+    records = measure(teacher, gistnet, "center")
     candidates = token_pairs(teacher.tokenizer, 14, seed=0)
     k = gists_in_a_row(candidates, 16, 4)
     pairs = [pair for pair in candidates if pair.fits(16 * k, 4)]
@@ -117,7 +118,9 @@ def test_a_continuation_costs_the_mean_of_its_own_tokens(teacher):
     context, following = [*range(20, 32)], [[5, 6], [7, 8, 9, 10, 11]]
     tokens, windows, ends = torch.tensor([[*context, 0]]), torch.tensor([0, 0]), torch.tensor([12, 12])
     nothing = SegmentBatch(tokens, windows, ends, span_tokens=16, gists=0, horizon=1)
-    costs = _mean_nll(teacher, teacher.prefill(tokens), nothing, baselines.drop(teacher, nothing), following)
+    prefill = teacher.prefill(tokens)
+    dropped = baselines.drop(teacher, nothing, prefill, "end")
+    costs = _mean_nll(teacher, prefill, nothing, dropped, following)
     for cost, row in zip(costs.tolist(), following, strict=True):
         hidden = teacher.model.base_model(torch.tensor([context + row])).last_hidden_state[0, 11:-1]
         assert cost == pytest.approx(mean_nll(teacher, hidden, torch.tensor(row)))
@@ -125,12 +128,12 @@ def test_a_continuation_costs_the_mean_of_its_own_tokens(teacher):
 
 def test_where_the_span_is_dropped_both_trials_are_one_and_one_of_them_is_wrong(teacher, gistnet):
     """One token per word: texts that differ in a number or a name are of the same length, and so are their rests."""
-    by_kind = {r.kind: r for r in pair_test(teacher, gistnet, CONFIG, positions=["center"])}
+    by_kind = {r.kind: r for r in measure(teacher, gistnet, "center")}
     assert by_kind["number"].baselines["drop"] == by_kind["name"].baselines["drop"] == 0.5
 
 
 def test_every_policy_has_its_records_and_they_are_the_same_every_time(teacher, gistnet):
-    first, second = (pair_test(teacher, gistnet, CONFIG, positions=["end", "compact"], seed=3) for _ in range(2))
+    first, second = (measure(teacher, gistnet, "end", "compact", seed=3) for _ in range(2))
     assert first == second
     assert [r.positions for r in first if not r.kind] == ["end", "compact"]
     assert first[0].baselines["full"] == first[4].baselines["full"]
@@ -186,8 +189,8 @@ def test_the_number_of_gists_fits_most_pairs():
 
 
 def test_a_teacher_without_tokenizer_and_texts_without_room_are_refused(teacher, gistnet):
-    with pytest.raises(DataError, match="Of 14 adversarial pairs 0 can be cut into spans of 16 tokens"):
-        pair_test(teacher, gistnet, CONFIG.model_copy(update={"sink_tokens": 500}), positions=["center"])
+    with pytest.raises(DataError, match="pairs"):
+        measure(teacher, gistnet, "center", sink_tokens=500)
     teacher.tokenizer = None
     with pytest.raises(TeacherError, match="no tokenizer"):
-        pair_test(teacher, gistnet, CONFIG, positions=["center"])
+        measure(teacher, gistnet, "center")

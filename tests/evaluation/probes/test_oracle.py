@@ -9,17 +9,18 @@ from gistnet.config import load_config
 from gistnet.data.sampling import SpanLayout, WindowSample, validation_windows
 from gistnet.errors import DataError, StorageError
 from gistnet.evaluation import baselines
-from gistnet.evaluation.config import BoundConfig
 from gistnet.evaluation.held_out import HeldOut
-from gistnet.evaluation.probes.optimised_vector import (
+from gistnet.evaluation.probes.oracle import (
+    Search,
+    choose_spans,
     context_of,
     find_vectors,
     optimised_vector,
+    oracle_records,
     read_vectors,
     sample_continuations,
     span_generator,
 )
-from gistnet.evaluation.probes.oracle import choose_spans, optimised_bound
 from gistnet.objective.branches import SegmentBatch, gist_replacements
 from gistnet.objective.losses import token_losses
 from gistnet.objective.reference import reference_original_hidden, reference_replaced_hidden
@@ -27,9 +28,7 @@ from gistnet.session import open_run
 from tests.teachers import FAMILIES, tiny_teacher
 
 LAYOUT = SpanLayout(span_tokens=8, horizon_tokens=6)
-CONFIG = BoundConfig(
-    spans=3, samples=16, samples_to_judge=8, samples_per_step=8, steps=40, learning_rate=0.05, judge_every_steps=8
-)
+SEARCH = Search(samples=16, samples_to_judge=8, samples_per_step=8, steps=40, learning_rate=0.05, judge_every_steps=8)
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -70,9 +69,9 @@ def written_out_kl(teacher, vector, tokens) -> float:
 @torch.no_grad()
 def test_the_vector_is_better_than_the_last_token_on_continuations_it_never_saw():
     teacher = tiny_teacher("llama")
-    config = CONFIG.model_copy(update={"samples": 64, "samples_to_judge": 32, "samples_per_step": 16, "steps": 60})
+    search = SEARCH._replace(samples=64, samples_to_judge=32, samples_per_step=16, steps=60)
     with torch.enable_grad():
-        vector = optimised_vector(teacher, context(), LAYOUT, config, positions="center", generator=seeded(2))
+        vector = optimised_vector(teacher, context(), LAYOUT, search, positions="center", generator=seeded(2))
     fresh, _ = sample_continuations(teacher, context(), 48, 6, seeded(77))
     last = teacher.embed(context()[-1])
     assert written_out_kl(teacher, vector, fresh) < 0.9 * written_out_kl(teacher, last, fresh)
@@ -80,8 +79,8 @@ def test_the_vector_is_better_than_the_last_token_on_continuations_it_never_saw(
 
 def test_steps_that_lead_astray_are_not_kept():
     teacher = tiny_teacher("llama")
-    config = CONFIG.model_copy(update={"learning_rate": 1e4, "steps": 6})
-    vector = optimised_vector(teacher, context(), LAYOUT, config, positions="end", generator=seeded(2))
+    search = SEARCH._replace(learning_rate=1e4, steps=6)
+    vector = optimised_vector(teacher, context(), LAYOUT, search, positions="end", generator=seeded(2))
     assert torch.equal(vector, teacher.embed(context()[-1]))
 
 
@@ -98,12 +97,12 @@ def test_continuations_that_no_step_saw_choose_the_vector(monkeypatch):
         rows = torch.arange(count)
         window = torch.cat([context.expand(count, -1), tokens], dim=1)
         segments = SegmentBatch(window, rows, torch.full((count,), 22), span_tokens=8, gists=1, horizon=length)
-        vectors = torch.where((rows < CONFIG.samples)[:, None], embedding, state)[:, None]
+        vectors = torch.where((rows < SEARCH.samples)[:, None], embedding, state)[:, None]
         replacements = gist_replacements(segments, vectors, "end")
         return tokens, torch.stack([reference_replaced_hidden(teacher, segments, replacements, row) for row in rows])
 
-    monkeypatch.setattr("gistnet.evaluation.probes.optimised_vector.sample_continuations", made_up)
-    vector = optimised_vector(teacher, context(), LAYOUT, CONFIG, positions="end", generator=seeded(2))
+    monkeypatch.setattr("gistnet.evaluation.probes.oracle.sample_continuations", made_up)
+    vector = optimised_vector(teacher, context(), LAYOUT, SEARCH, positions="end", generator=seeded(2))
     assert torch.equal(vector, state)
 
 
@@ -121,10 +120,10 @@ def test_steps_read_the_continuations_in_turn_and_become_smaller(monkeypatch):
             rates.append(self.param_groups[0]["lr"])
             super().step()
 
-    monkeypatch.setattr("gistnet.evaluation.probes.optimised_vector.token_losses", reading)
+    monkeypatch.setattr("gistnet.evaluation.probes.oracle.token_losses", reading)
     monkeypatch.setattr("torch.optim.Adam", Adam)
-    teacher, config = tiny_teacher("llama"), CONFIG.model_copy(update={"steps": 3})
-    optimised_vector(teacher, context(), LAYOUT, config, positions="end", generator=seeded(2))
+    teacher, search = tiny_teacher("llama"), SEARCH._replace(steps=3)
+    optimised_vector(teacher, context(), LAYOUT, search, positions="end", generator=seeded(2))
     tokens, _ = sample_continuations(teacher, context(), 24, 6, seeded(2))
     assert torch.equal(torch.cat(read), tokens[[*range(16), *range(8)]])
     assert [rate / rates[0] for rate in rates] == pytest.approx([1, 0.75, 0.25])
@@ -148,7 +147,7 @@ def test_the_true_continuation_changes_nothing_in_the_vector(run):
     def vector() -> torch.Tensor:
         generator = span_generator(window, seed=0)
         return optimised_vector(
-            run.teacher, context_of(window), run.stages[0].layout, CONFIG, positions="center", generator=generator
+            run.teacher, context_of(window), run.stages[0].layout, SEARCH, positions="center", generator=generator
         )
 
     first = vector()
@@ -160,27 +159,28 @@ def test_the_true_continuation_changes_nothing_in_the_vector(run):
     assert not torch.equal(vector(), first)
 
 
-def test_the_records_hold_bound_gist_and_baselines_of_the_same_spans(run):
+def test_the_records_hold_oracle_gist_and_baselines_of_the_same_spans(run):
     torch.nn.init.normal_(run.gistnet.w_out.weight, generator=seeded(0))
-    records = optimised_bound(
+    records = oracle_records(
         run.teacher,
         run.gistnet,
         run.dataset,
         samples_of(run),
         run.stages[0].layout,
-        CONFIG,
+        spans=3,
+        search=SEARCH,
         positions="center",
         resamples=100,
     )
     assert [(r.name, r.offsets) for r in records] == [
         (name, offsets)
         for offsets in ((1, 12), (1, 8), (9, 12))
-        for name in ("bound_kl", "bound_recovered_kl", "share_of_bound")
+        for name in ("oracle_kl", "oracle_recovered_kl", "share_of_oracle")
     ]
     chosen = HeldOut(
         run.teacher, run.dataset, choose_spans(run.dataset, samples_of(run), 3), run.stages[0].layout, cache_gigabytes=0
     )
-    drop = chosen.measure({"drop": lambda window, read: baselines.drop(run.teacher, window.segments)})["drop"].kl
+    drop = chosen.measure({"drop": (baselines.drop, "end")})["drop"].kl
     for kl, recovered, share in zip(records[::3], records[1::3], records[2::3], strict=True):
         assert (kl.n_spans, kl.n_documents, kl.positions) == (3, 3, "center")
         assert kl.baselines.keys() == recovered.baselines.keys() == {"gist", "drop", "last_token"}
@@ -196,45 +196,43 @@ def test_the_records_hold_bound_gist_and_baselines_of_the_same_spans(run):
 
 
 def test_vectors_that_were_found_are_kept_and_not_looked_for_again(run, tmp_path, monkeypatch):
-    kept = CONFIG.model_copy(update={"vectors": tmp_path / "made" / "vectors.safetensors", "steps": 3})
+    search, file = SEARCH._replace(steps=3), tmp_path / "made" / "vectors.safetensors"
     layout = run.stages[0].layout
     windows = HeldOut(
         run.teacher, run.dataset, choose_spans(run.dataset, samples_of(run), 3), layout, cache_gigabytes=0
     ).windows
     looked_for = []
 
-    def search(teacher, context, *arguments, **options):
+    def find(teacher, context, *arguments, **options):
         if len(looked_for) == 2:
             raise KeyboardInterrupt  # as if the third were never found
         looked_for.append(context)
         return optimised_vector(teacher, context, *arguments, **options)
 
-    monkeypatch.setattr("gistnet.evaluation.probes.optimised_vector.optimised_vector", search)
+    monkeypatch.setattr("gistnet.evaluation.probes.oracle.optimised_vector", find)
     with pytest.raises(KeyboardInterrupt):
-        find_vectors(run.teacher, windows, layout, kept, positions="end")
+        find_vectors(run.teacher, windows, layout, file, search, positions="end")
     looked_for.clear()
-    found = find_vectors(run.teacher, windows, layout, kept, positions="end")
+    found = find_vectors(run.teacher, windows, layout, file, search, positions="end")
     assert len(looked_for) == 1
     assert torch.equal(looked_for[0], context_of(windows[2]))
-    again = find_vectors(run.teacher, windows[::-1], layout, kept, positions="end")
+    again = find_vectors(run.teacher, windows[::-1], layout, file, search, positions="end")
     assert torch.equal(again, found.flip(0))
     assert len(looked_for) == 1
-    monkeypatch.setattr("gistnet.evaluation.probes.optimised_vector.optimised_vector", optimised_vector)
-    plain = kept.model_copy(update={"vectors": None})
-    assert torch.equal(find_vectors(run.teacher, windows, layout, plain, positions="end"), found)
-    longer = kept.model_copy(update={"steps": 20})
-    assert not torch.equal(find_vectors(run.teacher, windows, layout, longer, positions="end"), found)
+    monkeypatch.setattr("gistnet.evaluation.probes.oracle.optimised_vector", optimised_vector)
+    assert torch.equal(find_vectors(run.teacher, windows, layout, None, search, positions="end"), found)
+    assert not torch.equal(
+        find_vectors(run.teacher, windows, layout, file, SEARCH._replace(steps=20), positions="end"), found
+    )
 
 
 def test_a_file_that_holds_no_such_vectors_is_refused(tmp_path):
     path = tmp_path / "vectors.safetensors"
     path.write_bytes(b"not at all")
-    with pytest.raises(
-        DataError, match=r"vectors\.safetensors is no file of optimised vectors .*expected one in safet"
-    ):
+    with pytest.raises(DataError, match=r"vectors\.safetensors is no file of oracle vectors .*expected one in safet"):
         read_vectors(path, 32)
     save_file({"one": torch.zeros(16)}, path)
-    with pytest.raises(DataError, match=r"vectors\.safetensors holds vectors \[16\], expected \[32\]"):
+    with pytest.raises(DataError, match="holds"):
         read_vectors(path, 32)
     with pytest.raises(StorageError, match="Could not read"):
         read_vectors(tmp_path, 32)

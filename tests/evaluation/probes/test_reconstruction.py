@@ -6,14 +6,11 @@ import torch
 
 from gistnet.config import load_config
 from gistnet.errors import DataError
-from gistnet.evaluation.config import ReconstructionConfig
 from gistnet.evaluation.probes import reconstruction as module
-from gistnet.evaluation.probes.reconstruction import reconstruction, train_probe
+from gistnet.evaluation.probes.reconstruction import Training, reconstruction, train_probe
 from gistnet.session import open_run
 
-CONFIG = ReconstructionConfig(
-    documents=24, spans_per_document=11, width=32, steps=300, tokens_per_step=64, learning_rate=1e-2
-)
+TRAINING = Training(documents=24, spans_per_document=11, width=32, steps=300, tokens_per_step=64, learning_rate=1e-2)
 
 
 @pytest.fixture
@@ -21,8 +18,8 @@ def run(config_file):
     return open_run(load_config(config_file, ("data.held_out_fraction=0.5",)))
 
 
-def measure(run, config=CONFIG):
-    return reconstruction(run.teacher, run.gistnet, run.dataset, config, seed=1, resamples=100)
+def measure(run, training=TRAINING):
+    return reconstruction(run.teacher, run.gistnet, run.dataset, training=training, seed=1, resamples=100)
 
 
 def test_an_untrained_gistnet_says_what_its_last_token_says(run):
@@ -63,8 +60,8 @@ def test_no_probe_is_judged_on_documents_that_it_was_trained_on(run, monkeypatch
 
     monkeypatch.setattr(module, "train_probe", training)
     monkeypatch.setattr(module, "read_tokens", judging)
-    measure(run, CONFIG.model_copy(update={"steps": 1}))
-    held_out = module._held_out(run.teacher, run.gistnet, run.dataset, CONFIG, seed=1)
+    measure(run, TRAINING._replace(steps=1))
+    held_out = module._held_out(run.teacher, run.gistnet, run.dataset, TRAINING, seed=1)
     everything = torch.cat([window.segments.replaced for window in held_out.windows])
     for one, other in zip(trained, judged, strict=True):
         assert len(one) + len(other) == len(everything)
@@ -75,4 +72,4 @@ def test_no_probe_is_judged_on_documents_that_it_was_trained_on(run, monkeypatch
 
 def test_three_held_out_documents_are_too_few(run):
     with pytest.raises(DataError, match="four"):
-        measure(run, CONFIG.model_copy(update={"documents": 3}))
+        measure(run, TRAINING._replace(documents=3))
