@@ -13,13 +13,13 @@ from benchmarks.flops import TeacherSize, engine_flops
 from benchmarks.machine import now, peak_megabytes, reset_peak, timed
 from benchmarks.workload import Branches, all_starts, build_gistnet, build_teacher, engine, loop, read_text, spread
 from gistnet.context.assembly import Context, continue_context
+from gistnet.model.encoder import SpanEncoder
 from gistnet.model.gistnet import GistNet
 from gistnet.model.prefix_attention import largest_difference_of_kernels
 from gistnet.model.teacher import Teacher
 from gistnet.objective.branches import gist_replacements, replaced_hidden
 from gistnet.objective.config import ObjectiveConfig
 from gistnet.objective.losses import largest_difference_of_kernel, token_losses
-from gistnet.objective.objective import encode
 
 ENGINE_REPEATS = {"cpu": 1, "cuda": 3}
 MOST_LOOP_SPANS = 8
@@ -110,13 +110,13 @@ def _marks(teacher: Teacher, gistnet: GistNet, branches: Branches) -> list[float
     marks = [now(device)]
     read = teacher.prefill(branches.tokens)
     marks.append(now(device))
-    gists = encode(gistnet, teacher, segments.replaced)
+    gists = SpanEncoder(teacher, gistnet).encode(segments.replaced)
     marks.append(now(device))
     replacements = gist_replacements(segments, gists.detach().requires_grad_(), objective.positions)
     hidden = replaced_hidden(teacher, read, segments, replacements)
     marks.append(now(device))
     original = segments.original_hidden(read)
-    losses = token_losses(teacher, original, hidden, segments.targets, chunk_tokens=objective.chunk_tokens)
+    losses = token_losses(teacher, original, hidden, segments.targets)
     marks.append(now(device))
     losses.kl.sum().backward()
     marks.append(now(device))

@@ -61,9 +61,9 @@ from gistnet.context.plan import Plan, Raw
 from gistnet.evaluation.contexts.equal_budget import gist_plan
 from gistnet.files import write_json
 from gistnet.machine import describe_machine
+from gistnet.model.encoder import encoding_precision
 from gistnet.model.gistnet import GistNet
 from gistnet.model.teacher import Teacher
-from gistnet.objective.objective import encoding_precision
 from gistnet.tree.document import compress
 from gistnet.tree.gist_encoder import GistEncoder
 

@@ -30,10 +30,10 @@ from gistnet.evaluation.resampling import DocumentDraws, percentile_interval
 from gistnet.files import write_json
 from gistnet.machine import describe_machine
 from gistnet.model.config import GistNetConfig
+from gistnet.model.encoder import SpanEncoder
 from gistnet.model.gistnet import GistNet
 from gistnet.model.teacher import PrefillOutput, Teacher
 from gistnet.objective.branches import Positions, Replacements, SegmentBatch, gist_replacements
-from gistnet.objective.objective import encode
 from gistnet.preparation import prepare_data
 from gistnet.session import load_teacher
 
@@ -59,7 +59,7 @@ def gist_replacements_of(
     gistnet: GistNet, teacher: Teacher, segments: SegmentBatch, prefill: PrefillOutput, positions: Positions
 ) -> Replacements:
     """Gists of a GistNet."""
-    return gist_replacements(segments, encode(gistnet, teacher, segments.replaced), positions)
+    return gist_replacements(segments, SpanEncoder(teacher, gistnet).encode(segments.replaced), positions)
 
 
 def untrained(teacher: Teacher, token_layers: int, layers: int, scale: float) -> GistNet:

@@ -16,12 +16,12 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from gistnet.machine import keep_freed_memory
 from gistnet.model.config import GistNetConfig, TeacherConfig
 from gistnet.model.embedded_teacher import EMBEDDED_TEACHER
+from gistnet.model.encoder import SpanEncoder
 from gistnet.model.gistnet import GistNet
 from gistnet.model.teacher import PrefillOutput, Teacher
 from gistnet.objective.branches import SegmentBatch, gist_replacements
 from gistnet.objective.config import ObjectiveConfig
-from gistnet.objective.losses import token_losses
-from gistnet.objective.objective import branch_losses, encode
+from gistnet.objective.losses import branch_losses, token_losses
 from gistnet.objective.reference import reference_original_hidden, reference_replaced_hidden
 
 SPAN, SINK = 32, 4
@@ -156,7 +156,7 @@ def loop(teacher: Teacher, gistnet: GistNet, branches: Branches, *, cached: bool
         if cached and original is None:
             original = teacher.prefill(branches.tokens)
         states = one.original_hidden(original) if original else reference_original_hidden(teacher, one, 0)[None]
-        gists = encode(gistnet, teacher, one.replaced)
+        gists = SpanEncoder(teacher, gistnet).encode(one.replaced)
         replaced = reference_replaced_hidden(teacher, one, gist_replacements(one, gists, "end"), 0)[None]
         kl = token_losses(teacher, states, replaced, one.targets).kl.mean()
         kl.backward()
@@ -173,9 +173,9 @@ def engine(
     """
     read = teacher.prefill(branches.tokens) if read is None else read
     objective = ObjectiveConfig(horizon_tokens=branches.horizon)
-    kls = []
+    encoder, kls = SpanEncoder(teacher, gistnet), []
     for first in range(0, len(branches), branches_per_pass):
-        losses = branch_losses(teacher, gistnet, read, branches.segments(first, branches_per_pass), objective)
+        losses = branch_losses(encoder, read, branches.segments(first, branches_per_pass), objective)
         losses.total.sum().backward()
         kls.append(losses.kl)  # read at the end, so that no pass waits for the one before
     return list(torch.cat(kls).tolist())

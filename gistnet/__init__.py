@@ -14,10 +14,9 @@ if TYPE_CHECKING:
     from gistnet.context.generate import generate
     from gistnet.context.plan import default_plan
     from gistnet.evaluation.evaluator import evaluate
+    from gistnet.model.encoder import SpanEncoder
     from gistnet.model.gistnet import GistNet
-    from gistnet.model.span_context import SpanContext
     from gistnet.model.teacher import Teacher
-    from gistnet.objective.objective import encode
     from gistnet.preparation import prepare_data
     from gistnet.report.report import write_comparison, write_report
     from gistnet.session import open_trained, train
@@ -29,13 +28,12 @@ __all__ = [
     "GistEncoder",
     "GistNet",
     "GistTree",
-    "SpanContext",
+    "SpanEncoder",
     "Teacher",
     "__version__",
     "assemble",
     "compress",
     "default_plan",
-    "encode",
     "evaluate",
     "generate",
     "load_config",
@@ -50,12 +48,11 @@ _HOMES = {
     "GistEncoder": "gistnet.tree.gist_encoder",
     "GistNet": "gistnet.model.gistnet",
     "GistTree": "gistnet.tree.tree",
-    "SpanContext": "gistnet.model.span_context",
+    "SpanEncoder": "gistnet.model.encoder",
     "Teacher": "gistnet.model.teacher",
     "assemble": "gistnet.context.assembly",
     "compress": "gistnet.tree.document",
     "default_plan": "gistnet.context.plan",
-    "encode": "gistnet.objective.objective",
     "evaluate": "gistnet.evaluation.evaluator",
     "generate": "gistnet.context.generate",
     "load_config": "gistnet.config",

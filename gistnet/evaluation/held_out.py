@@ -12,12 +12,11 @@ from torch import Tensor
 from gistnet.data.dataset import PreparedDataset, WindowInfo
 from gistnet.data.sampling import SpanLayout, WindowSample
 from gistnet.evaluation.baselines import Baseline, vectors_in_place
+from gistnet.model.encoder import SpanEncoder
 from gistnet.model.gistnet import GistNet
-from gistnet.model.span_context import SpanContext
 from gistnet.model.teacher import PrefillOutput, Teacher
 from gistnet.objective.branches import Positions, SegmentBatch, replaced_hidden_of_each
-from gistnet.objective.losses import token_losses_of_each
-from gistnet.objective.objective import encode_segments, encode_with_attention
+from gistnet.objective.losses import encode_segments, token_losses_of_each
 
 
 @dataclass(frozen=True)
@@ -124,15 +123,11 @@ class HeldOut:
     @torch.no_grad()
     def encode(self, gistnet: GistNet) -> tuple[Tensor, Tensor]:
         """Gists of the segments, all of k spans, `[segments, k, dim]`, and `encode_with_attention`'s attention."""
-        encoded = [
-            encode_with_attention(
-                gistnet,
-                self.teacher,
-                window.segments.replaced,
-                None if prefill is None else SpanContext(prefill, window.segments.windows, window.segments.starts),
-            )
-            for window, prefill in self._prefilled_for(gistnet)
-        ]
+        encoder, encoded = SpanEncoder(self.teacher, gistnet), []
+        for window, prefill in self._prefilled_for(encoder):
+            segments = window.segments
+            context = encoder.context(segments.tokens, segments.starts, segments.windows, prefill)
+            encoded.append(encoder.encode_with_attention(segments.replaced, context))
         return torch.cat([gists for gists, _ in encoded]), torch.cat([attention for _, attention in encoded], dim=1)
 
     @torch.no_grad()
@@ -141,18 +136,19 @@ class HeldOut:
 
         The latter are None where the horizon has no room for a span.
         """
+        encoder = SpanEncoder(self.teacher, gistnet)
         has_next = all(window.segments.horizon >= window.segments.span_tokens for window in self.windows)
         gists = torch.cat(
             [
-                encode_segments(gistnet, self.teacher, window.segments, prefill, with_next=has_next)
-                for window, prefill in self._prefilled_for(gistnet)
+                encode_segments(encoder, window.segments, prefill, with_next=has_next)
+                for window, prefill in self._prefilled_for(encoder)
             ]
         )
         return (gists[:, :-1], gists[:, -1]) if has_next else (gists, None)
 
-    def _prefilled_for(self, gistnet: GistNet) -> Iterator[tuple[HeldOutWindow, PrefillOutput | None]]:
-        """The windows, prefilled only for a GistNet that reads hidden states."""
-        return ((window, None) for window in self.windows) if gistnet.hidden_state_layer is None else self._prefilled()
+    def _prefilled_for(self, encoder: SpanEncoder) -> Iterator[tuple[HeldOutWindow, PrefillOutput | None]]:
+        """The windows, prefilled only where spans are read in context."""
+        return self._prefilled() if encoder.reads_context else ((window, None) for window in self.windows)
 
     def _prefilled(self) -> Iterator[tuple[HeldOutWindow, PrefillOutput]]:
         for _, parts in groupby(self.windows, lambda window: window.number):

@@ -1,6 +1,15 @@
-"""Attention of branches over shared prefixes and over themselves, on a GPU: the autograd function.
+"""Attention of branches over shared prefixes and over themselves, on a GPU: Triton kernels and their autograd function.
 
-What the kernels compute, and in what parts, is said in `branch_attention_kernels`.
+One kernel reads keys for rows of queries, the *prefix part* with a window's keys and the *own part* with a branch's;
+each row sees an interval of them. The own part runs first and leaves output and logarithm of the softmax denominator,
+from which the prefix part goes on, so that nothing is merged afterwards and no key is copied or repeated: query heads
+that share a key head are rows of one product. Backward, the probabilities of either part are `exp(score − logarithm of
+the denominator of both)`. A prefix gets no gradient, so its backward pass has three products and not five, or the seven
+of a kernel that makes the gradients of queries and keys apart (the online softmax of Milakov and Gimelshein, 2018; the
+tiles of Dao et al., 2022).
+
+Tiles of queries hold the rows of branches of one window that end close to each other, so that a block of keys, once
+loaded, serves many branches.
 """
 
 from collections.abc import Sequence
@@ -9,10 +18,224 @@ from typing import Any
 
 import torch
 import triton
+import triton.language as tl
 from torch import Tensor
 
-from gistnet.kernels.branch_attention_kernels import forward_kernel, key_gradient_kernel, query_gradient_kernel
-from gistnet.model.attention_passes import Intervals
+_LOG2_E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def _rows_of_tile(tile, tiles, order, ROWS: tl.constexpr, BLOCK_M: tl.constexpr):
+    """The window of a tile; of each of its rows: branch, place in the branch, and whether there is such a row."""
+    window = tl.load(tiles + 3 * tile).to(tl.int64)
+    first = tl.load(tiles + 3 * tile + 1)
+    count = tl.load(tiles + 3 * tile + 2)
+    places = tl.arange(0, BLOCK_M)
+    real = places < count
+    row = tl.where(real, first + places, first)
+    branch = tl.load(order + row // ROWS).to(tl.int64)
+    return window, branch, row % ROWS, real
+
+
+@triton.jit
+def _visible_interval(low, high, branch, place, real, LENGTH: tl.constexpr):
+    """The keys that each row sees: from `lo` to before `hi`; a row that does not exist sees none."""
+    token = place % LENGTH
+    lo = tl.load(low + branch * LENGTH + token)
+    hi = tl.load(high + branch * LENGTH + token)
+    return lo, tl.where(real, hi, 0)
+
+
+@triton.jit
+def _block_bounds(lo, hi, real, BLOCK_N: tl.constexpr):
+    """Where the loop over keys begins and ends, and between which blocks every row sees every key."""
+    begin = tl.min(tl.where(real & (hi > lo), lo, 2147483647), 0) // BLOCK_N * BLOCK_N
+    end = tl.max(tl.where(hi > lo, hi, 0), 0)
+    begin = tl.minimum(begin, end)
+    full_begin = (tl.max(tl.where(real, lo, 0), 0) + BLOCK_N - 1) // BLOCK_N * BLOCK_N
+    full_end = tl.min(tl.where(real, hi, 2147483647), 0) // BLOCK_N * BLOCK_N
+    full_begin = tl.minimum(tl.maximum(full_begin, begin), end)
+    full_end = tl.maximum(tl.minimum(full_end, end), full_begin)
+    return begin, full_begin, full_end, end
+
+
+@triton.jit
+def _absorb_keys(
+    accumulated, denominator, maximum, q, k_base, v_base, k_stride, v_stride, lo, hi, begin, end, n_keys, scale,
+    MASKED: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Go on with the online softmax over the keys from `begin` to `end`; scores are in units of log 2."""
+    dims = tl.arange(0, BLOCK_D)
+    for block in range(begin, end, BLOCK_N):
+        keys = block + tl.arange(0, BLOCK_N)
+        inside = (keys[:, None] < n_keys) & (dims[None, :] < HEAD_DIM)
+        k = tl.load(k_base + keys[:, None] * k_stride + dims[None, :], mask=inside, other=0.0)
+        v = tl.load(v_base + keys[:, None] * v_stride + dims[None, :], mask=inside, other=0.0)
+        scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * (scale * _LOG2_E)
+        if MASKED:
+            visible = (keys[None, :] >= lo[:, None]) & (keys[None, :] < hi[:, None])
+            scores = tl.where(visible, scores, float("-inf"))
+        new_maximum = tl.maximum(maximum, tl.max(scores, 1))
+        # A row that has seen no key yet has no maximum; any finite number serves in its place.
+        finite = tl.where(new_maximum == float("-inf"), 0.0, new_maximum)
+        probabilities = tl.exp2(scores - finite[:, None])
+        shrink = tl.exp2(maximum - finite)
+        denominator = denominator * shrink + tl.sum(probabilities, 1)
+        accumulated = accumulated * shrink[:, None]
+        accumulated += tl.dot(probabilities.to(v.dtype), v, input_precision=PRECISION)
+        maximum = new_maximum
+    return accumulated, denominator, maximum
+
+
+@triton.jit
+def forward_kernel(
+    query, key, value, tiles, order, low, high, out_before, log_before, out, log_denominator, n_keys, scale,
+    q_branch, q_head, q_row, k_window, k_head, k_token, v_window, v_head, v_token,
+    GOES_ON: tl.constexpr, ROWS: tl.constexpr, LENGTH: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """One tile of rows of one key head; what is written is contiguous, `[branches, key_value_heads, rows(, dim)]`."""
+    head, heads = tl.program_id(1), tl.num_programs(1)
+    window, branch, place, real = _rows_of_tile(tl.program_id(0), tiles, order, ROWS, BLOCK_M)
+    lo, hi = _visible_interval(low, high, branch, place, real, LENGTH)
+    dims = tl.arange(0, BLOCK_D)
+    inside = real[:, None] & (dims[None, :] < HEAD_DIM)
+    q_rows = query + branch * q_branch + head * q_head + place * q_row
+    q = tl.load(q_rows[:, None] + dims[None, :], mask=inside, other=0.0)
+    flat = (branch * heads + head) * ROWS + place
+    where = flat[:, None] * HEAD_DIM + dims[None, :]
+    if GOES_ON:
+        accumulated = tl.load(out_before + where, mask=inside, other=0.0).to(tl.float32)
+        maximum = tl.load(log_before + flat, mask=real, other=float("-inf")) * _LOG2_E
+        denominator = tl.where(maximum == float("-inf"), 0.0, 1.0)
+    else:
+        accumulated = tl.zeros([BLOCK_M, BLOCK_D], dtype=tl.float32)
+        maximum = tl.full([BLOCK_M], float("-inf"), dtype=tl.float32)
+        denominator = tl.zeros([BLOCK_M], dtype=tl.float32)
+    k_base, v_base = key + window * k_window + head * k_head, value + window * v_window + head * v_head
+    begin, full_begin, full_end, end = _block_bounds(lo, hi, real, BLOCK_N)
+    accumulated, denominator, maximum = _absorb_keys(
+        accumulated, denominator, maximum, q, k_base, v_base, k_token, v_token, lo, hi, begin, full_begin, n_keys,
+        scale, True, HEAD_DIM, BLOCK_D, BLOCK_N, PRECISION,
+    )  # fmt: skip
+    accumulated, denominator, maximum = _absorb_keys(
+        accumulated, denominator, maximum, q, k_base, v_base, k_token, v_token, lo, hi, full_begin, full_end, n_keys,
+        scale, False, HEAD_DIM, BLOCK_D, BLOCK_N, PRECISION,
+    )  # fmt: skip
+    accumulated, denominator, maximum = _absorb_keys(
+        accumulated, denominator, maximum, q, k_base, v_base, k_token, v_token, lo, hi, full_end, end, n_keys,
+        scale, True, HEAD_DIM, BLOCK_D, BLOCK_N, PRECISION,
+    )  # fmt: skip
+    seen = denominator > 0
+    accumulated = accumulated / tl.where(seen, denominator, 1.0)[:, None]
+    logarithm = tl.where(seen, maximum + tl.log2(tl.where(seen, denominator, 1.0)), float("-inf")) / _LOG2_E
+    tl.store(out + where, accumulated.to(out.dtype.element_ty), mask=inside)
+    tl.store(log_denominator + flat, logarithm, mask=real)
+
+
+@triton.jit
+def _query_gradient_over_keys(
+    gradient, q, d_out, d_mean, log_denominator, k_base, v_base, k_stride, v_stride, lo, hi, begin, end, n_keys, scale,
+    MASKED: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Add what the keys from `begin` to `end` contribute to the gradient of the queries, without the scale."""
+    dims = tl.arange(0, BLOCK_D)
+    for block in range(begin, end, BLOCK_N):
+        keys = block + tl.arange(0, BLOCK_N)
+        inside = (keys[:, None] < n_keys) & (dims[None, :] < HEAD_DIM)
+        k = tl.load(k_base + keys[:, None] * k_stride + dims[None, :], mask=inside, other=0.0)
+        v = tl.load(v_base + keys[:, None] * v_stride + dims[None, :], mask=inside, other=0.0)
+        scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * (scale * _LOG2_E)
+        probabilities = tl.exp2(scores - log_denominator[:, None])
+        if MASKED:
+            visible = (keys[None, :] >= lo[:, None]) & (keys[None, :] < hi[:, None])
+            probabilities = tl.where(visible, probabilities, 0.0)
+        d_probabilities = tl.dot(d_out, tl.trans(v), input_precision=PRECISION)
+        d_scores = probabilities * (d_probabilities - d_mean[:, None])
+        gradient += tl.dot(d_scores.to(k.dtype), k, input_precision=PRECISION)
+    return gradient
+
+
+@triton.jit
+def query_gradient_kernel(
+    query, key, value, tiles, order, low, high, out, d_out, log_denominator, before, gradient, n_keys, scale,
+    q_branch, q_head, q_row, k_window, k_head, k_token, v_window, v_head, v_token,
+    GOES_ON: tl.constexpr, ROWS: tl.constexpr, LENGTH: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """The gradient of one tile of queries; `out`, `d_out`, `before` and `gradient` are contiguous."""
+    head, heads = tl.program_id(1), tl.num_programs(1)
+    window, branch, place, real = _rows_of_tile(tl.program_id(0), tiles, order, ROWS, BLOCK_M)
+    lo, hi = _visible_interval(low, high, branch, place, real, LENGTH)
+    dims = tl.arange(0, BLOCK_D)
+    inside = real[:, None] & (dims[None, :] < HEAD_DIM)
+    q_rows = query + branch * q_branch + head * q_head + place * q_row
+    q = tl.load(q_rows[:, None] + dims[None, :], mask=inside, other=0.0)
+    flat = (branch * heads + head) * ROWS + place
+    where = flat[:, None] * HEAD_DIM + dims[None, :]
+    outer = tl.load(d_out + where, mask=inside, other=0.0)
+    d_mean = tl.sum(outer.to(tl.float32) * tl.load(out + where, mask=inside, other=0.0).to(tl.float32), 1)
+    logarithm = tl.load(log_denominator + flat, mask=real, other=0.0) * _LOG2_E
+    total = tl.zeros([BLOCK_M, BLOCK_D], dtype=tl.float32)
+    k_base, v_base = key + window * k_window + head * k_head, value + window * v_window + head * v_head
+    begin, full_begin, full_end, end = _block_bounds(lo, hi, real, BLOCK_N)
+    total = _query_gradient_over_keys(
+        total, q, outer, d_mean, logarithm, k_base, v_base, k_token, v_token, lo, hi, begin, full_begin, n_keys, scale,
+        True, HEAD_DIM, BLOCK_D, BLOCK_N, PRECISION,
+    )  # fmt: skip
+    total = _query_gradient_over_keys(
+        total, q, outer, d_mean, logarithm, k_base, v_base, k_token, v_token, lo, hi, full_begin, full_end, n_keys,
+        scale, False, HEAD_DIM, BLOCK_D, BLOCK_N, PRECISION,
+    )  # fmt: skip
+    total = _query_gradient_over_keys(
+        total, q, outer, d_mean, logarithm, k_base, v_base, k_token, v_token, lo, hi, full_end, end, n_keys, scale,
+        True, HEAD_DIM, BLOCK_D, BLOCK_N, PRECISION,
+    )  # fmt: skip
+    total = total * scale
+    if GOES_ON:
+        total += tl.load(before + where, mask=inside, other=0.0).to(tl.float32)
+    tl.store(gradient + where, total.to(gradient.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def key_gradient_kernel(
+    query, key, value, low, high, out, d_out, log_denominator, d_key, d_value, scale,
+    q_branch, q_head, q_row, k_window, k_head, k_token, v_window, v_head, v_token,
+    ROWS: tl.constexpr, LENGTH: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """The gradients of one block of a branch's own keys and values, `[branches, key_value_heads, length, head_dim]`."""
+    branch, head, heads = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.num_programs(1)
+    keys = tl.program_id(2) * BLOCK_N + tl.arange(0, BLOCK_N)
+    dims = tl.arange(0, BLOCK_D)
+    own = (keys[:, None] < LENGTH) & (dims[None, :] < HEAD_DIM)
+    k_base, v_base = key + branch * k_window + head * k_head, value + branch * v_window + head * v_head
+    k = tl.load(k_base + keys[:, None] * k_token + dims[None, :], mask=own, other=0.0)
+    v = tl.load(v_base + keys[:, None] * v_token + dims[None, :], mask=own, other=0.0)
+    d_k = tl.zeros([BLOCK_N, BLOCK_D], dtype=tl.float32)
+    d_v = tl.zeros([BLOCK_N, BLOCK_D], dtype=tl.float32)
+    for first in range(0, ROWS, BLOCK_M):
+        place = first + tl.arange(0, BLOCK_M)
+        real = place < ROWS
+        lo, hi = _visible_interval(low, high, branch, place, real, LENGTH)
+        inside = real[:, None] & (dims[None, :] < HEAD_DIM)
+        q_rows = query + branch * q_branch + head * q_head + place * q_row
+        q = tl.load(q_rows[:, None] + dims[None, :], mask=inside, other=0.0)
+        flat = (branch * heads + head) * ROWS + place
+        where = flat[:, None] * HEAD_DIM + dims[None, :]
+        outer = tl.load(d_out + where, mask=inside, other=0.0)
+        d_mean = tl.sum(outer.to(tl.float32) * tl.load(out + where, mask=inside, other=0.0).to(tl.float32), 1)
+        logarithm = tl.load(log_denominator + flat, mask=real, other=0.0) * _LOG2_E
+        scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * (scale * _LOG2_E)
+        visible = (keys[None, :] >= lo[:, None]) & (keys[None, :] < hi[:, None])
+        probabilities = tl.where(visible, tl.exp2(scores - logarithm[:, None]), 0.0)
+        d_v += tl.dot(tl.trans(probabilities.to(outer.dtype)), outer, input_precision=PRECISION)
+        d_probabilities = tl.dot(outer, tl.trans(v), input_precision=PRECISION)
+        d_scores = probabilities * (d_probabilities - d_mean[:, None])
+        d_k += tl.dot(tl.trans(d_scores.to(q.dtype)), q, input_precision=PRECISION)
+    where = ((branch * heads + head) * LENGTH + keys)[:, None] * HEAD_DIM + dims[None, :]
+    tl.store(d_key + where, (d_k * scale).to(d_key.dtype.element_ty), mask=own)
+    tl.store(d_value + where, d_v.to(d_value.dtype.element_ty), mask=own)
 
 
 @dataclass(frozen=True)
@@ -106,14 +329,14 @@ class BranchAttention(torch.autograd.Function):
         prefix_keys: Tensor,
         prefix_values: Tensor,
         plan: Schedule,
-        prefix_seen: Intervals,
-        own_seen: Intervals,
+        prefix_seen: tuple[Tensor, Tensor],
+        own_seen: tuple[Tensor, Tensor],
         scale: float,
     ) -> Tensor:
         rows = query.reshape(len(query), key.shape[1], plan.rows, query.shape[3])
         key, value = _last_contiguous(key), _last_contiguous(value)
-        ctx.prefix = _Part(_last_contiguous(prefix_keys), _last_contiguous(prefix_values), plan.prefix, prefix_seen)
-        ctx.own = _Part(key, value, plan.own, own_seen)
+        ctx.prefix = _Part(_last_contiguous(prefix_keys), _last_contiguous(prefix_values), plan.prefix, *prefix_seen)
+        ctx.own = _Part(key, value, plan.own, *own_seen)
         own_out, own_log = _empty(rows, torch.float32), _empty(rows[..., 0], torch.float32)
         out, log = _empty(rows, rows.dtype), torch.empty_like(own_log)
         _launch(forward_kernel, rows, ctx.own, own_out, own_log, own_out, own_log, scale=scale, goes_on=False)
@@ -133,7 +356,7 @@ class BranchAttention(torch.autograd.Function):
         _launch(query_gradient_kernel, rows, prefix, out, d_out, log, before, d_rows, scale=scale, goes_on=True)
         constants = _constants(rows, own)
         grid = (*rows.shape[:2], triton.cdiv(own.key.shape[2], constants["BLOCK_N"]))
-        arguments = (own.key, own.value, own.seen.low, own.seen.high, out, d_out, log, d_key, d_value, scale)
+        arguments = (own.key, own.value, own.low, own.high, out, d_out, log, d_key, d_value, scale)
         key_gradient_kernel[grid](rows, *arguments, *_strides(rows, own), **constants)
         return d_rows.view(ctx.shape), d_key, d_value, None, None, None, None, None, None
 
@@ -145,13 +368,14 @@ class _Part:
     key: Tensor
     value: Tensor
     tiles: Tiles
-    seen: Intervals
+    low: Tensor
+    high: Tensor
 
 
 def _launch(kernel: Any, rows: Tensor, part: _Part, *tensors: Tensor, scale: float, goes_on: bool) -> None:
     """Run a kernel on all tiles of a part, for each key head."""
     grid = (len(part.tiles.places), rows.shape[1])
-    where = (part.tiles.places, part.tiles.order, part.seen.low, part.seen.high)
+    where = (part.tiles.places, part.tiles.order, part.low, part.high)
     arguments = (part.key, part.value, *where, *tensors, part.key.shape[2], scale, *_strides(rows, part))
     kernel[grid](rows, *arguments, GOES_ON=goes_on, **_constants(rows, part))
 
@@ -160,7 +384,7 @@ def _constants(rows: Tensor, part: _Part) -> dict[str, Any]:
     blocks = blocks_for(rows.shape[3], rows.element_size())
     return {
         "ROWS": rows.shape[2],
-        "LENGTH": part.seen.low.shape[1],
+        "LENGTH": part.low.shape[1],
         "HEAD_DIM": rows.shape[3],
         "BLOCK_D": max(16, triton.next_power_of_2(rows.shape[3])),
         "BLOCK_M": blocks.rows,

@@ -8,7 +8,7 @@ a GistNet of a level above 0 holds the one below it.
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
@@ -29,16 +29,13 @@ from gistnet.model.layers import (
     matmul_flops,
     narrowing,
 )
+from gistnet.model.prefix_attention import BranchPass
 from gistnet.model.saved_gistnet import BELOW, FORMAT_VERSION, SavedGistNet, read_saved, take_over, write_saved
-from gistnet.model.span_context import SpanContext
-from gistnet.model.teacher import Teacher
+from gistnet.model.teacher import PrefillOutput, Teacher
 from gistnet.model.teacher_layers import TeacherLayers
 from gistnet.paths import local_path
 from gistnet.release_folder import find_folder
 from gistnet.version import __version__
-
-WEIGHTS_FILE = "model.safetensors"
-CONFIG_FILE = "config.json"
 
 
 @dataclass(frozen=True)
@@ -52,6 +49,54 @@ class Budget:
     def share_of_teacher(self, teacher_flops_per_span: float) -> float:
         """Compute per span as a fraction of what the teacher spends on reading the span's tokens."""
         return self.flops_per_span / teacher_flops_per_span
+
+
+@dataclass(frozen=True)
+class SpanContext:
+    """Context of spans: what the teacher made of the windows that they lie in, and where they begin there.
+
+    Attributes:
+        read: the pass over the windows, with the states that the GistNet asks for (`GistNet.hidden_state_layer`).
+        windows: `[spans]`, the window of each span.
+        firsts: `[spans]`, the index of its first token.
+    """
+
+    read: PrefillOutput
+    windows: Tensor
+    firsts: Tensor
+
+    def spans(self, count: int, tokens: int) -> Self:
+        """The context of the `count` spans of so many tokens that each of these consists of, `[spans * count]`."""
+        order = torch.arange(count, device=self.firsts.device) * tokens
+        windows = self.windows[:, None].expand(-1, count).flatten()
+        return replace(self, windows=windows, firsts=(self.firsts[:, None] + order).flatten())
+
+    def states(self, tokens: int) -> Tensor:
+        """The states of the spans' tokens where they stand, `[spans, tokens, dim]`.
+
+        Raises:
+            DataError: the windows were read without keeping states.
+        """
+        if self.read.states is None:
+            raise DataError("The windows were read without keeping states; expected those that the GistNet reads.")
+        order = torch.arange(tokens, device=self.firsts.device)
+        return self.read.states[self.windows[:, None], self.firsts[:, None] + order]
+
+    def last_states(self, layers: TeacherLayers, last_tokens: Tensor, tokens: int) -> Tensor:
+        """The states of the spans' last tokens behind `layers`, which see what the teacher made of all before them.
+
+        Args:
+            last_tokens: their embeddings, `[spans, dim]`, in the number format of the layers.
+            tokens: of a span.
+        """
+        last = self.firsts + tokens - 1
+        pass_in_context = BranchPass(
+            cache=self.read.cache,
+            windows=tuple(self.windows.tolist()),
+            prefix_lengths=tuple(last.tolist()),
+            positions=last[:, None],
+        )
+        return layers.in_context(last_tokens, pass_in_context)
 
 
 class GistNet(nn.Module):

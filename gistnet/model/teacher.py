@@ -22,11 +22,10 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from gistnet.errors import TeacherError
-from gistnet.model.attention_passes import BranchPass, PrefixCache
 from gistnet.model.config import TeacherConfig
 from gistnet.model.fingerprint import Precision, TeacherFingerprint
 from gistnet.model.loading import load_tokenizer, loading_errors, source_of
-from gistnet.model.prefix_attention import ATTENTION_NAME
+from gistnet.model.prefix_attention import ATTENTION_NAME, BranchPass, PrefixCache
 from gistnet.model.teacher_layers import TeacherLayers
 from gistnet.model.teacher_support import refuse_unsupported, require_compiler
 from gistnet.model.tokenizer import TeacherTokenizer

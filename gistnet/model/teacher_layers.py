@@ -9,14 +9,14 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from gistnet.errors import TeacherError
-from gistnet.model.attention_passes import (
+from gistnet.model.layers import attention_flops, matmul_flops
+from gistnet.model.prefix_attention import (
     BranchPass,
     KeysAndValues,
     KeysPass,
     LastTokenPass,
     PrefixCache,
 )
-from gistnet.model.layers import attention_flops, matmul_flops
 
 
 class TeacherLayers(nn.Module):

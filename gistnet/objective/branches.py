@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from gistnet.errors import DataError
-from gistnet.model.attention_passes import BranchPass
+from gistnet.model.prefix_attention import BranchPass
 from gistnet.model.teacher import PrefillOutput, Teacher
 from gistnet.positions import Positions
 

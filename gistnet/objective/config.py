@@ -12,9 +12,7 @@ class ObjectiveConfig(Section):
     """The loss and its weights (spec, Training Objectives)."""
 
     loss: Literal["kl", "delta_nll", "mixed"] = "kl"
-    """kl: match the original distribution; delta_nll: predict the true token; mixed: a weighted sum of both."""
-    mixed_kl_share: float = Field(default=0.5, ge=0, le=1)
-    """`mixed`: the weight of kl; delta_nll has the rest."""
+    """kl: match the original distribution; delta_nll: predict the true token; mixed: the mean of both."""
     horizon_tokens: int = Field(default=32, ge=1)
     """H, the number of tokens predicted after a segment."""
     positions: Positions = "end"
@@ -25,5 +23,3 @@ class ObjectiveConfig(Section):
     """The cosine distance at which that hinge is content."""
     reconstruction_weight: float = Field(default=0.0, ge=0)
     """Weight of the teacher's cross-entropy, in nats per token, when it repeats the span from its gist."""
-    chunk_tokens: int | None = Field(default=None, ge=1)
-    """Predicted tokens whose logits exist at a time; None: 128 on a CPU, 1024 on a GPU."""

@@ -1,4 +1,4 @@
-"""What training minimises and evaluation reports, per token or per pair; reduced by the caller.
+"""Losses: what a training step minimises per branch, from what is measured per token or per pair of gists.
 
 The distillation losses never hold the logits of all horizon tokens at once. The head is frozen, so the gradient that
 reaches a hidden state is known as soon as its logits are: it is computed with the loss, chunk by chunk, and the
@@ -12,8 +12,159 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from gistnet.errors import ConfigError
 from gistnet.kernels.gate import shown_exact
-from gistnet.model.teacher import Teacher
+from gistnet.model.encoder import SpanEncoder
+from gistnet.model.teacher import PrefillOutput, Teacher
+from gistnet.objective.branches import Replacements, SegmentBatch, gist_replacements, replaced_hidden
+from gistnet.objective.config import ObjectiveConfig
+
+DIFFERENTIATED = {"kl": ("kl",), "delta_nll": ("nll_replaced",), "mixed": ("kl", "nll_replaced")}
+"""What carries gradient for each kind of loss, as for `token_losses`."""
+
+
+class BranchLosses(NamedTuple):
+    """Per branch, each `[branches]`; only `total` carries gradient."""
+
+    total: Tensor
+    """What is minimised, in nats per token plus the weighted hinge."""
+    kl: Tensor
+    """KL@H, nats per token, all tokens alike."""
+    delta_nll: Tensor
+    """ΔNLL@H, nats per token, all tokens alike."""
+    contrastive: Tensor
+    """The unweighted hinge, cosine distance; zero where its weight is."""
+    reconstruction: Tensor
+    """The unweighted cross-entropy of the repeated span, nats per token; zero where its weight is."""
+    gist_norm: Tensor
+    """Mean length of the branch's gists."""
+
+
+def encode_segments(
+    encoder: SpanEncoder,
+    segments: SegmentBatch,
+    prefill: PrefillOutput | None = None,
+    *,
+    with_next: bool = False,
+    train_below: bool = False,
+    dropout_rate: float = 0.0,
+    dropout_keys: Tensor | None = None,
+) -> Tensor:
+    """Gists of segments of any lengths, `[branches, longest, dim]`, zero behind the end of a shorter one.
+
+    Args:
+        with_next: also the gist of the span that follows each segment, `[branches, longest + 1, dim]`.
+        prefill, train_below, dropout_rate, dropout_keys: as for `SpanEncoder.encode_spans`.
+    """
+    real = _first(segments.counts + with_next, segments.longest + with_next)
+    order = torch.arange(real.shape[1], device=real.device)
+    starts = segments.starts[:, None] + order * segments.span_tokens
+    windows = segments.windows[:, None].expand_as(starts)
+    gists = encoder.encode_spans(
+        segments.tokens,
+        windows[real],
+        starts[real],
+        prefill,
+        train_below=train_below,
+        dropout_rate=dropout_rate,
+        dropout_keys=dropout_keys,
+    )
+    padded = gists.new_zeros(*real.shape, gists.shape[1])
+    return padded.masked_scatter(real[..., None], gists)
+
+
+def branch_losses(
+    encoder: SpanEncoder,
+    prefill: PrefillOutput,
+    segments: SegmentBatch,
+    config: ObjectiveConfig,
+    *,
+    train_below: bool = False,
+    dropout_rate: float = 0.0,
+    dropout_keys: Tensor | None = None,
+) -> BranchLosses:
+    """Losses of branches (spec, Training Objectives): distillation, and the two optional terms beside it.
+
+    Args:
+        encoder: makes the gists; gradient flows into its GistNet.
+        prefill: the encoder's pass over the windows that the segments are cut from.
+        train_below: whether gradient and dropout reach the levels below GistNet's own, too.
+        dropout_rate: the share dropped inside GistNet.
+        dropout_keys: `[windows]`, int64; a span's masks derive from its window's key and its start.
+            Needed where the rate is above zero.
+
+    Raises:
+        ConfigError: the contrastive term needs the span after a segment, and the horizon is shorter than a span; or
+            there is a dropout rate without keys.
+    """
+    with_neighbour = config.contrastive_weight > 0
+    if with_neighbour and segments.horizon < segments.span_tokens:
+        raise ConfigError(
+            f"contrastive_weight is {config.contrastive_weight} with a horizon of {segments.horizon} tokens; expected "
+            f"at least the {segments.span_tokens} of a span, so that every segment has a neighbour."
+        )
+    if dropout_rate > 0 and dropout_keys is None:
+        raise ConfigError(f"The dropout rate is {dropout_rate} without keys; expected one key per window.")
+    encoded = encode_segments(
+        encoder,
+        segments,
+        prefill,
+        with_next=with_neighbour,
+        train_below=train_below,
+        dropout_rate=dropout_rate,
+        dropout_keys=dropout_keys,
+    )
+    is_gist = _first(segments.counts, segments.longest)
+    gists = encoded[:, : segments.longest]
+    replacements = gist_replacements(segments, gists, config.positions)
+
+    teacher = encoder.teacher
+    hidden = replaced_hidden(teacher, prefill, segments, replacements)
+    losses = token_losses(
+        teacher,
+        segments.original_hidden(prefill),
+        hidden,
+        segments.targets,
+        differentiate=DIFFERENTIATED[config.loss],
+    )
+    kl, delta_nll = losses.kl.mean(dim=1), losses.delta_nll.mean(dim=1)
+    kl_share = {"kl": 1.0, "delta_nll": 0.0, "mixed": 0.5}[config.loss]
+    total = (kl_share * losses.kl + (1 - kl_share) * losses.delta_nll).mean(dim=1)
+
+    contrastive = reconstruction = torch.zeros_like(kl)
+    if with_neighbour:
+        hinges = contrastive_loss(encoded[:, :-1][is_gist], encoded[:, 1:][is_gist], config.contrastive_margin)
+        contrastive = _branch_means(hinges, is_gist)
+        total = total + config.contrastive_weight * contrastive
+    if config.reconstruction_weight > 0:
+        reconstruction = _reconstruction(teacher, prefill, segments, replacements)
+        total = total + config.reconstruction_weight * reconstruction
+    norms = _branch_means(gists.detach()[is_gist].norm(dim=-1), is_gist)
+    return BranchLosses(total, kl.detach(), delta_nll.detach(), contrastive.detach(), reconstruction.detach(), norms)
+
+
+def _reconstruction(
+    teacher: Teacher, prefill: PrefillOutput, segments: SegmentBatch, replacements: Replacements
+) -> Tensor:
+    """Cross-entropy of the replaced tokens when they follow their own gists, `[branches]`, nats per token.
+
+    The context is the one that gists are read in, so that what they must hold is what the prefix does not give away.
+    """
+    replaced = segments.replaced
+    hidden = replaced_hidden(teacher, prefill, segments, replacements, tokens=replaced)
+    is_replaced = _first(segments.replaced_tokens, replaced.shape[1])
+    nll = token_nll(teacher, hidden[is_replaced][None], replaced[is_replaced][None])
+    return _branch_means(nll[0], is_replaced)
+
+
+def _first(counts: Tensor, length: int) -> Tensor:
+    """Mask of the first `counts` columns of each row: `[branches]` → bool `[branches, length]`."""
+    return torch.arange(length, device=counts.device) < counts[:, None]
+
+
+def _branch_means(values: Tensor, real: Tensor) -> Tensor:
+    """Means per branch, `[branches]`, of values given for the true entries of `real`, `[branches, length]`."""
+    return values.new_zeros(real.shape).masked_scatter(real, values).sum(dim=1) / real.sum(dim=1)
 
 
 class TokenLosses(NamedTuple):

@@ -102,14 +102,14 @@ def _use(name: str, network: SavedGistNet) -> str:
     if network.config.reads == "context":
         code = f"""(tokens,) = teacher.tokenizer.encode_batch(["some text of at least {4 * span} tokens " * {span}])
 text = torch.tensor([tokens[:{4 * span}]])
-read = teacher.prefill(text, hidden_state_layer=compressor.hidden_state_layer)
-context = gistnet.SpanContext(read, windows=torch.tensor([0]), firsts=torch.tensor([{span}]))
+encoder = gistnet.SpanEncoder(teacher, compressor)
 with torch.no_grad():  # of tokens {span} to {3 * span - 1}, where they stand
-    gists = gistnet.encode(compressor, teacher, text[:, {span}:{3 * span}], context)"""
+    context = encoder.context(text, torch.tensor([{span}]))
+    gists = encoder.encode(text[:, {span}:{3 * span}], context)"""
     else:
         code = f"""(tokens,) = teacher.tokenizer.encode_batch(["some text of at least {span} tokens " * 8])
 with torch.no_grad():
-    gists = gistnet.encode(compressor.levels[0], teacher, torch.tensor([tokens[:64]]))"""
+    gists = gistnet.SpanEncoder(teacher, compressor.levels[0]).encode(torch.tensor([tokens[:64]]))"""
     return f"""With the package `gistnet`, which comes with this folder under the name `{name}`:
 
 ```python

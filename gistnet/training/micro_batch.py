@@ -151,7 +151,7 @@ def estimated_bytes(
     of_encoding = 3 * stage.train.runs.most * trained.tokens_per_gist * max(1, trained.depth) * layer_bytes
     of_window = window_tokens * (teacher.n_layers * _cache_bytes_per_layer(teacher) + 2 * state_bytes)
     trainable = sum(parameter.nbytes for parameter in gistnet.parameters() if parameter.requires_grad)
-    chunk = stage.objective.chunk_tokens or default_chunk_tokens(device_type)
+    chunk = default_chunk_tokens(device_type)
     return {
         "teacher weights": sum(parameter.nbytes for parameter in teacher.model.parameters()),
         # A gradient and two moments for each trained weight.

@@ -147,10 +147,7 @@ class Run:
             "levels": len(self.gistnet.levels),
             "dataset": self.dataset.identity,
             "seed": self.seed,
-            "stages": {
-                stage.name: stage.objective.model_dump(mode="json", exclude={"chunk_tokens"})
-                for stage in self.stages[:stages]
-            },
+            "stages": {stage.name: stage.objective.model_dump(mode="json") for stage in self.stages[:stages]},
         }
 
 

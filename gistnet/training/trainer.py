@@ -23,10 +23,11 @@ from torch.optim import Optimizer
 from gistnet.data.dataset import PreparedDataset
 from gistnet.data.sampling import WindowSample, sample_batch
 from gistnet.errors import CheckpointError, ProcessError, TrainingError
+from gistnet.model.encoder import SpanEncoder
 from gistnet.model.teacher import Teacher
 from gistnet.objective.branches import LONGEST_TO_SHORTEST, SegmentBatch
 from gistnet.objective.config import ObjectiveConfig
-from gistnet.objective.objective import BranchLosses, branch_losses
+from gistnet.objective.losses import BranchLosses, branch_losses
 from gistnet.training.checkpoint import (
     checkpoint_folder,
     latest_checkpoint,
@@ -294,20 +295,19 @@ def accumulate_gradient(
     Raises:
         TrainingError: a loss is not finite; names the windows.
     """
-    layout, gistnet = stage.layout, stage.gistnet
+    layout, encoder = stage.layout, SpanEncoder(teacher, stage.gistnet)
     sums = torch.zeros(len(BranchLosses._fields), dtype=torch.float64, device=teacher.device)
     for first in range(0, len(samples), sizes.windows):
         group = samples[first : first + sizes.windows]
         tokens = prefill_tokens(teacher, dataset, group, layout.window_tokens)
-        read = teacher.prefill(tokens, hidden_state_layer=gistnet.hidden_state_layer)
+        prefill = encoder.prefill(tokens)
         keys = torch.tensor([_dropout_key(*dropout_seed, sample.item) for sample in group], device=teacher.device)
         for branches in branch_micro_batches(group, sizes.branches, layout.horizon_tokens):
             windows, starts, gists = torch.tensor(branches, device=teacher.device).T
             segments = SegmentBatch(tokens, windows, starts, layout.tokens_per_gist, gists, layout.horizon_tokens)
             losses = branch_losses(
-                teacher,
-                gistnet,
-                read,
+                encoder,
+                prefill,
                 segments,
                 objective,
                 train_below=stage.train.train_below,
@@ -320,7 +320,7 @@ def accumulate_gradient(
                 raise TrainingError(f"The loss is not finite (documents: {', '.join(where)})")
             (losses.total.sum() / branches_in_batch).backward()
             sums += torch.stack([field.detach().double().sum() for field in losses])
-        del read, losses  # or they would be held while the next windows are read
+        del prefill, losses  # or they would be held while the next windows are read
     return sums
 
 

@@ -5,13 +5,11 @@ import hashlib
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from gistnet.errors import CheckpointError, DataError, TeacherError
+from gistnet.errors import DataError, TeacherError
+from gistnet.model.encoder import SpanEncoder
 from gistnet.model.gistnet import GistNet
-from gistnet.model.span_context import SpanContext
 from gistnet.model.teacher import Teacher
-from gistnet.objective.objective import encoding_precision
 from gistnet.tree.encoder import EncoderInfo
 
 BATCH_SPANS = 64
@@ -48,13 +46,8 @@ class GistEncoder:
         batch_spans: int | None = None,
         context_spans: int = CONTEXT_SPANS,
     ) -> None:
-        if not gistnet.teacher_fingerprint.same_model(teacher.fingerprint):
-            raise CheckpointError(
-                f"The GistNet was trained with {gistnet.teacher_fingerprint.describe()}; "
-                f"got the teacher {teacher.fingerprint.describe()}."
-            )
         self._teacher = teacher
-        self._gistnet = gistnet.eval()
+        self._encoders = [SpanEncoder(teacher, level) for level in gistnet.eval().levels]
         tokenizer = teacher.tokenizer
         self._prefix = torch.tensor(tokenizer.window_prefix if tokenizer else (), dtype=torch.long)
         span = gistnet.config.span_tokens
@@ -119,20 +112,15 @@ class GistEncoder:
 
     def _encode_batch(self, level: int, rows: NDArray[np.generic], before: int) -> NDArray[np.float16]:
         """Gists of the rows after the first `before`, which are only read."""
+        encoder, context = self._encoders[level], None
         vectors = torch.from_numpy(rows).to(self._teacher.device)
-        gistnet, context = self._gistnet.levels[level], None
-        if gistnet.reads_context:
-            context = self._read(vectors, before)
         if level == 0:
+            # The prefix, and the spans that precede the batch, are in the window for what they say of those after them.
+            window = torch.cat([self._prefix.to(vectors.device), vectors.flatten()])
+            spans = torch.arange(before, len(rows), device=vectors.device)
+            context = encoder.context(window[None], len(self._prefix) + self.info.span_tokens * spans)
             vectors = self._teacher.embed(vectors[before:])
-        with encoding_precision(self._teacher):
-            gists = gistnet(vectors, context=context).half()
+        gists = encoder.encode_vectors(vectors, context=context).half()
         if not bool(torch.isfinite(gists).all()):
             raise DataError(f"A gist of level {level} is not a finite float16 vector, expected entries below 65504.")
         return gists.cpu().numpy()
-
-    def _read(self, spans: Tensor, before: int) -> SpanContext:
-        """What the teacher makes of spans `[spans, K]`, for all but the first `before` of them."""
-        window = torch.cat([self._prefix.to(spans.device), spans.flatten()])
-        firsts = len(self._prefix) + self.info.span_tokens * torch.arange(before, len(spans), device=spans.device)
-        return SpanContext.of_windows(self._teacher, self._gistnet.hidden_state_layer, window[None], firsts)

@@ -13,7 +13,7 @@ from benchmarks.measurements import breakdown, equality, equality_of_devices, me
 from benchmarks.speed import SERIES, EngineResults, Point, encoding, measure_point, points
 from benchmarks.workload import SPAN, Branches, all_starts, build_gistnet, build_teacher, cut_windows, read_text, spread
 from gistnet.machine import describe_machine
-from gistnet.objective.objective import encode
+from gistnet.model.encoder import SpanEncoder
 
 
 def test_spread_is_even_and_over_the_whole_range() -> None:
@@ -156,7 +156,7 @@ def test_what_is_timed_makes_the_gists_of_training() -> None:
     teacher = build_teacher("tiny-shape", "bfloat16", "cpu")
     gistnet, text = build_gistnet(teacher), read_text(teacher, 8, SPAN)
     gists = encoding(teacher, gistnet, text)()
-    assert torch.equal(gists, encode(gistnet, teacher, text)[:, 0].detach())
+    assert torch.equal(gists, SpanEncoder(teacher, gistnet).encode(text)[:, 0].detach())
     assert not gists.requires_grad
 
 

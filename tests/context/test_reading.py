@@ -7,7 +7,7 @@ from transformers import GenerationConfig
 from gistnet.context.assembly import Context, assemble, continue_context
 from gistnet.context.plan import Gists, Plan, Raw
 from gistnet.errors import ConfigError
-from gistnet.model.attention_passes import BranchPass
+from gistnet.model.prefix_attention import BranchPass
 from gistnet.model.teacher import Teacher
 from gistnet.objective.branches import Positions
 from tests.context.documents import random_document

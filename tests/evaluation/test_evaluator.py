@@ -24,8 +24,8 @@ from gistnet.evaluation.config import EvaluationConfig
 from gistnet.evaluation.evaluator import evaluate
 from gistnet.evaluation.held_out import HeldOut, Measured
 from gistnet.evaluation.validation import Validator
+from gistnet.model.encoder import SpanEncoder
 from gistnet.objective.branches import SegmentBatch, gist_replacements
-from gistnet.objective.objective import encode
 from gistnet.objective.reference import reference_original_hidden, reference_replaced_hidden
 from gistnet.session import open_run
 from tests.teachers import tiny_teacher
@@ -50,7 +50,9 @@ def written_out_kl(run, horizon: int, gists: int = 1) -> np.ndarray:
         tokens = torch.from_numpy(run.dataset.read(sample.window))[None]
         segments = SegmentBatch(tokens, torch.zeros_like(starts), starts, 8, gists, horizon)
         with torch.no_grad():
-            replacements = gist_replacements(segments, encode(run.gistnet, run.teacher, segments.replaced), "center")
+            replacements = gist_replacements(
+                segments, SpanEncoder(run.teacher, run.gistnet).encode(segments.replaced), "center"
+            )
             for branch in range(len(starts)):
                 p = run.teacher.logits(reference_original_hidden(run.teacher, segments, branch)).log_softmax(-1)
                 q = reference_replaced_hidden(run.teacher, segments, replacements, branch)
@@ -230,7 +232,7 @@ def neighbours(run, gists: int) -> torch.Tensor:
         tokens = torch.from_numpy(run.dataset.read(sample.window))
         for start in sample.starts:
             spans = tokens[start + (gists - 1) * 8 :][:16].view(2, 8)
-            rows.append(encode(run.gistnet, run.teacher, spans)[:, 0])
+            rows.append(SpanEncoder(run.teacher, run.gistnet).encode(spans)[:, 0])
     return torch.stack(rows)
 
 

@@ -9,8 +9,13 @@ import pytest
 import torch
 
 from gistnet.model import prefix_attention
-from gistnet.model.attention_passes import BranchPass, Intervals, PrefixCache
-from gistnet.model.prefix_attention import largest_difference_of_kernels, plain_branch_attention
+from gistnet.model.prefix_attention import (
+    BranchPass,
+    Intervals,
+    PrefixCache,
+    largest_difference_of_kernels,
+    plain_branch_attention,
+)
 
 pytest.importorskip("triton", reason="the kernels need Triton")
 from gistnet.kernels.branch_attention import blocks_for, schedule

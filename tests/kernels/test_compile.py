@@ -20,7 +20,7 @@ import json, sys
 import torch, triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from gistnet.kernels import branch_attention_kernels as attention, head_losses
+from gistnet.kernels import branch_attention as attention, head_losses
 from gistnet.kernels.branch_attention import blocks_for
 
 capability, head_dim = int(sys.argv[1]), int(sys.argv[2])

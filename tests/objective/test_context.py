@@ -10,11 +10,11 @@ from gistnet.errors import DataError
 from gistnet.evaluation.config import EvaluationConfig
 from gistnet.evaluation.evaluator import evaluate
 from gistnet.model.config import GistNetConfig
-from gistnet.model.gistnet import GistNet
-from gistnet.model.span_context import SpanContext
+from gistnet.model.encoder import SpanEncoder
+from gistnet.model.gistnet import GistNet, SpanContext
 from gistnet.objective.branches import SegmentBatch
 from gistnet.objective.config import ObjectiveConfig
-from gistnet.objective.objective import branch_losses, encode, encode_segments
+from gistnet.objective.losses import branch_losses, encode_segments
 from gistnet.session import open_run
 from gistnet.training.trainer import fit
 from tests.gistnets import SPAN, context_gistnet
@@ -31,8 +31,8 @@ def make_segments(gists: int | torch.Tensor = 1, span_tokens: int = SPAN) -> Seg
 def test_an_untrained_gist_points_where_the_original_state_of_its_last_token_does(family):
     teacher = tiny_teacher(family)
     gistnet, segments = context_gistnet(teacher, woken=False), make_segments(torch.tensor([2, 1, 3]))
-    read = teacher.prefill(segments.tokens, hidden_state_layer=gistnet.hidden_state_layer)
-    gists = encode_segments(gistnet, teacher, segments, read)
+    read = SpanEncoder(teacher, gistnet).prefill(segments.tokens)
+    gists = encode_segments(SpanEncoder(teacher, gistnet), segments, read)
     for branch, (window, start) in enumerate(zip(segments.windows, segments.starts, strict=True)):
         for place in range(int(segments.counts[branch])):
             state = read.states[window, start + (place + 1) * SPAN - 1]
@@ -47,8 +47,8 @@ def test_a_gist_is_made_of_its_span_and_what_precedes_it_and_of_nothing_after():
 
     def gist(tokens: torch.Tensor) -> torch.Tensor:
         changed = SegmentBatch(tokens, segments.windows, segments.starts, SPAN, 1, 6)
-        read = teacher.prefill(tokens, hidden_state_layer=gistnet.hidden_state_layer)
-        return encode_segments(gistnet, teacher, changed, read)[1]
+        read = SpanEncoder(teacher, gistnet).prefill(tokens)
+        return encode_segments(SpanEncoder(teacher, gistnet), changed, read)[1]
 
     original = gist(segments.tokens)
     after, before, within = (segments.tokens.clone() for _ in range(3))
@@ -68,12 +68,12 @@ def test_levels_above_read_gists_alone_and_pass_the_context_down():
     segments = make_segments(span_tokens=SPAN * SPAN)
     read = teacher.prefill(segments.tokens, hidden_state_layer=2)
     context = SpanContext(read, segments.windows, segments.starts)
-    together = encode_segments(gistnet, teacher, segments, read)
-    apart = encode(gistnet, teacher, segments.replaced, context)
+    together = encode_segments(SpanEncoder(teacher, gistnet), segments, read)
+    apart = SpanEncoder(teacher, gistnet).encode(segments.replaced, context)
     torch.testing.assert_close(together, apart, rtol=1e-5, atol=1e-5)
     first = torch.cat(
         [
-            encode(gistnet.below, teacher, segments.tokens[:1, at : at + SPAN], SpanContext(read, *places))
+            SpanEncoder(teacher, gistnet.below).encode(segments.tokens[:1, at : at + SPAN], SpanContext(read, *places))
             for at in range(5, 5 + SPAN * SPAN, SPAN)
             for places in ((torch.tensor([0]), torch.tensor([at])),)
         ],
@@ -86,11 +86,11 @@ def test_the_gradient_is_that_of_whole_forwards():
     """Along a random direction of the weights, by finite differences of the loss."""
     teacher, segments = tiny_teacher("llama"), make_segments(torch.tensor([2, 1, 1]))
     gistnet = context_gistnet(teacher).double()
-    read = teacher.prefill(segments.tokens, hidden_state_layer=gistnet.hidden_state_layer)
+    read = SpanEncoder(teacher, gistnet).prefill(segments.tokens)
     config = ObjectiveConfig(horizon_tokens=6)
 
     def loss() -> torch.Tensor:
-        return branch_losses(teacher, gistnet, read, segments, config).total.sum()
+        return branch_losses(SpanEncoder(teacher, gistnet), read, segments, config).total.sum()
 
     loss().backward()
     parameters = [p for p in gistnet.parameters() if p.requires_grad]
@@ -111,9 +111,9 @@ def test_what_is_missing_is_named():
     teacher, segments = tiny_teacher("llama"), make_segments()
     gistnet = context_gistnet(teacher)
     with pytest.raises(DataError, match="reads spans where they stand in a text, but got spans alone"):
-        encode(gistnet, teacher, segments.replaced)
+        SpanEncoder(teacher, gistnet).encode(segments.replaced)
     with pytest.raises(DataError, match="without keeping states"):
-        encode_segments(gistnet, teacher, segments, teacher.prefill(segments.tokens))
+        encode_segments(SpanEncoder(teacher, gistnet), segments, teacher.prefill(segments.tokens))
     with pytest.raises(ValueError, match="reads is context, expected the architecture teacher_lora"):
         GistNetConfig(reads="context", architecture="full")
 

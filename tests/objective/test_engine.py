@@ -7,7 +7,7 @@ import torch
 
 from gistnet.errors import DataError
 from gistnet.evaluation import baselines
-from gistnet.model.attention_passes import BranchPass, Intervals
+from gistnet.model.prefix_attention import BranchPass, Intervals
 from gistnet.objective import branches
 from gistnet.objective.branches import (
     Replacements,

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
+from gistnet.model.encoder import SpanEncoder
 from gistnet.model.gistnet import GistNet
 from gistnet.model.teacher import Teacher
 from gistnet.objective.branches import SegmentBatch, gist_replacements
 from gistnet.objective.config import ObjectiveConfig
-from gistnet.objective.losses import token_losses
-from gistnet.objective.objective import branch_losses, encode, encode_segments
+from gistnet.objective.losses import branch_losses, encode_segments, token_losses
 from gistnet.objective.reference import reference_original_hidden, reference_replaced_hidden
 from tests.gistnets import SPAN, woken_gistnet
 from tests.teachers import FAMILIES, tiny_teacher
@@ -34,8 +34,8 @@ def by_hand(gistnet: GistNet, teacher: Teacher, tokens: torch.Tensor) -> torch.T
 def test_a_gist_of_level_1_is_made_of_the_gists_below_it():
     teacher = tiny_teacher("llama")
     gistnet, segments = woken_gistnet(teacher, levels=2), make_segments(torch.tensor([2, 1, 2]))
-    encoded = encode_segments(gistnet, teacher, segments)
-    whole = encode(gistnet, teacher, segments.replaced)
+    encoded = encode_segments(SpanEncoder(teacher, gistnet), segments)
+    whole = SpanEncoder(teacher, gistnet).encode(segments.replaced)
     for branch, (window, start) in enumerate(zip(segments.windows, segments.starts, strict=True)):
         for place in range(int(segments.counts[branch])):
             first = int(start) + place * ABOVE
@@ -51,7 +51,7 @@ def test_spans_that_overlap_share_the_gists_below(monkeypatch):
     level_0 = gistnet.levels[0]
     forward = level_0.forward
     monkeypatch.setattr(level_0, "forward", lambda spans, *rest: seen.append(len(spans)) or forward(spans))
-    encode_segments(gistnet, teacher, make_segments())
+    encode_segments(SpanEncoder(teacher, gistnet), make_segments())
     assert seen == [8 + 3 + 8]  # the second segment shares five of its eight with the first
 
 
@@ -60,12 +60,14 @@ def test_losses_equal_whole_forwards_in_values_and_gradients(family):
     teacher = tiny_teacher(family)
     gistnet, segments = woken_gistnet(teacher, levels=2), make_segments(torch.tensor([1, 1, 2]))
     config = ObjectiveConfig(horizon_tokens=HORIZON, positions="center")
-    result = branch_losses(teacher, gistnet, teacher.prefill(segments.tokens), segments, config, train_below=True)
+    result = branch_losses(
+        SpanEncoder(teacher, gistnet), teacher.prefill(segments.tokens), segments, config, train_below=True
+    )
     result.total.sum().backward()
     ours = {name: p.grad.clone() for name, p in gistnet.named_parameters()}
     gistnet.zero_grad()
 
-    replacements = gist_replacements(segments, encode(gistnet, teacher, segments.replaced), "center")
+    replacements = gist_replacements(segments, SpanEncoder(teacher, gistnet).encode(segments.replaced), "center")
     assert replacements.positions[0, 0] == 5 + ABOVE // 2  # in the middle of its 64 tokens
     branches = range(len(segments.starts))
     original = torch.stack([reference_original_hidden(teacher, segments, b) for b in branches])
@@ -85,7 +87,7 @@ def test_gradient_reaches_the_level_below_only_where_asked_for(train_below):
     gistnet, segments = woken_gistnet(teacher, levels=2), make_segments()
     config = ObjectiveConfig(horizon_tokens=HORIZON, positions="center")
     read = teacher.prefill(segments.tokens)
-    branch_losses(teacher, gistnet, read, segments, config, train_below=train_below).total.sum().backward()
+    branch_losses(SpanEncoder(teacher, gistnet), read, segments, config, train_below=train_below).total.sum().backward()
     reached = {name.startswith("below.") for name, p in gistnet.named_parameters() if p.grad is not None}
     assert reached == ({False, True} if train_below else {False})
     assert all(p.grad is None for p in teacher.model.parameters())
@@ -97,13 +99,13 @@ def test_dropout_leaves_a_frozen_level_below_alone():
     keys = torch.tensor([3, 7])
 
     def gists(**options):
-        return encode_segments(gistnet, teacher, segments, dropout_rate=0.5, dropout_keys=keys, **options)
+        return encode_segments(SpanEncoder(teacher, gistnet), segments, dropout_rate=0.5, dropout_keys=keys, **options)
 
-    plain = encode_segments(gistnet, teacher, segments)
+    plain = encode_segments(SpanEncoder(teacher, gistnet), segments)
     frozen, trained = gists(), gists(train_below=True)
     assert not torch.equal(frozen, plain)
     assert not torch.equal(frozen, trained)
     with torch.no_grad():  # a level that gives the last gist below, whatever is dropped within it
         gistnet.w_out.weight.zero_()
-    torch.testing.assert_close(gists(), encode_segments(gistnet, teacher, segments), rtol=0, atol=0)
+    torch.testing.assert_close(gists(), encode_segments(SpanEncoder(teacher, gistnet), segments), rtol=0, atol=0)
     assert not torch.equal(gists(train_below=True), gists())

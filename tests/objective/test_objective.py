@@ -8,13 +8,13 @@ import torch
 
 from gistnet.errors import ConfigError
 from gistnet.model.config import GistNetConfig
+from gistnet.model.encoder import SpanEncoder
 from gistnet.model.gistnet import GistNet
 from gistnet.model.layers import Dropout
 from gistnet.model.teacher import Teacher
 from gistnet.objective.branches import SegmentBatch, gist_replacements
 from gistnet.objective.config import ObjectiveConfig
-from gistnet.objective.losses import contrastive_loss, token_losses
-from gistnet.objective.objective import BranchLosses, branch_losses, encode
+from gistnet.objective.losses import BranchLosses, branch_losses, contrastive_loss, token_losses
 from gistnet.objective.reference import (
     _plain_forward,
     reference_original_hidden,
@@ -49,7 +49,9 @@ def make_segments(gists: int | torch.Tensor = 1) -> SegmentBatch:
 def losses_of(teacher, gistnet, segments, dropout_rate=0.0, dropout_keys=None, **settings) -> BranchLosses:
     config = ObjectiveConfig(**({"horizon_tokens": HORIZON, "positions": "center"} | settings))
     read = teacher.prefill(segments.tokens)
-    return branch_losses(teacher, gistnet, read, segments, config, dropout_rate=dropout_rate, dropout_keys=dropout_keys)
+    return branch_losses(
+        SpanEncoder(teacher, gistnet), read, segments, config, dropout_rate=dropout_rate, dropout_keys=dropout_keys
+    )
 
 
 def gradient_of(gistnet, value) -> torch.Tensor:
@@ -61,7 +63,7 @@ def gradient_of(gistnet, value) -> torch.Tensor:
 
 def written_out(teacher, gistnet, segments, positions="center"):
     """KL and both NLLs per token, from two whole forwards per branch."""
-    replacements = gist_replacements(segments, encode(gistnet, teacher, segments.replaced), positions)
+    replacements = gist_replacements(segments, SpanEncoder(teacher, gistnet).encode(segments.replaced), positions)
     branches = range(len(segments.starts))
     original = torch.stack([reference_original_hidden(teacher, segments, b) for b in branches])
     replaced = torch.stack([reference_replaced_hidden(teacher, segments, replacements, b) for b in branches])
@@ -75,9 +77,9 @@ def test_totals_are_means_over_the_horizon_of_what_the_loss_names(teacher, gistn
     expected, _ = written_out(teacher, gistnet, segments, positions)
     kl, delta = expected.kl.mean(1), (expected.nll_replaced - expected.nll_original).mean(1)
     assert kl.min() > 0.05
-    totals = {"kl": kl, "delta_nll": delta, "mixed": 0.3 * kl + 0.7 * delta}
+    totals = {"kl": kl, "delta_nll": delta, "mixed": 0.5 * kl + 0.5 * delta}
     for loss, total in totals.items():
-        result = losses_of(teacher, gistnet, segments, loss=loss, mixed_kl_share=0.3, positions=positions)
+        result = losses_of(teacher, gistnet, segments, loss=loss, positions=positions)
         torch.testing.assert_close(result.total, total, rtol=1e-9, atol=1e-10)
         torch.testing.assert_close(result.kl, kl, rtol=1e-9, atol=1e-10)
         torch.testing.assert_close(result.delta_nll, delta, rtol=1e-9, atol=1e-10)
@@ -97,10 +99,10 @@ def test_the_gradient_of_delta_nll_is_that_of_plain_cross_entropy(teacher, gistn
 def test_the_gradient_of_mixed_is_the_weighted_sum_of_both(teacher, gistnet):
     segments = make_segments()
     kl, delta, mixed = (
-        gradient_of(gistnet, losses_of(teacher, gistnet, segments, loss=loss, mixed_kl_share=0.3).total.sum())
+        gradient_of(gistnet, losses_of(teacher, gistnet, segments, loss=loss).total.sum())
         for loss in ("kl", "delta_nll", "mixed")
     )
-    torch.testing.assert_close(mixed, 0.3 * kl + 0.7 * delta, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(mixed, 0.5 * kl + 0.5 * delta, rtol=1e-4, atol=1e-6)
     assert (kl - delta).abs().max() > 1e-3
 
 
@@ -112,7 +114,7 @@ def test_the_contrastive_term_is_the_hinge_of_each_gist_and_the_next(teacher, gi
     rows = []
     for window, start, count in zip(segments.windows, segments.starts, segments.counts, strict=True):
         firsts = [int(start) + index * SPAN for index in range(count + 1)]
-        run = [encode(gistnet, teacher, segments.tokens[window, None, at : at + SPAN])[0] for at in firsts]
+        run = [SpanEncoder(teacher, gistnet).encode(segments.tokens[window, None, at : at + SPAN])[0] for at in firsts]
         rows.append(torch.stack([contrastive_loss(first, second, 2.0)[0] for first, second in pairwise(run)]).mean())
     expected = torch.stack(rows)
     torch.testing.assert_close(result.contrastive, expected.to(result.contrastive.dtype), rtol=1e-5, atol=1e-6)
@@ -131,6 +133,7 @@ def test_the_contrastive_gradient_flows_into_the_gist_and_its_neighbour(teacher)
 
         def __init__(self) -> None:
             super().__init__()
+            self.teacher_fingerprint = teacher.fingerprint
             self.gists = torch.nn.Parameter(torch.randn(8, 32, generator=torch.Generator().manual_seed(1)))
 
         def forward(self, spans: torch.Tensor, dropout: Dropout | None, context: None) -> torch.Tensor:
@@ -174,7 +177,7 @@ def test_reconstruction_is_the_cross_entropy_of_the_span_after_its_own_gists(tea
     """One whole forward per branch over [prefix, gists, span], the span where the horizon would have been."""
     segments = make_segments(gists)
     result = losses_of(teacher, gistnet, segments, reconstruction_weight=0.5, positions=positions)
-    vectors = encode(gistnet, teacher, segments.replaced).double()
+    vectors = SpanEncoder(teacher, gistnet).encode(segments.replaced).double()
     rows = []
     columns = (segments.windows.tolist(), segments.starts.tolist(), segments.counts.tolist())
     for branch, (window, start, k) in enumerate(zip(*columns, strict=True)):
@@ -250,7 +253,7 @@ def test_encode_is_gistnet_on_the_embeddings_of_each_span_in_float32(dtype):
     network = GistNet.build(GistNetConfig(architecture="bottleneck", span_tokens=SPAN, width=16, heads=2), teacher)
     torch.nn.init.normal_(network.w_out.weight, std=0.3)
     tokens = torch.randint(3, 97, (3, 2 * SPAN), generator=torch.Generator().manual_seed(1))
-    gists = encode(network, teacher, tokens)
+    gists = SpanEncoder(teacher, network).encode(tokens)
     assert gists.dtype == torch.float32
     assert gists.shape == (3, 2, 32)
     tolerance = 0.05 if dtype == torch.bfloat16 else 1e-5

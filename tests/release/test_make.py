@@ -174,7 +174,10 @@ def test_its_configuration_names_no_folder_and_is_else_as_it_was_trained(
     hub = {"kind": "hub", "name": "set", "domain": "code", "path": "someone/set", "data_files": "hf://a/b.parquet"}
     values["data"]["sources"][0]["paths"] = ["~/notes/**/*.jsonl", "/home/me/a.jsonl"]
     values["data"]["sources"].append(hub)
-    values["evaluation"] |= {"reconstruction": True, "contexts": {"long_context": True, "questions": "/home/me/q.jsonl"}}
+    values["evaluation"] |= {
+        "reconstruction": True,
+        "contexts": {"long_context": True, "questions": "/home/me/q.jsonl"},
+    }
     config = RunConfig.model_validate(values)
     portable = portable_config(config, "name")
     assert portable.start_from == (None if expected is None else Path(expected))

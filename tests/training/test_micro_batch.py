@@ -36,7 +36,7 @@ def stage_of(spans_per_window: int, horizon: int = 32, **train: object) -> Stage
     return Stage(
         name="only",
         train=TrainConfig(spans_per_window=spans_per_window, **train),
-        objective=ObjectiveConfig(horizon_tokens=horizon, chunk_tokens=128),
+        objective=ObjectiveConfig(horizon_tokens=horizon),
     )
 
 

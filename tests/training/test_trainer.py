@@ -15,8 +15,9 @@ import torch
 from gistnet.data.sampling import sample_batch
 from gistnet.errors import CheckpointError, ProcessError, TrainingError
 from gistnet.metrics_log import read_metrics
+from gistnet.model.encoder import SpanEncoder
 from gistnet.objective.branches import SegmentBatch
-from gistnet.objective.objective import branch_losses
+from gistnet.objective.losses import branch_losses
 from gistnet.training import trainer
 from gistnet.training.checkpoint import best_checkpoint, latest_checkpoint
 from gistnet.training.micro_batch import MicroBatch
@@ -136,7 +137,7 @@ def test_a_step_has_the_gradient_of_the_mean_loss_of_its_branches_up_to_a_length
         tokens, starts = torch.from_numpy(run.dataset.read(sample.window))[None], torch.from_numpy(sample.starts)
         segments = SegmentBatch(tokens, torch.zeros_like(starts), starts, span_tokens=8, gists=1, horizon=12)
         read = run.teacher.prefill(tokens)
-        totals.append(branch_losses(run.teacher, run.gistnet, read, segments, stage.objective).total)
+        totals.append(branch_losses(SpanEncoder(run.teacher, run.gistnet), read, segments, stage.objective).total)
     loss = torch.cat(totals).mean()
     loss.backward()
     expected = gradient_in(run)

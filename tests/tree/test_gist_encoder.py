@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from gistnet.errors import CheckpointError, DataError, TeacherError
-from gistnet.model.gistnet import GistNet
-from gistnet.model.span_context import SpanContext
+from gistnet.model.encoder import SpanEncoder
+from gistnet.model.gistnet import GistNet, SpanContext
 from gistnet.model.teacher import Teacher
 from gistnet.model.tokenizer import TeacherTokenizer
 from gistnet.tree.gist_encoder import GistEncoder
@@ -83,7 +83,7 @@ def test_what_begins_a_text_is_read_before_its_spans() -> None:
     for first, read_from in ((0, 0), (4, 1), (8, 5)):
         window = torch.tensor([[3, 5, *tokens[read_from : first + 4].ravel()]])
         starts = 2 + 8 * torch.arange(first - read_from, first - read_from + 4)
-        context = SpanContext.of_windows(teacher, gistnet.hidden_state_layer, window, starts)
+        context = SpanEncoder(teacher, gistnet).context(window, starts)
         with torch.no_grad():
             expected = gistnet(teacher.embed(torch.from_numpy(tokens[first : first + 4])), context=context)
         got = encoder.encode(0, tokens[read_from : first + 4], first)

@@ -17,10 +17,9 @@ from gistnet.evaluation import metrics
 from gistnet.evaluation.metrics import Floats
 from gistnet.evaluation.records import Baseline, MetricRecord, target_for
 from gistnet.evaluation.resampling import DocumentDraws, percentile_interval
-from gistnet.model.gistnet import GistNet
-from gistnet.model.span_context import SpanContext
+from gistnet.model.encoder import SpanEncoder
+from gistnet.model.gistnet import GistNet, SpanContext
 from gistnet.model.teacher import Teacher
-from gistnet.objective.objective import encode_with_attention
 
 TOKENS_PER_PASS = 8192
 """Tokens whose spans are encoded at once; only memory and speed depend on it."""
@@ -107,10 +106,11 @@ def draw_spans(
 @torch.no_grad()
 def encode_spans(teacher: Teacher, gistnet: GistNet, spans: DrawnSpans, dataset: PreparedDataset) -> EncodedSpans:
     """Encode spans of tokens_per_gist tokens, in passes of bounded memory; the windows are read only where needed."""
+    encoder = SpanEncoder(teacher, gistnet)
     parts: list[EncodedSpans] = []
-    for rows, context in _passes(teacher, gistnet, spans, dataset):
+    for rows, context in _batches(encoder, spans, dataset):
         ids = torch.from_numpy(spans.tokens[rows]).to(teacher.device)
-        gists, attention = encode_with_attention(gistnet, teacher, ids, context)
+        gists, attention = encoder.encode_with_attention(ids, context)
         embeddings = teacher.embed(ids)
         entropies = [attention_entropy(_array(of_slot)) for of_slot in attention]
         vectors = (_array(gists[:, 0]), _array(embeddings[:, -1]), _array(embeddings.float().mean(dim=1)))
@@ -118,20 +118,20 @@ def encode_spans(teacher: Teacher, gistnet: GistNet, spans: DrawnSpans, dataset:
     return EncodedSpans(*map(np.concatenate, zip(*parts, strict=True)))
 
 
-def _passes(
-    teacher: Teacher, gistnet: GistNet, spans: DrawnSpans, dataset: PreparedDataset
+def _batches(
+    encoder: SpanEncoder, spans: DrawnSpans, dataset: PreparedDataset
 ) -> Iterator[tuple[slice, SpanContext | None]]:
-    """Which spans to encode together, and where they stand, for a GistNet that reads that: a window at a time."""
-    if gistnet.hidden_state_layer is None:
+    """Spans to encode together, and their context; those that are read in context a window at a time."""
+    if not encoder.reads_context:
         together = max(1, TOKENS_PER_PASS // spans.tokens.shape[1])
         yield from ((slice(first, first + together), None) for first in range(0, len(spans.tokens), together))
         return
     begins = np.flatnonzero(np.diff(spans.windows, prepend=-1)).tolist()
     for rows in map(slice, begins, [*begins[1:], len(spans.windows)]):
-        starts = torch.from_numpy(spans.starts[rows]).to(teacher.device)
+        starts = torch.from_numpy(spans.starts[rows]).to(encoder.teacher.device)
         tokens = dataset.read(int(spans.windows[rows.start]))[: spans.starts[rows].max() + spans.tokens.shape[1]]
-        window = torch.from_numpy(tokens).to(teacher.device)[None]
-        yield rows, SpanContext.of_windows(teacher, gistnet.hidden_state_layer, window, starts)
+        window = torch.from_numpy(tokens).to(encoder.teacher.device)[None]
+        yield rows, encoder.context(window, starts)
 
 
 def figures_of(spans: DrawnSpans, encoded: EncodedSpans, *, resamples: int, seed: int | Sequence[int]) -> Figures:

@@ -19,13 +19,12 @@ from gistnet.errors import DataError, TeacherError
 from gistnet.evaluation import baselines
 from gistnet.evaluation.records import MetricRecord
 from gistnet.evaluation.resampling import Measure, Population
+from gistnet.model.encoder import SpanEncoder
 from gistnet.model.gistnet import GistNet
-from gistnet.model.span_context import SpanContext
 from gistnet.model.teacher import PrefillOutput, Teacher
 from gistnet.model.tokenizer import TeacherTokenizer, shared_beginning
 from gistnet.objective.branches import Positions, Replacements, SegmentBatch, gist_replacements, replaced_hidden
 from gistnet.objective.losses import token_nll
-from gistnet.objective.objective import encode
 
 DOMAIN = "adversarial"
 PAIRS_PER_PASS = 8
@@ -139,17 +138,13 @@ def gists_in_a_row(pairs: Sequence[TokenPair], span_tokens: int, sink_tokens: in
 @torch.no_grad()
 def _gists(teacher: Teacher, gistnet: GistNet, pairs: Sequence[TokenPair], replaced_tokens: int) -> Tensor:
     """Gists of the last tokens of every context, `[trials, k, dim]`."""
-    made = []
+    encoder, made = SpanEncoder(teacher, gistnet), []
     for first in range(0, len(pairs), PAIRS_PER_PASS):
         contexts = [context for pair in pairs[first : first + PAIRS_PER_PASS] for context in pair.contexts]
         replaced = torch.tensor([context[-replaced_tokens:] for context in contexts], device=teacher.device)
-        where = None
-        if gistnet.hidden_state_layer is not None:
-            starts = torch.tensor([len(context) - replaced_tokens for context in contexts], device=teacher.device)
-            each = torch.arange(len(contexts), device=teacher.device)
-            tokens = _padded(contexts, teacher.device)
-            where = SpanContext.of_windows(teacher, gistnet.hidden_state_layer, tokens, starts, each)
-        made.append(encode(gistnet, teacher, replaced, where))
+        starts = torch.tensor([len(context) - replaced_tokens for context in contexts], device=teacher.device)
+        each = torch.arange(len(contexts), device=teacher.device)
+        made.append(encoder.encode(replaced, encoder.context(_padded(contexts, teacher.device), starts, each)))
     return torch.cat(made)
 
 

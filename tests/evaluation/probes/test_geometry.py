@@ -21,8 +21,8 @@ from gistnet.evaluation.probes.geometry import (
     mixed_figures,
 )
 from gistnet.evaluation.resampling import DocumentDraws
-from gistnet.model.span_context import SpanContext
-from gistnet.objective.objective import encode
+from gistnet.model.encoder import SpanEncoder
+from gistnet.model.gistnet import SpanContext
 from gistnet.session import open_run
 from gistnet.settings import Target
 from tests.gistnets import context_gistnet
@@ -91,7 +91,7 @@ def test_encoding_in_passes_gives_the_gists_and_the_embeddings(run, monkeypatch)
     vectors = encode_spans(run.teacher, run.gistnet, spans, run.dataset)
     tokens = torch.from_numpy(spans.tokens)
     with torch.no_grad():
-        np.testing.assert_allclose(vectors.gists, encode(run.gistnet, run.teacher, tokens)[:, 0], atol=1e-5)
+        np.testing.assert_allclose(vectors.gists, SpanEncoder(run.teacher, run.gistnet).encode(tokens)[:, 0], atol=1e-5)
     embeddings = run.teacher.model.get_input_embeddings().weight.detach()[tokens]
     np.testing.assert_allclose(vectors.last_token, embeddings[:, -1])
     np.testing.assert_allclose(vectors.mean, embeddings.mean(1), atol=1e-6)
@@ -113,7 +113,7 @@ def test_spans_are_encoded_where_they_stand(run):
         read = run.teacher.prefill(window, hidden_state_layer=gistnet.hidden_state_layer)
         with torch.no_grad():
             context = SpanContext(read, torch.tensor([0]), torch.tensor([start]))
-            gist = encode(gistnet, run.teacher, torch.from_numpy(spans.tokens[row])[None], context)
+            gist = SpanEncoder(run.teacher, gistnet).encode(torch.from_numpy(spans.tokens[row])[None], context)
         np.testing.assert_allclose(encoded.gists[row], gist[0, 0], rtol=1e-3, atol=1e-3)
 
 

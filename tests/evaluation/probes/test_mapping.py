@@ -8,7 +8,7 @@ from gistnet.evaluation.config import EvaluationConfig
 from gistnet.evaluation.evaluator import evaluate
 from gistnet.evaluation.probes.mapping import nearest_spans
 from gistnet.evaluation.probes.span_map import SpanMap
-from gistnet.objective.objective import encode_with_attention
+from gistnet.model.encoder import SpanEncoder
 
 K, H = 8, 12
 
@@ -62,7 +62,7 @@ def test_all_aligned_spans_with_room_are_mapped_with_their_own_gists(run):
         assert len(window) == len(document.tokens)
         with torch.no_grad():
             tokens = torch.from_numpy(np.stack([window[start : start + K] for start in starts]))
-            gists, attention = encode_with_attention(run.gistnet, run.teacher, tokens)
+            gists, attention = SpanEncoder(run.teacher, run.gistnet).encode_with_attention(tokens)
         for row, span in enumerate(document.spans):
             assert span.gist_norm == pytest.approx(float(gists[row].norm()), abs=1e-4)
             for slot in range(2):

@@ -10,12 +10,11 @@ from gistnet.errors import DataError, TeacherError
 from gistnet.evaluation import baselines
 from gistnet.evaluation.probes.minimal_pairs import TokenPair, _mean_nll, gists_in_a_row, minimal_pairs, token_pairs
 from gistnet.model.config import GistNetConfig
-from gistnet.model.gistnet import GistNet
-from gistnet.model.span_context import SpanContext
+from gistnet.model.encoder import SpanEncoder
+from gistnet.model.gistnet import GistNet, SpanContext
 from gistnet.model.teacher import Teacher
 from gistnet.model.tokenizer import TeacherTokenizer
 from gistnet.objective.branches import SegmentBatch, gist_replacements
-from gistnet.objective.objective import encode
 from gistnet.objective.reference import reference_replaced_hidden
 from tests.teachers import tiny_teacher
 from tests.tokenizers import sentencepiece_like
@@ -73,7 +72,9 @@ def accuracy_written_out(teacher, gistnet, pairs, k: int, what: str) -> dict[str
                     start = torch.tensor([n - k * 16])
                     segments = SegmentBatch(tokens, torch.tensor([0]), start, span_tokens=16, gists=k, horizon=h)
                     read = teacher.prefill(tokens[:, :n], hidden_state_layer=gistnet.hidden_state_layer)
-                    gists = encode(gistnet, teacher, segments.replaced, SpanContext(read, torch.tensor([0]), start))
+                    gists = SpanEncoder(teacher, gistnet).encode(
+                        segments.replaced, SpanContext(read, torch.tensor([0]), start)
+                    )
                     replacements = gist_replacements(segments, gists, "center")
                     hidden = reference_replaced_hidden(teacher, segments, replacements, 0)
                 costs.append(mean_nll(teacher, hidden, torch.tensor(following)))
