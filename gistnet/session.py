@@ -15,7 +15,6 @@ from rich.table import Table
 from gistnet.config import RunConfig, config_text, load_config, save_config
 from gistnet.data.dataset import PreparedDataset
 from gistnet.data.prepare import find_prepared
-from gistnet.data.tokenise import Tokenize
 from gistnet.errors import CheckpointError, ConfigError, DataError, TeacherError
 from gistnet.evaluation.validation import Validator
 from gistnet.files import lock_for_writing
@@ -24,7 +23,7 @@ from gistnet.model.config import TeacherConfig
 from gistnet.model.fingerprint import TeacherFingerprint
 from gistnet.model.gistnet import GistNet
 from gistnet.model.saved_gistnet import WEIGHTS_FILE, read_saved
-from gistnet.model.teacher import Teacher, load_tokenizer
+from gistnet.model.teacher import Teacher
 from gistnet.objective.reference import require_exact
 from gistnet.preparation import prepare_data
 from gistnet.release_folder import HELD_OUT_FOLDER, find_folder, is_release
@@ -312,18 +311,6 @@ def open_gistnet(path: Path) -> tuple[Teacher, GistNet]:
     return teacher, GistNet.from_pretrained(path, teacher)
 
 
-def teacher_config(path: Path) -> TeacherConfig:
-    """Which teacher a GistNet was trained with, from what `open_gistnet` takes; the teacher is not loaded.
-
-    Raises:
-        CheckpointError: there is no GistNet at `path`, or it is damaged.
-    """
-    path = find_folder(path)
-    if not (path / WEIGHTS_FILE).is_file():
-        return _run_of(path.resolve())[1].teacher
-    return _config_of(read_saved(path)[0].teacher)
-
-
 @dataclass(frozen=True)
 class LoadEncoder:
     """Loads the encoder of a checkpoint when called; can be sent to another process, unlike the encoder."""
@@ -337,15 +324,6 @@ class LoadEncoder:
             CheckpointError: there is no usable checkpoint, or it belongs to another teacher.
         """
         return GistEncoder(*open_gistnet(self.checkpoint))
-
-    def tokenize(self) -> Tokenize:
-        """Tokenizer of the encoder, loaded without the language model.
-
-        Raises:
-            CheckpointError: there is no usable checkpoint.
-            TeacherError: its teacher has no tokenizer.
-        """
-        return load_tokenizer(teacher_config(self.checkpoint)).encode
 
 
 def open_teacher(fingerprint: TeacherFingerprint) -> Teacher:

@@ -140,7 +140,7 @@ def evaluate(
     from gistnet.evaluation.evaluator import evaluate as measure
     from gistnet.evaluation.records import read_records
     from gistnet.files import require_writable
-    from gistnet.release.contents import compare_figures
+    from gistnet.release.contents import compare_results
     from gistnet.report.tables import results_tables
     from gistnet.run_folder import RESULTS_FILE
     from gistnet.session import open_trained
@@ -157,7 +157,7 @@ def evaluate(
         terminal.out.print(table)
     if trained.is_released:
         released = read_records(trained.run_folder / RESULTS_FILE)
-        terminal.out.print(compare_figures(evaluation.records, released))
+        terminal.out.print(compare_results(evaluation.records, released))
     kept = "nothing was written; --out keeps it"
     if target is not None:
         figures, *spans = evaluation.write(target)

@@ -19,12 +19,12 @@ from gistnet.evaluation.config import EvaluationConfig
 from gistnet.evaluation.contexts.long_context import choose_passages, context_records
 from gistnet.evaluation.held_out import HeldOut, Measured
 from gistnet.evaluation.probes.geometry import (
-    Figures,
+    Geometry,
+    domain_geometry,
     draw_spans,
     encode_spans,
-    figures_of,
     geometry_records,
-    mixed_figures,
+    mixed_geometry,
 )
 from gistnet.evaluation.probes.mapping import map_documents, rounded
 from gistnet.evaluation.probes.minimal_pairs import minimal_pairs
@@ -96,8 +96,8 @@ def evaluate(teacher: Teacher, gistnet: GistNet, dataset: PreparedDataset, confi
     domains = sorted(set(level_0.held_out.domains.tolist()))
     logger.info("Comparing up to %d gists of %s.", config.geometry_spans, ", ".join(domains))
     for level in levels:
-        figures = _geometry(teacher, level.gistnet, dataset, domains, config)
-        records += geometry_records(figures, positions=config.positions[0], level=level.gistnet.level)
+        statistics = _geometry(teacher, level.gistnet, dataset, domains, config)
+        records += geometry_records(statistics, positions=config.positions[0], level=level.gistnet.level)
     records += _probes(teacher, level_0, dataset, config)
     records += context_records(teacher, gistnet, passages, config)
     records += _oracle(teacher, level_0, dataset, config)
@@ -273,9 +273,9 @@ def _substitution_records(level: _MeasuredLevel, config: EvaluationConfig) -> It
 
 def _geometry(
     teacher: Teacher, gistnet: GistNet, dataset: PreparedDataset, domains: Sequence[str], config: EvaluationConfig
-) -> dict[str, Figures]:
+) -> dict[str, Geometry]:
     """The geometry of each domain's gists, and of the mix where weights are given."""
-    figures = {}
+    statistics = {}
     for number, domain in enumerate(domains):
         spans = draw_spans(
             dataset,
@@ -286,10 +286,10 @@ def _geometry(
             seed=config.seed,
         )
         encoded = encode_spans(teacher, gistnet, spans, dataset)
-        figures[domain] = figures_of(spans, encoded, resamples=config.resamples, seed=(config.seed, number))
+        statistics[domain] = domain_geometry(spans, encoded, resamples=config.resamples, seed=(config.seed, number))
     if config.weights:
-        figures[MIXED] = mixed_figures(figures, config.weights)
-    return figures
+        statistics[MIXED] = mixed_geometry(statistics, config.weights)
+    return statistics
 
 
 def _distribution(level: _MeasuredLevel, config: EvaluationConfig) -> dict[str, dict[str, list[float]]]:

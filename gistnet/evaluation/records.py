@@ -45,7 +45,7 @@ UNITS = {
     "multiple_choice_accuracy": "share of questions",
 }
 
-Baseline = Literal[
+BaselineName = Literal[
     "drop",
     "last_token",
     "surprisal_token",
@@ -90,7 +90,7 @@ class MetricRecord(Section):
     interval: tuple[FiniteFloat, FiniteFloat] | None = None
     """Bootstrapped over documents; None for a single document, or where the documents are too few to draw anew."""
     target: Target | None = None
-    baselines: dict[Baseline, FiniteFloat] = Field(default_factory=dict)
+    baselines: dict[BaselineName, FiniteFloat] = Field(default_factory=dict)
     """The same measure of what could stand there instead of a gist."""
 
     @computed_field  # type: ignore[prop-decorator]

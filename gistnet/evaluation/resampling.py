@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from gistnet.evaluation.metrics import Floats, finite
-from gistnet.evaluation.records import Baseline, MetricRecord, target_for
+from gistnet.evaluation.records import BaselineName, MetricRecord, target_for
 
 MIXED = "mixed"
 """The domain of a record that is the weighted mean over domains."""
@@ -197,7 +197,7 @@ class Population:
             n_documents=len(np.unique(self._documents[rows])),
             interval=None if rare else self.interval((column, *measure.beside), measure.statistic),
             target=target_for(name, domain=self.name, **wanted),
-            baselines=cast(dict[Baseline, float], values),
+            baselines=cast(dict[BaselineName, float], values),
             **labels,
         )
 

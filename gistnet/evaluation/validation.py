@@ -103,7 +103,7 @@ class Validator:
         losses = self._held_out.measure({"gist": (gists, self._positions)}) | self._baselines
         return MeasuredShare(losses, gists.cpu(), None if next_gists is None else next_gists.cpu())
 
-    def figures(self, shares: Sequence[MeasuredShare | None]) -> dict[str, float]:
+    def metrics(self, shares: Sequence[MeasuredShare | None]) -> dict[str, float]:
         """Means over spans, weighted by domain: nats per token for `kl…` and `delta_nll…`, shares for `recovered…`.
 
         Names end in the domain where they are one domain's, in `_1_8` and `_9_32` where they are of some offsets, and

@@ -99,7 +99,7 @@ def check_release(folder: Path) -> None:
     PreparedDataset.open(folder / HELD_OUT_FOLDER)
 
 
-def compare_figures(measured: Sequence[MetricRecord], released: Sequence[MetricRecord]) -> str:
+def compare_results(measured: Sequence[MetricRecord], released: Sequence[MetricRecord]) -> str:
     """A sentence that compares figures measured again with those that a release came with.
 
     Figures of the same measure and of as many spans and documents are compared by their values.

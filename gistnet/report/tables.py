@@ -7,11 +7,11 @@ from typing import Any, Literal
 from rich.table import Table
 
 from gistnet.data.dataset import SplitStatistics
-from gistnet.evaluation.records import Baseline, MetricRecord
+from gistnet.evaluation.records import BaselineName, MetricRecord
 from gistnet.terminal import at_full_width
 
 BASELINES = ("drop", "last_token", "surprisal_token", "mean", "shuffled", "gists_below")
-FREE: tuple[Baseline, ...] = ("drop", "last_token")
+FREE: tuple[BaselineName, ...] = ("drop", "last_token")
 """Baselines that need neither a GistNet nor a pass of the teacher."""
 # Too many for a terminal: a line for each offset.
 _IN_FULL = ("delta_nll_by_offset",)
@@ -105,7 +105,7 @@ def target_text(record: MetricRecord) -> str:
     return f"{' and '.join(bounds)}: {'met' if record.met else 'not met'}{also and f', also by {also}'}"
 
 
-def met_for_free(record: MetricRecord) -> list[Baseline]:
+def met_for_free(record: MetricRecord) -> list[BaselineName]:
     """Replacements that cost nothing and meet a figure's target too, so that it shows nothing of the gist."""
     return [
         name

@@ -121,7 +121,7 @@ TargetName = Literal[
     "contrastive_gap",
     "gist_variance",
 ]
-"""Metrics of a validation, by name (`Validator.figures`)."""
+"""Metrics of a validation, by name (`Validator.metrics`)."""
 
 
 class Stage(Section):

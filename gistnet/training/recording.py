@@ -76,7 +76,7 @@ class Recorder:
         began = time.monotonic()
         measured = self._validator.measure(stage.gistnet)
         # They decide what comes next: all go by those of one process, whatever the last bit is on another machine.
-        result = run.processes.from_main(self._validator.figures(run.processes.gather(measured)))
+        result = run.processes.from_main(self._validator.metrics(run.processes.gather(measured)))
         self._started += time.monotonic() - began
         return result
 

@@ -110,7 +110,7 @@ class StageValidator(Protocol):
     def measure(self, gistnet: GistNet) -> Any:
         """Measure this process's share."""
 
-    def figures(self, shares: Sequence[Any]) -> dict[str, float]:
+    def metrics(self, shares: Sequence[Any]) -> dict[str, float]:
         """Means over what all processes measured, given by rank.
 
         Raises:

@@ -240,9 +240,9 @@ def neighbours(run, gists: int) -> torch.Tensor:
 def test_validation_agrees_with_the_evaluation_of_the_same_spans(run, k):
     size = {"documents": 5, "spans_per_document": 2, "gists_in_a_row": k, "cache_gigabytes": 1.0}
     validator = Validator(run.teacher, run.dataset, run.stages[0].layout, "center", {"narrative": 1.0}, seed=0, **size)
-    result = validator.figures([validator.measure(run.gistnet)])
+    result = validator.metrics([validator.measure(run.gistnet)])
     assert result["kl"] == pytest.approx(written_out_kl(run, 12, gists=k).mean(), rel=1e-6)
-    assert result == validator.figures([validator.measure(run.gistnet)])  # the second time from the cache
+    assert result == validator.metrics([validator.measure(run.gistnet)])  # the second time from the cache
     evaluation = CONFIG.model_copy(update={"gists_in_a_row": k})
     records = evaluate(run.teacher, run.gistnet, run.dataset, evaluation).records
     kl = next(r for r in records if (r.name, r.positions, r.offsets) == ("kl", "center", (1, 12)))
@@ -274,7 +274,7 @@ def test_a_validation_weighs_domains_by_their_share_in_training_and_counts_spans
     delta_nll = np.where(is_code, 3.0, np.where(np.arange(12) % 2 == 0, 0.5, 1.0))[:, None].repeat(12, axis=1)
     measured = validator.measure(run.gistnet)
     losses = measured.losses | {"gist": Measured(kl, delta_nll), "drop": Measured(np.full((12, 12), 7.0), delta_nll)}
-    result = validator.figures([measured._replace(losses=losses)])
+    result = validator.metrics([measured._replace(losses=losses)])
     expected = {
         "kl": 0.75 * 3 + 0.25 * 5, "kl_1_8": 0.75 * 2 + 0.25 * 4, "kl_9_12": 0.75 * 5 + 0.25 * 7,
         "kl_code": 5.0, "kl_narrative": 3.0, "delta_nll": 0.75 * 0.75 + 0.25 * 3, "delta_nll_code": 3.0,

@@ -17,7 +17,7 @@ from gistnet.model.config import GistNetConfig
 from gistnet.model.fingerprint import TeacherFingerprint
 from gistnet.model.saved_gistnet import SavedGistNet
 from gistnet.release.card import _documents, base_model, card, results_tables, summary, targets_table
-from gistnet.release.contents import Release, compare_figures
+from gistnet.release.contents import Release, compare_results
 from gistnet.settings import Target
 from gistnet.training.checkpoint import best_checkpoint
 from tests.release.conftest import NOTES
@@ -167,7 +167,7 @@ def test_figures_measured_again_are_compared_with_those_of_the_same_spans() -> N
         record("kl", 0.8875, level=1),
         record("gist_norm", 2.5, positions="center"),
     ]
-    sentence = compare_figures(measured, released)
+    sentence = compare_results(measured, released)
     assert re.findall(r"[\d.]*\d", sentence) == ["1", "3", "0.025", "1"]  # equal, compared, largest difference, others
     assert "delta_nll, narrative" in sentence
-    assert re.findall(r"\d+", compare_figures(released, released)) == ["4", "4"]
+    assert re.findall(r"\d+", compare_results(released, released)) == ["4", "4"]

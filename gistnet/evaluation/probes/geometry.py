@@ -15,7 +15,7 @@ from gistnet.data.dataset import PreparedDataset
 from gistnet.errors import DataError
 from gistnet.evaluation import metrics
 from gistnet.evaluation.metrics import Floats
-from gistnet.evaluation.records import Baseline, MetricRecord, target_for
+from gistnet.evaluation.records import BaselineName, MetricRecord, target_for
 from gistnet.evaluation.resampling import DocumentDraws, percentile_interval
 from gistnet.model.encoder import SpanEncoder
 from gistnet.model.gistnet import GistNet, SpanContext
@@ -51,18 +51,18 @@ class EncodedSpans(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Figure:
+class Statistic:
     """A measure of one domain's gists, or of the mix."""
 
     value: float
     resampled: Floats | None
     """With the documents drawn anew, [resamples]; None where it cannot be had for each draw."""
-    baselines: dict[Baseline, float]
+    baselines: dict[BaselineName, float]
     n_spans: int
     n_documents: int
 
 
-Figures = dict[tuple[str, str, int | None], Figure]
+Geometry = dict[tuple[str, str, int | None], Statistic]
 """By name of the measure, slot of the attention and head; the latter are "" and None for all."""
 
 
@@ -73,7 +73,7 @@ def draw_spans(
 
     A window gets one random phase and aligned spans from it, behind its first `sink_tokens`. Neighbours are drawn by
     twos, so that there are adjacent pairs also among spans that are drawn thinly; among a thousand spans that makes
-    one pair in a thousand, and changes no other figure.
+    one pair in a thousand, and changes no other statistic.
     """
     draw = np.random.default_rng(seed)
     windows = dataset.window_indices("held_out", domain)
@@ -134,17 +134,17 @@ def _batches(
         yield rows, encoder.context(window, starts)
 
 
-def figures_of(spans: DrawnSpans, encoded: EncodedSpans, *, resamples: int, seed: int | Sequence[int]) -> Figures:
+def domain_geometry(spans: DrawnSpans, encoded: EncodedSpans, *, resamples: int, seed: int | Sequence[int]) -> Geometry:
     """Every measure of one domain's spans. What needs pairs is left out where there are none."""
     first, second = spans.pairs.T
     gist, last_token, mean = (metrics.geometry(vectors, (vectors[first], vectors[second])) for vectors in encoded[:3])
     draws = DocumentDraws(spans.documents, resamples, seed)
     in_pairs = np.unique(spans.pairs)
     resampled = _resampled_geometry(encoded.gists, spans.pairs, draws)
-    figures: Figures = {}
+    statistics: Geometry = {}
     for name, value in gist.items():
         rows = in_pairs if name == "adjacent_distance" else np.arange(len(spans.tokens))
-        figures[name, "", None] = Figure(
+        statistics[name, "", None] = Statistic(
             value,
             _if_finite(resampled[name], draws),
             {"last_token": last_token[name], "mean": mean[name]},
@@ -158,23 +158,23 @@ def figures_of(spans: DrawnSpans, encoded: EncodedSpans, *, resamples: int, seed
         for head in range(heads)
     }
     for of, column in entropies.items():
-        figures["attention_entropy", *of] = Figure(
+        statistics["attention_entropy", *of] = Statistic(
             float(column.mean()), _if_finite(draws.means(column), draws), {}, len(column), draws.documents
         )
-    return figures
+    return statistics
 
 
-def mixed_figures(figures: Mapping[str, Figures], weights: Mapping[str, float]) -> Figures:
+def mixed_geometry(statistics: Mapping[str, Geometry], weights: Mapping[str, float]) -> Geometry:
     """The weighted mean over domains of every measure that all of them have; documents are drawn within each."""
-    of_domains = [(weights[domain], figures[domain]) for domain in sorted(weights)]
+    of_domains = [(weights[domain], statistics[domain]) for domain in sorted(weights)]
     names = [name for name in of_domains[0][1] if all(name in of_domain for _, of_domain in of_domains)]
     return {name: _weighted([(weight, of_domain[name]) for weight, of_domain in of_domains]) for name in names}
 
 
-def geometry_records(figures: Mapping[str, Figures], *, positions: str, level: int) -> Iterator[MetricRecord]:
-    """The records of figures by domain. Only means have targets, single heads have none."""
-    for domain, of_domain in figures.items():
-        for (name, slot, head), figure in of_domain.items():
+def geometry_records(statistics: Mapping[str, Geometry], *, positions: str, level: int) -> Iterator[MetricRecord]:
+    """The records of statistics by domain. Only means have targets, single heads have none."""
+    for domain, of_domain in statistics.items():
+        for (name, slot, head), statistic in of_domain.items():
             yield MetricRecord(
                 name=name,
                 domain=domain,
@@ -182,12 +182,12 @@ def geometry_records(figures: Mapping[str, Figures], *, positions: str, level: i
                 index=head,
                 positions=positions,
                 level=level,
-                value=figure.value,
-                n_spans=figure.n_spans,
-                n_documents=figure.n_documents,
-                interval=None if figure.resampled is None else percentile_interval(figure.resampled),
+                value=statistic.value,
+                n_spans=statistic.n_spans,
+                n_documents=statistic.n_documents,
+                interval=None if statistic.resampled is None else percentile_interval(statistic.resampled),
                 target=None if slot else target_for(name, domain=domain, level=level),
-                baselines=figure.baselines,
+                baselines=statistic.baselines,
             )
 
 
@@ -253,15 +253,15 @@ def _if_finite(resampled: Floats, draws: DocumentDraws) -> Floats | None:
     return resampled if draws.documents > 1 and np.isfinite(resampled).all() else None
 
 
-def _weighted(parts: Sequence[tuple[float, Figure]]) -> Figure:
-    resampled = [weight * figure.resampled for weight, figure in parts if figure.resampled is not None]
+def _weighted(parts: Sequence[tuple[float, Statistic]]) -> Statistic:
+    resampled = [weight * statistic.resampled for weight, statistic in parts if statistic.resampled is not None]
     names = parts[0][1].baselines
-    return Figure(
-        sum(weight * figure.value for weight, figure in parts),
+    return Statistic(
+        sum(weight * statistic.value for weight, statistic in parts),
         np.sum(resampled, axis=0) if len(resampled) == len(parts) else None,
-        {name: sum(weight * figure.baselines[name] for weight, figure in parts) for name in names},
-        sum(figure.n_spans for _, figure in parts),
-        sum(figure.n_documents for _, figure in parts),
+        {name: sum(weight * statistic.baselines[name] for weight, statistic in parts) for name in names},
+        sum(statistic.n_spans for _, statistic in parts),
+        sum(statistic.n_documents for _, statistic in parts),
     )
 
 

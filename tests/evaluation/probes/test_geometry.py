@@ -14,11 +14,11 @@ from gistnet.evaluation.probes.geometry import (
     DrawnSpans,
     EncodedSpans,
     attention_entropy,
+    domain_geometry,
     draw_spans,
     encode_spans,
-    figures_of,
     geometry_records,
-    mixed_figures,
+    mixed_geometry,
 )
 from gistnet.evaluation.resampling import DocumentDraws
 from gistnet.model.encoder import SpanEncoder
@@ -159,7 +159,7 @@ def test_attention_that_is_no_distribution_is_refused(row):
 def test_figures_by_hand():
     """Two documents of two neighbours, at right angles to those of the other: as in the tests of the measures."""
     spans = spans_of([1, 1, 2, 2], [(0, 1), (2, 3)])
-    figures = figures_of(spans, encoded(np.array([[1.0, 0], [3, 0], [0, 1], [0, 2]])), resamples=200, seed=0)
+    figures = domain_geometry(spans, encoded(np.array([[1.0, 0], [3, 0], [0, 1], [0, 2]])), resamples=200, seed=0)
     values = {name: figure.value for (name, slot, _), figure in figures.items() if not slot}
     assert values == pytest.approx(
         {
@@ -186,7 +186,7 @@ def test_intervals_are_those_of_the_plain_loop_over_drawn_documents():
     first = np.flatnonzero(np.diff(documents) == 0)
     pairs = np.stack([first, first + 1], axis=1)
     spans = spans_of(documents.tolist(), [tuple(pair) for pair in pairs.tolist()])
-    figures = figures_of(spans, encoded(gists), resamples=5, seed=(1, 2))
+    figures = domain_geometry(spans, encoded(gists), resamples=5, seed=(1, 2))
     counts = DocumentDraws(documents, 5, (1, 2)).counts
     names = np.unique(documents)
     for draw, count in enumerate(counts.astype(int)):
@@ -213,7 +213,7 @@ def test_intervals_are_those_of_the_plain_loop_over_drawn_documents():
 
 
 def test_equal_gists_are_not_diverse_and_miss_their_targets():
-    figures = figures_of(spans_of([1, 1, 2], [(0, 1)]), encoded(np.full((3, 4), 0.5)), resamples=200, seed=0)
+    figures = domain_geometry(spans_of([1, 1, 2], [(0, 1)]), encoded(np.full((3, 4), 0.5)), resamples=200, seed=0)
     records = {r.name: r for r in geometry_records({"narrative": figures}, positions="end", level=0) if r.is_whole}
     for name in ("gist_diversity", "adjacent_distance", "contrastive_gap", "gist_variance"):
         assert records[name].value == pytest.approx(0, abs=1e-12)
@@ -227,7 +227,7 @@ def test_equal_gists_are_not_diverse_and_miss_their_targets():
 
 
 def test_without_neighbours_there_is_no_adjacent_distance():
-    figures = figures_of(spans_of([1, 2, 3], []), encoded(np.eye(3)), resamples=200, seed=0)
+    figures = domain_geometry(spans_of([1, 2, 3], []), encoded(np.eye(3)), resamples=200, seed=0)
     assert {name for name, slot, _ in figures if not slot} == {
         "gist_diversity", "gist_variance", "gist_norm", "attention_entropy",
     }  # fmt: skip
@@ -235,24 +235,26 @@ def test_without_neighbours_there_is_no_adjacent_distance():
 
 
 def test_a_single_span_or_document_has_what_can_be_said_of_it():
-    figures = figures_of(spans_of([1], []), encoded(np.array([[3.0, 4.0]])), resamples=200, seed=0)
+    figures = domain_geometry(spans_of([1], []), encoded(np.array([[3.0, 4.0]])), resamples=200, seed=0)
     assert {name: figure.value for (name, slot, _), figure in figures.items() if not slot} == pytest.approx(
         {"gist_variance": 0, "gist_norm": 5, "attention_entropy": 1.5}
     )
     assert {figure.resampled for figure in figures.values()} == {None}
-    figures = figures_of(spans_of([1, 1], [(0, 1)]), encoded(np.eye(2)), resamples=200, seed=0)
+    figures = domain_geometry(spans_of([1, 1], [(0, 1)]), encoded(np.eye(2)), resamples=200, seed=0)
     assert {figure.resampled for figure in figures.values()} == {None}
 
 
 def test_gists_that_are_not_finite_are_refused():
     with pytest.raises(DataError, match="NaN"):
-        figures_of(spans_of([1, 2], []), encoded(np.array([[1.0, math.nan], [math.inf, 1.0]])), resamples=200, seed=0)
+        domain_geometry(
+            spans_of([1, 2], []), encoded(np.array([[1.0, math.nan], [math.inf, 1.0]])), resamples=200, seed=0
+        )
 
 
 def test_the_mix_is_the_weighted_mean_of_what_all_domains_have():
-    a = figures_of(spans_of([1, 1, 2, 2], [(0, 1), (2, 3)]), encoded(np.eye(4) * 2), resamples=200, seed=(0, 0))
-    b = figures_of(spans_of([3, 4], []), encoded(np.ones((2, 4))), resamples=200, seed=(0, 1))
-    mixed = mixed_figures({"a": a, "b": b, "unweighted": a}, {"a": 0.75, "b": 0.25})
+    a = domain_geometry(spans_of([1, 1, 2, 2], [(0, 1), (2, 3)]), encoded(np.eye(4) * 2), resamples=200, seed=(0, 0))
+    b = domain_geometry(spans_of([3, 4], []), encoded(np.ones((2, 4))), resamples=200, seed=(0, 1))
+    mixed = mixed_geometry({"a": a, "b": b, "unweighted": a}, {"a": 0.75, "b": 0.25})
     assert mixed["gist_diversity", "", None].value == pytest.approx(0.75)
     assert ("adjacent_distance", "", None) not in mixed
     assert mixed["gist_norm", "", None].value == pytest.approx(2)
