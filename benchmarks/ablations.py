@@ -67,7 +67,7 @@ PROBE = {
         f"train.steps={steps}",
         "train.log_every_steps=1",
         f"train.checkpoint_every_steps={steps}",
-        "train.validation={every_steps: 1000000, documents: 2, spans_per_document: 2}",
+        "train.validation={every_steps: 1000000, documents: 2, segments_per_window: 2}",
     )
     for on_gpu, steps in ((False, 4), (True, 40))
 }
@@ -225,14 +225,14 @@ def held_out_spans(
     layout = SpanLayout(
         span_tokens=span_tokens,
         horizon_tokens=HORIZON,
-        spans_per_window=evaluation.spans_per_document,
+        segments_per_window=evaluation.segments_per_window,
         sink_tokens=evaluation.sink_tokens,
     )
     samples = validation_windows(
         dataset,
         layout,
         documents=evaluation.documents,
-        spans_per_document=evaluation.spans_per_document,
+        segments_per_window=evaluation.segments_per_window,
         seed=evaluation.seed,
         domains=[domain for domain, share in sorted(stage.train.probabilities.items()) if share > 0],
     )
@@ -370,7 +370,7 @@ class Ablations:
 def _spans_per_step(config: RunConfig) -> int:
     """Branches of a step; a run of several gists counts once."""
     (stage,) = config.stages
-    return stage.train.windows_per_batch * stage.train.accumulation_steps * stage.train.spans_per_window
+    return stage.train.windows_per_batch * stage.train.accumulation_steps * stage.train.segments_per_window
 
 
 # Command line ---------------------------------------------------------------------------------------------------------

@@ -35,7 +35,7 @@ ALSO = (
     "evaluation.weights={narrative: 0.6, code: 0.3, structured: 0.1}",
     "evaluation.horizons=[64, 128]",
     "evaluation.documents=8",
-    "evaluation.spans_per_document=2",
+    "evaluation.segments_per_window=2",
     "evaluation.minimal_pairs=0",
     "evaluation.map_documents=0",
 )

@@ -376,7 +376,7 @@ def measure_processes(processes: int, threads: int, steps: int, *, compiled: boo
             f"train.steps={steps}",
             "train.log_every_steps=1",
             "train.windows_per_batch=4",
-            f"train.spans_per_window={spans}",
+            f"train.segments_per_window={spans}",
             "train.validation.documents=4",
             "device=cpu",
             f"teacher.compile={str(compiled).lower()}",

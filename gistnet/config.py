@@ -84,7 +84,7 @@ class RunConfig(Section):
                 f"stage '{stage.name}' trains level {train.level}, expected one below {self.levels}, levels"
             )
         tokens_per_gist = self.gistnet.span_tokens ** (train.level + 1)
-        span = tokens_per_gist * max(*train.runs.lengths, train.validation.gists_in_a_row)
+        span = tokens_per_gist * max(*train.segments.lengths, train.validation.spans_per_segment)
         needed = SINK_TOKENS + span + horizon
         available = min(self.data.window_tokens, train.window_tokens or self.data.window_tokens)
         if needed > available:

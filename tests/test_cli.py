@@ -131,8 +131,8 @@ def test_train_leaves_configuration_metrics_and_checkpoints(gistnet, config_file
 
 
 RECORD_KEYS = {
-    "name", "domain", "kind", "index", "tokens_per_vector", "horizon", "offsets", "positions", "level", "k", "value",
-    "unit", "n_spans", "n_documents", "interval", "target", "met", "baselines",
+    "name", "domain", "kind", "index", "tokens_per_vector", "horizon", "offsets", "positions", "level",
+    "spans_per_segment", "value", "unit", "n_spans", "n_documents", "interval", "target", "met", "baselines",
 }  # fmt: skip
 
 
@@ -419,7 +419,7 @@ def test_a_run_interrupted_when_a_validation_was_due_makes_it_up(config_file, tm
     """Stopped in step 3, which has the lowest KL; the resumed run makes up the validation and marks it."""
     settings = (
         "gistnet.architecture=full", "gistnet.heads=4", "train.optimiser.learning_rate=0.003", "seed=1",
-        "train.windows_per_batch=4", "train.validation.documents=16", "train.validation.spans_per_document=4",
+        "train.windows_per_batch=4", "train.validation.documents=16", "train.validation.segments_per_window=4",
         "train.stop.watch=kl",
     )  # fmt: skip
     whole = undisturbed(config_file, tmp_path / "whole", *settings)
@@ -673,7 +673,7 @@ def test_what_is_no_run_cannot_be_evaluated(gistnet, trained, tmp_path):
         ("evaluation.weights={narrative: 0.5}", ["evaluation", "must sum to 1"]),
         ("data.held_out_fraction=0.0", ["may have been trained on"]),
         ("evaluation.documents=1", ["evaluation.documents"]),
-        ("evaluation.gists_in_a_row=50", ["50 spans of 8 tokens"]),
+        ("evaluation.spans_per_segment=50", ["50 spans of 8 tokens"]),
     ],
 )
 def test_an_evaluation_without_spans_is_refused_in_one_sentence(gistnet, trained, setting, words):

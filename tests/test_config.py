@@ -86,7 +86,7 @@ def test_a_group_that_the_file_leaves_out_can_be_set(tmp_path, tiny_config):
 
 def test_a_saved_configuration_loads_back_as_the_same(tmp_path, config_file):
     folder = tmp_path / "ein Läufer"
-    runs = "train.runs.lengths={1: 0.5, 4: 0.5}"  # whose keys are numbers in YAML, texts in JSON
+    runs = "train.segments.lengths={1: 0.5, 4: 0.5}"  # whose keys are numbers in YAML, texts in JSON
     config = load_config(config_file, (f"run_folder={folder}", "train.optimiser.learning_rate=1e-05", runs))
     save_config(config)
     assert load_config(folder / CONFIG_FILE) == config
@@ -108,12 +108,12 @@ def test_a_window_of_exactly_the_tokens_needed_is_enough(config_file):
     assert load_config(config_file, ("data.window_tokens=24",)).data.window_tokens == 24
     message = refusal(config_file, "data.window_tokens=23")
     assert "window_tokens is 23, expected at least 24: 4 first tokens, 8 replaced and 12 predicted" in message
-    three = ("train.runs.lengths={1: 0.5, 3: 0.5}", "train.runs.whole_prefix=0.5")
+    three = ("train.segments.lengths={1: 0.5, 3: 0.5}", "train.segments.whole_prefix=0.5")
     (stage,) = load_config(config_file, ("data.window_tokens=40", *three)).stages
-    assert stage.train.runs.lengths == {1: 0.5, 3: 0.5}
+    assert stage.train.segments.lengths == {1: 0.5, 3: 0.5}
     assert "expected at least 40" in refusal(config_file, "data.window_tokens=39", *three)
-    validated = "train.validation.gists_in_a_row=3"
-    assert load_config(config_file, ("data.window_tokens=40", validated)).stages[0].train.runs.lengths == {1: 1.0}
+    validated = "train.validation.spans_per_segment=3"
+    assert load_config(config_file, ("data.window_tokens=40", validated)).stages[0].train.segments.lengths == {1: 1.0}
     assert "expected at least 40" in refusal(config_file, "data.window_tokens=39", validated)
 
 
@@ -136,9 +136,9 @@ def test_a_window_of_exactly_the_tokens_needed_is_enough(config_file):
         ("evaluation.horizons=[12, 0]", ["evaluation.horizons.1", "greater than 0"]),
         ("gistnet.heads=3", ["3 heads do not fit a width of 16"]),
         ("gistnet.reads=context", ["reads is context", "expected the architecture teacher_lora"]),
-        ("train.runs.lengths={1: 0.5}", ["train.runs", "lengths must be at least 0 and sum to 1", "{1: 0.5}"]),
-        ("train.runs.lengths={0: 1.0}", ["train.runs", "at least 1, got 0"]),
-        ("train.runs.longest=0", ["train.runs.longest", "greater than or equal to 1", "got 0"]),
+        ("train.segments.lengths={1: 0.5}", ["train.segments", "lengths must be at least 0 and sum to 1", "{1: 0.5}"]),
+        ("train.segments.lengths={0: 1.0}", ["train.segments", "at least 1, got 0"]),
+        ("train.segments.longest=0", ["train.segments.longest", "greater than or equal to 1", "got 0"]),
         ("train.steps", ["'train.steps'", "expected key=value"]),
         ("=3", ["'=3'", "expected key=value"]),
         ("train.steps.more=3", ["'train.steps.more=3'", "'steps' is not a group"]),

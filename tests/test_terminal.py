@@ -81,7 +81,9 @@ def test_write_ends_the_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == "one\ntwo\n"
 
 
-@pytest.mark.parametrize(("rank", "shown"), [(None, SHOWN + "\n"), ("0", SHOWN + "\n"), ("1", "")])
+@pytest.mark.parametrize(
+    ("rank", "shown"), [(None, SHOWN + "\n"), ("0", SHOWN + "\n"), ("1", "")], ids=["alone", "main", "other"]
+)
 def test_messages_of_the_log_are_shown_escaped_by_the_main_process_while_a_command_runs(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], rank: str | None, shown: str
 ) -> None:

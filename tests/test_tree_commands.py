@@ -49,7 +49,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory, teacher_folder: Path, c
         "data": {"folder": str(folder), "window_tokens": 96, "min_tokens": 64, "sources": [source]},
         "gistnet": {"architecture": "bottleneck", "span_tokens": 8, "width": 16, "heads": 2},
         "objective": {"horizon_tokens": 12, "positions": "end"},
-        "train": {"steps": 1, "windows_per_batch": 1, "spans_per_window": 2, "validation": {"documents": 1}},
+        "train": {"steps": 1, "windows_per_batch": 1, "segments_per_window": 2, "validation": {"documents": 1}},
     }
     (folder / "run.yaml").write_text(yaml.safe_dump(config))
     train(load_config(folder / "run.yaml"))

@@ -131,7 +131,7 @@ def _absolute(path: str) -> str:
     return str(Path(os.path.expanduser(path)).absolute())  # noqa: PTH111 - Path.expanduser raises where there is none
 
 
-class GistRuns(Section):
+class SegmentLengths(Section):
     """Length of the segments that branches replace, in spans (k), drawn for each branch.
 
     A segment ends where its horizon begins and reaches back from there, at most to the sink: what is drawn is clipped.

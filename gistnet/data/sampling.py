@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from gistnet.data.config import SINK_TOKENS, GistRuns
+from gistnet.data.config import SINK_TOKENS, SegmentLengths
 from gistnet.data.dataset import PreparedDataset, Split
 from gistnet.errors import ConfigError, DataError
 
@@ -25,8 +25,8 @@ class SpanLayout:
     span_tokens: int = 32
     """Tokens of a span of level 0 (K), and the step of the grid on which gists of every level begin."""
     horizon_tokens: int = 32
-    """Tokens after the gists that are predicted (H)."""
-    spans_per_window: int = 8
+    """Tokens after the segment that are predicted (H)."""
+    segments_per_window: int = 8
     """Branches drawn from one window, at most."""
     sink_tokens: int = SINK_TOKENS
     """First tokens of a window, never replaced: attention rests on them."""
@@ -49,25 +49,25 @@ class SpanLayout:
         """Tokens that are used of a window of `length`."""
         return length if self.window_tokens is None else min(length, self.window_tokens)
 
-    def minimum_length(self, gists: int = 1) -> int:
+    def minimum_length(self, n_spans: int = 1) -> int:
         """Tokens of the shortest window that has room for one branch: the sink, k spans and the horizon."""
-        return self.sink_tokens + gists * self.tokens_per_gist + self.horizon_tokens
+        return self.sink_tokens + n_spans * self.tokens_per_gist + self.horizon_tokens
 
 
 @dataclass(frozen=True)
 class WindowSample:
     """One item of a batch: a window, and what its branches replace, in the order of their horizons.
 
-    `starts` and `gists` are int64 [branches], branches <= spans_per_window: the first token replaced, and the number of
-    consecutive gists that replace tokens from there (k). All starts are `phase` plus a multiple of K, so that runs of
-    gists and neighbours share the same grid, and spans of a higher level the gists below them.
+    `starts` and `n_spans` are int64 [branches], branches <= segments_per_window: the first token replaced, and how many
+    consecutive spans are replaced from there (k). All starts are `phase` plus a multiple of K, so that the spans of a
+    segment and their neighbours share one grid, and spans of a higher level the gists below them.
     """
 
     item: int
     window: int
     phase: int
     starts: NDArray[np.int64]
-    gists: NDArray[np.int64]
+    n_spans: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -113,21 +113,21 @@ def check_sampling(pool: TrainingPool, layout: SpanLayout, probabilities: Probab
             _require_room(layout.used(min(int(source.lengths.min()) for source in pool[domain])), layout)
 
 
-def eligible_starts(length: int, phase: int, layout: SpanLayout, gists: int = 1) -> NDArray[np.int64]:
-    """Every start `phase + i·K` behind the sink with room for k gists and the horizon: ascending int64."""
+def eligible_starts(length: int, phase: int, layout: SpanLayout, n_spans: int = 1) -> NDArray[np.int64]:
+    """Every start `phase + i·K` behind the sink with room for k spans and the horizon: ascending int64."""
     first = phase + layout.span_tokens * max(0, -((phase - layout.sink_tokens) // layout.span_tokens))  # rounded up
-    last = length - gists * layout.tokens_per_gist - layout.horizon_tokens
+    last = length - n_spans * layout.tokens_per_gist - layout.horizon_tokens
     return np.arange(first, last + 1, layout.span_tokens, dtype=np.int64)
 
 
-def eligible_phases(length: int, layout: SpanLayout, gists: int = 1) -> NDArray[np.int64]:
+def eligible_phases(length: int, layout: SpanLayout, n_spans: int = 1) -> NDArray[np.int64]:
     """The phases of 0…K-1 that have an eligible start in a window of `length` tokens: ascending int64.
 
     Raises:
         DataError: no phase has one; spans and horizon are longer than the window.
     """
-    _require_room(length, layout, gists)
-    n_starts = length - layout.minimum_length(gists) + 1  # starts from the sink on, on any grid
+    _require_room(length, layout, n_spans)
+    n_starts = length - layout.minimum_length(n_spans) + 1  # starts from the sink on, on any grid
     starts = layout.sink_tokens + np.arange(min(n_starts, layout.span_tokens), dtype=np.int64)
     return np.sort(starts % layout.span_tokens)
 
@@ -135,7 +135,7 @@ def eligible_phases(length: int, layout: SpanLayout, gists: int = 1) -> NDArray[
 def sample_window(
     pool: TrainingPool,
     layout: SpanLayout,
-    runs: GistRuns,
+    segments: SegmentLengths,
     probabilities: Probabilities,
     *,
     seed: int,
@@ -145,9 +145,9 @@ def sample_window(
     """Draw item number `item` of the global batch of a step.
 
     The domain is drawn by its probability, the source by its weight, the window uniformly, a phase uniformly among
-    those with an eligible start, and `spans_per_window` of its eligible starts (or all) without replacement. Each span
-    drawn is the last of a segment; how many before it are replaced as well is drawn at the end, so that the horizons do
-    not depend on `runs`.
+    those with an eligible start, and `segments_per_window` of its eligible starts (or all) without replacement. Each
+    span drawn is the last of a segment; how many before it are replaced as well is drawn at the end, so that the
+    horizons do not depend on `segments`.
 
     Raises:
         ConfigError, DataError: as `check_sampling`, for the window that is drawn.
@@ -162,16 +162,16 @@ def sample_window(
     length = layout.used(int(source.lengths[index]))
     phase = int(random.choice(eligible_phases(length, layout)))
     starts = eligible_starts(length, phase, layout)
-    last = np.sort(random.choice(starts, size=min(layout.spans_per_window, len(starts)), replace=False))
+    last = np.sort(random.choice(starts, size=min(layout.segments_per_window, len(starts)), replace=False))
     room = (last - starts[0]) // layout.tokens_per_gist + 1
-    gists = np.minimum(_draw_counts(random, runs, len(last)), room)
-    return WindowSample(item, int(source.windows[index]), phase, last - (gists - 1) * layout.tokens_per_gist, gists)
+    n_spans = np.minimum(_draw_counts(random, segments, len(last)), room)
+    return WindowSample(item, int(source.windows[index]), phase, last - (n_spans - 1) * layout.tokens_per_gist, n_spans)
 
 
 def sample_batch(
     pool: TrainingPool,
     layout: SpanLayout,
-    runs: GistRuns,
+    segments: SegmentLengths,
     probabilities: Probabilities,
     *,
     seed: int,
@@ -179,7 +179,7 @@ def sample_batch(
     items: range,
 ) -> list[WindowSample]:
     """Draw the given items of a step's global batch: all of them, or one rank's slice."""
-    return [sample_window(pool, layout, runs, probabilities, seed=seed, step=step, item=item) for item in items]
+    return [sample_window(pool, layout, segments, probabilities, seed=seed, step=step, item=item) for item in items]
 
 
 def share_of(items: range, rank: int, count: int) -> range:
@@ -194,9 +194,9 @@ def validation_windows(
     layout: SpanLayout,
     *,
     documents: int,
-    spans_per_document: int,
+    segments_per_window: int,
     seed: int,
-    gists: int = 1,
+    n_spans: int = 1,
     domains: Sequence[str] | None = None,
     split: Split = "held_out",
 ) -> list[WindowSample]:
@@ -206,15 +206,15 @@ def validation_windows(
     so that a larger number extends the choice of a smaller one. Windows too short for a branch are passed over.
 
     Args:
-        gists: the consecutive spans that each segment replaces (k).
+        n_spans: the consecutive spans that each segment replaces (k).
         domains: the domains to validate on; by default every one that has held-out windows.
 
     Raises:
-        ConfigError: `gists` is below 1.
+        ConfigError: `n_spans` is below 1.
         DataError: a domain has no held-out window that is long enough.
     """
-    if gists < 1:
-        raise ConfigError(f"gists must be at least 1, got {gists}.")
+    if n_spans < 1:
+        raise ConfigError(f"n_spans must be at least 1, got {n_spans}.")
     chosen: list[WindowSample] = []
     if domains is None and not (domains := dataset.domains(split)):
         raise DataError(
@@ -225,8 +225,8 @@ def validation_windows(
         if not len(windows):
             raise DataError(f"Domain {domain!r} has no {split} windows; there are some for {dataset.domains(split)}.")
         longest = layout.used(int(dataset.lengths[windows].max()))
-        _require_room(longest, layout, gists)
-        windows = windows[dataset.lengths[windows] >= layout.minimum_length(gists)]
+        _require_room(longest, layout, n_spans)
+        windows = windows[dataset.lengths[windows] >= layout.minimum_length(n_spans)]
         _, first, counts = np.unique(dataset.documents[windows], return_index=True, return_counts=True)
         ranked = sorted(
             (_hash(seed, dataset.describe(int(windows[index])).key), int(index), int(count))
@@ -235,10 +235,10 @@ def validation_windows(
         for draw, index, count in ranked[:documents]:
             window = int(windows[index + draw % count])
             length = layout.used(int(dataset.lengths[window]))
-            phases = eligible_phases(length, layout, gists)
+            phases = eligible_phases(length, layout, n_spans)
             phase = int(phases[draw // count % len(phases)])
-            starts = _evenly_spread(eligible_starts(length, phase, layout, gists), spans_per_document)
-            chosen.append(WindowSample(len(chosen), window, phase, starts, np.full_like(starts, gists)))
+            starts = _evenly_spread(eligible_starts(length, phase, layout, n_spans), segments_per_window)
+            chosen.append(WindowSample(len(chosen), window, phase, starts, np.full_like(starts, n_spans)))
     return chosen
 
 
@@ -254,21 +254,21 @@ def _check_probabilities(pool: TrainingPool, probabilities: Probabilities) -> No
             )
 
 
-def _require_room(length: int, layout: SpanLayout, gists: int = 1) -> None:
-    if length < (needed := layout.minimum_length(gists)):
+def _require_room(length: int, layout: SpanLayout, n_spans: int = 1) -> None:
+    if length < (needed := layout.minimum_length(n_spans)):
         raise DataError(
-            f"Spans longer than the document: {gists} spans of {layout.tokens_per_gist} tokens, a horizon "
+            f"Spans longer than the document: {n_spans} spans of {layout.tokens_per_gist} tokens, a horizon "
             f"of {layout.horizon_tokens} and {layout.sink_tokens} sink tokens need {needed} tokens, "
             f"but a window has {length}."
         )
 
 
-def _draw_counts(random: np.random.Generator, runs: GistRuns, branches: int) -> NDArray[np.int64]:
+def _draw_counts(random: np.random.Generator, segments: SegmentLengths, branches: int) -> NDArray[np.int64]:
     """The k of some branches, int64 [branches], before they are clipped to what precedes their horizons."""
-    counts = sorted(runs.lengths)
-    shares = [runs.lengths[k] for k in counts]
+    counts = sorted(segments.lengths)
+    shares = [segments.lengths[k] for k in counts]
     drawn = np.array([counts[_draw(random, shares)] for _ in range(branches)], dtype=np.int64)
-    return np.where(random.random(branches) < runs.whole_prefix, runs.longest, drawn)
+    return np.where(random.random(branches) < segments.whole_prefix, segments.longest, drawn)
 
 
 def _draw(random: np.random.Generator, weights: Sequence[float]) -> int:

@@ -49,7 +49,7 @@ def mean(teacher: Teacher, segments: SegmentBatch, prefill: PrefillOutput, posit
 def vectors_in_place(segments: SegmentBatch, vectors: Tensor, positions: Positions) -> Replacements:
     """Put vectors `[branches, n * longest, dim]` where gists stand; n > 1 are those of the level below."""
     parts = vectors.shape[1] // segments.longest
-    finer = replace(segments, span_tokens=segments.span_tokens // parts, gists=segments.counts * parts)
+    finer = replace(segments, span_tokens=segments.span_tokens // parts, n_spans=segments.counts * parts)
     return gist_replacements(finer, vectors, positions)
 
 

@@ -49,13 +49,13 @@ class EvaluationConfig(Section):
 
     documents: int = Field(default=64, ge=2)
     """Held-out documents per domain, one window of each; two at least, for the shuffled baseline."""
-    spans_per_document: int = Field(default=4, ge=1)
+    segments_per_window: int = Field(default=4, ge=1)
     """Segments of each window."""
     horizons: tuple[PositiveInt, ...] = Field(default=(32,), min_length=1)
     """The horizons H that are reported, in tokens; all are measured on the spans that have room for the longest."""
     positions: tuple[Positions, ...] = Field(default=("end", "center", "compact"), min_length=1)
     """The position policies under which gists are read."""
-    gists_in_a_row: int = Field(default=1, ge=1)
+    spans_per_segment: int = Field(default=1, ge=1)
     """k, how many consecutive spans are replaced at once."""
     highest_level: int | None = Field(default=None, ge=0)
     """The highest level of gists that is evaluated; None is the highest that held-out windows have room for."""

@@ -143,16 +143,16 @@ def _measure(teacher: Teacher, gistnet: GistNet, dataset: PreparedDataset, confi
         span_tokens=gistnet.config.span_tokens,
         level=gistnet.level,
         horizon_tokens=max(config.horizons),
-        spans_per_window=config.spans_per_document,
+        segments_per_window=config.segments_per_window,
         sink_tokens=config.sink_tokens,
     )
     samples = validation_windows(
         dataset,
         layout,
         documents=config.documents,
-        spans_per_document=config.spans_per_document,
+        segments_per_window=config.segments_per_window,
         seed=config.seed,
-        gists=config.gists_in_a_row,
+        n_spans=config.spans_per_segment,
         domains=config.domains or None,
     )
     held_out = HeldOut(
@@ -262,7 +262,7 @@ def _require_weighted(dataset: PreparedDataset, weights: Mapping[str, float]) ->
 
 def _substitution_records(level: _MeasuredLevel, config: EvaluationConfig) -> Iterator[MetricRecord]:
     for policy in config.positions:
-        labels = {"positions": policy, "level": level.gistnet.level, "k": config.gists_in_a_row}
+        labels = {"positions": policy, "level": level.gistnet.level, "spans_per_segment": config.spans_per_segment}
         for population in level.populations:
             substitution = Substitution(population, of_policy(level.measured, policy), labels)
             for horizon in config.horizons:

@@ -76,7 +76,7 @@ class HeldOut:
                 windows=torch.zeros_like(starts),
                 starts=starts,
                 span_tokens=layout.tokens_per_gist,
-                gists=torch.from_numpy(sample.gists).to(teacher.device),
+                n_spans=torch.from_numpy(sample.n_spans).to(teacher.device),
                 horizon=layout.horizon_tokens,
             )
             self.windows.append(HeldOutWindow(sample.window, dataset.describe(sample.window), segments, first))

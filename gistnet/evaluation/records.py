@@ -81,7 +81,7 @@ class MetricRecord(Section):
     """Position policy of the gist: center, end or compact; where no gist is read, the evaluation's first."""
     level: int = Field(default=0, ge=0)
     """0 for gists of tokens, 1 for gists of gists."""
-    k: int = Field(default=1, ge=1)
+    spans_per_segment: int = Field(default=1, ge=1)
     """Number of consecutive spans replaced at once; 1 also where a budget decides how many."""
     value: FiniteFloat
     n_spans: int = Field(ge=1)
@@ -153,10 +153,10 @@ def target_for(
     horizon: int | None = None,
     offsets: tuple[int, int] | None = None,
     level: int = 0,
-    k: int = 1,
+    spans_per_segment: int = 1,
 ) -> Target | None:
     """The spec's target for a measurement, or None; parts of the horizon and runs of several gists have none."""
-    if (horizon is not None and offsets != (1, horizon)) or k != 1:
+    if (horizon is not None and offsets != (1, horizon)) or spans_per_segment != 1:
         return None
     matching = (
         target

@@ -188,7 +188,7 @@ class Population:
         (of, column), *_ = measure.columns.items()
         values = self.values(measure)
         rare = counted is not None and bool((self.resampled_means(measure.beside[0]) == 0).any())
-        wanted = {key: labels[key] for key in ("horizon", "offsets", "level", "k") if key in labels}
+        wanted = {key: labels[key] for key in ("horizon", "offsets", "level", "spans_per_segment") if key in labels}
         return MetricRecord(
             name=name,
             domain=self.name,

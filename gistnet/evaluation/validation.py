@@ -41,8 +41,8 @@ class Validator:
     Args:
         probabilities: the share of each domain in training, which weighs the domains' means.
         documents: held-out documents per domain, one window of each.
-        spans_per_document: segments of each window.
-        gists_in_a_row: k, how many consecutive spans a segment replaces.
+        segments_per_window: segments of each window.
+        spans_per_segment: k, how many consecutive spans a segment replaces.
         cache_gigabytes: memory for passes over held-out windows, which are the same at every validation.
         rank, processes: say which windows are this process's.
         hidden_state_layer: of the GistNets that are to be measured.
@@ -61,8 +61,8 @@ class Validator:
         seed: int,
         *,
         documents: int,
-        spans_per_document: int,
-        gists_in_a_row: int = 1,
+        segments_per_window: int,
+        spans_per_segment: int = 1,
         cache_gigabytes: float = 0.0,
         rank: int = 0,
         processes: int = 1,
@@ -74,9 +74,9 @@ class Validator:
             dataset,
             layout,
             documents=documents,
-            spans_per_document=spans_per_document,
+            segments_per_window=segments_per_window,
             seed=seed,
-            gists=gists_in_a_row,
+            n_spans=spans_per_segment,
             domains=list(weights),
         )
         segments, infos = [len(sample.starts) for sample in samples], [dataset.describe(s.window) for s in samples]

@@ -34,7 +34,7 @@ class SegmentBatch:
         windows: `[branches]`, the window of each branch.
         starts: `[branches]`, the index `s` of the first token replaced, at least 1.
         span_tokens: how many tokens one gist stands for (K at level 0).
-        gists: how many consecutive spans are replaced (k), `[branches]`, or one number for all; 0 replaces nothing.
+        n_spans: consecutive spans that are replaced (k), `[branches]`, or one number for all; 0 replaces nothing.
         horizon: how many tokens after the segment are predicted (H).
 
     Raises:
@@ -45,7 +45,7 @@ class SegmentBatch:
     windows: Tensor
     starts: Tensor
     span_tokens: int
-    gists: Tensor | int
+    n_spans: Tensor | int
     horizon: int
 
     def __post_init__(self) -> None:
@@ -63,7 +63,7 @@ class SegmentBatch:
     @property
     def counts(self) -> Tensor:
         """How many spans each branch replaces (k), `[branches]`."""
-        return torch.as_tensor(self.gists, device=self.starts.device).expand(len(self.starts))
+        return torch.as_tensor(self.n_spans, device=self.starts.device).expand(len(self.starts))
 
     @property
     def longest(self) -> int:
@@ -186,7 +186,7 @@ def replaced_hidden_of_each(
             segments,
             windows=segments.windows.repeat(n),
             starts=segments.starts.repeat(n),
-            gists=segments.counts.repeat(n),
+            n_spans=segments.counts.repeat(n),
         )
         most = max(kind.vectors.shape[1] for kind in kinds)
         together = Replacements(

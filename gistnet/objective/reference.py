@@ -90,7 +90,7 @@ def _difference_in_nats(teacher: Teacher) -> float:
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(0, teacher.vocabulary_size, (1, 96), generator=generator).to(teacher.device)
     starts = torch.tensor([3, 40], device=teacher.device)
-    segments = SegmentBatch(tokens, torch.zeros_like(starts), starts, span_tokens=32, gists=1, horizon=8)
+    segments = SegmentBatch(tokens, torch.zeros_like(starts), starts, span_tokens=32, n_spans=1, horizon=8)
     replacements = gist_replacements(segments, teacher.embed(segments.replaced[:, -1:]), "center")
     engine = replaced_hidden(teacher, teacher.prefill(tokens), segments, replacements)
     loop = torch.stack([reference_replaced_hidden(teacher, segments, replacements, branch) for branch in (0, 1)])

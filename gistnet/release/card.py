@@ -221,8 +221,8 @@ def results_tables(records: Sequence[MetricRecord]) -> str:
         if r.is_whole and (r.name == _EACH_RANGE or (r.name in _WHOLE_HORIZON and r.offsets == (1, r.horizon)))
     ]
     tables = []
-    for (domain, positions, horizon, level, k), members in grouped(shown):
-        several = f", {k} gists in a row" if k > 1 else ""
+    for (domain, positions, horizon, level, spans), members in grouped(shown):
+        several = f", {spans} spans a segment" if spans > 1 else ""
         tables.append(
             f"{domain}, H = {horizon}, positions {positions}, level {level}{several}: {members[0].n_spans} spans of "
             f"{members[0].n_documents} documents\n\n{markdown(*results_rows(members), bold='gist')}"

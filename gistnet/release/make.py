@@ -210,9 +210,9 @@ def choose_windows(dataset: PreparedDataset, gistnet: GistNet, evaluation: Evalu
                     dataset,
                     layout,
                     documents=evaluation.documents,
-                    spans_per_document=1,
+                    segments_per_window=1,
                     seed=evaluation.seed,
-                    gists=evaluation.gists_in_a_row,
+                    n_spans=evaluation.spans_per_segment,
                     domains=[domain],
                 )
             except DataError:

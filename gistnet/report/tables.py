@@ -28,8 +28,10 @@ def results_tables(records: Sequence[MetricRecord]) -> Iterator[Table]:
         return
     first_policy = records[0].positions
     whole = [r for r in records if r.horizon is not None and r.is_whole and r.name not in _IN_FULL]
-    for (domain, positions, horizon, level, k), shown in grouped(whole):
-        yield _table(f"{domain} · H = {horizon} · positions {positions} · level {level} · k = {k}", shown)
+    for (domain, positions, horizon, level, spans), shown in grouped(whole):
+        segments = f"segments of {spans} span{'s' if spans > 1 else ''}"
+        title = f"{domain} · H = {horizon} · positions {positions} · level {level} · {segments}"
+        yield _table(title, shown)
     by_kind = [r for r in records if r.name in _BY_KIND and r.positions == first_policy]
     for (domain, positions, horizon, _, _), shown in grouped(by_kind):
         yield _table(f"{domain} · by kind of token · H = {horizon} · positions {positions}", shown, second="kind")
@@ -39,8 +41,8 @@ def results_tables(records: Sequence[MetricRecord]) -> Iterator[Table]:
 
 
 def grouped(records: Sequence[MetricRecord]) -> Iterator[tuple[tuple[Any, ...], list[MetricRecord]]]:
-    """Records that follow each other, of one domain, policy, horizon, level and k."""
-    for key, members in groupby(records, lambda r: (r.domain, r.positions, r.horizon, r.level, r.k)):
+    """Records that follow each other, of one domain, policy, horizon, level and length of segments."""
+    for key, members in groupby(records, lambda r: (r.domain, r.positions, r.horizon, r.level, r.spans_per_segment)):
         yield key, list(members)
 
 

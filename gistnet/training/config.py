@@ -7,7 +7,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from gistnet.data.config import GistRuns
+from gistnet.data.config import SegmentLengths
 from gistnet.objective.config import ObjectiveConfig
 from gistnet.settings import Name, Section, Target
 
@@ -67,9 +67,9 @@ class ValidationConfig(Section):
     """Steps between validations; there is one before the first step and one after the last."""
     documents: int = Field(default=100, ge=1)
     """Held-out documents per domain, one window of each."""
-    spans_per_document: int = Field(default=4, ge=1)
+    segments_per_window: int = Field(default=4, ge=1)
     """Segments of each window."""
-    gists_in_a_row: int = Field(default=1, ge=1)
+    spans_per_segment: int = Field(default=1, ge=1)
     """k, how many consecutive spans a segment replaces. The best network of a stage is chosen on such segments: one
     that trains on long runs of gists may get worse on single ones, and is then taken back if it is judged by them."""
 
@@ -85,9 +85,9 @@ class TrainConfig(Section):
     """Windows read at once, over all processes; each process reads its share."""
     accumulation_steps: int = Field(default=1, ge=1)
     """Batches whose gradients are added up before a step."""
-    spans_per_window: int = Field(default=8, ge=1)
+    segments_per_window: int = Field(default=8, ge=1)
     """Segments drawn from each window."""
-    runs: GistRuns = GistRuns()
+    segments: SegmentLengths = SegmentLengths()
     level: int = Field(default=0, ge=0)
     """The level of gists that the stage trains; those above it are left alone."""
     train_below: bool = False

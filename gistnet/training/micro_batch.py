@@ -54,7 +54,7 @@ def largest_micro_batch(train: TrainConfig, *, processes: int, vectors: int, dev
     """
     windows = -(-train.windows_per_batch // processes)
     most = CPU_BRANCHES if device_type == "cpu" else max(1, GPU_VECTORS // vectors)
-    return MicroBatch(windows, min(windows * train.spans_per_window, train.micro_batch_branches or most))
+    return MicroBatch(windows, min(windows * train.segments_per_window, train.micro_batch_branches or most))
 
 
 def choose_micro_batch(
@@ -116,7 +116,7 @@ def run_halving(compute: Callable[[MicroBatch], Tensor], sizes: MicroBatch) -> t
 def longest_branch(stage: Stage, window_tokens: int, tokens_per_gist: int) -> int:
     """Vectors of a stage's longest branch: its gists and the horizon, less the last token, which predicts nothing."""
     train, horizon = stage.train, stage.objective.horizon_tokens
-    gists = max(1, min(train.runs.most, (window_tokens - SpanLayout.sink_tokens - horizon) // tokens_per_gist))
+    gists = max(1, min(train.segments.most, (window_tokens - SpanLayout.sink_tokens - horizon) // tokens_per_gist))
     repeated = gists * tokens_per_gist if stage.objective.reconstruction_weight > 0 else 0
     return gists + horizon - 1 + repeated
 
@@ -148,7 +148,7 @@ def estimated_bytes(
     vectors = longest_branch(stage, window_tokens, trained.tokens_per_gist)
     of_branch = vectors * (layer_bytes + teacher.n_layers * (state_bytes if recompute else layer_bytes))
     # A layer with adapters saves each map's input besides, in float32.
-    of_encoding = 3 * stage.train.runs.most * trained.tokens_per_gist * max(1, trained.depth) * layer_bytes
+    of_encoding = 3 * stage.train.segments.most * trained.tokens_per_gist * max(1, trained.depth) * layer_bytes
     of_window = window_tokens * (teacher.n_layers * _cache_bytes_per_layer(teacher) + 2 * state_bytes)
     trainable = sum(parameter.nbytes for parameter in gistnet.parameters() if parameter.requires_grad)
     chunk = default_chunk_tokens(device_type)

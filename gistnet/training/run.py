@@ -197,13 +197,15 @@ def _layout(stage: Stage, gistnet: GistNet, dataset: PreparedDataset, pool: Trai
         span_tokens=gistnet.config.span_tokens,
         level=train.level,
         horizon_tokens=stage.objective.horizon_tokens,
-        spans_per_window=train.spans_per_window,
+        segments_per_window=train.segments_per_window,
         window_tokens=train.window_tokens,
     )
     check_sampling(pool, layout, train.probabilities)
     domains = [domain for domain, share in train.probabilities.items() if share > 0]
-    in_a_row = train.validation.gists_in_a_row
-    validation_windows(dataset, layout, documents=1, spans_per_document=1, seed=seed, gists=in_a_row, domains=domains)
+    in_a_row = train.validation.spans_per_segment
+    validation_windows(
+        dataset, layout, documents=1, segments_per_window=1, seed=seed, n_spans=in_a_row, domains=domains
+    )
     return layout
 
 

@@ -240,7 +240,7 @@ def add_up_gradient(run: Run, stage: StageRun, state: TrainState, optimiser: Opt
     ]
     everything = [
         sample_batch(
-            run.pool, stage.layout, train.runs, train.probabilities, seed=run.seed, step=state.step, items=items
+            run.pool, stage.layout, train.segments, train.probabilities, seed=run.seed, step=state.step, items=items
         )
         for items in batches
     ]
@@ -266,7 +266,9 @@ def add_up_gradient(run: Run, stage: StageRun, state: TrainState, optimiser: Opt
     # The sizes that fit are kept for later steps, and for a resumed run, which then rounds alike.
     sums, state.micro_batch = run_halving(accumulate, state.micro_batch or stage.micro_batch)
     state.processes = run.processes.count
-    return BatchSums(sums, branches, spans=sum(int(sample.gists.sum()) for samples in everything for sample in samples))
+    return BatchSums(
+        sums, branches, spans=sum(int(sample.n_spans.sum()) for samples in everything for sample in samples)
+    )
 
 
 def accumulate_gradient(
@@ -386,7 +388,7 @@ def branch_micro_batches(
     branches = [
         (row, int(start), int(gists))
         for row, sample in enumerate(samples)
-        for start, gists in zip(sample.starts, sample.gists, strict=True)
+        for start, gists in zip(sample.starts, sample.n_spans, strict=True)
     ]
     together: list[tuple[int, int, int]] = []
     for branch in sorted(branches, key=lambda branch: branch[2]):

@@ -101,7 +101,7 @@ def test_the_sink_precedes_the_gist_that_also_stands_for_it(family: str) -> None
     assert context.position_ids[0].tolist() == [0, 1, 2, 3, 4, *range(8, 60)]
     gist = torch.from_numpy(document.gists(0, 0, 1)).double()[None]
     one = torch.tensor([0])
-    segments = SegmentBatch(tokens, one, one + 4, span_tokens=4, gists=1, horizon=52)
+    segments = SegmentBatch(tokens, one, one + 4, span_tokens=4, n_spans=1, horizon=52)
     replacement = Replacements(gist, torch.tensor([[4]]), torch.tensor([8]))
     with torch.no_grad():
         expected = teacher.logits(replaced_hidden(teacher, teacher.prefill(tokens), segments, replacement))

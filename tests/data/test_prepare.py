@@ -141,7 +141,7 @@ def test_split_and_orders_do_not_depend_on_names(tmp_path: Path) -> None:
     chosen = [
         [
             dataset.read(sample.window).tobytes()
-            for sample in validation_windows(dataset, layout, documents=5, spans_per_document=1, seed=1)
+            for sample in validation_windows(dataset, layout, documents=5, segments_per_window=1, seed=1)
         ]
         for dataset in (one, other)
     ]

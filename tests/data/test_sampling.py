@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from gistnet.data.config import DataConfig, GistRuns
+from gistnet.data.config import DataConfig, SegmentLengths
 from gistnet.data.dataset import PreparedDataset
 from gistnet.data.prepare import prepare
 from gistnet.data.sampling import (
@@ -24,9 +24,9 @@ from gistnet.data.sampling import (
 from gistnet.errors import ConfigError, DataError
 from tests.data.byte_tokenizer import ByteTokenizer
 
-LAYOUT = SpanLayout(span_tokens=8, horizon_tokens=10, spans_per_window=3)
-RUNS = GistRuns()
-MIXED = GistRuns(lengths={1: 0.5, 2: 0.2, 5: 0.3}, whole_prefix=0.25, longest=7)
+LAYOUT = SpanLayout(span_tokens=8, horizon_tokens=10, segments_per_window=3)
+RUNS = SegmentLengths()
+MIXED = SegmentLengths(lengths={1: 0.5, 2: 0.2, 5: 0.3}, whole_prefix=0.25, longest=7)
 PROBABILITIES = {"narrative": 0.6, "code": 0.3, "structured": 0.1}
 SOURCES = {"tales": "narrative", "essays": "narrative", "programs": "code", "tables": "structured"}
 
@@ -73,13 +73,13 @@ def test_a_stage_that_uses_less_of_its_windows_draws_spans_and_horizons_from_the
     drawn = sample_batch(training_pool(dataset), layout, RUNS, PROBABILITIES, seed=1, step=0, items=range(100))
     ends = {int(start) + 8 + 10 for sample in drawn for start in sample.starts}
     assert max(ends) == layout.window_tokens
-    held_out = validation_windows(dataset, layout, documents=9, spans_per_document=9, seed=0)
+    held_out = validation_windows(dataset, layout, documents=9, segments_per_window=9, seed=0)
     assert max(int(sample.starts.max()) + 8 + 10 for sample in held_out) <= layout.window_tokens
     with pytest.raises(DataError, match=r" 22 .* 21"):
         check_sampling(training_pool(dataset), replace(LAYOUT, window_tokens=21), PROBABILITIES)
 
 
-@pytest.mark.parametrize("field", ["span_tokens", "horizon_tokens", "spans_per_window", "sink_tokens"])
+@pytest.mark.parametrize("field", ["span_tokens", "horizon_tokens", "segments_per_window", "sink_tokens"])
 def test_layout_of_nothing_is_refused(field: str) -> None:
     with pytest.raises(ConfigError, match=field):
         SpanLayout(**{field: 0})
@@ -102,13 +102,13 @@ def test_sample_is_in_the_training_split_and_its_starts_are_distinct_eligible_an
 
 def as_tuples(samples: list) -> list[tuple]:
     return [
-        (sample.item, sample.window, sample.phase, tuple(sample.starts.tolist()), tuple(sample.gists.tolist()))
+        (sample.item, sample.window, sample.phase, tuple(sample.starts.tolist()), tuple(sample.n_spans.tolist()))
         for sample in samples
     ]
 
 
 def horizons(sample: WindowSample) -> list[int]:
-    return (sample.starts + 8 * sample.gists).tolist()
+    return (sample.starts + 8 * sample.n_spans).tolist()
 
 
 def test_single_spans_are_drawn_as_they_were_before_there_were_runs(dataset: PreparedDataset) -> None:
@@ -132,12 +132,12 @@ def test_runs_end_at_the_same_horizons_and_reach_back_to_the_sink_at_most(datase
     clipped = 0
     for one, run in zip(single, mixed, strict=True):
         assert (one.window, one.phase, horizons(one)) == (run.window, run.phase, horizons(run))
-        assert run.gists.dtype == run.starts.dtype == np.int64
+        assert run.n_spans.dtype == run.starts.dtype == np.int64
         assert run.starts.min() >= LAYOUT.sink_tokens
         assert set(run.starts % 8) == {run.phase}
-        assert 1 <= run.gists.min() <= run.gists.max() <= MIXED.longest
+        assert 1 <= run.n_spans.min() <= run.n_spans.max() <= MIXED.longest
         # What is of no length on offer was clipped, and then no further span would fit behind the sink.
-        unusual = ~np.isin(run.gists, [1, 2, 5, 7])
+        unusual = ~np.isin(run.n_spans, [1, 2, 5, 7])
         assert (run.starts[unusual] - 8 < LAYOUT.sink_tokens).all()
         clipped += int(unusual.sum())
     assert clipped > 50
@@ -148,7 +148,7 @@ def test_lengths_of_runs_are_drawn_in_their_proportions(dataset: PreparedDataset
     counts: Counter[int] = Counter()
     for sample in sample_batch(training_pool(dataset), LAYOUT, MIXED, PROBABILITIES, seed=0, step=0, items=range(6000)):
         room = (np.array(horizons(sample)) - LAYOUT.sink_tokens) // 8
-        counts.update(sample.gists[room >= 7].tolist())
+        counts.update(sample.n_spans[room >= 7].tolist())
     n = counts.total()
     assert n > 3000
     for length, share in {1: 0.375, 2: 0.15, 5: 0.225, 7: 0.25}.items():
@@ -157,10 +157,10 @@ def test_lengths_of_runs_are_drawn_in_their_proportions(dataset: PreparedDataset
 
 
 def test_the_whole_prefix_is_everything_between_the_sink_and_the_horizon(dataset: PreparedDataset) -> None:
-    runs = GistRuns(whole_prefix=1.0)
+    runs = SegmentLengths(whole_prefix=1.0)
     for sample in sample_batch(training_pool(dataset), LAYOUT, runs, PROBABILITIES, seed=4, step=0, items=range(200)):
         assert set(sample.starts.tolist()) == {min(s for s in range(4, 12) if s % 8 == sample.phase)}
-        assert len(set(horizons(sample))) == len(sample.gists)
+        assert len(set(horizons(sample))) == len(sample.n_spans)
 
 
 @pytest.mark.parametrize(
@@ -177,14 +177,14 @@ def test_the_whole_prefix_is_everything_between_the_sink_and_the_horizon(dataset
 )
 def test_impossible_runs_are_refused(settings: dict, message: str) -> None:
     with pytest.raises(ValidationError, match=message):
-        GistRuns(**settings)
+        SegmentLengths(**settings)
 
 
 def test_the_most_gists_of_a_run_are_those_that_can_be_drawn() -> None:
-    assert GistRuns().most == 1
-    assert GistRuns(lengths={1: 0.5, 4: 0.5, 9: 0.0}).most == 4
-    assert GistRuns(lengths={1: 0.5, 80: 0.5}, whole_prefix=0.1).most == 80
-    assert GistRuns(whole_prefix=0.1).most == 64
+    assert SegmentLengths().most == 1
+    assert SegmentLengths(lengths={1: 0.5, 4: 0.5, 9: 0.0}).most == 4
+    assert SegmentLengths(lengths={1: 0.5, 80: 0.5}, whole_prefix=0.1).most == 80
+    assert SegmentLengths(whole_prefix=0.1).most == 64
 
 
 def test_slices_of_ranks_join_to_the_batch_of_a_single_process(dataset: PreparedDataset) -> None:
@@ -270,14 +270,14 @@ def test_layout_that_does_not_fit_the_shortest_window_is_refused_before_drawing(
 
 
 def test_validation_takes_one_window_a_held_out_document_of_each_domain(dataset: PreparedDataset) -> None:
-    chosen = validation_windows(dataset, LAYOUT, documents=5, spans_per_document=4, seed=3)
+    chosen = validation_windows(dataset, LAYOUT, documents=5, segments_per_window=4, seed=3)
     infos = [dataset.describe(sample.window) for sample in chosen]
     assert Counter(info.domain for info in infos) == {"narrative": 5, "code": 5, "structured": 5}
     assert {info.split for info in infos} == {"held_out"}
     assert len({info.document for info in infos}) == 15
     assert [sample.item for sample in chosen] == list(range(15))
     for sample, info in zip(chosen, infos, strict=True):
-        assert sample.gists.tolist() == [1] * len(sample.starts)
+        assert sample.n_spans.tolist() == [1] * len(sample.starts)
         eligible = eligible_starts(info.length, sample.phase, LAYOUT).tolist()
         starts = sample.starts.tolist()
         assert len(starts) == min(4, len(eligible))
@@ -293,19 +293,19 @@ def test_validation_segments_have_exactly_the_gists_asked_for(dataset: PreparedD
         2: [(322, 2, [10, 18, 34, 42]), (326, 1, [9, 33, 49, 73]), (313, 5, [5, 29, 45, 69])],
     }
     for gists, first in expected.items():
-        chosen = validation_windows(dataset, LAYOUT, documents=2, spans_per_document=4, seed=3, gists=gists)
+        chosen = validation_windows(dataset, LAYOUT, documents=2, segments_per_window=4, seed=3, n_spans=gists)
         assert [(sample.window, sample.phase, sample.starts.tolist()) for sample in chosen[:3]] == first
-        assert {k for sample in chosen for k in sample.gists.tolist()} == {gists}
-    with pytest.raises(ConfigError, match="gists"):
-        validation_windows(dataset, LAYOUT, documents=2, spans_per_document=4, seed=3, gists=0)
+        assert {k for sample in chosen for k in sample.n_spans.tolist()} == {gists}
+    with pytest.raises(ConfigError, match="n_spans"):
+        validation_windows(dataset, LAYOUT, documents=2, segments_per_window=4, seed=3, n_spans=0)
     with pytest.raises(DataError, match=r"12 spans .* 110 .* 100"):
-        validation_windows(dataset, LAYOUT, documents=2, spans_per_document=4, seed=3, gists=12)
+        validation_windows(dataset, LAYOUT, documents=2, segments_per_window=4, seed=3, n_spans=12)
 
 
 def test_validation_choice_is_fixed_by_the_seed_and_grows_by_extension(dataset: PreparedDataset) -> None:
     def windows(documents: int, seed: int = 3, spans: int = 2) -> list[int]:
         chosen = validation_windows(
-            dataset, LAYOUT, documents=documents, spans_per_document=spans, seed=seed, domains=["code"]
+            dataset, LAYOUT, documents=documents, segments_per_window=spans, seed=seed, domains=["code"]
         )
         return [sample.window for sample in chosen]
 
@@ -320,10 +320,10 @@ def test_validation_choice_is_fixed_by_the_seed_and_grows_by_extension(dataset: 
 
 def test_validation_without_usable_windows_says_why(dataset: PreparedDataset) -> None:
     with pytest.raises(DataError, match="poetry"):
-        validation_windows(dataset, LAYOUT, documents=1, spans_per_document=1, seed=0, domains=["poetry"])
+        validation_windows(dataset, LAYOUT, documents=1, segments_per_window=1, seed=0, domains=["poetry"])
     long = SpanLayout(span_tokens=32, horizon_tokens=128)
     with pytest.raises(DataError, match=r" 164 .* 100"):
-        validation_windows(dataset, long, documents=1, spans_per_document=1, seed=0)
+        validation_windows(dataset, long, documents=1, segments_per_window=1, seed=0)
 
 
 def test_window_indices_partition_the_corpus_by_split_domain_and_source(dataset: PreparedDataset) -> None:

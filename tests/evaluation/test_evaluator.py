@@ -37,13 +37,13 @@ SUBSTITUTION = {
 GEOMETRY = {
     "gist_diversity", "adjacent_distance", "contrastive_gap", "gist_variance", "gist_norm", "attention_entropy",
 }  # fmt: skip
-CONFIG = EvaluationConfig(documents=5, spans_per_document=2, horizons=(4, 12), resamples=200, minimal_pairs=0)
+CONFIG = EvaluationConfig(documents=5, segments_per_window=2, horizons=(4, 12), resamples=200, minimal_pairs=0)
 
 
 def written_out_kl(run, horizon: int, gists: int = 1) -> np.ndarray:
     """KL per span and offset by two whole forwards per span, in the evaluation's order of spans."""
     layout = run.stages[0].layout
-    samples = validation_windows(run.dataset, layout, documents=5, spans_per_document=2, seed=0, gists=gists)
+    samples = validation_windows(run.dataset, layout, documents=5, segments_per_window=2, seed=0, n_spans=gists)
     rows = []
     for sample in samples:
         starts = torch.from_numpy(sample.starts)
@@ -116,7 +116,7 @@ def test_offsets_and_kinds_of_tokens_add_up_to_the_whole(run):
 
 def kinds_by_hand(run) -> Iterator[str]:
     """The kind of each letter that is predicted: the words of the windows looked up one by one."""
-    for sample in validation_windows(run.dataset, run.stages[0].layout, documents=5, spans_per_document=2, seed=0):
+    for sample in validation_windows(run.dataset, run.stages[0].layout, documents=5, segments_per_window=2, seed=0):
         kinds: list[str] = []
         for word in re.findall(r"\w+|\s", run.teacher.tokenizer.decode(run.dataset.read(sample.window))):
             common = word in ("the", "over", "a", "and", "never")
@@ -227,7 +227,7 @@ def neighbours(run, gists: int) -> torch.Tensor:
     """The gist of each segment's last span and that of the span after it, encoded one by one, `[segments, 2, dim]`."""
     rows = []
     for sample in validation_windows(
-        run.dataset, run.stages[0].layout, documents=5, spans_per_document=2, seed=0, gists=gists
+        run.dataset, run.stages[0].layout, documents=5, segments_per_window=2, seed=0, n_spans=gists
     ):
         tokens = torch.from_numpy(run.dataset.read(sample.window))
         for start in sample.starts:
@@ -238,18 +238,18 @@ def neighbours(run, gists: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("k", [1, 2])
 def test_validation_agrees_with_the_evaluation_of_the_same_spans(run, k):
-    size = {"documents": 5, "spans_per_document": 2, "gists_in_a_row": k, "cache_gigabytes": 1.0}
+    size = {"documents": 5, "segments_per_window": 2, "spans_per_segment": k, "cache_gigabytes": 1.0}
     validator = Validator(run.teacher, run.dataset, run.stages[0].layout, "center", {"narrative": 1.0}, seed=0, **size)
     result = validator.metrics([validator.measure(run.gistnet)])
-    assert result["kl"] == pytest.approx(written_out_kl(run, 12, gists=k).mean(), rel=1e-6)
+    assert result["kl"] == pytest.approx(written_out_kl(run, 12, n_spans=k).mean(), rel=1e-6)
     assert result == validator.metrics([validator.measure(run.gistnet)])  # the second time from the cache
-    evaluation = CONFIG.model_copy(update={"gists_in_a_row": k})
+    evaluation = CONFIG.model_copy(update={"spans_per_segment": k})
     records = evaluate(run.teacher, run.gistnet, run.dataset, evaluation).records
     kl = next(r for r in records if (r.name, r.positions, r.offsets) == ("kl", "center", (1, 12)))
     assert kl.value == pytest.approx(result["kl"])
     # The spec's targets are for single gists; this one is the same for every horizon.
     rate = next(r for r in records if r.name == "substitutability_rate" and r.offsets == (1, 12))
-    assert (kl.k, rate.k, rate.target is not None) == (k, k, k == 1)
+    assert (kl.spans_per_segment, rate.spans_per_segment, rate.target is not None) == (k, k, k == 1)
     assert kl.baselines["drop"] == pytest.approx(result["kl_drop"])
     assert kl.baselines["last_token"] == pytest.approx(result["kl_last_token"])
     assert result["recovered_kl"] == pytest.approx(1 - result["kl"] / result["kl_drop"])
@@ -263,7 +263,7 @@ def test_validation_agrees_with_the_evaluation_of_the_same_spans(run, k):
 
 def test_a_validation_weighs_domains_by_their_share_in_training_and_counts_spans_below_one_nat(two_domains):
     """Losses made up: KL of 2 nats in narrative, 4 in code, 3 more from offset 9 on; 7 where the span is dropped."""
-    run, size = two_domains, {"documents": 5, "spans_per_document": 2}
+    run, size = two_domains, {"documents": 5, "segments_per_window": 2}
     shares, layout = {"narrative": 0.75, "code": 0.25}, run.stages[0].layout
     validator = Validator(run.teacher, run.dataset, layout, "center", shares, seed=0, **size)
     samples = validation_windows(run.dataset, layout, seed=0, **size, domains=["code", "narrative"])
@@ -284,7 +284,7 @@ def test_a_validation_weighs_domains_by_their_share_in_training_and_counts_spans
 
 
 def test_the_cache_keeps_only_what_fits(run):
-    samples = validation_windows(run.dataset, run.stages[0].layout, documents=5, spans_per_document=2, seed=0)
+    samples = validation_windows(run.dataset, run.stages[0].layout, documents=5, segments_per_window=2, seed=0)
     one = HeldOut(run.teacher, run.dataset, samples[:1], run.stages[0].layout, cache_gigabytes=1.0)
     one.measure({"drop": (baselines.drop, "end")})
     (read,) = one._cache.values()
@@ -296,7 +296,7 @@ def test_the_cache_keeps_only_what_fits(run):
 
 def segments_of_two_spans() -> SegmentBatch:
     tokens = torch.randint(3, 97, (1, 60), generator=torch.Generator().manual_seed(4))
-    return SegmentBatch(tokens, torch.tensor([0]), torch.tensor([10]), span_tokens=8, gists=2, horizon=6)
+    return SegmentBatch(tokens, torch.tensor([0]), torch.tensor([10]), span_tokens=8, n_spans=2, horizon=6)
 
 
 def test_tokens_stand_at_their_own_place_and_the_mean_where_the_gist_would():

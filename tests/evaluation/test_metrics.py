@@ -217,4 +217,4 @@ def test_no_target_where_the_spec_has_none() -> None:
     assert find("kl") is None
     assert find("perplexity_ratio", level=1) is None
     assert target_for("delta_nll", domain="narrative", horizon=32, offsets=(1, 8)) is None
-    assert target_for("delta_nll", domain="narrative", horizon=32, offsets=(1, 32), k=2) is None
+    assert target_for("delta_nll", domain="narrative", horizon=32, offsets=(1, 32), spans_per_segment=2) is None

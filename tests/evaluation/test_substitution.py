@@ -28,7 +28,7 @@ def substitution(
     kinds_of_text = np.array(domains or ["narrative"] * len(documents))
     name = next(iter(shares)) if len(shares) == 1 else "mixed"
     population = Population(name, shares, kinds_of_text, np.array(documents), resamples=200, seed=0)
-    return Substitution(population, measured, {"positions": "center", "level": level, "k": k})
+    return Substitution(population, measured, {"positions": "center", "level": level, "spans_per_segment": k})
 
 
 def test_by_offset_is_one_record_per_offset_with_all_baselines():
@@ -109,8 +109,10 @@ def test_a_horizon_of_one_token():
 
 def test_level_and_run_of_gists_are_recorded_and_have_their_own_targets():
     (record,) = (r for r in substitution(np.ones((2, 4)), [0, 1], level=1).records(4) if r.name == "delta_nll")
-    assert (record.level, record.k, record.target) == (1, 1, Target(below=2.0))
-    assert {(r.k, r.target) for r in substitution(np.ones((2, 4)), [0, 1], k=3).records(4)} == {(3, None)}
+    assert (record.level, record.spans_per_segment, record.target) == (1, 1, Target(below=2.0))
+    assert {(r.spans_per_segment, r.target) for r in substitution(np.ones((2, 4)), [0, 1], k=3).records(4)} == {
+        (3, None)
+    }
 
 
 def test_a_single_document_has_figures_without_intervals():

@@ -81,7 +81,7 @@ def test_the_engine_is_exact_and_a_step_reaches_every_parameter(family):
             torch.nn.init.normal_(parameter, std=0.3)
     tokens = torch.randint(3, 97, (2, 64), generator=torch.Generator().manual_seed(0))
     windows, starts = torch.tensor([0, 0, 1, 1]), torch.tensor([3, 17, 9, 30])
-    segments = SegmentBatch(tokens, windows, starts, span_tokens=8, gists=1, horizon=8)
+    segments = SegmentBatch(tokens, windows, starts, span_tokens=8, n_spans=1, horizon=8)
     read = teacher.prefill(tokens)
     gists = gistnet(teacher.embed(segments.replaced))
     hidden = replaced_hidden(teacher, read, segments, gist_replacements(segments, gists[:, None], "end"))

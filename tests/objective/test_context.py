@@ -24,7 +24,7 @@ from tests.teachers import FAMILIES, tiny_teacher
 def make_segments(gists: int | torch.Tensor = 1, span_tokens: int = SPAN) -> SegmentBatch:
     tokens = torch.randint(3, 97, (2, 160), generator=torch.Generator().manual_seed(0))
     windows, starts = torch.tensor([0, 1, 0]), torch.tensor([5, 12, 29])
-    return SegmentBatch(tokens, windows, starts, span_tokens=span_tokens, gists=gists, horizon=6)
+    return SegmentBatch(tokens, windows, starts, span_tokens=span_tokens, n_spans=gists, horizon=6)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -139,7 +139,7 @@ def test_it_is_trained_saved_and_judged_like_any_other(config_file: Path, tmp_pa
 
     config = EvaluationConfig(
         documents=5,
-        spans_per_document=2,
+        segments_per_window=2,
         horizons=(4,),
         resamples=100,
         positions=("end",),

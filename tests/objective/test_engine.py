@@ -27,7 +27,7 @@ MIXED = torch.tensor([5, 1, 2, 6])  # the last one replaces all that has room be
 def make_segments(gists: int | torch.Tensor = 1) -> SegmentBatch:
     tokens = torch.randint(3, 97, (2, 60), generator=torch.Generator().manual_seed(0))
     windows, starts = torch.tensor([0, 1, 0, 1]), torch.tensor([5, 30, 22, 1])
-    return SegmentBatch(tokens, windows, starts, span_tokens=SPAN, gists=gists, horizon=HORIZON)
+    return SegmentBatch(tokens, windows, starts, span_tokens=SPAN, n_spans=gists, horizon=HORIZON)
 
 
 def random_gists(segments: SegmentBatch, dim: int) -> torch.Tensor:
@@ -143,7 +143,7 @@ def test_kinds_of_replacements_give_the_same_states_together_as_each_by_itself(h
     read = teacher.prefill(segments.tokens)
     kinds = {
         "gists": gist_replacements(segments, random_gists(segments, teacher.hidden_size), "center"),
-        "token": baselines.last_token(teacher, dataclasses.replace(segments, gists=1), read, "end"),
+        "token": baselines.last_token(teacher, dataclasses.replace(segments, n_spans=1), read, "end"),
         "nothing": baselines.drop(teacher, segments, read, "end"),
         "compact": gist_replacements(segments, random_gists(segments, teacher.hidden_size), "compact"),
         "tokens": Replacements(
@@ -305,9 +305,9 @@ def test_the_teacher_gets_no_gradient():
 def test_a_segment_that_does_not_fit_is_refused():
     tokens = torch.zeros(1, 60, dtype=torch.long)
     with pytest.raises(DataError, match="end within the window"):
-        SegmentBatch(tokens, torch.tensor([0]), torch.tensor([50]), span_tokens=8, gists=1, horizon=6)
+        SegmentBatch(tokens, torch.tensor([0]), torch.tensor([50]), span_tokens=8, n_spans=1, horizon=6)
     with pytest.raises(DataError, match="start at token 1"):
-        SegmentBatch(tokens, torch.tensor([0]), torch.tensor([0]), span_tokens=8, gists=1, horizon=6)
+        SegmentBatch(tokens, torch.tensor([0]), torch.tensor([0]), span_tokens=8, n_spans=1, horizon=6)
     windows, starts, runs = torch.tensor([0, 0]), torch.tensor([20, 20]), torch.tensor([4, 5])
     with pytest.raises(DataError, match="window's 60 tokens; got 5 spans of 8 tokens from token 20 on"):
         SegmentBatch(tokens, windows, starts, span_tokens=8, gists=runs, horizon=6)
@@ -319,7 +319,7 @@ def test_a_segment_that_does_not_fit_is_refused():
 def test_replacing_nothing_is_the_plain_model():
     teacher = tiny_teacher("llama")
     tokens = torch.randint(3, 97, (1, 60), generator=torch.Generator().manual_seed(4))
-    nothing = SegmentBatch(tokens, torch.tensor([0]), torch.tensor([20]), span_tokens=8, gists=0, horizon=6)
+    nothing = SegmentBatch(tokens, torch.tensor([0]), torch.tensor([20]), span_tokens=8, n_spans=0, horizon=6)
     read = teacher.prefill(tokens)
     hidden = replaced_hidden(teacher, read, nothing, baselines.drop(teacher, nothing, read, "end"))
     plain = teacher.model(tokens, use_cache=False).logits[:, 19:25]

@@ -21,7 +21,7 @@ def make_segments(gists: int | torch.Tensor = 1) -> SegmentBatch:
     """Two windows; the first two segments of the first overlap on the grid of level 0."""
     tokens = torch.randint(3, 97, (2, 180), generator=torch.Generator().manual_seed(0))
     windows, starts = torch.tensor([0, 0, 1]), torch.tensor([5, 5 + 3 * SPAN, 40])
-    return SegmentBatch(tokens, windows, starts, span_tokens=ABOVE, gists=gists, horizon=HORIZON)
+    return SegmentBatch(tokens, windows, starts, span_tokens=ABOVE, n_spans=gists, horizon=HORIZON)
 
 
 def by_hand(gistnet: GistNet, teacher: Teacher, tokens: torch.Tensor) -> torch.Tensor:

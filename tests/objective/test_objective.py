@@ -43,7 +43,7 @@ def gistnet(teacher) -> GistNet:
 def make_segments(gists: int | torch.Tensor = 1) -> SegmentBatch:
     tokens = torch.randint(3, 97, (2, 60), generator=torch.Generator().manual_seed(0))
     windows, starts = torch.tensor([0, 1, 0, 1]), torch.tensor([5, 18, 22, 1])
-    return SegmentBatch(tokens, windows, starts, span_tokens=SPAN, gists=gists, horizon=HORIZON)
+    return SegmentBatch(tokens, windows, starts, span_tokens=SPAN, n_spans=gists, horizon=HORIZON)
 
 
 def losses_of(teacher, gistnet, segments, dropout_rate=0.0, dropout_keys=None, **settings) -> BranchLosses:
@@ -234,7 +234,7 @@ def test_losses_and_gradients_do_not_depend_on_how_the_batch_is_split(teacher, g
     summed = torch.zeros_like(gradient)
     for part in parts:
         some = dataclasses.replace(
-            segments, windows=segments.windows[part], starts=segments.starts[part], gists=gists[part]
+            segments, windows=segments.windows[part], starts=segments.starts[part], n_spans=gists[part]
         )
         result = losses_of(teacher, gistnet, some, dropout_keys=keys, **settings)
         torch.testing.assert_close(torch.stack(list(result)).detach(), whole[:, part], rtol=1e-5, atol=1e-6)

@@ -26,7 +26,7 @@ def teacher() -> Teacher:
 def segments(teacher) -> SegmentBatch:
     (ids,) = teacher.tokenizer.encode_batch([topics["assert"] + topics["assignment"]])
     tokens = torch.tensor(ids[:200])[None]
-    return SegmentBatch(tokens, torch.tensor([0, 0]), torch.tensor([7, 120]), span_tokens=32, gists=1, horizon=32)
+    return SegmentBatch(tokens, torch.tensor([0, 0]), torch.tensor([7, 120]), span_tokens=32, n_spans=1, horizon=32)
 
 
 def losses_of(teacher, segments, replacements):

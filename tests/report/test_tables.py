@@ -45,7 +45,7 @@ def test_three_kinds_of_tables_and_neither_offsets_nor_heads():
     head = ["gist", "95 % interval"]
     assert shown(records) == [
         (
-            "narrative · H = 12 · positions end · level 0 · k = 1 · 8 spans of 4 documents",
+            "narrative · H = 12 · positions end · level 0 · segments of 1 span · 8 spans of 4 documents",
             [
                 ["metric", "offsets", *head, *baselines, "target"],
                 ["kl", "1–12", "0.500", "0.400 … 0.600", *costs, ""],
@@ -53,7 +53,7 @@ def test_three_kinds_of_tables_and_neither_offsets_nor_heads():
             ],
         ),
         (
-            "narrative · H = 12 · positions compact · level 0 · k = 1 · 8 spans of 4 documents",
+            "narrative · H = 12 · positions compact · level 0 · segments of 1 span · 8 spans of 4 documents",
             [["metric", "offsets", *head, *baselines, "target"], ["kl", "1–12", "0.450", "", *costs, ""]],
         ),
         (

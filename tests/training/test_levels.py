@@ -22,7 +22,7 @@ from gistnet.training.trainer import fit
 from tests.conftest import tiny_values
 
 EVALUATION = EvaluationConfig(
-    documents=4, spans_per_document=2, horizons=(12,), resamples=100, map_documents=0, minimal_pairs=0
+    documents=4, segments_per_window=2, horizons=(12,), resamples=100, map_documents=0, minimal_pairs=0
 )
 
 
@@ -95,7 +95,7 @@ def test_spans_of_level_1_begin_on_the_grid_of_level_0(config_file: Path) -> Non
     starts = set()
     for step in range(20):
         for sample in sample_batch(
-            run.pool, stage.layout, stage.train.runs, {"narrative": 1.0}, seed=0, step=step, items=range(4)
+            run.pool, stage.layout, stage.train.segments, {"narrative": 1.0}, seed=0, step=step, items=range(4)
         ):
             assert ((sample.starts - sample.phase) % 8 == 0).all()
             assert (sample.starts >= 4).all()
@@ -139,7 +139,7 @@ def test_the_evaluation_holds_each_level_beside_its_baselines(whole: Run) -> Non
     }  # fmt: skip
     assert not any("gists_below" in r.baselines for r in records if r.level == 0)
     # The level below, measured as runs of eight gists on the same spans, is that baseline.
-    row = EVALUATION.model_copy(update={"gists_in_a_row": 8, "highest_level": 0})
+    row = EVALUATION.model_copy(update={"spans_per_segment": 8, "highest_level": 0})
     runs = evaluate(whole.teacher, whole.gistnet, whole.dataset, row).records
     below = {r.positions: r for r in runs if (r.name, r.offsets) == ("delta_nll", (1, 12))}
     for policy, record in above.items():

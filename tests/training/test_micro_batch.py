@@ -32,10 +32,10 @@ from tests.training.test_trainer import stop_after, woken_run
 VOCABULARY = 4000
 
 
-def stage_of(spans_per_window: int, horizon: int = 32, **train: object) -> Stage:
+def stage_of(segments_per_window: int, horizon: int = 32, **train: object) -> Stage:
     return Stage(
         name="only",
-        train=TrainConfig(spans_per_window=spans_per_window, **train),
+        train=TrainConfig(segments_per_window=segments_per_window, **train),
         objective=ObjectiveConfig(horizon_tokens=horizon),
     )
 
@@ -54,7 +54,7 @@ def stage_of(spans_per_window: int, horizon: int = 32, **train: object) -> Stage
     ],
 )
 def test_the_largest_micro_batch_is_what_was_asked_for_or_what_helps(train, processes, device, expected):
-    config = TrainConfig(windows_per_batch=7, spans_per_window=30, **train)
+    config = TrainConfig(windows_per_batch=7, segments_per_window=30, **train)
     assert largest_micro_batch(config, processes=processes, vectors=32, device_type=device) == expected
 
 
@@ -72,7 +72,7 @@ def test_sizes_are_halved_until_the_estimate_fits_or_nothing_is_left_to_halve(mo
 
 
 def test_the_longest_branch_holds_its_gists_and_all_but_the_last_token_of_the_horizon():
-    stage = stage_of(4, horizon=16, runs={"lengths": {1: 0.5, 8: 0.5}})
+    stage = stage_of(4, horizon=16, segments={"lengths": {1: 0.5, 8: 0.5}})
     assert longest_branch(stage, 1024, 32) == 8 + 15
     assert longest_branch(stage, 4 + 3 * 32 + 16, 32) == 3 + 15  # the window has room for three spans
     repeating = stage.model_copy(update={"objective": stage.objective.model_copy(update={"reconstruction_weight": 1})})
@@ -137,7 +137,7 @@ def test_the_estimate_is_near_what_a_step_allocates(windows, tokens, spans, hori
     for parameter in gistnet.parameters():
         parameter.grad = torch.zeros_like(parameter)
     stage, sizes = stage_of(spans, horizon, dropout=0.1), MicroBatch(windows, windows * spans)
-    layout = SpanLayout(span_tokens=32, level=0, horizon_tokens=horizon, spans_per_window=spans)
+    layout = SpanLayout(span_tokens=32, level=0, horizon_tokens=horizon, segments_per_window=spans)
     starts = np.linspace(4, tokens - 32 - horizon, spans).astype(np.int64)
     samples = [WindowSample(item, item, 0, starts, np.ones_like(starts)) for item in range(windows)]
     seen = most_allocated(

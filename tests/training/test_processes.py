@@ -29,7 +29,7 @@ pytestmark = pytest.mark.timeout(4 * PATIENCE)
 # The launcher kills what has not ended by itself so many seconds after the first process did, 30 by default, which on a
 # busy machine is before it has said what happened.
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(int(2 * PATIENCE))}
-UNEVEN = ("train.windows_per_batch=5", "train.runs.whole_prefix=0.5", "train.validation.documents=5")
+UNEVEN = ("train.windows_per_batch=5", "train.segments.whole_prefix=0.5", "train.validation.documents=5")
 """Windows of a batch, and held-out ones, that neither two nor three processes can share evenly."""
 
 # The sum of a gradient is rounded otherwise for every way to share it out, by some 1e-7 of it; six steps of Adam, which

@@ -17,7 +17,7 @@ from gistnet.training.trainer import branch_micro_batches as cut
 
 
 def sample(starts: list[int], gists: list[int]) -> WindowSample:
-    return WindowSample(item=0, window=0, phase=0, starts=np.array(starts), gists=np.array(gists))
+    return WindowSample(item=0, window=0, phase=0, starts=np.array(starts), n_spans=np.array(gists))
 
 
 def test_single_gists_keep_their_order_and_fill_micro_batches():
@@ -58,7 +58,9 @@ def test_every_window_of_every_step_and_seed_has_a_dropout_key_of_its_own():
 def samples_of(run: Run, windows: int) -> list[WindowSample]:
     stage = run.stages[0]
     config = stage.train
-    return sample_batch(run.pool, stage.layout, config.runs, config.probabilities, seed=0, step=0, items=range(windows))
+    return sample_batch(
+        run.pool, stage.layout, config.segments, config.probabilities, seed=0, step=0, items=range(windows)
+    )
 
 
 def test_prefill_tokens_are_those_of_the_windows_up_to_what_the_stage_uses(config_file):

@@ -114,7 +114,7 @@ def test_the_teacher_and_its_copy_are_bit_identical_after_training(config_file, 
         (("teacher.gradient_checkpointing=true",), None),
     ],
 )
-@pytest.mark.parametrize("runs", [(), ("train.runs={lengths: {1: 0.5, 2: 0.5}, whole_prefix: 0.5}",)])
+@pytest.mark.parametrize("runs", [(), ("train.segments={lengths: {1: 0.5, 2: 0.5}, whole_prefix: 0.5}",)])
 def test_how_a_batch_is_cut_up_does_not_change_its_gradient(config_file, runs, settings, sizes):
     """Four windows of three segments: in one batch, in two or in four, in passes of any size."""
     gradients = []
@@ -132,10 +132,10 @@ def test_a_step_has_the_gradient_of_the_mean_loss_of_its_branches_up_to_a_length
     (stage,) = run.stages
     totals = []
     for sample in sample_batch(
-        run.pool, stage.layout, stage.train.runs, stage.train.probabilities, seed=run.seed, step=0, items=range(4)
+        run.pool, stage.layout, stage.train.segments, stage.train.probabilities, seed=run.seed, step=0, items=range(4)
     ):
         tokens, starts = torch.from_numpy(run.dataset.read(sample.window))[None], torch.from_numpy(sample.starts)
-        segments = SegmentBatch(tokens, torch.zeros_like(starts), starts, span_tokens=8, gists=1, horizon=12)
+        segments = SegmentBatch(tokens, torch.zeros_like(starts), starts, span_tokens=8, n_spans=1, horizon=12)
         read = run.teacher.prefill(tokens)
         totals.append(branch_losses(SpanEncoder(run.teacher, run.gistnet), read, segments, stage.objective).total)
     loss = torch.cat(totals).mean()

@@ -47,10 +47,10 @@ def map_documents(
     layout = SpanLayout(gistnet.config.span_tokens, horizon, sink_tokens=sink_tokens)
     every_span = int(dataset.lengths.max())
     samples = validation_windows(
-        dataset, layout, documents=documents, spans_per_document=every_span, seed=seed, domains=domains
+        dataset, layout, documents=documents, segments_per_window=every_span, seed=seed, domains=domains
     )
     passes = [
-        replace(sample, starts=sample.starts[some], gists=sample.gists[some])
+        replace(sample, starts=sample.starts[some], n_spans=sample.n_spans[some])
         for sample in samples
         for first in range(0, len(sample.starts), SPANS_PER_PASS)
         for some in (slice(first, first + SPANS_PER_PASS),)

@@ -63,8 +63,8 @@ def minimal_pairs(
     """Measure how often the teacher prefers the continuation that fits the gists it reads; chance is one half.
 
     In every trial the last k · K tokens before the continuation are replaced. k is one number for all pairs, the one
-    that fits most (`gists_in_a_row`); the other pairs are left out, and the records count those that are not. Where the
-    texts of a pair differ in length, the segment of the shorter takes in that much more of their common beginning.
+    that fits most (`spans_per_segment`); the other pairs are left out, and the records count those that are not. Where
+    the texts of a pair differ in length, the segment of the shorter takes in that much more of their common beginning.
     Likelier is what has the lower mean negative log-likelihood per token; a tie counts one half.
 
     Returns:
@@ -79,7 +79,7 @@ def minimal_pairs(
         raise TeacherError(f"{teacher.name} has no tokenizer, expected one for minimal pairs.")
     span = gistnet.config.span_tokens
     candidates = token_pairs(teacher.tokenizer, count, seed)
-    k = gists_in_a_row(candidates, span, sink_tokens)
+    k = spans_per_segment(candidates, span, sink_tokens)
     pairs = [pair for pair in candidates if pair.fits(k * span, sink_tokens)]
     if len(pairs) < 2:
         raise DataError(
@@ -125,7 +125,7 @@ def _told_apart(first: list[int], second: list[int]) -> tuple[list[int], list[in
     return first[: len(first) - alike], second[: len(second) - alike]
 
 
-def gists_in_a_row(pairs: Sequence[TokenPair], span_tokens: int, sink_tokens: int) -> int:
+def spans_per_segment(pairs: Sequence[TokenPair], span_tokens: int, sink_tokens: int) -> int:
     """The number k of gists for which most pairs fit: enough to hide what differs, few enough to leave a beginning."""
     longest = max(pair.differing for pair in pairs)
 
@@ -173,7 +173,7 @@ def _right(
         cut = partial(
             SegmentBatch, _padded(contexts, teacher.device, more=1), windows, span_tokens=span_tokens, horizon=1
         )
-        nothing, segments = cut(starts=ends, gists=0), cut(starts=ends - gists * span_tokens, gists=gists)
+        nothing, segments = cut(starts=ends, n_spans=0), cut(starts=ends - gists * span_tokens, n_spans=gists)
         prefill = teacher.prefill(segments.tokens)
 
         rows = slice(2 * first, 2 * (first + len(batch)))
@@ -228,5 +228,7 @@ def _records(
         measure = Measure({name: trials[rows].ravel() for name, trials in right.items()})
         pairs = np.repeat(np.flatnonzero(rows), 2)
         population = Population.of_domain(DOMAIN, pairs, resamples=resamples, seed=seed)
-        records.append(population.record("pair_accuracy", measure, kind=kind, positions=policy, level=level, k=k))
+        records.append(
+            population.record("pair_accuracy", measure, kind=kind, positions=policy, level=level, spans_per_segment=k)
+        )
     return records

@@ -151,7 +151,7 @@ def choose_spans(dataset: PreparedDataset, samples: Sequence[WindowSample], coun
         for turn in range(len(sample.starts)):
             place = seen[domain, turn] = seen.get((domain, turn), -1) + 1
             start = sample.starts[[(place + turn) % len(sample.starts)]]
-            ranked.append(((turn, place, domain), replace(sample, starts=start, gists=np.ones_like(start))))
+            ranked.append(((turn, place, domain), replace(sample, starts=start, n_spans=np.ones_like(start))))
     ranked.sort(key=lambda entry: entry[0])
     return [sample for _, sample in ranked[:count]]
 
@@ -291,7 +291,7 @@ def optimised_vector(
             windows=torch.zeros_like(rows),
             starts=torch.full_like(rows, start),
             span_tokens=layout.span_tokens,
-            gists=1,
+            n_spans=1,
             horizon=layout.horizon_tokens,
         )
         replacements = gist_replacements(segments, vector.expand(len(rows), 1, -1), positions)

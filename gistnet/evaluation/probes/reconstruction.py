@@ -27,7 +27,7 @@ class Training(NamedTuple):
 
     documents: int = 64
     """Held-out documents per domain, one window of each."""
-    spans_per_document: int = 24
+    segments_per_window: int = 24
     """Spans of each window."""
     width: int = 256
     """Hidden units of the probe."""
@@ -159,7 +159,7 @@ def reconstruction(
 def _held_out(teacher: Teacher, gistnet: GistNet, dataset: PreparedDataset, training: Training, seed: int) -> HeldOut:
     layout = SpanLayout(span_tokens=gistnet.config.span_tokens, horizon_tokens=1)
     samples = validation_windows(
-        dataset, layout, documents=training.documents, spans_per_document=training.spans_per_document, seed=seed
+        dataset, layout, documents=training.documents, segments_per_window=training.segments_per_window, seed=seed
     )
     return HeldOut(teacher, dataset, samples, layout, cache_gigabytes=0, hidden_state_layer=gistnet.hidden_state_layer)
 

@@ -99,7 +99,7 @@ function byKind(results, selection, path) {
 /** Distances between gists, in every kind of text. */
 function geometry(results, selection, path) {
   const names = ["gist_diversity", "adjacent_distance", "contrastive_gap", "gist_variance"];
-  const records = names.flatMap((name) => pick(results, name, selection, ["positions", "level", "k"])).filter(isWhole);
+  const records = names.flatMap((name) => pick(results, name, selection, ["positions", "level", "spans_per_segment"])).filter(isWhole);
   if (!records.length) return missing("The geometry of gists is not measured.", `gistnet evaluate ${path}`);
   return dotPlot({
     title: "Diversity of gists", unit: "cosine distance, and share of squared length for variance",
@@ -126,7 +126,7 @@ function entropy(results, selection, path) {
 }
 
 function minimalPairs(results, selection, path) {
-  const records = pick(results, "pair_accuracy", selection, ["positions", "level", "k"]);
+  const records = pick(results, "pair_accuracy", selection, ["positions", "level", "spans_per_segment"]);
   if (!records.length) return missing("Minimal pairs are not measured.", `gistnet evaluate ${path}`);
   return dotPlot({
     title: "Minimal pairs", unit: "share of pairs", range: [0, 1], references: [{ value: 0.5, label: "chance" }],

@@ -1,7 +1,7 @@
 "use strict";
 /* Which of the evaluation's results are shown: kind of text, horizon, position policy, and what else varies. */
 
-const SELECTED_BY = { domain: "text", horizon: "horizon H", positions: "positions", level: "level", k: "gists in a row" };
+const SELECTED_BY = { domain: "text", horizon: "horizon H", positions: "positions", level: "level", spans_per_segment: "spans a segment" };
 
 /** The values each key takes among `results`, in their order. */
 function choices(results) {
@@ -57,7 +57,7 @@ function pickOne(results, name, selection, offsets) {
 /** What a record was measured on, in words. */
 function measuredOn(record) {
   return [record.domain, record.horizon && `H = ${record.horizon}`, `positions ${record.positions}`,
-    record.level ? `level ${record.level}` : null, record.k > 1 ? `k = ${record.k}` : null,
+    record.level ? `level ${record.level}` : null, record.spans_per_segment > 1 ? `${record.spans_per_segment} spans a segment` : null,
     `${whole(record.n_spans)} spans of ${whole(record.n_documents)} documents`].filter(Boolean).join(" · ");
 }
 

@@ -16,7 +16,7 @@ K, H = 8, 12
 # All spans of a window of 96 tokens are evaluated, so that the map's are among them.
 CONFIG = EvaluationConfig(
     documents=3,
-    spans_per_document=20,
+    segments_per_window=20,
     horizons=(H, 4),
     positions=("end", "center"),
     map_documents=3,

@@ -8,7 +8,7 @@ import torch
 from gistnet.data.synthetic import adversarial_pairs
 from gistnet.errors import DataError, TeacherError
 from gistnet.evaluation import baselines
-from gistnet.evaluation.probes.minimal_pairs import TokenPair, _mean_nll, gists_in_a_row, minimal_pairs, token_pairs
+from gistnet.evaluation.probes.minimal_pairs import TokenPair, _mean_nll, minimal_pairs, spans_per_segment, token_pairs
 from gistnet.model.config import GistNetConfig
 from gistnet.model.encoder import SpanEncoder
 from gistnet.model.gistnet import GistNet, SpanContext
@@ -70,7 +70,7 @@ def accuracy_written_out(teacher, gistnet, pairs, k: int, what: str) -> dict[str
                     hidden = teacher.model.base_model(tokens).last_hidden_state[0, n - 1 : -1]
                 else:
                     start = torch.tensor([n - k * 16])
-                    segments = SegmentBatch(tokens, torch.tensor([0]), start, span_tokens=16, gists=k, horizon=h)
+                    segments = SegmentBatch(tokens, torch.tensor([0]), start, span_tokens=16, n_spans=k, horizon=h)
                     read = teacher.prefill(tokens[:, :n], hidden_state_layer=gistnet.hidden_state_layer)
                     gists = SpanEncoder(teacher, gistnet).encode(
                         segments.replaced, SpanContext(read, torch.tensor([0]), start)
@@ -98,7 +98,7 @@ def test_accuracies_are_those_of_plain_forwards(teacher, either):
     gistnet = either
     records = measure(teacher, gistnet, "center")
     candidates = token_pairs(teacher.tokenizer, 14, seed=0)
-    k = gists_in_a_row(candidates, 16, 4)
+    k = spans_per_segment(candidates, 16, 4)
     pairs = [pair for pair in candidates if pair.fits(16 * k, 4)]
     assert [record.kind for record in records] == ["", "number", "name", "negation"]
     for what in ("gist", "full"):
@@ -106,7 +106,7 @@ def test_accuracies_are_those_of_plain_forwards(teacher, either):
         measured = {r.kind: r.value if what == "gist" else r.baselines["full"] for r in records}
         assert measured == pytest.approx(expected)
     assert 0 < records[0].value < 1  # otherwise the comparison says little
-    assert (records[0].n_documents, records[0].n_spans, records[0].k) == (len(pairs), 2 * len(pairs), k)
+    assert (records[0].n_documents, records[0].n_spans, records[0].spans_per_segment) == (len(pairs), 2 * len(pairs), k)
     assert (records[0].domain, records[0].horizon, records[0].unit) == ("adversarial", None, "share of pairs")
     for record in records:
         assert record.baselines.keys() == {"full", "drop", "last_token", "mean", "shuffled"}
@@ -118,7 +118,7 @@ def test_a_continuation_costs_the_mean_of_its_own_tokens(teacher):
     """Of two tokens and of five after one context: the shorter is padded beside the longer."""
     context, following = [*range(20, 32)], [[5, 6], [7, 8, 9, 10, 11]]
     tokens, windows, ends = torch.tensor([[*context, 0]]), torch.tensor([0, 0]), torch.tensor([12, 12])
-    nothing = SegmentBatch(tokens, windows, ends, span_tokens=16, gists=0, horizon=1)
+    nothing = SegmentBatch(tokens, windows, ends, span_tokens=16, n_spans=0, horizon=1)
     prefill = teacher.prefill(tokens)
     dropped = baselines.drop(teacher, nothing, prefill, "end")
     costs = _mean_nll(teacher, prefill, nothing, dropped, following)
@@ -184,9 +184,9 @@ def pair(length: int, differing: int) -> TokenPair:
 def test_the_number_of_gists_fits_most_pairs():
     """With K = 8 and 2 tokens of beginning: 9 differing tokens ask for 2 gists, a context of 20 gives room for 2."""
     assert pair(20, 9).fits(16, 2) and not pair(20, 9).fits(8, 2) and not pair(20, 9).fits(24, 2)
-    assert gists_in_a_row([pair(20, 9), pair(20, 3)], 8, 2) == 2
-    assert gists_in_a_row([pair(20, 3), pair(20, 3)], 8, 2) == 1
-    assert gists_in_a_row([pair(12, 3), pair(12, 4), pair(40, 20)], 8, 2) == 1
+    assert spans_per_segment([pair(20, 9), pair(20, 3)], 8, 2) == 2
+    assert spans_per_segment([pair(20, 3), pair(20, 3)], 8, 2) == 1
+    assert spans_per_segment([pair(12, 3), pair(12, 4), pair(40, 20)], 8, 2) == 1
 
 
 def test_a_teacher_without_tokenizer_and_texts_without_room_are_refused(teacher, gistnet):

@@ -58,7 +58,7 @@ def written_out_kl(teacher, vector, tokens) -> float:
     total = 0.0
     for sample in tokens:
         window = torch.cat([context(), sample])[None]
-        segments = SegmentBatch(window, torch.tensor([0]), torch.tensor([22]), span_tokens=8, gists=1, horizon=6)
+        segments = SegmentBatch(window, torch.tensor([0]), torch.tensor([22]), span_tokens=8, n_spans=1, horizon=6)
         replacements = gist_replacements(segments, vector.view(1, 1, -1), "center")
         log_p = teacher.logits(reference_original_hidden(teacher, segments, 0)).log_softmax(-1)
         log_q = teacher.logits(reference_replaced_hidden(teacher, segments, replacements, 0)).log_softmax(-1)
@@ -96,7 +96,7 @@ def test_continuations_that_no_step_saw_choose_the_vector(monkeypatch):
         tokens = torch.randint(3, 97, (count, length), generator=generator)
         rows = torch.arange(count)
         window = torch.cat([context.expand(count, -1), tokens], dim=1)
-        segments = SegmentBatch(window, rows, torch.full((count,), 22), span_tokens=8, gists=1, horizon=length)
+        segments = SegmentBatch(window, rows, torch.full((count,), 22), span_tokens=8, n_spans=1, horizon=length)
         vectors = torch.where((rows < SEARCH.samples)[:, None], embedding, state)[:, None]
         replacements = gist_replacements(segments, vectors, "end")
         return tokens, torch.stack([reference_replaced_hidden(teacher, segments, replacements, row) for row in rows])
@@ -135,7 +135,7 @@ def run(config_file):
 
 
 def samples_of(run) -> list[WindowSample]:
-    return validation_windows(run.dataset, run.stages[0].layout, documents=4, spans_per_document=2, seed=0)
+    return validation_windows(run.dataset, run.stages[0].layout, documents=4, segments_per_window=2, seed=0)
 
 
 def test_the_true_continuation_changes_nothing_in_the_vector(run):

@@ -10,7 +10,7 @@ from gistnet.evaluation.probes import reconstruction as module
 from gistnet.evaluation.probes.reconstruction import Training, reconstruction, train_probe
 from gistnet.session import open_run
 
-TRAINING = Training(documents=24, spans_per_document=11, width=32, steps=300, tokens_per_step=64, learning_rate=1e-2)
+TRAINING = Training(documents=24, segments_per_window=11, width=32, steps=300, tokens_per_step=64, learning_rate=1e-2)
 
 
 @pytest.fixture
