@@ -48,12 +48,10 @@ from gistnet.evaluation.held_out import HeldOut
 from gistnet.files import write_json, write_text
 from gistnet.machine import describe_machine
 from gistnet.metrics_log import read_metrics
-from gistnet.model.encoder import SpanEncoder
 from gistnet.model.gistnet import GistNet
 from gistnet.model.saved_gistnet import read_saved
-from gistnet.model.teacher import PrefillOutput, Teacher
-from gistnet.objective.branches import Positions, Replacements, SegmentBatch, gist_replacements
-from gistnet.objective.losses import encode_segments
+from gistnet.model.teacher import Teacher
+from gistnet.objective.branches import Positions
 from gistnet.preparation import prepare_data
 from gistnet.run_folder import METRICS_FILE
 from gistnet.session import load_teacher
@@ -243,14 +241,8 @@ def judge(teacher: Teacher, dataset: PreparedDataset, default: RunConfig, folder
     """KL by document of a saved GistNet, nats per token, beside `drop` and `last_token`: one gist, H = 32."""
     gistnet = GistNet.from_pretrained(folder, teacher).eval()
     held_out = held_out_spans(teacher, dataset, default, gistnet.config.span_tokens, gistnet.hidden_state_layer)
-
-    encoder = SpanEncoder(teacher, gistnet)
-
-    def gists(teacher: Teacher, segments: SegmentBatch, prefill: PrefillOutput, positions: Positions) -> Replacements:
-        return gist_replacements(segments, encode_segments(encoder, segments, prefill), positions)
-
     replacements: dict[str, tuple[Baseline | torch.Tensor, Positions]] = {
-        "gist": (gists, policy),
+        "gist": (held_out.encode(gistnet)[0], policy),
         "drop": (baselines.drop, policy),
         "last_token": (baselines.last_token, policy),
     }

@@ -30,7 +30,6 @@ from gistnet.evaluation.resampling import DocumentDraws, percentile_interval
 from gistnet.files import write_json
 from gistnet.machine import describe_machine
 from gistnet.model.config import GistNetConfig
-from gistnet.model.encoder import SpanEncoder
 from gistnet.model.gistnet import GistNet
 from gistnet.model.teacher import PrefillOutput, Teacher
 from gistnet.objective.branches import Positions, Replacements, SegmentBatch, gist_replacements
@@ -53,13 +52,6 @@ def state_replacements(
     assert states is not None
     vectors = states[segments.windows, segments.starts + SPAN - 1].float()
     return gist_replacements(segments, vectors[:, None], positions)
-
-
-def gist_replacements_of(
-    gistnet: GistNet, teacher: Teacher, segments: SegmentBatch, prefill: PrefillOutput, positions: Positions
-) -> Replacements:
-    """Gists of a GistNet."""
-    return gist_replacements(segments, SpanEncoder(teacher, gistnet).encode(segments.replaced), positions)
 
 
 def untrained(teacher: Teacher, token_layers: int, layers: int, scale: float) -> GistNet:
@@ -90,7 +82,7 @@ def figures(measured: Measured, drop: Measured, last_token: Measured, draws: Doc
 
 def measure(teacher: Teacher, held_out: HeldOut) -> list[dict[str, Any]]:
     """A row for each replacement."""
-    make: dict[str, Baseline] = {"drop": baselines.drop, "last token": baselines.last_token}
+    make: dict[str, Baseline | torch.Tensor] = {"drop": baselines.drop, "last token": baselines.last_token}
     rows: list[dict[str, Any]] = [{"kind": "baseline", "name": name} for name in make]
     for layers in STATES:
         make[f"state {layers}"] = partial(state_replacements, layers)
@@ -99,7 +91,7 @@ def measure(teacher: Teacher, held_out: HeldOut) -> list[dict[str, Any]]:
     for token_layers, layers, scale in shapes:
         gistnet, name = untrained(teacher, token_layers, layers, scale), f"{token_layers}, {layers}, {scale}"
         compute = gistnet.parameter_budget().share_of_teacher(gistnet.teacher_flops_per_span)
-        make[name] = partial(gist_replacements_of, gistnet)
+        make[name] = held_out.encode(gistnet)[0]
         shape = {"token_layers": token_layers, "layers": layers, "scale": scale, "compute": compute}
         rows.append({"kind": "gistnet", "name": name} | shape)
     measured = held_out.measure({name: (kind, "end") for name, kind in make.items()})
