@@ -140,7 +140,7 @@ def recovered_interval(records: Sequence[Record], part: str) -> tuple[float, flo
 def paired_difference(
     arm: Sequence[Record], default: Sequence[Record], part: str
 ) -> tuple[float, tuple[float, float]] | None:
-    """How much more an arm recovers than the default on the same spans and with the same seeds, and its 95 % interval.
+    """Difference of an arm and the default on the same spans and with the same seeds, and its 95 % interval.
 
     Documents are drawn for both at once: what makes a document hard for both does not count as noise. None where they
     have no seed in common, or other spans.

@@ -1,4 +1,4 @@
-"""What makes a GistNet better: one change at a time from the default of configs/ablations.yaml.
+"""Ablations: arms that change one thing at a time from the default of configs/ablations.yaml.
 
     python benchmarks/ablations.py --corpus FILE… --group architecture --minutes 20    equal time
     python benchmarks/ablations.py --corpus FILE… --group architecture --spans 4096    equal spans

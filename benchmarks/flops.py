@@ -17,7 +17,7 @@ from gistnet.model.teacher import Teacher
 
 @dataclass(frozen=True)
 class TeacherSize:
-    """What of a teacher decides its cost.
+    """Sizes of a teacher that decide its cost.
 
     Attributes:
         layers: decoder layers.

@@ -1,4 +1,4 @@
-"""All that is to be measured on a GPU, in one unattended run that ends in time and keeps what it has.
+"""Everything to measure on a GPU, in one unattended run that ends in time and keeps what it has.
 
     python benchmarks/on_gpu.py --out FOLDER                     eight minutes on one GPU
     python benchmarks/on_gpu.py --out FOLDER --minutes 20        goes further down the list
@@ -106,7 +106,7 @@ def run_jobs(jobs: Sequence[Job], out: Path, seconds: float) -> dict[str, Any]:
 
 
 def _run(job: Job, log: Path, seconds: float) -> tuple[str, list[str]]:
-    """How a job ended ("done", "out of time", or "failed: …"), and the lines of its log that warn."""
+    """Status of a job ("done", "out of time", or "failed: …"), and the lines of its log that warn."""
     with log.open("w", encoding="utf-8") as output:
         command = [sys.executable, "-m", "benchmarks.speed", *job.arguments]
         try:

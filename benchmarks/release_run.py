@@ -55,7 +55,7 @@ KEPT = Path("benchmarks/results/long-context-smollm2-135m.json")
 
 
 def commands(processes: int, settings: Sequence[str], *, hardware: str, made: Path = ROOT) -> Iterator[list[str]]:
-    """What is still to do, each as the words of a command line.
+    """Commands still to run, each as the words of a command line.
 
     Args:
         processes: that train together; 1 trains without a launcher.

@@ -1,4 +1,4 @@
-"""How fast GistNet trains and compresses, in one run on one machine.
+"""Speed of training and compressing, in one run on one machine.
 
     python benchmarks/speed.py engine --quick                       window 4096, H = 32 (four minutes on two cores)
     python benchmarks/speed.py engine                               window 4096, H = 32, 64 and 128 (15 minutes)

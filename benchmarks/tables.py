@@ -105,7 +105,7 @@ def _equality(content: dict[str, Any]) -> str:
 
 
 def parts_table(device: str, root: Path) -> str:
-    """Where the engine's time goes, by case."""
+    """Parts of the engine's time, by case."""
     content = _load(root, f"engine-{device}") or {"teachers": {}}
     cases = [(name, case) for name, result in content["teachers"].items() for case in result["cases"]]
     cases = [(teacher, case) for teacher, case in cases if "breakdown" in case]
@@ -228,7 +228,7 @@ def _comparison(content: Comparison, asked: Sequence[str]) -> str:
 
 
 def _is_default(content: Comparison, arm: str) -> bool:
-    """Whether an arm is the default, perhaps under another name."""
+    """True if an arm is the default, perhaps under another name."""
     return bool(content["same_as"].get(arm, arm) == DEFAULT)
 
 

@@ -108,7 +108,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def is_special(path: Path) -> bool:
-    """Whether a path is something else than a file or folder: a pipe, a terminal, `/dev/null`."""
+    """True if a path is something else than a file or folder: a pipe, a terminal, `/dev/null`."""
     return path.exists() and not path.is_file() and not path.is_dir()
 
 

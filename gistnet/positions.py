@@ -1,4 +1,4 @@
-"""Where gists stand among the positions of a context; without torch, for whoever only names a policy."""
+"""Position policies: where gists stand among the positions of a context. Without torch."""
 
 from typing import Literal, get_args
 

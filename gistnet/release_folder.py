@@ -38,7 +38,7 @@ ALWAYS_THERE = (
 
 
 def is_release(folder: Path) -> bool:
-    """Whether a folder is a release: it brings the documents that it is evaluated on."""
+    """True if a folder is a release: it brings the documents that it is evaluated on."""
     return (folder / HELD_OUT_FOLDER).is_dir()
 
 

@@ -61,7 +61,7 @@ class TrainedGistNet(NamedTuple):
 
     @property
     def is_released(self) -> bool:
-        """Whether it is from a release, which brings its documents and its figures, and not from a run."""
+        """True if it is from a release, which brings its documents and its figures, and not from a run."""
         return is_release(self.run_folder)
 
     def dataset(self) -> PreparedDataset:

@@ -54,13 +54,13 @@ class Section(BaseModel):
 
 
 class Target(Section):
-    """What a value should be: above a bound, below one, or between the two."""
+    """Target of a value: above a bound, below one, or between the two."""
 
     above: FiniteFloat | None = None
     below: FiniteFloat | None = None
 
     def is_met_by(self, value: float) -> bool:
-        """Whether `value` is strictly within the bounds."""
+        """True if `value` is strictly within the bounds."""
         return (self.above is None or value > self.above) and (self.below is None or value < self.below)
 
 

@@ -90,7 +90,7 @@ def test_messages_of_the_log_are_shown_escaped_by_the_main_process_while_a_comma
     monkeypatch.delenv("RANK", raising=False)
     if rank is not None:
         monkeypatch.setenv("RANK", rank)
-    # Or pytest keeps the message for its report, and a half of a surrogate pair does not get to the process that has it.
+    # Or pytest keeps the message for its report, and half of a surrogate pair cannot be sent to another process.
     monkeypatch.setattr(logging.getLogger("gistnet"), "propagate", False)
     logger = logging.getLogger("gistnet.some.module")
     with showing_messages():

@@ -93,7 +93,7 @@ SourceConfig = Annotated[
 
 
 class DataConfig(Section):
-    """Which documents, and how they become windows."""
+    """Documents, and how they become windows."""
 
     sources: tuple[SourceConfig, ...] = Field(min_length=1)
     """Where the documents come from."""

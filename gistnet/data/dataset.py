@@ -98,7 +98,7 @@ class DatasetDescription(Section):
 
 @dataclass(frozen=True)
 class WindowInfo:
-    """Where a window comes from. `length` counts the prefix; `offset` is in tokens from the document's start."""
+    """Origin of a window. `length` counts the prefix; `offset` is in tokens from the document's start."""
 
     document_id: str
     document: int
@@ -204,7 +204,7 @@ class PreparedDataset:
             yield names[document].as_py(), self._tokens[start : start + count].astype(np.int64)
 
     def _chosen(self, split: Split, domain: str | None = None, source: str | None = None) -> NDArray[np.bool_]:
-        """Which documents are of a split, and of a domain or source where given."""
+        """Mask of the documents of a split, and of a domain or source where given."""
         chosen = np.ones(len(self._documents), dtype=bool)
         for column, wanted in (("split", split), ("domain", domain), ("source", source)):
             if wanted is not None:
@@ -218,7 +218,7 @@ class PreparedDataset:
         return np.concatenate([self._prefix, self._tokens[start : start + length - len(self._prefix)]])
 
     def describe(self, window: int) -> WindowInfo:
-        """Where a window comes from."""
+        """Origin of a window."""
         document, offset, length = self._windows[window].tolist()
         name, key, source, domain, split = (self._documents[name][document].as_py() for name in DocumentLabels._fields)
         return WindowInfo(name, document, key, source, domain, split, offset, length)

@@ -93,7 +93,7 @@ def find_prepared(config: DataConfig, content_fingerprint: str) -> PreparedDatas
 
 
 def _settings(config: DataConfig) -> dict[str, Any]:
-    """All that decides what is prepared of the sources' content: neither weights nor where files lie."""
+    """Settings that decide what is prepared of the sources' content: neither weights nor where files lie."""
     settings = config.model_dump(mode="json", exclude={"folder"})
     for source in settings["sources"]:
         del source["weight"]

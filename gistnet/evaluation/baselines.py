@@ -78,7 +78,7 @@ def every_replacement(
 
 
 def of_policy(measured: Mapping[str, Measured], policy: Positions) -> dict[str, Measured]:
-    """What was measured of `every_replacement` under one policy, by the plain name of each: the gist first."""
+    """Results of `every_replacement` under one policy, by the plain name of each: the gist first."""
     names = {"gist": f"gist/{policy}", "drop": "drop"}
     names |= {name: f"{name}/{policy}" for name in ("mean", "shuffled", "gists_below")}
     names |= {name: f"{name}/{_positions_of_tokens(policy)}" for name in ("last_token", "surprisal_token")}

@@ -72,7 +72,7 @@ class EvaluationConfig(Section):
     minimal_pairs: int = Field(default=36, ge=0)
     """Adversarial pairs to tell apart by their gists, of the three kinds in turn; each gives two trials. 0: none."""
     reconstruction: bool = False
-    """Whether to train probes that read the tokens from gists."""
+    """True if to train probes that read the tokens from gists."""
     oracle_spans: int = Field(default=0, ge=0)
     """Held-out spans, taken from the domains in turn, to optimise a vector for, one by one. 0: none."""
     oracle_vectors: LocalPath | None = None
@@ -80,7 +80,7 @@ class EvaluationConfig(Section):
     contexts: ContextsConfig = ContextsConfig()
     """In which long contexts gists are judged as well."""
     seed: Seed = 0
-    """Decides which documents, which spans, and whose gists stand in as `shuffled`."""
+    """Decides which documents, which spans, and whose gists are the `shuffled` ones."""
     resamples: int = Field(default=1000, ge=100)
     """Bootstrap resamples of the documents."""
 

@@ -138,7 +138,7 @@ class _MeasuredLevel(NamedTuple):
 
 
 def _measure(teacher: Teacher, gistnet: GistNet, dataset: PreparedDataset, config: EvaluationConfig) -> _MeasuredLevel:
-    """Measure the gists of GistNet's own level, and everything that could stand in for them."""
+    """Measure the gists of GistNet's own level, and every baseline."""
     layout = SpanLayout(
         span_tokens=gistnet.config.span_tokens,
         level=gistnet.level,

@@ -101,13 +101,13 @@ class MetricRecord(Section):
 
     @property
     def is_whole(self) -> bool:
-        """Whether this is a measure over everything: of no sub-group, no single head or token, and no budget."""
+        """True if this is a measure over everything: of no sub-group, no single head or token, and no budget."""
         return not self.kind and self.index is None and self.tokens_per_vector is None
 
     @computed_field  # type: ignore[prop-decorator]
     @property
     def met(self) -> bool | None:
-        """Whether the value meets its target; None without one."""
+        """True if the value meets its target; None without one."""
         return None if self.target is None else self.target.is_met_by(self.value)
 
     @model_validator(mode="before")

@@ -69,7 +69,7 @@ class DocumentDraws:
 
     @cached_property
     def counts(self) -> Floats:
-        """How often each document is drawn, [resamples, documents]."""
+        """Number of times that each document is drawn, [resamples, documents]."""
         equal = np.full(self.documents, 1 / self.documents)
         drawn = np.random.default_rng(self._seed).multinomial(self.documents, equal, size=self._resamples)
         return drawn.astype(np.float64)
@@ -150,7 +150,7 @@ class Population:
         return float(sum(part.share * column[part.rows].mean() for part in self._parts))
 
     def resampled_means(self, column: Floats) -> Floats:
-        """The same with the documents drawn anew, [resamples]."""
+        """Means of a column with the documents drawn anew, [resamples]."""
         return np.sum([part.share * part.draws.means(column[part.rows]) for part in self._parts], axis=0)
 
     def interval(self, columns: Sequence[Floats], statistic: Callable[..., Any]) -> tuple[float, float] | None:

@@ -1,4 +1,4 @@
-"""Which kind of word a token belongs to, so that what is lost with a gist can be told apart: numbers, names, …
+"""Kinds of tokens by the word they belong to: numbers, names, …, so that losses can be split by kind.
 
 Judged by the text alone, with rules that anyone can check; made for English prose, and a sketch for anything else.
 """

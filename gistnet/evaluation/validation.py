@@ -144,7 +144,7 @@ class Validator:
 
 
 def _geometry(gists: Tensor, next_gists: Tensor | None) -> dict[str, float]:
-    """Of the segments' gists `[segments, k, dim]`: the last of each, beside that of the span after it."""
+    """Geometry of the last gist of each segment, `[segments, k, dim]`, beside that of the span after it."""
     last = gists[:, -1].double().cpu().numpy()
     following = last[:0] if next_gists is None else next_gists.double().cpu().numpy()
     return metrics.geometry(last, (last[: len(following)], following)) | {
@@ -154,7 +154,7 @@ def _geometry(gists: Tensor, next_gists: Tensor | None) -> dict[str, float]:
 
 
 def _whole(shares: Sequence[MeasuredShare]) -> tuple[dict[str, Measured], Tensor, Tensor | None]:
-    """What is measured of all segments: the losses by name, the gists, and those of the spans after."""
+    """Measurements of all segments: the losses by name, the gists, and those of the spans after."""
     losses = {
         name: Measured(
             np.concatenate([share.losses[name].kl for share in shares]),

@@ -48,7 +48,7 @@ def _visible_interval(low, high, branch, place, real, LENGTH: tl.constexpr):
 
 @triton.jit
 def _block_bounds(lo, hi, real, BLOCK_N: tl.constexpr):
-    """Where the loop over keys begins and ends, and between which blocks every row sees every key."""
+    """Bounds of the loop over keys, and of the blocks in which every row sees every key."""
     begin = tl.min(tl.where(real & (hi > lo), lo, 2147483647), 0) // BLOCK_N * BLOCK_N
     end = tl.max(tl.where(hi > lo, hi, 0), 0)
     begin = tl.minimum(begin, end)
@@ -240,7 +240,7 @@ def key_gradient_kernel(
 
 @dataclass(frozen=True)
 class Blocks:
-    """How the kernels are cut: rows of queries and keys per block, warps per program, stages of the pipeline."""
+    """Block sizes of the kernels: rows of queries and keys per block, warps per program, stages of the pipeline."""
 
     rows: int
     keys: int
@@ -263,7 +263,7 @@ def blocks_for(head_dim: int, itemsize: int) -> Blocks:
 
 @dataclass(frozen=True)
 class Tiles:
-    """Which rows run together.
+    """Rows that run together.
 
     Attributes:
         places: int32 `[tiles, 3]`: the window, the first row (counted over all branches in `order`), how many rows.
@@ -276,7 +276,7 @@ class Tiles:
 
 @dataclass(frozen=True)
 class Schedule:
-    """What every layer of a pass over branches shares.
+    """Tiles that every layer of a pass over branches shares.
 
     Attributes:
         rows: of a branch for one key head: the heads that share it, times the branch's length.
@@ -396,7 +396,7 @@ def _constants(rows: Tensor, part: _Part) -> dict[str, Any]:
 
 
 def _strides(rows: Tensor, part: _Part) -> tuple[int, ...]:
-    """Of branches or windows, heads, and rows or tokens; the last dimension is contiguous."""
+    """Strides of branches or windows, heads, and rows or tokens; the last dimension is contiguous."""
     return (*rows.stride()[:3], *part.key.stride()[:3], *part.value.stride()[:3])
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 
 def shown_exact(name: str, difference: Callable[[], float], tolerance: float) -> bool:
-    """Whether a kernel can be used, by a comparison with plain PyTorch; where not, a warning says why.
+    """True if a kernel can be used, by a comparison with plain PyTorch; where not, a warning says why.
 
     Args:
         name: what it computes and where, for the warning.

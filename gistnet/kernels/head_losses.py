@@ -65,7 +65,7 @@ def losses_kernel(
 
 
 class Compared(NamedTuple):
-    """What `compare_logits` makes: losses `[tokens]`, float32, and gradients of the replaced logits where wanted."""
+    """Results of `compare_logits`: losses `[tokens]`, float32, and gradients of the replaced logits where wanted."""
 
     kl: Tensor
     nll_original: Tensor

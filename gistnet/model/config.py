@@ -11,7 +11,7 @@ from gistnet.settings import ModelName, Name, Section
 
 
 class TeacherConfig(Section):
-    """Which language model, and how it is held in memory."""
+    """Language model, and how it is held in memory."""
 
     name: ModelName = EMBEDDED_TEACHER
     """The embedded teacher's name, a model id of the Hugging Face Hub, or a local folder."""
@@ -20,7 +20,7 @@ class TeacherConfig(Section):
     precision: Precision = "bfloat16"
     """Number format of weights and activations; float16 is not offered, its range is too narrow for logits."""
     trust_remote_code: bool = False
-    """Whether code in the model's repository may run."""
+    """True if code in the model's repository may run."""
     gradient_checkpointing: bool = False
     """Recompute the teacher's layers in the backward pass instead of keeping their activations: slower by about a third
     pass through the layers, with less memory."""
@@ -86,7 +86,7 @@ class GistNetConfig(Section):
         return self
 
     def choices(self, n_layers: int) -> "Choices":
-        """What is left open, chosen for a teacher of so many layers.
+        """Defaults of what is left open, for a teacher of so many layers.
 
         Raises:
             ConfigError: more layers are for all tokens than are copied.
@@ -105,7 +105,7 @@ class GistNetConfig(Section):
         return Choices(anchor, self.gist_scale or (100.0 if anchor == "state" else 1.0), layers, token_layers)
 
     def for_teacher(self, n_layers: int) -> Self:
-        """The same with `choices` stated."""
+        """Copy with `choices` stated."""
         return self.model_copy(update=self.choices(n_layers)._asdict())
 
     def slot_width(self, dim: int) -> int:
@@ -121,7 +121,7 @@ class GistNetConfig(Section):
 
 
 class Choices(NamedTuple):
-    """What `GistNetConfig` may leave open, by the same names."""
+    """Choices that `GistNetConfig` may leave open, by the same names."""
 
     anchor: Literal["token", "state"]
     gist_scale: float

@@ -43,7 +43,7 @@ class SpanEncoder:
 
     @property
     def reads_context(self) -> bool:
-        """Whether gists depend on what precedes their spans."""
+        """True if gists depend on what precedes their spans."""
         return self.gistnet.hidden_state_layer is not None
 
     def prefill(self, tokens: Tensor) -> PrefillOutput:
@@ -80,7 +80,7 @@ class SpanEncoder:
         return self.encode_with_attention(tokens, context)[0]
 
     def encode_with_attention(self, tokens: Tensor, context: SpanContext | None = None) -> tuple[Tensor, Tensor]:
-        """As `encode`, and the attention probabilities of the two slots over their span, `[2, rows * n, heads, K]`."""
+        """Gists as by `encode`, and the attention of the two slots over their span, `[2, rows * n, heads, K]`."""
         span, below = self.gistnet.config.span_tokens, self.below
         vectors = self.teacher.embed(tokens) if below is None else below.encode(tokens, context)
         of_spans = context and context.spans(tokens.shape[1] // span, span) if self.gistnet.reads_context else None

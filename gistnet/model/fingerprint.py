@@ -8,7 +8,7 @@ Precision = Literal["bfloat16", "float32", "float64"]
 
 
 class TeacherFingerprint(Section):
-    """What a checkpoint or a tree records of its teacher, to refuse another one."""
+    """Identity of a teacher, which a checkpoint or a tree records to refuse another one."""
 
     name: str
     revision: str | None
@@ -19,7 +19,7 @@ class TeacherFingerprint(Section):
     """Of values from every row and column of every tensor, rounded to bfloat16."""
 
     def same_model(self, other: "TeacherFingerprint") -> bool:
-        """Whether configuration and weights are equal, under any name and in any precision."""
+        """True if configuration and weights are equal, under any name and in any precision."""
         return (self.config_hash, self.weights_hash) == (other.config_hash, other.weights_hash)
 
     def describe(self) -> str:

@@ -40,7 +40,7 @@ from gistnet.version import __version__
 
 @dataclass(frozen=True)
 class Budget:
-    """What a GistNet costs: parameters, and floating-point operations of one forward pass over one span."""
+    """Cost of a GistNet: parameters, and floating-point operations of one forward pass over one span."""
 
     trained: int
     frozen: int
@@ -220,7 +220,7 @@ class GistNet(nn.Module):
     def forward_with_attention(
         self, spans: Tensor, dropout: Dropout | None = None, context: SpanContext | None = None
     ) -> tuple[Tensor, Tensor]:
-        """As `forward`, and the probabilities [2, spans, heads, K] with which the two slots read the tokens."""
+        """Gists as by `forward`, and the attention of the two slots over the tokens, [2, spans, heads, K]."""
         self._check(spans, dropout)
         if not self.reads_context:
             spans = spans.to(self.gain.dtype)
@@ -251,7 +251,7 @@ class GistNet(nn.Module):
         return self.choices.gist_scale * gists, torch.stack([first_attention, second_attention])
 
     def _anchor(self, spans: Tensor, tokens: Tensor) -> Tensor:
-        """What gists start from, `[spans, dim]`, as long as token embeddings at every level."""
+        """Anchor that gists start from, `[spans, dim]`, as long as token embeddings at every level."""
         if self.choices.anchor == "state":
             return self.embedding_norm * normalize(self._last_state(tokens), dim=-1)
         return spans[:, -1] / (1.0 if self.below is None else self.below.choices.gist_scale)
@@ -287,7 +287,7 @@ class GistNet(nn.Module):
             )
 
     def train(self, mode: bool = True) -> Self:
-        """As for any module, except that a copied teacher stays in `eval()`: it must compute what the teacher does."""
+        """Set the training mode; a copied teacher stays in `eval()`, since it must compute what the teacher does."""
         super().train(mode)
         if self.teacher_layers is not None:
             self.teacher_layers.eval()
@@ -325,7 +325,7 @@ class GistNet(nn.Module):
         return own | {f"{BELOW}.{name}": parameter for name, parameter in below.items()}
 
     def trainable_state(self) -> dict[str, Tensor]:
-        """What training may change, by name, of all levels; shares memory with the model.
+        """Parameters that training may change, by name, of all levels; shares memory with the model.
 
         The frozen copy of the teacher is left out.
         """

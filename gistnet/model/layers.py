@@ -51,7 +51,7 @@ class Norm(nn.LayerNorm):
 
 @dataclass(frozen=True)
 class Dropout:
-    """How much to drop in one forward pass, and from what the masks derive.
+    """Rate and keys of the dropout of one forward pass.
 
     `rate` is the probability of dropping an element, 0 ≤ rate < 1; `keys` is int64 [spans], one key per span. A span's
     masks depend on its own key only, so they are the same in any batch and in any number of processes.

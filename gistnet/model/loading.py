@@ -27,7 +27,7 @@ def load_tokenizer(config: TeacherConfig) -> TeacherTokenizer:
 
 
 def source_of(config: TeacherConfig) -> tuple[str, str | None, dict[str, Any]]:
-    """Where transformers finds the teacher, its revision, and the options to load it with."""
+    """Path or name by which transformers finds the teacher, its revision, and the options to load it with."""
     options: dict[str, Any] = {"trust_remote_code": config.trust_remote_code}
     if config.name == EMBEDDED_TEACHER:
         return str(embedded_teacher_folder()), EMBEDDED_REVISION, options

@@ -28,7 +28,7 @@ ATTENTION_NAME = "gistnet_shared_prefix"
 
 @dataclass
 class PrefixCache:
-    """What the attention keeps of whole windows while the model reads them.
+    """KV cache of whole windows, filled while the model reads them.
 
     `keys[layer]` and `values[layer]` are `[windows, key_value_heads, tokens, head_dim]`, keys after RoPE.
     """
@@ -75,7 +75,7 @@ class Intervals(NamedTuple):
 
 @dataclass(frozen=True)
 class BranchPass:
-    """Which keys each branch of a pass may see.
+    """Keys that each branch of a pass may see.
 
     Attributes:
         cache: the keys and values of the windows.
@@ -101,7 +101,7 @@ class BranchPass:
         return sliding_window if self.prepared["longest distance"] >= sliding_window else None  # type: ignore[operator]
 
     def prefix_intervals(self, reach: int | None) -> Intervals:
-        """Which keys of its window each vector sees; none of them where the whole prefix is out of reach."""
+        """Keys of its window that each vector sees; none where the whole prefix is out of reach."""
         key = ("prefix", reach)
         if key not in self.prepared:
             positions = self.positions.to(torch.int32)
@@ -111,7 +111,7 @@ class BranchPass:
         return self.prepared[key]  # type: ignore[return-value]
 
     def own_intervals(self, reach: int | None) -> Intervals:
-        """Which vectors of its own branch each vector sees: those up to itself that are near enough."""
+        """Vectors of its own branch that each vector sees: those up to itself that are near enough."""
         key = ("own", reach)
         if key not in self.prepared:
             branches, length = self.positions.shape
@@ -230,7 +230,7 @@ def _by_kernels(
     reach: int | None,
     scale: float,
 ) -> Tensor:
-    """As `plain_branch_attention`, in a few launches for all branches."""
+    """`plain_branch_attention` by Triton kernels, in a few launches for all branches."""
     from gistnet.kernels.branch_attention import BranchAttention, blocks_for, schedule
 
     rows = query.shape[1] // key.shape[1] * query.shape[2]
@@ -279,7 +279,7 @@ def plain_branch_attention(
 
 @cache
 def kernels_are_exact(dtype: torch.dtype, head_dim: int, device: torch.device) -> bool:
-    """Whether the GPU kernels compute what `plain_branch_attention` does here, in values and gradients.
+    """True if the GPU kernels compute what `plain_branch_attention` does here, in values and gradients.
 
     Asked once for each number format and head width, on a small random case with several windows and a sliding window.
     """
@@ -291,7 +291,7 @@ def kernels_are_exact(dtype: torch.dtype, head_dim: int, device: torch.device) -
 
 
 def largest_difference_of_kernels(dtype: torch.dtype, head_dim: int, device: torch.device) -> float:
-    """How far kernels and plain attention are apart, as a share of the largest entry of each result."""
+    """Largest difference of kernels and plain attention, as a share of the largest entry of each result."""
     generator = torch.Generator().manual_seed(0)
 
     def random(*shape: int) -> Tensor:
@@ -318,7 +318,7 @@ def largest_difference_of_kernels(dtype: torch.dtype, head_dim: int, device: tor
 
 
 def _visible(query_positions: Tensor, key_positions: Tensor, sliding_window: int | None) -> Tensor:
-    """Which keys a query may see, `[queries, keys]`: those not after it and, in a sliding layer, near enough to it.
+    """Mask of the keys that a query may see, `[queries, keys]`: none after it and, in a sliding layer, none too far.
 
     Distance is measured in positions; positions increase along a context, so that order is order of positions too.
     """

@@ -1,4 +1,4 @@
-"""What is kept of a GistNet: its shape, and the two files of a saved one.
+"""Files of a saved GistNet: its configuration and its weights.
 
 FOLDER/model.safetensors   the trained parameters of its level
 FOLDER/config.json         all that is needed to rebuild it beside those and the teacher

@@ -33,7 +33,7 @@ from gistnet.model.tokenizer import TeacherTokenizer
 
 @dataclass(frozen=True)
 class PrefillOutput:
-    """What one pass over windows leaves: keys and values for branches, and final hidden states.
+    """Output of one pass over windows: keys and values for branches, and final hidden states.
 
     Attributes:
         cache: keys and values of every layer.
@@ -46,7 +46,7 @@ class PrefillOutput:
     states: Tensor | None = None
 
     def tensors(self) -> Iterator[Tensor]:
-        """All that the pass left."""
+        """All tensors of the pass."""
         yield self.hidden
         if self.states is not None:
             yield self.states
@@ -181,7 +181,7 @@ class Teacher:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return self.model.get_input_embeddings().weight.device
 
     @property
@@ -191,7 +191,7 @@ class Teacher:
 
     @property
     def n_layers(self) -> int:
-        """How many decoder layers there are."""
+        """Number of decoder layers."""
         return len(self.model.base_model.layers)
 
     @property

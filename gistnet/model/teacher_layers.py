@@ -152,7 +152,7 @@ class _NoQueries(nn.Module):
 
 
 def _without_queries(layer: nn.Module) -> nn.Module:
-    """The same layer, sharing all its modules, except that a `q_proj` of its attention gives zeros.
+    """Copy of a layer that shares all its modules, except that a `q_proj` of its attention gives zeros.
 
     That saves time and nothing else. Where queries, keys and values come out of one product, they are made together.
     """

@@ -1,4 +1,4 @@
-"""Which language models cannot be teachers, and why; and what compiling one needs.
+"""Kinds of language models that cannot be teachers, and why; and the check that one can be compiled.
 
 The shared-prefix engine is exact where a token's activations depend on earlier tokens through attention alone, and on
 positions through rotary embeddings that do not change with the length of the context. Anything else is refused by

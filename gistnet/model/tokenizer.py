@@ -51,7 +51,7 @@ class TeacherTokenizer:
 
     @cached_property
     def window_prefix(self) -> tuple[int, ...]:
-        """What the tokenizer puts before any text: BOS, where the teacher was trained with one.
+        """Tokens that the tokenizer puts before any text: BOS, where the teacher was trained with one.
 
         Raises:
             TeacherError: the tokenizer does not leave a text in one piece.
@@ -148,7 +148,7 @@ class TeacherTokenizer:
 
     @cached_property
     def _control_strings(self) -> frozenset[str]:
-        """What the control tokens are written as."""
+        """Strings of the control tokens."""
         template = str(getattr(self.inner, "chat_template", None) or "")
         declared = getattr(self.inner, "chat_control_tokens", None) or ()
         return frozenset(
@@ -208,7 +208,7 @@ def require_unicode(text: str, what: str) -> None:
 
 
 def shared_beginning(first: Sequence[int], second: Sequence[int]) -> int:
-    """How many tokens two texts begin with alike."""
+    """Number of tokens that two texts begin with alike."""
     return sum(1 for _ in takewhile(lambda both: both[0] == both[1], zip(first, second, strict=False)))
 
 

@@ -1,10 +1,10 @@
-"""Replaced contexts: what stands in for a segment of tokens, where, and what the teacher then predicts.
+"""Replaced contexts: vectors in place of a segment of tokens, and what the teacher then predicts.
 
-A segment is `k` consecutive spans of a window, from token `s` on. In the original context the hidden states at
-`s + kK - 1 … s + kK + H - 2` predict the `H` tokens of the horizon (logits at index p predict token p + 1). In the
-replaced context a branch `[vectors, horizon tokens but the last]` follows the window's first `s` tokens, and its last
-vector predicts the first token of the horizon. Where nothing stands in (the `drop` baseline), that prediction comes
-from the original hidden state at `s - 1`.
+A segment is `k` consecutive spans of a window, from token `s` on. In the original context the hidden states at `s + kK
+- 1 … s + kK + H - 2` predict the `H` tokens of the horizon (logits at index p predict token p + 1). In the replaced
+context a branch `[vectors, horizon tokens but the last]` follows the window's first `s` tokens, and its last vector
+predicts the first token of the horizon. Where nothing takes its place (the `drop` baseline), that prediction comes from
+the original hidden state at `s - 1`.
 
 Branches of different `k` share one pass: the shorter ones are padded at their end, where by causality nothing sees it.
 What is kept per span or per vector is padded likewise, `[branches, longest, …]`, and only the first `k` places count.
@@ -62,7 +62,7 @@ class SegmentBatch:
 
     @property
     def counts(self) -> Tensor:
-        """How many spans each branch replaces (k), `[branches]`."""
+        """Number of spans that each branch replaces (k), `[branches]`."""
         return torch.as_tensor(self.n_spans, device=self.starts.device).expand(len(self.starts))
 
     @property
@@ -72,7 +72,7 @@ class SegmentBatch:
 
     @property
     def replaced_tokens(self) -> Tensor:
-        """How many tokens each branch replaces, k times K, `[branches]`."""
+        """Number of tokens that each branch replaces, k times K, `[branches]`."""
         return self.counts * self.span_tokens
 
     @property
@@ -104,7 +104,7 @@ class SegmentBatch:
 
 @dataclass(frozen=True)
 class Replacements:
-    """Vectors that stand in for segments, and the positions of everything a branch holds.
+    """Vectors that replace segments, and the positions of everything a branch holds.
 
     Attributes:
         vectors: `[branches, n, dim]`; n = 0 drops the segment.
@@ -120,7 +120,7 @@ class Replacements:
 
     @property
     def lengths(self) -> Tensor:
-        """How many vectors stand in, `[branches]`."""
+        """Number of vectors of each replacement, `[branches]`."""
         return torch.full_like(self.continuation, self.vectors.shape[1]) if self.counts is None else self.counts
 
 
@@ -154,14 +154,14 @@ def replaced_hidden(
         teacher: the frozen language model; gradient flows through it into `replacements.vectors`.
         read: the pass over the windows that the segments are cut from.
         segments: what is replaced.
-        replacements: what stands in for it.
+        replacements: what takes its place.
         tokens: `[branches, H]`, what follows; None is the horizon. (Reconstruction lets the span itself follow.)
     """
     following = segments.targets if tokens is None else tokens
     hidden = read.hidden[segments.windows, segments.starts - 1][:, None]
     # The last token is predicted, never read.
     vectors, positions = _pack(replacements, teacher.embed(following[:, :-1]))
-    if vectors.shape[1]:  # otherwise nothing stands in, and the only target is predicted by the prefix
+    if vectors.shape[1]:  # otherwise nothing replaces it, and the only target is predicted by the prefix
         branches = BranchPass(
             cache=read.cache,
             windows=tuple(segments.windows.tolist()),
@@ -175,7 +175,7 @@ def replaced_hidden(
 def replaced_hidden_of_each(
     teacher: Teacher, read: PrefillOutput, segments: SegmentBatch, replacements: Mapping[str, Replacements]
 ) -> dict[str, Tensor]:
-    """As `replaced_hidden` for several kinds of replacements of the same segments, by name, without gradient.
+    """`replaced_hidden` of several kinds of replacements of the same segments, by name, without gradient.
 
     Kinds whose branches are of similar length go through the teacher together: few branches do not fill it.
     """

@@ -180,7 +180,7 @@ class TokenLosses(NamedTuple):
 
     @property
     def delta_nll(self) -> Tensor:
-        """How much worse the true token is predicted after replacement, in nats; may be negative."""
+        """Increase of the true token's NLL by the replacement, in nats; may be negative."""
         return self.nll_replaced - self.nll_original
 
 
@@ -216,7 +216,7 @@ def token_losses(
 def token_losses_of_each(
     teacher: Teacher, original: Tensor, replaced: Mapping[str, Tensor], targets: Tensor
 ) -> dict[str, TokenLosses]:
-    """As `token_losses` for several replaced contexts, by name; the original's logits are made once for all of them."""
+    """`token_losses` of several replaced contexts, by name; the original's logits are made once for all of them."""
     chunk_tokens = default_chunk_tokens(original.device.type)
     parts: dict[str, list[Tensor]] = {name: [] for name in replaced}
     columns = targets.flatten().split(chunk_tokens)
@@ -230,7 +230,7 @@ def token_losses_of_each(
 
 
 def default_chunk_tokens(device_type: str) -> int:
-    """How many tokens' logits exist at a time: what the cache likes on a CPU, what fills the device on a GPU."""
+    """Number of tokens whose logits exist at a time: few for a CPU's cache, enough to fill a GPU."""
     return 1024 if device_type == "cuda" else 128
 
 
@@ -307,7 +307,7 @@ class _Compared(NamedTuple):
 
 
 def _predicted(logits: Tensor) -> Tensor:
-    """What `_compare` wants of the original context, `[tokens, vocab]`: logits on a GPU, else their log-softmax."""
+    """Original context's predictions for `_compare`, `[tokens, vocab]`: logits on a GPU, else their log-softmax."""
     return logits if _by_kernel(logits) else _log_softmax(logits)
 
 
@@ -356,7 +356,7 @@ def _by_kernel(logits: Tensor) -> bool:
 
 @cache
 def _kernel_is_exact(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether the GPU kernel computes what PyTorch does here: losses and gradients of a few tokens, with a softcap."""
+    """True if the GPU kernel computes what PyTorch does here: losses and gradients of a few tokens, with a softcap."""
     name = f"the losses in {str(dtype).removeprefix('torch.')} on {device}"
     return dtype != torch.float64 and shown_exact(
         name, partial(largest_difference_of_kernel, dtype, device), 1e-5 if dtype == torch.float32 else 1e-2
@@ -364,7 +364,7 @@ def _kernel_is_exact(dtype: torch.dtype, device: torch.device) -> bool:
 
 
 def largest_difference_of_kernel(dtype: torch.dtype, device: torch.device) -> float:
-    """How far the kernel and PyTorch are apart, as a share of the largest entry of each result."""
+    """Largest difference of the kernel and PyTorch, as a share of the largest entry of each result."""
     from gistnet.kernels.head_losses import compare_logits
 
     generator = torch.Generator().manual_seed(0)

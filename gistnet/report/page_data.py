@@ -108,7 +108,7 @@ def run_data(run: RunRecord) -> dict[str, Any]:
 
 
 def comparable_data(run: RunRecord) -> dict[str, Any]:
-    """What can be put side by side with other runs: name, curves and results."""
+    """Data of a run to be put side by side with others: name, curves and results."""
     return {
         "name": run.folder.resolve().name,
         "positions": _positions(run.config),
@@ -245,7 +245,7 @@ def _stages(run: RunRecord) -> list[dict[str, Any]]:
 
 
 def _events(log: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """What happened beside steps, in order: ends of stages, changes of λ, alarms."""
+    """Events beside steps, in order: ends of stages, changes of λ, alarms."""
     return [{"step": line["step"], "text": text} for line in log for text in _event_texts(line)]
 
 
@@ -260,7 +260,7 @@ def _event_texts(line: Mapping[str, Any]) -> Iterable[str]:
 
 
 def _facts(run: RunRecord) -> list[tuple[str, str]]:
-    """What the run is, as label and value; what is not known is left out."""
+    """Facts about the run, as label and value; unknown ones are left out."""
     config, network = run.config, run.network
     spans = [line["spans_seen"] for line in run.log if isinstance(line.get("spans_seen"), int)]
     steps = max(line["step"] for line in run.log)

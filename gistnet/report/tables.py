@@ -93,7 +93,7 @@ def interval_text(record: MetricRecord) -> str:
 
 
 def offsets_text(record: MetricRecord) -> str:
-    """Which of the predicted tokens count, or nothing."""
+    """First and last of the predicted tokens that count, or nothing."""
     return "" if record.offsets is None else f"{record.offsets[0]}–{record.offsets[1]}"
 
 
@@ -117,7 +117,7 @@ def met_for_free(record: MetricRecord) -> list[BaselineName]:
 
 
 def dataset_table(statistics: Sequence[SplitStatistics]) -> Table:
-    """What became of the documents of each source."""
+    """Table of the documents of each source: read, left out, kept."""
     table = Table(title="documents", title_justify="left")
     columns = (
         *("source", "domain", "split", "read", "too_short", "near_duplicates", "overlapping"),

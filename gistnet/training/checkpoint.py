@@ -279,7 +279,7 @@ def _flatten(optimiser: Optimizer) -> tuple[dict[str, Tensor], list[dict[str, An
 
 
 def _optimiser_kind(group: Mapping[str, Any]) -> str:
-    """Which of `optimiser.kind` moves a group of parameters, by the settings that it has."""
+    """Kind of optimiser that moves a group of parameters, by the settings that it has."""
     return "muon" if "momentum" in group else "adamw"
 
 

@@ -91,7 +91,7 @@ class TrainConfig(Section):
     level: int = Field(default=0, ge=0)
     """The level of gists that the stage trains; those above it are left alone."""
     train_below: bool = False
-    """Whether the levels below it are trained with it, through its own loss, or stay as they are."""
+    """True if the levels below it are trained with it, through its own loss, or stay as they are."""
     window_tokens: int | None = Field(default=None, ge=1)
     """Tokens of each window that the stage reads, from its first on; None reads all. Where a later stage needs long
     windows, an earlier one sees more documents for the same cost."""
@@ -103,7 +103,7 @@ class TrainConfig(Section):
     validation: ValidationConfig = ValidationConfig()
     stop: StopConfig = StopConfig()
     raise_contrastive_weight: bool = True
-    """Whether λ rises, by half and to 0.5 at most, where a validation finds all gists alike (spec, When to use)."""
+    """True if λ rises, by half and to 0.5 at most, where a validation finds all gists alike (spec, When to use)."""
     checkpoint_every_steps: int = Field(default=1000, ge=1)
     """Steps between checkpoints; there is also one at each validation, at the end, and when interrupted. The two newest
     are kept, and the best of each stage."""

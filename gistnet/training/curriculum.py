@@ -53,7 +53,7 @@ def with_validation(
 
 
 def is_best(points: Sequence[ValidationPoint]) -> bool:
-    """Whether the last validation is lower than all before it; at a tie the earlier one stays the best."""
+    """True if the last validation is lower than all before it; at a tie the earlier one stays the best."""
     return all(points[-1].value < point.value for point in points[:-1])
 
 
@@ -105,7 +105,7 @@ def raised_weight(weight: float, cosine_std: float, mean_distance: float) -> flo
 
 
 def is_due(step: int, every: int, *, last_step: int, first: bool = False, interrupted: bool = False) -> bool:
-    """Whether work that is done `every` so many steps is due after `step` completed ones.
+    """True if work that is done `every` so many steps is due after `step` completed ones.
 
     It is due at each multiple of `every`, at `last_step` whether or not that is a multiple, and, when the run was asked
     to stop (`interrupted`), now. Before any step it is due only where asked for by `first`, as a validation of the

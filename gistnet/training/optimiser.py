@@ -46,7 +46,7 @@ class JoinedOptimisers(Optimizer):
 
 
 def is_moved_by_muon(parameter: nn.Parameter, config: OptimiserConfig) -> bool:
-    """Whether Muon moves a parameter, and not AdamW."""
+    """True if Muon moves a parameter, and not AdamW."""
     return config.kind == "muon" and parameter.ndim == 2
 
 

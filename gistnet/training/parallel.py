@@ -66,7 +66,7 @@ class Processes:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the process that writes files and messages."""
+        """True if this is the process that writes files and messages."""
         return self.rank == 0
 
     def share(self, items: range) -> range:
@@ -101,7 +101,7 @@ class Processes:
             part.copy_(total.view_as(part))
 
     def any(self, flag: bool) -> bool:
-        """Whether `flag` is set in any process."""
+        """True if `flag` is set in any process."""
         return any(self.gather(flag))
 
     def gather(self, value: T) -> list[T]:

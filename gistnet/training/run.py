@@ -135,7 +135,7 @@ class Run:
     """Makes a stage's validator; handed in, since training imports nothing of evaluation."""
 
     def is_finished(self, state: TrainState) -> bool:
-        """Whether the last stage has ended."""
+        """True if the last stage has ended."""
         return state.ended is not None and state.stage == len(self.stages)
 
     def identity(self, stages: int) -> dict[str, Any]:

@@ -150,7 +150,7 @@ def enter_next_stage(run: Run, state: TrainState) -> Optimizer:
 
 
 def _validation_is_due(stage: StageRun, state: TrainState) -> bool:
-    """Whether a validation is still to be made here: one is due before a stage's first step and after its last."""
+    """True if a validation is still to be made here: one is due before a stage's first step and after its last."""
     train = stage.train
     due = is_due(state.stage_step, train.validation.every_steps, last_step=train.steps, first=True)
     return due and not (state.validations and state.validations[-1].step == state.stage_step)
@@ -453,7 +453,7 @@ def save(run: Run, stage: StageRun, state: TrainState, optimiser: Optimizer) -> 
 
 @dataclass
 class StopRequest:
-    """Whether a signal asked to stop; no `threading.Event`, whose lock a second signal would wait for in vain."""
+    """True if a signal asked to stop; no `threading.Event`, whose lock a second signal would wait for in vain."""
 
     requested: bool = False
 

@@ -51,7 +51,7 @@ def compare(
 
     Args:
         compressed: what the contexts are of.
-        other: whose gists stand in as `shuffled`.
+        other: whose gists are the `shuffled` ones.
         tokens_per_vector: the budgets.
         measure: of a document, a plan for it, and a policy.
 
@@ -117,14 +117,14 @@ def highest_level(documents: Sequence[InMemoryDocument], tokens_per_vector: int,
 
 
 def with_gists_of(compressed: InMemoryDocument, other: InMemoryDocument) -> InMemoryDocument:
-    """The same tokens with another document's gists, from its beginning on, and again where it is shorter."""
+    """Document with another one's gists, from its beginning on, and again where it is shorter."""
     levels = zip(compressed.level_gists, other.level_gists, strict=True)
     borrowed = tuple(np.resize(others, own.shape) for own, others in levels)
     return replace(compressed, level_gists=borrowed)
 
 
 def with_mean_embeddings(compressed: InMemoryDocument, teacher: Teacher) -> InMemoryDocument:
-    """The same tokens with the mean of the embeddings of its tokens in place of each gist."""
+    """Document with the mean of the embeddings of its tokens in place of each gist."""
     embedded = teacher.embed(torch.from_numpy(compressed.token_ids))
     means = []
     for level, gists in enumerate(compressed.level_gists):

@@ -315,7 +315,7 @@ def words_of_tokens(texts: Sequence[str]) -> list[str]:
 
 
 def repeated_from_far(words: Sequence[str], *, sink: int, recent: int, scored: int) -> Flags:
-    """Which of the last `scored` tokens belong to a word that only the far part of the text has had: `[scored]`.
+    """Mask of the last `scored` tokens whose word only the far part of the text has had: `[scored]`.
 
     Args:
         words: of all tokens, see `words_of_tokens`.

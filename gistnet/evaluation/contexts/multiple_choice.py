@@ -166,7 +166,7 @@ def _answer(
     other: InMemoryDocument,
     config: EvaluationConfig,
 ) -> dict[tuple[int, Positions], dict[str, float]]:
-    """Whether the right option is chosen, by budget and policy, then by context."""
+    """True if the right option is chosen, by budget and policy, then by context."""
     assert teacher.tokenizer is not None
     prompt, options = teacher.tokenizer.encode_alternatives(
         f"\n\nQuestion: {question.question}\nAnswer:", [f" {option}" for option in question.options], continued=True

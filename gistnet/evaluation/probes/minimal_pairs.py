@@ -46,7 +46,7 @@ class TokenPair:
     differing: int
 
     def fits(self, replaced_tokens: int, sink_tokens: int) -> bool:
-        """Whether a segment at the end of either context hides all that differs, and leaves a beginning."""
+        """True if a segment at the end of either context hides all that differs, and leaves a beginning."""
         return 0 < self.differing <= replaced_tokens <= min(map(len, self.contexts)) - sink_tokens
 
 

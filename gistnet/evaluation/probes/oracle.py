@@ -36,7 +36,7 @@ from gistnet.objective.losses import token_losses
 
 
 class Search(NamedTuple):
-    """How long a vector is optimised, and on how many continuations.
+    """Settings of the search for an oracle vector.
 
     A quarter of it, half of the steps on a third of the continuations, recovers two points of a hundred less.
     """

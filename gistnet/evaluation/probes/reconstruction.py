@@ -43,7 +43,7 @@ TRAINING = Training()
 
 
 class Reconstructed(NamedTuple):
-    """How well tokens were read from vectors, each `[spans, K]`."""
+    """Accuracy and loss of tokens read from vectors, each `[spans, K]`."""
 
     cross_entropy: Tensor
     """Nats per token, over the whole vocabulary."""
