@@ -92,7 +92,7 @@ class Substitution:
 
 
 def target_kinds(held_out: HeldOut, tokenizer: TeacherTokenizer, prefix_tokens: int) -> NDArray[np.int64]:
-    """The kind of each predicted token, `[segments, H]`, as its place in `KINDS`.
+    """The kind of each predicted token, `[segments, H]`, as its index in `KINDS`.
 
     Args:
         prefix_tokens: how many tokens a window begins with that are no text, such as BOS.

@@ -66,9 +66,9 @@ def token_kinds(tokens: Sequence[str]) -> list[Kind]:
         visible = start + (blank if blank < len(token) else 0)
         kinds.append(of_character[visible] if token else "punctuation")
         start += len(token)
-    for place in reversed(range(len(tokens) - 1)):
-        if not tokens[place]:
-            kinds[place] = kinds[place + 1]
+    for index in reversed(range(len(tokens) - 1)):
+        if not tokens[index]:
+            kinds[index] = kinds[index + 1]
     return kinds
 
 

@@ -26,21 +26,21 @@ _LOG2_E = tl.constexpr(1.4426950408889634)
 
 @triton.jit
 def _rows_of_tile(tile, tiles, order, ROWS: tl.constexpr, BLOCK_M: tl.constexpr):
-    """The window of a tile; of each of its rows: branch, place in the branch, and whether there is such a row."""
+    """The window of a tile; of each of its rows: branch, row in the branch, and whether there is such a row."""
     window = tl.load(tiles + 3 * tile).to(tl.int64)
     first = tl.load(tiles + 3 * tile + 1)
     count = tl.load(tiles + 3 * tile + 2)
-    places = tl.arange(0, BLOCK_M)
-    real = places < count
-    row = tl.where(real, first + places, first)
+    tile_rows = tl.arange(0, BLOCK_M)
+    real = tile_rows < count
+    row = tl.where(real, first + tile_rows, first)
     branch = tl.load(order + row // ROWS).to(tl.int64)
     return window, branch, row % ROWS, real
 
 
 @triton.jit
-def _visible_interval(low, high, branch, place, real, LENGTH: tl.constexpr):
+def _visible_interval(low, high, branch, row_in_branch, real, LENGTH: tl.constexpr):
     """The keys that each row sees: from `lo` to before `hi`; a row that does not exist sees none."""
-    token = place % LENGTH
+    token = row_in_branch % LENGTH
     lo = tl.load(low + branch * LENGTH + token)
     hi = tl.load(high + branch * LENGTH + token)
     return lo, tl.where(real, hi, 0)
@@ -76,7 +76,7 @@ def _absorb_keys(
             visible = (keys[None, :] >= lo[:, None]) & (keys[None, :] < hi[:, None])
             scores = tl.where(visible, scores, float("-inf"))
         new_maximum = tl.maximum(maximum, tl.max(scores, 1))
-        # A row that has seen no key yet has no maximum; any finite number serves in its place.
+        # A row that has seen no key yet has no maximum; any finite number serves instead.
         finite = tl.where(new_maximum == float("-inf"), 0.0, new_maximum)
         probabilities = tl.exp2(scores - finite[:, None])
         shrink = tl.exp2(maximum - finite)
@@ -96,13 +96,13 @@ def forward_kernel(
 ):  # fmt: skip
     """One tile of rows of one key head; what is written is contiguous, `[branches, key_value_heads, rows(, dim)]`."""
     head, heads = tl.program_id(1), tl.num_programs(1)
-    window, branch, place, real = _rows_of_tile(tl.program_id(0), tiles, order, ROWS, BLOCK_M)
-    lo, hi = _visible_interval(low, high, branch, place, real, LENGTH)
+    window, branch, row_in_branch, real = _rows_of_tile(tl.program_id(0), tiles, order, ROWS, BLOCK_M)
+    lo, hi = _visible_interval(low, high, branch, row_in_branch, real, LENGTH)
     dims = tl.arange(0, BLOCK_D)
     inside = real[:, None] & (dims[None, :] < HEAD_DIM)
-    q_rows = query + branch * q_branch + head * q_head + place * q_row
+    q_rows = query + branch * q_branch + head * q_head + row_in_branch * q_row
     q = tl.load(q_rows[:, None] + dims[None, :], mask=inside, other=0.0)
-    flat = (branch * heads + head) * ROWS + place
+    flat = (branch * heads + head) * ROWS + row_in_branch
     where = flat[:, None] * HEAD_DIM + dims[None, :]
     if GOES_ON:
         accumulated = tl.load(out_before + where, mask=inside, other=0.0).to(tl.float32)
@@ -165,13 +165,13 @@ def query_gradient_kernel(
 ):  # fmt: skip
     """The gradient of one tile of queries; `out`, `d_out`, `before` and `gradient` are contiguous."""
     head, heads = tl.program_id(1), tl.num_programs(1)
-    window, branch, place, real = _rows_of_tile(tl.program_id(0), tiles, order, ROWS, BLOCK_M)
-    lo, hi = _visible_interval(low, high, branch, place, real, LENGTH)
+    window, branch, row_in_branch, real = _rows_of_tile(tl.program_id(0), tiles, order, ROWS, BLOCK_M)
+    lo, hi = _visible_interval(low, high, branch, row_in_branch, real, LENGTH)
     dims = tl.arange(0, BLOCK_D)
     inside = real[:, None] & (dims[None, :] < HEAD_DIM)
-    q_rows = query + branch * q_branch + head * q_head + place * q_row
+    q_rows = query + branch * q_branch + head * q_head + row_in_branch * q_row
     q = tl.load(q_rows[:, None] + dims[None, :], mask=inside, other=0.0)
-    flat = (branch * heads + head) * ROWS + place
+    flat = (branch * heads + head) * ROWS + row_in_branch
     where = flat[:, None] * HEAD_DIM + dims[None, :]
     outer = tl.load(d_out + where, mask=inside, other=0.0)
     d_mean = tl.sum(outer.to(tl.float32) * tl.load(out + where, mask=inside, other=0.0).to(tl.float32), 1)
@@ -215,13 +215,13 @@ def key_gradient_kernel(
     d_k = tl.zeros([BLOCK_N, BLOCK_D], dtype=tl.float32)
     d_v = tl.zeros([BLOCK_N, BLOCK_D], dtype=tl.float32)
     for first in range(0, ROWS, BLOCK_M):
-        place = first + tl.arange(0, BLOCK_M)
-        real = place < ROWS
-        lo, hi = _visible_interval(low, high, branch, place, real, LENGTH)
+        row_in_branch = first + tl.arange(0, BLOCK_M)
+        real = row_in_branch < ROWS
+        lo, hi = _visible_interval(low, high, branch, row_in_branch, real, LENGTH)
         inside = real[:, None] & (dims[None, :] < HEAD_DIM)
-        q_rows = query + branch * q_branch + head * q_head + place * q_row
+        q_rows = query + branch * q_branch + head * q_head + row_in_branch * q_row
         q = tl.load(q_rows[:, None] + dims[None, :], mask=inside, other=0.0)
-        flat = (branch * heads + head) * ROWS + place
+        flat = (branch * heads + head) * ROWS + row_in_branch
         where = flat[:, None] * HEAD_DIM + dims[None, :]
         outer = tl.load(d_out + where, mask=inside, other=0.0)
         d_mean = tl.sum(outer.to(tl.float32) * tl.load(out + where, mask=inside, other=0.0).to(tl.float32), 1)
@@ -266,11 +266,11 @@ class Tiles:
     """Rows that run together.
 
     Attributes:
-        places: int32 `[tiles, 3]`: the window, the first row (counted over all branches in `order`), how many rows.
+        tile_rows: int32 `[tiles, 3]`: the window, the first row (counted over all branches in `order`), how many rows.
         order: int32 `[branches]`.
     """
 
-    places: Tensor
+    tile_rows: Tensor
     order: Tensor
 
 
@@ -374,8 +374,8 @@ class _Part:
 
 def _launch(kernel: Any, rows: Tensor, part: _Part, *tensors: Tensor, scale: float, goes_on: bool) -> None:
     """Run a kernel on all tiles of a part, for each key head."""
-    grid = (len(part.tiles.places), rows.shape[1])
-    where = (part.tiles.places, part.tiles.order, part.low, part.high)
+    grid = (len(part.tiles.tile_rows), rows.shape[1])
+    where = (part.tiles.tile_rows, part.tiles.order, part.low, part.high)
     arguments = (part.key, part.value, *where, *tensors, part.key.shape[2], scale, *_strides(rows, part))
     kernel[grid](rows, *arguments, GOES_ON=goes_on, **_constants(rows, part))
 

@@ -111,7 +111,7 @@ class TeacherTokenizer:
     def split_at_control(self, text: str) -> tuple[str, str]:
         """A rendered text, cut before the first of its control tokens."""
         found = [text.find(control) for control in self._control_strings]
-        cut = min((place for place in found if place >= 0), default=len(text))
+        cut = min((index for index in found if index >= 0), default=len(text))
         return text[:cut], text[cut:]
 
     def decode(self, tokens: Sequence[int]) -> str:
@@ -133,7 +133,7 @@ class TeacherTokenizer:
                 continue
             texts[end - 1] = text
             context, pending = pending, end
-        if (first := next((place for place, text in enumerate(texts) if text), None)) is not None:
+        if (first := next((index for index, text in enumerate(texts) if text), None)) is not None:
             texts[first] = texts[first].lstrip(_INCOMPLETE)
             texts[-1] = texts[-1].rstrip(_INCOMPLETE)
         return texts

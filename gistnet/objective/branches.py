@@ -7,7 +7,7 @@ predicts the first token of the horizon. Where nothing takes its place (the `dro
 the original hidden state at `s - 1`.
 
 Branches of different `k` share one pass: the shorter ones are padded at their end, where by causality nothing sees it.
-What is kept per span or per vector is padded likewise, `[branches, longest, …]`, and only the first `k` places count.
+What is kept per span or per vector is padded likewise, `[branches, longest, …]`, and only the first `k` count.
 """
 
 from collections.abc import Iterator, Mapping
@@ -213,9 +213,9 @@ def _of_similar_length(vectors: Mapping[str, int], segments: SegmentBatch) -> It
     yield together
 
 
-def _padded(values: Tensor, places: int) -> Tensor:
-    """`[branches, n, …]` with zeros up to `[branches, places, …]`."""
-    padding = values.new_zeros(len(values), places - values.shape[1], *values.shape[2:])
+def _padded(values: Tensor, length: int) -> Tensor:
+    """`[branches, n, …]` with zeros up to `[branches, length, …]`."""
+    padding = values.new_zeros(len(values), length - values.shape[1], *values.shape[2:])
     return torch.cat([values, padding], dim=1)
 
 
@@ -225,9 +225,9 @@ def _pack(replacements: Replacements, fed: Tensor) -> tuple[Tensor, Tensor]:
     Args:
         fed: `[branches, n, dim]`, embeddings of the tokens that follow the replacements.
     """
-    lengths, places = replacements.lengths[:, None], replacements.vectors.shape[1]
+    lengths, longest = replacements.lengths[:, None], replacements.vectors.shape[1]
     slots = torch.arange(int(lengths.max()) + fed.shape[1], device=fed.device)
-    source = torch.where(slots < lengths, slots, places + slots - lengths)
+    source = torch.where(slots < lengths, slots, longest + slots - lengths)
     # Positions go on through the padding: what has a later position is not seen.
     positions = torch.cat([replacements.positions, replacements.continuation[:, None] + slots], dim=1)
     vectors = torch.cat([replacements.vectors.to(fed.dtype), fed], dim=1)

@@ -33,7 +33,7 @@ class DrawnSpans(NamedTuple):
     windows: NDArray[np.int64]
     """The window of each, [spans]; those of a window follow each other."""
     starts: NDArray[np.int64]
-    """The place of its first token there, [spans]."""
+    """The index of its first token there, [spans]."""
     documents: NDArray[np.int64]
     """The document of each, [spans]."""
     pairs: NDArray[np.int64]
@@ -83,21 +83,21 @@ def draw_spans(
     available = (lengths - first) // span_tokens
     twos = -(-available // 2)  # of a window; the last of them may be a single span
 
-    place = np.repeat(np.arange(len(windows)), twos)
-    index = 2 * (np.arange(len(place)) - np.repeat(np.cumsum(twos) - twos, twos))
-    sizes = np.minimum(2, available[place] - index)
-    order = draw.permutation(len(place))
+    window = np.repeat(np.arange(len(windows)), twos)
+    index = 2 * (np.arange(len(window)) - np.repeat(np.cumsum(twos) - twos, twos))
+    sizes = np.minimum(2, available[window] - index)
+    order = draw.permutation(len(window))
     chosen = np.sort(order[np.cumsum(sizes[order]) - sizes[order] < count])
-    place, index = (np.repeat(of_two[chosen], sizes[chosen])[:count] for of_two in (place, index))
-    index[1:] += (place[1:] == place[:-1]) & (index[1:] == index[:-1])  # the second of two
+    window, index = (np.repeat(of_two[chosen], sizes[chosen])[:count] for of_two in (window, index))
+    index[1:] += (window[1:] == window[:-1]) & (index[1:] == index[:-1])  # the second of two
 
-    starts = first[place] + index * span_tokens
-    drawn = windows[place]
+    starts = first[window] + index * span_tokens
+    drawn = windows[window]
     read = {window: dataset.read(window) for window in np.unique(drawn).tolist()}
     tokens = [
         read[window][start : start + span_tokens] for window, start in zip(drawn.tolist(), starts.tolist(), strict=True)
     ]
-    follows = np.flatnonzero((np.diff(place) == 0) & (np.diff(index) == 1))
+    follows = np.flatnonzero((np.diff(window) == 0) & (np.diff(index) == 1))
     return DrawnSpans(
         np.stack(tokens), drawn, starts, dataset.documents[drawn], np.stack([follows, follows + 1], axis=1)
     )

@@ -103,7 +103,7 @@ def nearest_spans(gists: NDArray[np.float64], spans_of_documents: Sequence[int])
     Args:
         spans_of_documents: how many spans each document has, in the order of the gists.
     """
-    places = [(document, span) for document, count in enumerate(spans_of_documents) for span in range(count)]
+    spans = [(document, span) for document, count in enumerate(spans_of_documents) for span in range(count)]
     lengths = np.linalg.norm(gists, axis=1, keepdims=True)
     units = gists / np.where(lengths > 0, lengths, 1)
     cosines = units @ units.T
@@ -112,7 +112,7 @@ def nearest_spans(gists: NDArray[np.float64], spans_of_documents: Sequence[int])
         order = [other for other in np.argsort(-of_row, kind="stable") if other != row][:NEIGHBOURS]
         nearest.append(
             [
-                Neighbour(document=places[other][0], span=places[other][1], cosine=rounded(of_row[other]))
+                Neighbour(document=spans[other][0], span=spans[other][1], cosine=rounded(of_row[other]))
                 for other in order
             ]
         )

@@ -149,9 +149,9 @@ def choose_spans(dataset: PreparedDataset, samples: Sequence[WindowSample], coun
     for sample in samples:
         domain = dataset.describe(sample.window).domain
         for turn in range(len(sample.starts)):
-            place = seen[domain, turn] = seen.get((domain, turn), -1) + 1
-            start = sample.starts[[(place + turn) % len(sample.starts)]]
-            ranked.append(((turn, place, domain), replace(sample, starts=start, n_spans=np.ones_like(start))))
+            rank = seen[domain, turn] = seen.get((domain, turn), -1) + 1
+            start = sample.starts[[(rank + turn) % len(sample.starts)]]
+            ranked.append(((turn, rank, domain), replace(sample, starts=start, n_spans=np.ones_like(start))))
     ranked.sort(key=lambda entry: entry[0])
     return [sample for _, sample in ranked[:count]]
 
