@@ -241,7 +241,7 @@ def test_validation_agrees_with_the_evaluation_of_the_same_spans(run, k):
     size = {"documents": 5, "segments_per_window": 2, "spans_per_segment": k, "cache_gigabytes": 1.0}
     validator = Validator(run.teacher, run.dataset, run.stages[0].layout, "center", {"narrative": 1.0}, seed=0, **size)
     result = validator.metrics([validator.measure(run.gistnet)])
-    assert result["kl"] == pytest.approx(written_out_kl(run, 12, n_spans=k).mean(), rel=1e-6)
+    assert result["kl"] == pytest.approx(written_out_kl(run, 12, gists=k).mean(), rel=1e-6)
     assert result == validator.metrics([validator.measure(run.gistnet)])  # the second time from the cache
     evaluation = CONFIG.model_copy(update={"spans_per_segment": k})
     records = evaluate(run.teacher, run.gistnet, run.dataset, evaluation).records

@@ -79,7 +79,7 @@ def test_every_row_is_in_one_tile_of_its_own_window_and_long_prefixes_come_first
     assert [windows[branch] for branch in order] == [0, 0, 1, 1, 1]
     assert [prefixes[branch] for branch in order] == [7, 90, 20, 50, 300]
     covered, longest = [], []
-    for window, first, count in plan.prefix.places.tolist():
+    for window, first, count in plan.prefix.tile_rows.tolist():
         assert 0 < count <= block
         covered += range(first, first + count)
         branches = {order[row // rows] for row in range(first, first + count)}
@@ -87,7 +87,7 @@ def test_every_row_is_in_one_tile_of_its_own_window_and_long_prefixes_come_first
         longest.append(max(prefixes[branch] for branch in branches))
     assert sorted(covered) == list(range(5 * rows))
     assert longest == sorted(longest, reverse=True)
-    for window, first, count in plan.own.places.tolist():  # each branch by itself
+    for window, first, count in plan.own.tile_rows.tolist():  # each branch by itself
         assert first // rows == (first + count - 1) // rows == window
 
 

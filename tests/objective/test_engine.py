@@ -310,9 +310,9 @@ def test_a_segment_that_does_not_fit_is_refused():
         SegmentBatch(tokens, torch.tensor([0]), torch.tensor([0]), span_tokens=8, n_spans=1, horizon=6)
     windows, starts, runs = torch.tensor([0, 0]), torch.tensor([20, 20]), torch.tensor([4, 5])
     with pytest.raises(DataError, match="window's 60 tokens; got 5 spans of 8 tokens from token 20 on"):
-        SegmentBatch(tokens, windows, starts, span_tokens=8, gists=runs, horizon=6)
+        SegmentBatch(tokens, windows, starts, span_tokens=8, n_spans=runs, horizon=6)
     with pytest.raises(DataError, match=r"no less than nothing.* got -1 spans"):
-        SegmentBatch(tokens, windows, starts, span_tokens=8, gists=runs - 5, horizon=6)
+        SegmentBatch(tokens, windows, starts, span_tokens=8, n_spans=runs - 5, horizon=6)
 
 
 @torch.no_grad()

@@ -101,13 +101,13 @@ def test_targets_are_reported_met_or_not(whole):
 
 def test_a_stage_begins_with_the_best_network_of_the_one_before(staged, monkeypatch):
     """Validations are made to say that the first stage was best after two of its four steps."""
-    figures = Validator.figures
+    metrics = Validator.metrics
     values = iter([0.9, 0.5, 0.7])
 
     def told(self: Validator, shares: Any) -> dict[str, float]:
-        return figures(self, shares) | {"delta_nll": next(values, 0.4)}
+        return metrics(self, shares) | {"delta_nll": next(values, 0.4)}
 
-    monkeypatch.setattr(Validator, "figures", told)
+    monkeypatch.setattr(Validator, "metrics", told)
     monkeypatch.setattr(trainer, "KEPT_CHECKPOINTS", 9)
     run = run_of(staged)
     begun: dict[int, dict[str, torch.Tensor]] = {}
@@ -198,9 +198,9 @@ def test_stages_to_come_may_change_and_those_begun_may_not(staged, copied):
 
 def test_lambda_rises_where_gists_are_alike_and_stays_so_after_a_resume(staged, monkeypatch):
     """Validations are made to say that all gists are one; λ goes from 0.08 to 0.12 and 0.18, and is trained with."""
-    figures = Validator.figures
+    metrics = Validator.metrics
     alike = {"cosine_std": 0.01, "gist_diversity": 0.05}
-    monkeypatch.setattr(Validator, "figures", lambda self, shares: figures(self, shares) | alike)
+    monkeypatch.setattr(Validator, "metrics", lambda self, shares: metrics(self, shares) | alike)
     settings = ("stages.last.train.steps=4", "train.stop.rises=null")
     run = run_of(staged, *settings)
     fit(run)
