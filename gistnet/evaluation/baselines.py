@@ -46,6 +46,12 @@ def mean(teacher: Teacher, segments: SegmentBatch, prefill: PrefillOutput, posit
     return gist_replacements(segments, teacher.embed(_spans(segments)).mean(dim=2), positions)
 
 
+TOKENS: dict[str, Baseline] = {"last_token": last_token, "surprisal_token": surprisal_token}
+"""Baselines that keep a token, which stands at its own index under the policies `center` and `end` alike."""
+VECTORS: dict[str, Baseline] = {"mean": mean}
+"""Baselines that put another vector where the gist would stand."""
+
+
 def vectors_in_place(segments: SegmentBatch, vectors: Tensor, positions: Positions) -> Replacements:
     """Put vectors `[branches, n * longest, dim]` where gists stand; n > 1 are those of the level below."""
     parts = vectors.shape[1] // segments.longest
@@ -68,20 +74,19 @@ def every_replacement(
     chosen: dict[str, tuple[Baseline | Tensor, Positions]] = {"drop": (drop, policies[0])}
     for policy in policies:
         chosen |= {f"gist/{policy}": (gists, policy), f"shuffled/{policy}": (others, policy)}
-        chosen[f"mean/{policy}"] = mean, policy
+        chosen |= {f"{name}/{policy}": (baseline, policy) for name, baseline in VECTORS.items()}
         if gists_below is not None:
             chosen[f"gists_below/{policy}"] = gists_below, policy
-    # A token stands at its own index under `center` and `end` alike.
     for policy in map(_positions_of_tokens, policies):
-        chosen |= {f"last_token/{policy}": (last_token, policy), f"surprisal_token/{policy}": (surprisal_token, policy)}
+        chosen |= {f"{name}/{policy}": (baseline, policy) for name, baseline in TOKENS.items()}
     return chosen
 
 
 def of_policy(measured: Mapping[str, Measured], policy: Positions) -> dict[str, Measured]:
     """Results of `every_replacement` under one policy, by the plain name of each: the gist first."""
     names = {"gist": f"gist/{policy}", "drop": "drop"}
-    names |= {name: f"{name}/{policy}" for name in ("mean", "shuffled", "gists_below")}
-    names |= {name: f"{name}/{_positions_of_tokens(policy)}" for name in ("last_token", "surprisal_token")}
+    names |= {name: f"{name}/{policy}" for name in (*VECTORS, "shuffled", "gists_below")}
+    names |= {name: f"{name}/{_positions_of_tokens(policy)}" for name in TOKENS}
     return {name: measured[full] for name, full in names.items() if full in measured}
 
 

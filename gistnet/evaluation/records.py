@@ -58,6 +58,7 @@ BaselineName = Literal[
     "no_context",
     "chance",
 ]
+"""Names of baselines, in the order in which tables show them; each has a look in `report/page/looks.js`."""
 
 
 class MetricRecord(Section):

@@ -106,7 +106,7 @@ class Validator:
     def metrics(self, shares: Sequence[MeasuredShare | None]) -> dict[str, float]:
         """Means over spans, weighted by domain: nats per token for `kl…` and `delta_nll…`, shares for `recovered…`.
 
-        Names end in the domain where they are one domain's, in `_1_8` and `_9_32` where they are of some offsets, and
+        `kl/code` is one domain's. Names end in `_1_8` and `_9_32` where they are of some offsets, and
         in `_drop` and `_last_token` where they are a baseline's. Distances between gists, and the spread of their
         cosine similarities, are taken over the spans of all domains.
 
@@ -125,15 +125,16 @@ class Validator:
         for offsets in metrics.offset_slices(horizon):
             part = "" if offsets == whole else f"_{offsets[0]}_{offsets[1]}"
             measures = substitution.measures(losses, offsets)
-            for metric in ("kl", "delta_nll", "substitutability_rate") if offsets == whole else ("kl",):
-                values = self._mixed.values(measures[metric])
-                result |= {f"{metric}{part}{endings[name]}": value for name, value in values.items()}
+            for metric, measure in measures.items():
+                if not measure.beside and (offsets == whole or metric == "kl"):
+                    values = self._mixed.values(measure)
+                    result |= {f"{metric}{part}{endings[name]}": value for name, value in values.items()}
             result[f"recovered_kl{part}"] = self._mixed.values(measures["recovered_kl"])["gist"]
         if len(self._domains) > 1:
             for domain in self._domains:
                 for name, measured in losses.items():
-                    result[f"kl_{domain.name}{endings[name]}"] = domain.mean(measured.kl)
-                    result[f"delta_nll_{domain.name}{endings[name]}"] = domain.mean(measured.delta_nll)
+                    result[f"kl/{domain.name}{endings[name]}"] = domain.mean(measured.kl)
+                    result[f"delta_nll/{domain.name}{endings[name]}"] = domain.mean(measured.delta_nll)
         return result | _geometry(gists, next_gists)
 
     def _require_finite(self, measured: Measured) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from rich.table import Table
 
@@ -10,7 +10,6 @@ from gistnet.data.dataset import SplitStatistics
 from gistnet.evaluation.records import BaselineName, MetricRecord
 from gistnet.terminal import at_full_width
 
-BASELINES = ("drop", "last_token", "surprisal_token", "mean", "shuffled", "gists_below")
 FREE: tuple[BaselineName, ...] = ("drop", "last_token")
 """Baselines that need neither a GistNet nor a pass of the teacher."""
 # Too many for a terminal: a line for each offset.
@@ -66,7 +65,7 @@ def results_rows(
     Args:
         second: the second column, or None for none.
     """
-    shown = [name for name in BASELINES if any(name in record.baselines for record in records)]
+    shown = [name for name in get_args(BaselineName) if any(name in record.baselines for record in records)]
     names = (name.replace("_", " ") for name in shown)
     header = ["metric", *([second] if second else []), "gist", "95 % interval", *names, "target"]
     rows = []

@@ -277,7 +277,7 @@ def test_a_validation_weighs_domains_by_their_share_in_training_and_counts_spans
     result = validator.metrics([measured._replace(losses=losses)])
     expected = {
         "kl": 0.75 * 3 + 0.25 * 5, "kl_1_8": 0.75 * 2 + 0.25 * 4, "kl_9_12": 0.75 * 5 + 0.25 * 7,
-        "kl_code": 5.0, "kl_narrative": 3.0, "delta_nll": 0.75 * 0.75 + 0.25 * 3, "delta_nll_code": 3.0,
+        "kl/code": 5.0, "kl/narrative": 3.0, "delta_nll": 0.75 * 0.75 + 0.25 * 3, "delta_nll/code": 3.0,
         "substitutability_rate": 0.75 * 0.5, "kl_drop": 7.0, "recovered_kl": 1 - 3.5 / 7,
     }  # fmt: skip
     assert {name: result[name] for name in expected} == pytest.approx(expected)

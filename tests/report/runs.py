@@ -110,7 +110,7 @@ def log(seed: int, steps: int = 600, stages: int = 3) -> list[dict[str, Any]]:
 def _validation(kl: float, step: int) -> dict[str, float | None]:
     values: dict[str, float | None] = {"kl": kl, "kl_drop": 0.95, "kl_last_token": 0.64, "recovered_kl": 1 - kl / 0.95}
     values |= {"recovered_kl_1_8": 1.1 - kl, "recovered_kl_9_32": 0.7 - kl, "delta_nll": kl - 0.01}
-    values |= {"delta_nll_drop": 0.92, "delta_nll_last_token": 0.63, "kl_narrative": kl - 0.1, "kl_code": kl + 0.2}
+    values |= {"delta_nll_drop": 0.92, "delta_nll_last_token": 0.63, "kl/narrative": kl - 0.1, "kl/code": kl + 0.2}
     diversity = 0.5 - step / 3000
     values |= {"gist_diversity": diversity, "adjacent_distance": diversity - 0.1, "contrastive_gap": 0.1}
     return values | {

@@ -8,13 +8,13 @@ import shutil
 from collections.abc import Callable, Iterator
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 
 from gistnet.evaluation.probes.span_map import SpanMap
-from gistnet.evaluation.records import MetricRecord
+from gistnet.evaluation.records import BaselineName, MetricRecord
 from gistnet.report.report import write_comparison, write_report
 from gistnet.run_folder import SPAN_MAP_FILE
 from tests.report.runs import HOSTILE, long_context_records, prose, records, write_run
@@ -274,7 +274,14 @@ def test_series_can_be_told_apart_and_seen(theme: int) -> None:
     style = files("gistnet.report").joinpath("page", "style.css").read_text(encoding="utf-8")
     pairs = re.findall(r"--([\w-]+): light-dark\((#\w{6}), (#\w{6})\)", style)
     colours = {name: values[theme] for name, *values in pairs}
-    series = ["gist", "drop", "last_token", "surprisal_token", "shuffled", "mean"]
+    looks = files("gistnet.report").joinpath("page", "looks.js").read_text(encoding="utf-8")
+    listed = re.search(r"const LOOKS = \{\n(.*?)\n\};", looks, re.DOTALL)
+    assert listed is not None
+    borrowed = dict(re.findall(r"^  (\w+): \{(.*)\},$", listed[1], re.MULTILINE))
+    assert borrowed.keys() == set(get_args(BaselineName))
+    # `full` is never in a chart with those; the others that are left have a colour of another series.
+    series = [name for name, look in borrowed.items() if "colour:" not in look and name != "full"]
+    assert len(series) >= 6
     for eye in VISION.values():
         seen = {name: oklab(np.array(eye) @ linear(colours[name])) for name in series}
         assert min(np.linalg.norm(seen[a] - seen[b]) for a, b in itertools.combinations(series, 2)) > 0.09

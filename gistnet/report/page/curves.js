@@ -73,10 +73,9 @@ function runCurves(run, by) {
 /** Charts by kind of text, where training reads more than one. */
 function domainCurves(run) {
   const names = Object.keys(run.curves.validation.values);
-  const own = /^(drop|last_token|1_8|9_32)/;
-  return [["KL by kind of text", "kl_"], ["ΔNLL by kind of text", "delta_nll_"]].map(([title, start]) => ({
+  return [["KL by kind of text", "kl/"], ["ΔNLL by kind of text", "delta_nll/"]].map(([title, start]) => ({
     title, unit: "nats per token",
-    columns: names.filter((name) => name.startsWith(start) && !own.test(name.slice(start.length)))
+    columns: names.filter((name) => name.startsWith(start))
       .map((name, n) => ["validation", name, equal(n, plain(name.slice(start.length)))]),
   }));
 }

@@ -1,16 +1,16 @@
 "use strict";
 /* What charts share: how each series looks, keys, numbers as tables. */
 
-/** How each series looks: a colour of the style sheet, and a dash and a marker that tell it apart without colour. */
+/** How each series looks: a colour of the style sheet, and a dash and a marker that tell it apart without colour; in the order of columns. */
 const LOOKS = {
-  gist: { label: "gist", dash: "solid", symbol: "circle", width: 2.6 },
-  last_token: { label: "last token", dash: "6 3", symbol: "diamond", width: 1.7 },
   drop: { label: "drop", dash: "2 3", symbol: "square", width: 1.7 },
+  last_token: { label: "last token", dash: "6 3", symbol: "diamond", width: 1.7 },
   surprisal_token: { label: "surprisal token", dash: "9 3 2 3", symbol: "triangle-up", width: 1.4 },
-  shuffled: { label: "shuffled", dash: "4 2", symbol: "x", width: 1.4 },
   mean: { label: "mean", dash: "1 3", symbol: "cross", width: 1.4 },
+  shuffled: { label: "shuffled", dash: "4 2", symbol: "x", width: 1.4 },
   gists_below: { label: "gists below", dash: "7 2 2 2", symbol: "star-triangle-up", width: 1.7, colour: "equal-5" },
   full: { label: "full text", dash: "solid", symbol: "star-triangle-up", width: 1.4 },
+  gist: { label: "gist", dash: "solid", symbol: "circle", width: 2.6 },
   truncated: { label: "truncated", colour: "drop", dash: "2 3", symbol: "square", width: 1.7 },
   no_context: { label: "no context", colour: "surprisal_token", dash: "9 3 2 3", symbol: "triangle-up", width: 1.4 },
   chance: { label: "chance", colour: "muted", dash: "4 2", symbol: "diamond", width: 1.4 },

@@ -1,7 +1,7 @@
 "use strict";
 /* The evaluation of one run: every figure beside its baselines, under one selection. */
 
-const BASELINES = ["drop", "last_token", "surprisal_token", "mean", "shuffled", "gists_below", "full", "gist"];
+const BASELINES = Object.keys(LOOKS);
 const APART = ["delta_nll_by_offset", "delta_nll_by_kind", "kl_by_kind", "oracle_kl", "oracle_recovered_kl", "share_of_oracle"]; // have results of their own
 
 function resultsSection(run) {
