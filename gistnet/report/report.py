@@ -6,23 +6,41 @@ the page's own script: a plotting library that draws as much weighs megabytes an
 
     gistnet report RUN                     writes RUN/report.html, within a second
     gistnet report --compare RUN RUN …     writes comparison.html
+
+The page draws what it is given as plain JSON values and computes nothing of its own but the reading of a selection.
+Nothing here imports torch, so that a report is written in a second.
 """
 
 import base64
 import hashlib
 import html
 import json
+import math
 import re
-from collections.abc import Sequence
-from dataclasses import replace
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from gistnet.errors import DataError
+from gistnet.evaluation.probes.span_map import SpanMap
+from gistnet.evaluation.records import MetricRecord, read_records
 from gistnet.files import write_text
-from gistnet.report.page_data import RunRecord, comparable_data, differences, read_run, run_data
-from gistnet.run_folder import REPORT_FILE
+from gistnet.metrics_log import read_metrics
+from gistnet.run_folder import (
+    BEST_FILE,
+    CHECKPOINTS_FOLDER,
+    CONFIG_FILE,
+    METRICS_FILE,
+    REPORT_FILE,
+    RESULTS_FILE,
+    SPAN_MAP_FILE,
+    read_config_values,
+)
 from gistnet.terminal import escaped
 from gistnet.version import __version__
 
@@ -97,7 +115,7 @@ def embedded_json(value: Any) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def _names(runs: Sequence[RunRecord]) -> list[str]:
+def _names(runs: "Sequence[RunRecord]") -> list[str]:
     """The folders' names, with as many of their parents' as tell them apart; a run given twice keeps one name."""
     paths = [run.folder.resolve() for run in runs]
     for parts in range(1, max(len(path.parts) for path in paths) + 1):
@@ -114,3 +132,275 @@ def _asset(name: str) -> str:
 def _hash(script: str) -> str:
     digest = hashlib.sha256(script.encode("utf-8")).digest()
     return f"'sha256-{base64.b64encode(digest).decode('ascii')}'"
+
+
+# A run folder as data -------------------------------------------------------------------------------------------------
+
+MOST_POINTS = 800
+"""Points of a training curve; a longer log is shown as means of consecutive lines."""
+
+_EVENTS = ("validation", "stage_end", "contrastive_weight_raised", "alarm")
+NETWORK_FILE = "config.json"
+"""What `GistNet.save_pretrained` writes. Importing its module would import torch."""
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A run's own words and numbers, as they lie in its folder."""
+
+    folder: Path
+    config: dict[str, Any]
+    """The resolved configuration as plain values, so that keys of another version are shown too."""
+    log: list[dict[str, Any]]
+    """The lines of `metrics.jsonl`, at least one of them a validation."""
+    results: list[MetricRecord] | None
+    """The evaluation, or None before there is one."""
+    span_map: SpanMap | None
+    """The span map, or None before there is one."""
+    best: str | None
+    """Name of the best checkpoint."""
+    network: dict[str, Any]
+    """What the best checkpoint, or a release, says of its network: trained parameters, compute; empty without one."""
+
+
+def read_run(folder: Path) -> RunRecord:
+    """Read a run folder; what evaluation adds to it may be absent, and the checkpoints may be gone.
+
+    Raises:
+        ConfigError: there is no configuration in YAML.
+        DataError: the folder or its log is missing, it has no validation yet, or a file is damaged or of a newer
+            version.
+    """
+    if not folder.is_dir():
+        raise DataError(f"There is no run folder at {folder}.")
+    log = read_metrics(folder / METRICS_FILE)
+    if not any(isinstance(line.get("validation"), dict) for line in log):
+        raise DataError(f"{folder / METRICS_FILE} holds no validation, expected one at least: train the run first.")
+    results, span_map = folder / RESULTS_FILE, folder / SPAN_MAP_FILE
+    checkpoints = folder / CHECKPOINTS_FOLDER
+    # The best of each stage, in order: that of the latest is the run's.
+    marks = [mark for mark in _read_if_there(checkpoints / BEST_FILE).values() if isinstance(mark, dict)]
+    best = marks[-1].get("checkpoint") if marks else None
+    return RunRecord(
+        folder=folder,
+        config=read_config_values(folder / CONFIG_FILE),
+        log=log,
+        results=read_records(results) if results.exists() else None,
+        span_map=SpanMap.read(span_map) if span_map.exists() else None,
+        best=best if isinstance(best, str) else None,
+        network=_read_if_there((folder if best is None else checkpoints / str(best) / "gistnet") / NETWORK_FILE),
+    )
+
+
+def _read_if_there(path: Path) -> dict[str, Any]:
+    """The JSON object in a file of a checkpoint; empty where it is gone or damaged, for a page that does without."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+# What the page shows --------------------------------------------------------------------------------------------------
+
+
+def run_data(run: RunRecord) -> dict[str, Any]:
+    """Everything the page shows of one run."""
+    return comparable_data(run) | {
+        "path": shlex.quote(str(run.folder)),
+        "facts": _facts(run),
+        "stages": _stages(run),
+        "events": _events(run.log),
+        "map": None if run.span_map is None else shortened(run.span_map.model_dump(mode="json")),
+    }
+
+
+def comparable_data(run: RunRecord) -> dict[str, Any]:
+    """Data of a run to be put side by side with others: name, curves and results."""
+    return {
+        "name": run.folder.resolve().name,
+        "positions": _positions(run.config),
+        "curves": curves(run.log),
+        "periods": _periods(run),
+        "results": None if run.results is None else [record.model_dump(mode="json") for record in run.results],
+    }
+
+
+def differences(configs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The settings that differ: key, and its value in each configuration (None where it has no such key)."""
+    flat = [dict(_leaves(config)) for config in configs]
+    keys = dict.fromkeys(key for config in flat for key in config)
+    return [
+        {"key": key, "values": [config.get(key) for config in flat]}
+        for key in keys
+        if key != "run_folder" and len({config.get(key) for config in flat}) > 1
+    ]
+
+
+def curves(log: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The log as columns: `training` and `validation`, each with `step`, `spans` and `values` by name."""
+    validations = [dict(line["validation"]) | _step(line) for line in log if isinstance(line.get("validation"), dict)]
+    training = [line for line in log if not any(event in line for event in _EVENTS)]
+    return {
+        "training": _columns(training, log, math.ceil(len(training) / MOST_POINTS) or 1),
+        "validation": _columns(validations, log, 1),
+    }
+
+
+def shortened(value: Any) -> Any:
+    """`value` with numbers of four significant digits: a large map stays small, and nobody sees more."""
+    if isinstance(value, float):
+        return float(f"{value:.4g}") if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: shortened(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [shortened(item) for item in value]
+    return value
+
+
+def _step(line: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: line[key] for key in ("step", "spans_seen", "stage") if key in line}
+
+
+def _columns(lines: Sequence[Mapping[str, Any]], log: Sequence[Mapping[str, Any]], averaged: int) -> dict[str, Any]:
+    """Columns of `lines`, each entry the mean over `averaged` consecutive ones; None where a name has no number."""
+    groups = [lines[first : first + averaged] for first in range(0, len(lines), averaged)]
+    steps = [group[-1]["step"] for group in groups]
+    no_values = ("step", "stage", "stage_step", "spans_seen")
+    names = dict.fromkeys(name for line in lines for name in line if name not in no_values)
+    values = {name: [_mean(line.get(name) for line in group) for group in groups] for name in names}
+    return {
+        "step": steps,
+        "spans": _spans_at(steps, log),
+        "values": {name: column for name, column in values.items() if any(item is not None for item in column)},
+        "averaged": averaged,
+    }
+
+
+def _mean(values: Iterable[Any]) -> float | None:
+    numbers = [value for value in values if isinstance(value, int | float) and math.isfinite(value)]
+    return float(f"{np.mean(numbers):.6g}") if numbers else None
+
+
+def _spans_at(steps: Sequence[int], log: Sequence[Mapping[str, Any]]) -> list[int] | None:
+    """Spans seen by each step, between those that the log states; None where it states none."""
+    known = {line["step"]: line["spans_seen"] for line in log if isinstance(line.get("spans_seen"), int)}
+    if not known:
+        return None
+    at = sorted(known)
+    return [round(spans) for spans in np.interp(steps, at, [known[step] for step in at])]
+
+
+def _periods(run: RunRecord) -> list[dict[str, Any]]:
+    """When each stage that has begun was trained: name, and from where to where in steps and in spans."""
+    configured = dict(enumerate(_configured(run.config), start=1))
+    last_step: dict[int, int] = {}
+    for line in run.log:
+        stage = line.get("stage", 1)
+        last_step[stage] = max(last_step.get(stage, 0), line["step"])
+    ends = [last_step[stage] for stage in sorted(last_step)]
+    steps = [0, *ends]
+    spans = _spans_at(steps, run.log)
+    return [
+        {
+            "name": stage["name"],
+            "step": steps[n : n + 2],
+            "spans": None if spans is None else spans[n : n + 2],
+            "targets": stage["targets"],
+        }
+        for n, stage in enumerate(configured.get(number, _stage({}, 1)) for number in sorted(last_step))
+    ]
+
+
+def _configured(config: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The stages of a configuration: name, settings and targets."""
+    return [_stage(stage, config.get("levels", 1)) for stage in config.get("stages") or [{}]]
+
+
+def _stage(stage: Mapping[str, Any], levels: int) -> dict[str, Any]:
+    train, objective = stage.get("train", {}), stage.get("objective", {})
+    return {
+        "name": stage.get("name", "unnamed"),
+        "settings": {
+            "level": train.get("level") if levels > 1 else None,
+            "H": objective.get("horizon_tokens"),
+            "λ": objective.get("contrastive_weight"),
+            "dropout": train.get("dropout"),
+            "learning rate": train.get("optimiser", {}).get("learning_rate"),
+            "mix": ", ".join(
+                f"{domain} {share:g}" for domain, share in train.get("probabilities", {}).items() if share
+            ),
+            "steps at most": train.get("steps"),
+        },
+        "targets": [
+            {"name": name, "above": target.get("above"), "below": target.get("below"), "value": None, "met": None}
+            for name, target in (stage.get("targets") or {}).items()
+            if isinstance(target, dict)
+        ],
+    }
+
+
+def _stages(run: RunRecord) -> list[dict[str, Any]]:
+    """The configured stages, each with how it ended and what became of its targets, once it has ended."""
+    ended = {line.get("stage", 1): line["stage_end"] for line in run.log if isinstance(line.get("stage_end"), dict)}
+    stages = _configured(run.config)
+    for n, stage in enumerate(stages, start=1):
+        end = ended.get(n)
+        stage["end"] = None if end is None else {"reason": end.get("reason"), "best_step": end.get("best_step")}
+        if end is not None and end.get("targets"):
+            stage["targets"] = end["targets"]
+    return stages
+
+
+def _events(log: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Events beside steps, in order: ends of stages, changes of λ, alarms."""
+    return [{"step": line["step"], "text": text} for line in log for text in _event_texts(line)]
+
+
+def _event_texts(line: Mapping[str, Any]) -> Iterable[str]:
+    if isinstance(end := line.get("stage_end"), dict):
+        name, reason = end.get("name", "unnamed"), end.get("reason", "no reason given")
+        yield f"Stage {line.get('stage', 1)}, {name}, ended: {reason}."
+    if isinstance(raised := line.get("contrastive_weight_raised"), dict):
+        yield f"λ raised from {raised.get('from')} to {raised.get('to')}."
+    if "alarm" in line:
+        yield f"Alarm: {line['alarm']}"
+
+
+def _facts(run: RunRecord) -> list[tuple[str, str]]:
+    """Facts about the run, as label and value; unknown ones are left out."""
+    config, network = run.config, run.network
+    spans = [line["spans_seen"] for line in run.log if isinstance(line.get("spans_seen"), int)]
+    steps = max(line["step"] for line in run.log)
+    trained, share = network.get("trained_parameters"), network.get("share_of_teacher")
+    shape = network.get("config", {})
+    beside = f", beside its own first {shape.get('teacher_layers')} layers" if shape.get("reads") == "context" else ""
+    facts = [
+        ("teacher", config.get("teacher", {}).get("name")),
+        ("architecture", config.get("gistnet", {}).get("architecture")),
+        ("trained parameters", None if trained is None else f"{trained:,}"),
+        ("compute per span", None if share is None else f"{share:.3g} of the teacher's{beside}"),
+        ("spans seen", f"{max(spans):,}" if spans else None),
+        ("optimiser steps", f"{steps:,}"),
+        ("positions", _positions(config)),
+        ("best checkpoint", run.best),
+    ]
+    return [(label, str(value)) for label, value in facts if value]
+
+
+def _positions(config: Mapping[str, Any]) -> str:
+    """The position policy, which all stages share."""
+    first, *_ = config.get("stages") or [{}]
+    return str(first.get("objective", {}).get("positions", ""))
+
+
+def _leaves(value: Any, key: str = "") -> Iterable[tuple[str, str]]:
+    """The settings in `value` by dotted key, as text."""
+    if isinstance(value, Mapping) and value:
+        for name, inner in value.items():
+            yield from _leaves(inner, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
+        for n, item in enumerate(value, start=1):
+            yield from _leaves(item, f"{key}.{item.get('name', n) if isinstance(item, Mapping) else n}")
+    else:
+        yield key, ", ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -14,7 +14,7 @@ import pytest
 
 from gistnet.errors import ConfigError, DataError, GistNetError, StorageError
 from gistnet.model import saved_gistnet
-from gistnet.report import page_data
+from gistnet.report import report
 from gistnet.report.report import embedded_json, write_comparison, write_report
 from gistnet.run_folder import SPAN_MAP_FILE
 from gistnet.training.checkpoint import mark_best
@@ -192,7 +192,7 @@ def test_runs_to_compare_are_at_least_two_and_exist(run: Path, tmp_path: Path) -
 
 
 def test_a_network_is_looked_for_where_it_is_saved() -> None:
-    assert page_data.NETWORK_FILE == saved_gistnet.CONFIG_FILE
+    assert report.NETWORK_FILE == saved_gistnet.CONFIG_FILE
 
 
 def test_writing_a_report_does_not_import_torch() -> None:
