@@ -111,7 +111,10 @@ def test_reading_is_lazy_so_a_later_bad_line_is_not_reached(tmp_path: Path) -> N
     ("name", "content", "expected"),
     [
         ("x.json", '{"text": "a"}\n{"text": "b"}\n', ["a", "b"]),
+        ("x.json", ' \n{"text": "a"}\n', ["a"]),
+        ("x.json", '\ufeff{"text": "a"}', ["a"]),
         ("x.json", '{\n"text": "a"}', ['{\n"text": "a"}']),
+        ("x.json", '{"title": "a"}', ['{"title": "a"}']),
         ("x.ndjson", '{"text": "a"}', ["a"]),
         ("x.JSONL", '{"text": "a"}', ["a"]),
         ("x.csv", "text\na", ["text\na"]),

@@ -18,7 +18,7 @@ from gistnet.config import load_config
 from gistnet.data.prepare import split_of
 from gistnet.data.sampling import validation_windows
 from gistnet.data.sources import Document
-from gistnet.errors import DataError
+from gistnet.errors import DataError, TrainingError
 from gistnet.evaluation import baselines
 from gistnet.evaluation.config import EvaluationConfig
 from gistnet.evaluation.evaluator import evaluate
@@ -254,6 +254,8 @@ def test_validation_agrees_with_the_evaluation_of_the_same_spans(run, k):
     assert kl.baselines["last_token"] == pytest.approx(result["kl_last_token"])
     assert result["recovered_kl"] == pytest.approx(1 - result["kl"] / result["kl_drop"])
     last, following = neighbours(run, k).double().unbind(1)
+    if k == 1:
+        assert result["gist_norm"] == pytest.approx(last.norm(dim=1).mean().item(), rel=1e-5)
     adjacent = 1 - torch.cosine_similarity(last, following).mean()
     cosines = torch.cosine_similarity(last[:, None], last[None], dim=-1)
     diversity = 1 - cosines[~torch.eye(len(last), dtype=torch.bool)].mean()
@@ -279,8 +281,12 @@ def test_a_validation_weighs_domains_by_their_share_in_training_and_counts_spans
         "kl": 0.75 * 3 + 0.25 * 5, "kl_1_8": 0.75 * 2 + 0.25 * 4, "kl_9_12": 0.75 * 5 + 0.25 * 7,
         "kl/code": 5.0, "kl/narrative": 3.0, "delta_nll": 0.75 * 0.75 + 0.25 * 3, "delta_nll/code": 3.0,
         "substitutability_rate": 0.75 * 0.5, "kl_drop": 7.0, "recovered_kl": 1 - 3.5 / 7,
+        "recovered_kl_1_8": 1 - 2.5 / 7,
     }  # fmt: skip
     assert {name: result[name] for name in expected} == pytest.approx(expected)
+    delta_nll[0, 3] = np.nan
+    with pytest.raises(TrainingError, match=r"not finite \(documents: "):
+        validator.metrics([measured._replace(losses=losses | {"gist": Measured(kl, delta_nll)})])
 
 
 def test_the_cache_keeps_only_what_fits(run):
@@ -321,6 +327,9 @@ def test_the_surprisal_token_is_the_least_expected_by_the_plain_model():
     chosen = baselines.surprisal_token(teacher, segments, teacher.prefill(segments.tokens), "center")
     assert chosen.positions.tolist() == [places]
     torch.testing.assert_close(chosen.vectors[0], teacher.embed(segments.tokens[0, places]))
+    packed = baselines.surprisal_token(teacher, segments, teacher.prefill(segments.tokens), "compact")
+    assert packed.positions.tolist() == [[10, 11]]
+    assert torch.equal(packed.vectors, chosen.vectors)
 
 
 def test_shuffled_gists_come_from_other_documents():

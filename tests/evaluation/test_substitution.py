@@ -1,12 +1,17 @@
 """Records of losses against figures computed by hand: offsets, kinds of tokens, and the weighted mean."""
 
+from types import SimpleNamespace
+from typing import Any, cast
+
 import numpy as np
 import pytest
+import torch
 
 from gistnet.evaluation.held_out import Measured
 from gistnet.evaluation.resampling import Population
-from gistnet.evaluation.substitution import Substitution
+from gistnet.evaluation.substitution import Substitution, target_kinds
 from gistnet.evaluation.token_kinds import KINDS
+from gistnet.objective.branches import SegmentBatch
 from gistnet.settings import Target
 
 NUMBERS, NAMES, PUNCTUATION, COMMON, OTHER = range(len(KINDS))
@@ -67,6 +72,15 @@ def test_a_kind_that_not_every_draw_has_is_left_without_an_interval():
     }
 
 
+def test_what_begins_a_window_is_no_part_of_its_first_word():
+    """Behind a token that would be an s: the last letter of "the" is predicted, and of no "sthe"."""
+    tokens, first = torch.tensor([[0, 1, 2, 3]]), torch.tensor([1])
+    window = SimpleNamespace(segments=SegmentBatch(tokens, first - 1, first, span_tokens=2, n_spans=1, horizon=1))
+    tokenizer = SimpleNamespace(texts=lambda ids: ["sthe"[token] for token in ids])
+    held_out: Any = SimpleNamespace(windows=[window])
+    assert target_kinds(held_out, cast(Any, tokenizer), prefix_tokens=1).tolist() == [[COMMON]]
+
+
 def test_each_loss_recovers_a_share_of_what_dropping_costs_of_it():
     """KL comes down from 4 nats to 1, ΔNLL from 3 to 1½; the last token wins back half a nat of either."""
     costs = {"gist": (1.0, 1.5), "drop": (4.0, 3.0), "last_token": (3.5, 2.5)}
@@ -76,6 +90,13 @@ def test_each_loss_recovers_a_share_of_what_dropping_costs_of_it():
     kl, delta_nll = records["recovered_kl"], records["recovered_delta_nll"]
     assert (kl.value, kl.baselines) == (0.75, {"drop": 0, "last_token": 0.125})
     assert (delta_nll.value, delta_nll.baselines) == (0.5, {"drop": 0, "last_token": pytest.approx(1 / 6)})
+    assert records["perplexity_ratio"].value == pytest.approx(4.481689)  # e to the 1½ of ΔNLL
+
+
+def test_no_share_is_recovered_where_dropping_may_cost_nothing():
+    """It costs 0 and 2 nats: nothing, where the first document is drawn twice."""
+    records = substitution(np.array([[-1.0], [1.0]]), [0, 1]).records(1)
+    assert not [r.name for r in records if r.name.startswith("recovered")]
 
 
 def test_the_mix_weighs_domains_whatever_their_number_of_spans():

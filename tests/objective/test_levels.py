@@ -93,6 +93,14 @@ def test_gradient_reaches_the_level_below_only_where_asked_for(train_below):
     assert all(p.grad is None for p in teacher.model.parameters())
 
 
+def test_gradient_reaches_every_level_below():
+    teacher, here = tiny_teacher("llama"), torch.tensor([0])
+    gistnet = woken_gistnet(teacher, levels=3)
+    tokens = torch.randint(3, 97, (1, SPAN**3), generator=torch.Generator().manual_seed(0))
+    SpanEncoder(teacher, gistnet).encode_spans(tokens, here, here, train_below=True).sum().backward()
+    assert all(level.w_out.weight.grad is not None for level in gistnet.levels)
+
+
 def test_dropout_leaves_a_frozen_level_below_alone():
     teacher = tiny_teacher("llama")
     gistnet, segments = woken_gistnet(teacher, levels=2), make_segments()

@@ -78,15 +78,19 @@ def test_token_nll_is_cross_entropy():
         torch.testing.assert_close(token_nll(teacher, states(2), TARGETS, chunk_tokens=chunk_tokens), nll.detach())
 
 
-def test_replacements_compared_together_give_the_losses_of_each_by_itself_with_fewer_products(monkeypatch):
-    """Three replacements share the original's logits: four products with the head, and not six."""
+@pytest.mark.parametrize(("chunk_tokens", "n_products"), [(128, 4), (4, 16)])
+def test_replacements_compared_together_give_the_losses_of_each_with_fewer_products(
+    chunk_tokens, n_products, monkeypatch
+):
+    """Three replacements share the original's logits: four products of a chunk with the head, and not six."""
+    monkeypatch.setattr("gistnet.objective.losses.default_chunk_tokens", lambda device_type: chunk_tokens)
     teacher, products = tiny_teacher("gemma3"), []
     replaced = {"a": states(2), "b": states(3), "c": states(1)}
     expected = {name: token_losses(teacher, states(1), hidden, TARGETS) for name, hidden in replaced.items()}
     head = teacher.logits
     monkeypatch.setattr(teacher, "logits", lambda hidden: products.append(1) or head(hidden))
     together = token_losses_of_each(teacher, states(1), replaced, TARGETS)
-    assert len(products) == 4
+    assert len(products) == n_products
     assert together.keys() == expected.keys()
     for name, losses in together.items():
         for got, value in zip(losses, expected[name], strict=True):

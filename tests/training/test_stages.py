@@ -117,6 +117,7 @@ def test_a_stage_begins_with_the_best_network_of_the_one_before(staged, monkeypa
         optimiser = enter(run, state)
         begun[state.stage] = {name: tensor.clone() for name, tensor in run.gistnet.trainable_state().items()}
         assert optimiser.state == {}
+        assert state.micro_batch is None  # sizes are chosen anew for a stage
         return optimiser
 
     monkeypatch.setattr(trainer, "enter_next_stage", noting)

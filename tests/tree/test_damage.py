@@ -167,6 +167,20 @@ def test_rows_of_another_place_are_found_though_they_are_intact(copy: Path, tmp_
     assert any("Gist 0 of level 0 of 'main'" in each for each in problems)
 
 
+def test_a_table_of_fewer_rows_than_the_catalog_says_is_not_read(copy: Path, tmp_path: Path) -> None:
+    """Nor those of its rows that are there: 99 gists of another tree in place of 100 of 'main' and 25 of 'other'."""
+    with GistTree.create(tmp_path / "other", StubEncoder(1)) as tree:
+        tree.append(TOKENS[:300])
+        tree.append(TOKENS[:96], "other")
+        tree.compact()
+        tree.compact()
+    table = Path("gists", "stub0001", "L0.lance")
+    shutil.rmtree(copy / table)
+    shutil.copytree(tmp_path / "other" / table, copy / table)
+    with GistTree.open(copy) as tree, pytest.raises(DataError, match="has 99 rows, expected the 125 of the catalog"):
+        tree.document().gists(0, 0, 1)
+
+
 class SignedZeros(StubEncoder):
     """A zero in each gist, of the sign given."""
 

@@ -183,6 +183,13 @@ def test_gists_of_portions_are_those_of_the_document_as_far_as_they_fit(together
             assert not any(map(len, made)), "48 tokens are less than the 64 of a gist of level 2"
 
 
+def test_levels_end_where_no_block_of_theirs_begins() -> None:
+    """K = 4: a gist of level 1 begins at token 16, and none at 4."""
+    encoder = StubEncoder(levels=3)
+    for start, counts in ((4, [4]), (16, [4, 1])):
+        assert [len(gists) for gists in encode_levels(encoder, np.arange(16), start=start)] == counts
+
+
 def test_ready_gists_serve_what_they_hold_and_else_the_encoder() -> None:
     ready = ReadyGists(ENCODER)
     spans = np.arange(40).reshape(10, 4)

@@ -174,6 +174,15 @@ def test_a_reader_stays_at_its_generation_while_another_writes_and_cleans(tree: 
     assert holds(tree, 400)
 
 
+def test_what_a_dead_reader_left_keeps_no_generation(tree: GistTree, tmp_path: Path) -> None:
+    tree.append(TOKENS[:100])
+    left = tmp_path / "tree" / "readers" / "2-1-dead"
+    left.parent.mkdir(exist_ok=True)
+    left.touch()
+    assert catalog.pinned_generations(tmp_path / "tree") == set()
+    assert not left.exists()
+
+
 def test_what_a_writer_gave_out_stays_as_it_was(tree: GistTree) -> None:
     tree.append(TOKENS[:100])
     held = tree.document()
@@ -296,9 +305,9 @@ def test_a_creation_that_was_interrupted_can_be_repeated(
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(catalog, "create", refuse)
-        with pytest.raises(OSError):
+        with pytest.raises(OSError) as kept:  # with all that was alive then: the lock was given back, not lost
             GistTree.create(tmp_path / "tree", stub)
-    assert not GistTree.exists(tmp_path / "tree")
+    assert kept.tb and not GistTree.exists(tmp_path / "tree")
     with GistTree.create(tmp_path / "tree", stub) as tree:
         tree.append(TOKENS[:50])
         assert holds(tree, 50)
