@@ -91,7 +91,7 @@ class TrainConfig(Section):
     level: int = Field(default=0, ge=0)
     """The level of gists that the stage trains; those above it are left alone."""
     train_below: bool = False
-    """True if the levels below it are trained with it, through its own loss, or stay as they are."""
+    """Train the levels below with it, through its own loss; otherwise they stay as they are."""
     window_tokens: int | None = Field(default=None, ge=1)
     """Tokens of each window that the stage reads, from its first on; None reads all. Where a later stage needs long
     windows, an earlier one sees more documents for the same cost."""
