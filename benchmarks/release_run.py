@@ -39,7 +39,7 @@ ALSO = (
     "evaluation.minimal_pairs=0",
     "evaluation.map_documents=0",
 )
-"""What is evaluated besides narrative text at 32 tokens, for the targets of the later stages."""
+"""Settings of what is evaluated besides narrative text at 32 tokens, for the targets of the later stages."""
 LONG_CONTEXT = (
     "evaluation.domains=[narrative]",
     "evaluation.weights={}",

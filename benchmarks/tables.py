@@ -397,7 +397,7 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
     "long-context": partial(long_context_table, RELEASE),
     "long-context-context": partial(long_context_table, CONTEXT_RELEASE),
 }
-"""What makes the content of a block from a checkout, by its name."""
+"""Functions that make the content of a block from a checkout, by its name."""
 
 
 def pages(root: Path) -> dict[Path, str]:

@@ -73,7 +73,7 @@ class InstallationSource(_Source):
 
     kind: Literal["installation"] = "installation"
     domain: InstallationDomain
-    """Which of its text, which is also the kind of text that it counts as."""
+    """Kind of text that is taken of it, and that it counts as."""
 
 
 class SyntheticSource(_Source):

@@ -24,7 +24,7 @@ class ContextsConfig(Section):
     min_tokens: int = Field(default=4096, ge=2)
     """The shortest document that counts, the scored tokens included."""
     max_tokens: int = Field(default=8192, ge=2)
-    """Of a longer document, a passage of between `min_tokens` and this is read."""
+    """Longest passage: a longer document gives one of between `min_tokens` and this."""
     scored_tokens: int = Field(default=512, ge=1)
     """The last tokens of each document: predicted, in no context."""
     retrieval_cases: int = Field(default=24, ge=0)

@@ -133,7 +133,7 @@ class _MeasuredLevel(NamedTuple):
     held_out: HeldOut
     measured: Mapping[str, Measured]
     kinds: NDArray[np.int64]
-    """Of the predicted tokens, see `target_kinds`."""
+    """Kinds of the predicted tokens, see `target_kinds`."""
     populations: list[Population]
 
 

@@ -65,7 +65,7 @@ class MetricRecord(Section):
     """One measured number, with all that is needed to read it, and its baselines on the same spans."""
 
     name: str
-    """What was measured, a key of `UNITS`."""
+    """Measure, a key of `UNITS`."""
     domain: str
     """Kind of text: narrative, code, structured, adversarial, or mixed for the weighted mean over kinds."""
     kind: str = ""
@@ -86,13 +86,13 @@ class MetricRecord(Section):
     """Number of consecutive spans replaced at once; 1 also where a budget decides how many."""
     value: FiniteFloat
     n_spans: int = Field(ge=1)
-    """What the value is a mean over: spans, pairs, cases or questions, or the scored tokens of long contexts."""
+    """Number of what the value is a mean over: spans, pairs, cases or questions, or the scored tokens of long contexts."""
     n_documents: int = Field(ge=1)
     interval: tuple[FiniteFloat, FiniteFloat] | None = None
     """Bootstrapped over documents; None for a single document, or where the documents are too few to draw anew."""
     target: Target | None = None
     baselines: dict[BaselineName, FiniteFloat] = Field(default_factory=dict)
-    """The same measure of what could stand there instead of a gist."""
+    """Value of the measure for each baseline in place of the gist."""
 
     @computed_field  # type: ignore[prop-decorator]
     @property

@@ -29,7 +29,7 @@ class MeasuredShare(NamedTuple):
     gists: Tensor
     """`[segments, k, dim]`."""
     next_gists: Tensor | None
-    """Of the span after each segment, `[segments, dim]`; None where the horizon has no room for it."""
+    """Gists of the span after each segment, `[segments, dim]`; None where the horizon has no room for it."""
 
 
 class Validator:

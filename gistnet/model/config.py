@@ -59,7 +59,7 @@ class GistNetConfig(Section):
     lora_alpha: float = Field(default=16.0, gt=0)
     """`teacher_lora`: an adapter's output is scaled by lora_alpha / lora_rank."""
     anchor: Literal["token", "state"] | None = None
-    """What a gist is before training. token: the span's last vector; state: the direction of the last token's state
+    """Gist before training. token: the span's last vector; state: the direction of the last token's state
     behind the layers that `teacher_lora` copies, as long as a token's embedding. None: state where there is one."""
     gist_scale: float | None = Field(default=None, gt=0)
     """Gists are made so many times as long as token embeddings. The layers of a teacher add little to a long vector, so

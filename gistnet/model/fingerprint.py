@@ -16,7 +16,7 @@ class TeacherFingerprint(Section):
     """Number format that the weights were held in; not part of `same_model`."""
     config_hash: str
     weights_hash: str
-    """Of values from every row and column of every tensor, rounded to bfloat16."""
+    """Digest of values from every row and column of every tensor, rounded to bfloat16."""
 
     def same_model(self, other: "TeacherFingerprint") -> bool:
         """True if configuration and weights are equal, under any name and in any precision."""

@@ -46,7 +46,7 @@ class SavedGistNet(Section):
     trained_on: tuple[str, ...]
     """Content fingerprints of the prepared corpora that it was trained on, those of the weights it began with first."""
     trained_parameters: int
-    """Of this level and those below it, as the next two."""
+    """Number for this level and those below it, as are the next two."""
     frozen_parameters: int
     flops_per_span: int
     share_of_teacher: float

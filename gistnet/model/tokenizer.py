@@ -25,7 +25,7 @@ from gistnet.data.tokenise import tokenise_text
 from gistnet.errors import DataError, TeacherError
 
 _INCOMPLETE = "\ufffd"
-"""What decoding makes of bytes that are no whole character."""
+"""Character that decoding makes of bytes that are no whole one."""
 _RULE = "2: control tokens are text, pieces continue each other"
 """Part of the fingerprint; another number means other tokens of some text."""
 

@@ -22,7 +22,7 @@ from gistnet.model.teacher import PrefillOutput, Teacher
 from gistnet.positions import Positions
 
 LONGEST_TO_SHORTEST = 1.25
-"""How much longer than its shortest branch the longest of a pass may be: all of them are padded to it."""
+"""Largest ratio of the longest branch of a pass to its shortest: all of them are padded to it."""
 
 
 @dataclass(frozen=True)

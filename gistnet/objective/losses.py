@@ -20,14 +20,14 @@ from gistnet.objective.branches import Replacements, SegmentBatch, gist_replacem
 from gistnet.objective.config import ObjectiveConfig
 
 DIFFERENTIATED = {"kl": ("kl",), "delta_nll": ("nll_replaced",), "mixed": ("kl", "nll_replaced")}
-"""What carries gradient for each kind of loss, as for `token_losses`."""
+"""Losses that carry gradient for each kind of objective, as for `token_losses`."""
 
 
 class BranchLosses(NamedTuple):
     """Per branch, each `[branches]`; only `total` carries gradient."""
 
     total: Tensor
-    """What is minimised, in nats per token plus the weighted hinge."""
+    """Loss that is minimised, in nats per token plus the weighted hinge."""
     kl: Tensor
     """KL@H, nats per token, all tokens alike."""
     delta_nll: Tensor

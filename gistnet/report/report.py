@@ -141,7 +141,7 @@ MOST_POINTS = 800
 
 _EVENTS = ("validation", "stage_end", "contrastive_weight_raised", "alarm")
 NETWORK_FILE = "config.json"
-"""What `GistNet.save_pretrained` writes. Importing its module would import torch."""
+"""Configuration that `GistNet.save_pretrained` writes. Importing its module would import torch."""
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ class RunRecord:
     best: str | None
     """Name of the best checkpoint."""
     network: dict[str, Any]
-    """What the best checkpoint, or a release, says of its network: trained parameters, compute; empty without one."""
+    """Description of the best checkpoint's, or a release's, network: trained parameters, compute; empty without one."""
 
 
 def read_run(folder: Path) -> RunRecord:

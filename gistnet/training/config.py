@@ -49,7 +49,7 @@ class StopConfig(Section):
     """Conditions that end a stage before its step limit."""
 
     watch: Literal["delta_nll", "kl"] = "delta_nll"
-    """Which validated loss decides, over the whole horizon; it also says which checkpoint is the best."""
+    """Validated loss that decides, over the whole horizon; it also says which checkpoint is the best."""
     average_checks: int = Field(default=10, ge=1)
     """Validations that the moving average looks back on: α = 2 / (average_checks + 1)."""
     min_improvement: float | None = Field(default=0.05, gt=0, lt=1)

@@ -29,10 +29,10 @@ class StageRun:
     name: str
     train: TrainConfig
     objective: ObjectiveConfig
-    """As configured; λ may have been raised since, see `TrainState.contrastive_weight`."""
+    """Objective as configured; λ may have been raised since, see `TrainState.contrastive_weight`."""
     targets: Mapping[TargetName, Target]
     gistnet: GistNet
-    """Of the level that the stage trains."""
+    """GistNet of the level that the stage trains."""
     layout: SpanLayout
     micro_batch: MicroBatch
     """Sizes that fit into the memory that this process has left."""
@@ -125,7 +125,7 @@ class Run:
     folder: Path
     teacher: Teacher
     gistnet: GistNet
-    """Of the highest level; it holds those below."""
+    """GistNet of the highest level; it holds those below."""
     dataset: PreparedDataset
     pool: TrainingPool
     stages: tuple[StageRun, ...]

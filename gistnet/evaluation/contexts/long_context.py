@@ -69,7 +69,7 @@ class LongDocument(NamedTuple):
 
 
 Passages = dict[str, list[LongDocument]]
-"""Of each domain; empty where no contexts are asked for that need them."""
+"""Passages of each domain; empty where no contexts are asked for that need them."""
 
 
 def choose_passages(dataset: PreparedDataset, domains: Sequence[str], config: EvaluationConfig) -> Passages:
