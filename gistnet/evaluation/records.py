@@ -86,7 +86,7 @@ class MetricRecord(Section):
     """Number of consecutive spans replaced at once; 1 also where a budget decides how many."""
     value: FiniteFloat
     n_spans: int = Field(ge=1)
-    """Number of what the value is a mean over: spans, pairs, cases or questions, or the scored tokens of long contexts."""
+    """Number of spans, pairs, cases or questions, or of scored tokens of long contexts, that the value is a mean of."""
     n_documents: int = Field(ge=1)
     interval: tuple[FiniteFloat, FiniteFloat] | None = None
     """Bootstrapped over documents; None for a single document, or where the documents are too few to draw anew."""

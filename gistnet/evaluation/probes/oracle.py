@@ -64,7 +64,7 @@ def share_of_oracle(mean_loss: Any, mean_loss_of_oracle: Any, mean_loss_of_drop:
 
 
 Statistic = Callable[[Any, Any, Any], Any]
-"""Share recovered, from the mean losses of a replacement, of the oracle vectors, and of dropping: numbers, or arrays to bootstrap."""
+"""Function of the mean losses of a replacement, of oracle vectors and of dropping: numbers, or arrays to bootstrap."""
 MEASURES: Mapping[str, tuple[tuple[str, ...], Statistic]] = {
     "oracle_kl": (("oracle", "gist", "drop", "last_token"), lambda loss, oracle, drop: loss),
     "oracle_recovered_kl": (
