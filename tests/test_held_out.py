@@ -145,7 +145,7 @@ def test_a_corpus_that_is_gone_is_asked_for(project: Path, tmp_path: Path) -> No
 def test_weights_that_were_trained_on_another_corpus_are_never_taken_for_new(
     project: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What is held out of the second corpus may have been trained on in the first: all who measure say so."""
+    """Documents held out of the second corpus may have been trained on in the first: every measurement says so."""
     (tmp_path / "books").mkdir()
     for path in sorted((project / "books").iterdir())[5:]:
         shutil.copy(path, tmp_path / "books")

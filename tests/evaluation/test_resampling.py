@@ -41,7 +41,7 @@ def test_the_interval_is_that_of_the_plain_loop_over_documents():
 
 
 def test_documents_of_unequal_size_are_weighed_by_their_spans():
-    """What is the same in every span is certain, however many spans the drawn documents have."""
+    """Values that are the same in every span are certain, however many spans the drawn documents have."""
     documents = np.repeat([0, 1, 2], [1, 10, 100])
     assert bootstrap_over_documents(np.full(111, 0.3), documents) == pytest.approx((0.3, 0.3))
 

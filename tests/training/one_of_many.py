@@ -35,7 +35,7 @@ def failing(error: Exception) -> Any:
 
 
 def saying_late(say: Any) -> Any:
-    """As `print` of the standard error, but two seconds late for an error: time for a launcher to notice it."""
+    """`print` on the standard error, but two seconds late for an error: time for a launcher to notice it."""
 
     def say_late(message: Any) -> None:
         if isinstance(message, str) and message.startswith("gistnet: "):

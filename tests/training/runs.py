@@ -33,7 +33,7 @@ def newest_weights(run_folder: Path) -> dict[str, torch.Tensor]:
 
 
 def assert_same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor], **tolerance: float) -> None:
-    """The same tensors, to the bit unless a tolerance is given."""
+    """Equality of tensors, to the bit unless a tolerance is given."""
     assert first.keys() == second.keys()
     for name, tensor in first.items():
         torch.testing.assert_close(second[name], tensor, **(tolerance or {"rtol": 0, "atol": 0}), msg=name)

@@ -193,7 +193,7 @@ def test_figures_are_those_of_a_calculation_by_hand():
 
 
 def test_intervals_draw_documents_and_differences_are_paired():
-    """Of two documents, a resample has both, or one of them twice: the extremes are the documents' own figures."""
+    """Two documents: a resample has both, or one of them twice: the extremes are the documents' own figures."""
     found = {r.name: r for r in made(NLL, {"": EVERY}, seed=1)}
     assert found["long_context_nll"].interval == pytest.approx((2.5, 2.5))  # both documents have this mean
     assert found["long_context_truncation_cost"].interval == pytest.approx((1.0, 3.5 / 3))
