@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from gistnet.data.sampling import ContextSample
 from gistnet.machine import keep_freed_memory
 from gistnet.model.config import GistNetConfig, TeacherConfig
 from gistnet.model.embedded_teacher import EMBEDDED_TEACHER
@@ -21,7 +23,8 @@ from gistnet.model.gistnet import GistNet
 from gistnet.model.teacher import PrefillOutput, Teacher
 from gistnet.objective.branches import SegmentBatch, gist_replacements
 from gistnet.objective.config import ObjectiveConfig
-from gistnet.objective.losses import branch_losses, token_losses
+from gistnet.objective.contexts import ContextBatch, pack_contexts
+from gistnet.objective.losses import context_losses, token_losses
 from gistnet.objective.reference import reference_original_hidden, reference_replaced_hidden
 
 SPAN, SINK = 32, 4
@@ -137,6 +140,16 @@ class Branches:
         starts = torch.tensor(self.starts, device=self.tokens.device)[order]
         return SegmentBatch(self.tokens, windows, starts, SPAN, 1, self.horizon)
 
+    def contexts(self, first: int, count: int) -> ContextBatch:
+        """The same branches as the training contexts that the engine reads."""
+        segments = self.segments(first, count)
+        one = np.array([1])
+        samples = [
+            (window, ContextSample(start, np.array([start]), one, start + SPAN + self.horizon))
+            for window, start in zip(segments.windows.tolist(), segments.starts.tolist(), strict=True)
+        ]
+        return pack_contexts(self.tokens, samples, span_tokens=SPAN, positions="end")
+
 
 def cut_windows(teacher: Teacher, window: int, horizon: int, windows: int | None = None) -> Branches:
     """All spans of windows that are read at once; None is one window on a CPU, 32k tokens of them on a GPU."""
@@ -175,7 +188,7 @@ def engine(
     objective = ObjectiveConfig(horizon_tokens=branches.horizon)
     encoder, kls = SpanEncoder(teacher, gistnet), []
     for first in range(0, len(branches), branches_per_pass):
-        losses = branch_losses(encoder, read, branches.segments(first, branches_per_pass), objective)
+        losses = context_losses(encoder, read, branches.contexts(first, branches_per_pass), objective)
         losses.total.sum().backward()
         kls.append(losses.kl)  # read at the end, so that no pass waits for the one before
     return list(torch.cat(kls).tolist())

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
 from gistnet.settings import LocalPath, Name, Section, Seed
 
@@ -158,3 +158,26 @@ class SegmentLengths(Section):
         """The largest k that can be drawn."""
         drawn = [k for k, share in self.lengths.items() if share > 0]
         return max(drawn + [self.longest] * (self.whole_prefix > 0))
+
+
+class InterleavedConfig(Section):
+    """Contexts as they occur in use: behind the sink, segments alternate with raw text to the end of the window.
+
+    Every raw token after the first gist is predicted (the layout of LCLM, 2606.09659, and of Activation Beacon).
+    """
+
+    per_window: int = Field(default=0, ge=0)
+    """Such contexts of each window, drawn anew each."""
+    segments: SegmentLengths = SegmentLengths()
+    """Lengths of their segments, drawn for each; what is drawn is clipped to what the window has room for."""
+    raw_tokens: tuple[PositiveInt, PositiveInt] = (16, 128)
+    """Shortest and longest raw piece behind a segment, drawn evenly by order of magnitude. The last one of a window is
+    longer where no segment fits behind it."""
+    compact: float = Field(default=0.0, ge=0, le=1)
+    """Share of these contexts that number their positions without gaps; the others have `objective.positions`."""
+
+    @model_validator(mode="after")
+    def _raw_pieces_have_a_range(self) -> Self:
+        if self.raw_tokens[0] > self.raw_tokens[1]:
+            raise ValueError(f"raw_tokens are {list(self.raw_tokens)}, expected the shorter first")
+        return self

@@ -5,17 +5,18 @@ global one: the number of processes does not change what is trained on (spec, Sa
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gistnet.data.config import SINK_TOKENS, SegmentLengths
+from gistnet.data.config import SINK_TOKENS, InterleavedConfig, SegmentLengths
 from gistnet.data.dataset import PreparedDataset, Split
 from gistnet.errors import ConfigError, DataError
 
 Probabilities = Mapping[str, float]
+_NONE = InterleavedConfig()
 
 
 @dataclass(frozen=True)
@@ -55,12 +56,43 @@ class SpanLayout:
 
 
 @dataclass(frozen=True)
-class WindowSample:
-    """One item of a batch: a window, and what its branches replace, in the order of their horizons.
+class ContextSample:
+    """A training context: part of a window in which gists replace some segments, and the rest stays raw.
 
-    `starts` and `n_spans` are int64 [branches], branches <= segments_per_window: the first token replaced, and how many
-    consecutive spans are replaced from there (k). All starts are `phase` plus a multiple of K, so that the spans of a
-    segment and their neighbours share one grid, and spans of a higher level the gists below them.
+    Attributes:
+        prefix: first tokens of the window that it keeps, up to its first gist.
+        starts: int64 [segments], the first token that each segment replaces.
+        n_spans: int64 [segments], consecutive spans that each replaces (k).
+        end: the window's token behind its last one. Raw tokens follow each segment, up to the next or to here.
+        compact: True if its positions have no gaps; otherwise they follow `ObjectiveConfig.positions`.
+        repeats: True if the tokens of its only segment follow its gists once more (reconstruction).
+    """
+
+    prefix: int
+    starts: NDArray[np.int64]
+    n_spans: NDArray[np.int64]
+    end: int
+    compact: bool = False
+    repeats: bool = False
+
+    def targets(self, tokens_per_gist: int) -> int:
+        """Number of tokens that are predicted: the raw ones behind the first gist, or those repeated."""
+        replaced = int(self.n_spans.sum()) * tokens_per_gist
+        return replaced if self.repeats else self.end - int(self.starts[0]) - replaced
+
+    def vectors(self, tokens_per_gist: int) -> int:
+        """Vectors behind the prefix: gists, and the tokens that are predicted but the last."""
+        return int(self.n_spans.sum()) + self.targets(tokens_per_gist) - 1
+
+
+@dataclass(frozen=True)
+class WindowSample:
+    """One item of a batch: a window, and what is replaced in it.
+
+    `starts` and `n_spans` are int64 [branches], branches <= segments_per_window, in the order of their horizons: the
+    first token replaced, and how many consecutive spans are replaced from there (k). All starts are `phase` plus a
+    multiple of K, so that the spans of a segment and their neighbours share one grid, and spans of a higher level the
+    gists below them. `others` are the window's interleaved and repeating contexts.
     """
 
     item: int
@@ -68,6 +100,15 @@ class WindowSample:
     phase: int
     starts: NDArray[np.int64]
     n_spans: NDArray[np.int64]
+    others: tuple[ContextSample, ...] = ()
+
+    def contexts(self, layout: SpanLayout) -> Iterator[ContextSample]:
+        """All contexts of the window: each segment with the horizon behind it, then the others."""
+        ends = self.starts + self.n_spans * layout.tokens_per_gist + layout.horizon_tokens
+        for index, (start, end) in enumerate(zip(self.starts, ends, strict=True)):
+            own = slice(index, index + 1)
+            yield ContextSample(int(start), self.starts[own], self.n_spans[own], int(end))
+        yield from self.others
 
 
 @dataclass(frozen=True)
@@ -100,7 +141,12 @@ def training_pool(dataset: PreparedDataset, weights: Mapping[str, float] | None 
     return pool
 
 
-def check_sampling(pool: TrainingPool, layout: SpanLayout, probabilities: Probabilities) -> None:
+def check_sampling(
+    pool: TrainingPool,
+    layout: SpanLayout,
+    probabilities: Probabilities,
+    interleaved: InterleavedConfig = _NONE,
+) -> None:
     """Refuse what `sample_window` could not draw from; worth calling before a long run.
 
     Raises:
@@ -110,7 +156,10 @@ def check_sampling(pool: TrainingPool, layout: SpanLayout, probabilities: Probab
     _check_probabilities(pool, probabilities)
     for domain, probability in probabilities.items():
         if probability > 0:
-            _require_room(layout.used(min(int(source.lengths.min()) for source in pool[domain])), layout)
+            shortest = layout.used(min(int(source.lengths.min()) for source in pool[domain]))
+            _require_room(shortest, layout)
+            if interleaved.per_window:
+                _require_room(shortest, replace(layout, horizon_tokens=interleaved.raw_tokens[0]))
 
 
 def eligible_starts(length: int, phase: int, layout: SpanLayout, n_spans: int = 1) -> NDArray[np.int64]:
@@ -137,6 +186,8 @@ def sample_window(
     layout: SpanLayout,
     segments: SegmentLengths,
     probabilities: Probabilities,
+    interleaved: InterleavedConfig = _NONE,
+    repeating: int = 0,
     *,
     seed: int,
     step: int,
@@ -146,8 +197,9 @@ def sample_window(
 
     The domain is drawn by its probability, the source by its weight, the window uniformly, a phase uniformly among
     those with an eligible start, and `segments_per_window` of its eligible starts (or all) without replacement. Each
-    span drawn is the last of a segment; how many before it are replaced as well is drawn at the end, so that the
-    horizons do not depend on `segments`.
+    span drawn is the last of a segment; how many before it are replaced as well is drawn behind that, so that the
+    horizons do not depend on `segments`. The interleaved contexts come last, and then as many that repeat a segment as
+    `repeating` says, whose lengths are drawn from `segments`, too.
 
     Raises:
         ConfigError, DataError: as `check_sampling`, for the window that is drawn.
@@ -165,7 +217,10 @@ def sample_window(
     last = np.sort(random.choice(starts, size=min(layout.segments_per_window, len(starts)), replace=False))
     room = (last - starts[0]) // layout.tokens_per_gist + 1
     n_spans = np.minimum(_draw_counts(random, segments, len(last)), room)
-    return WindowSample(item, int(source.windows[index]), phase, last - (n_spans - 1) * layout.tokens_per_gist, n_spans)
+    others = [_draw_interleaved(random, length, layout, interleaved) for _ in range(interleaved.per_window)]
+    others += [_draw_repeating(random, length, starts, layout, segments) for _ in range(repeating)]
+    first = last - (n_spans - 1) * layout.tokens_per_gist
+    return WindowSample(item, int(source.windows[index]), phase, first, n_spans, tuple(others))
 
 
 def sample_batch(
@@ -173,13 +228,18 @@ def sample_batch(
     layout: SpanLayout,
     segments: SegmentLengths,
     probabilities: Probabilities,
+    interleaved: InterleavedConfig = _NONE,
+    repeating: int = 0,
     *,
     seed: int,
     step: int,
     items: range,
 ) -> list[WindowSample]:
     """Draw the given items of a step's global batch: all of them, or one rank's slice."""
-    return [sample_window(pool, layout, segments, probabilities, seed=seed, step=step, item=item) for item in items]
+    return [
+        sample_window(pool, layout, segments, probabilities, interleaved, repeating, seed=seed, step=step, item=item)
+        for item in items
+    ]
 
 
 def share_of(items: range, rank: int, count: int) -> range:
@@ -269,6 +329,36 @@ def _draw_counts(random: np.random.Generator, segments: SegmentLengths, branches
     shares = [segments.lengths[k] for k in counts]
     drawn = np.array([counts[_draw(random, shares)] for _ in range(branches)], dtype=np.int64)
     return np.where(random.random(branches) < segments.whole_prefix, segments.longest, drawn)
+
+
+def _draw_interleaved(
+    random: np.random.Generator, length: int, layout: SpanLayout, config: InterleavedConfig
+) -> ContextSample:
+    """A context of all of a window: raw pieces behind segments, whose grid begins anywhere behind the sink."""
+    (shortest, longest), span = config.raw_tokens, layout.tokens_per_gist
+    slack = length - layout.sink_tokens - span - shortest
+    start = prefix = layout.sink_tokens + int(random.integers(min(layout.span_tokens, slack + 1)))
+    starts, n_spans = [], []
+    while start + span + shortest <= length:
+        raw = int(np.exp(random.uniform(np.log(shortest), np.log(longest + 1))))
+        room = max(1, (length - start - raw) // span)
+        count = min(int(_draw_counts(random, config.segments, 1)[0]), room)
+        starts.append(start)
+        n_spans.append(count)
+        start += count * span + raw
+    compact = bool(random.random() < config.compact)
+    return ContextSample(prefix, np.array(starts), np.array(n_spans), length, compact)
+
+
+def _draw_repeating(
+    random: np.random.Generator, length: int, starts: NDArray[np.int64], layout: SpanLayout, segments: SegmentLengths
+) -> ContextSample:
+    """A context of the sink and one segment, whose tokens are repeated."""
+    count = int(_draw_counts(random, segments, 1)[0])
+    first = int(random.choice(starts))
+    count = min(count, (length - first) // layout.tokens_per_gist)
+    end = first + count * layout.tokens_per_gist
+    return ContextSample(layout.sink_tokens, np.array([first]), np.array([count]), end, compact=True, repeats=True)
 
 
 def _draw(random: np.random.Generator, weights: Sequence[float]) -> int:

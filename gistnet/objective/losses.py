@@ -1,4 +1,4 @@
-"""Losses: what a training step minimises per branch, from what is measured per token or per pair of gists.
+"""Losses: what a training step minimises per context, from what is measured per token or per pair of gists.
 
 The distillation losses never hold the logits of all horizon tokens at once. The head is frozen, so the gradient that
 reaches a hidden state is known as soon as its logits are: it is computed with the loss, chunk by chunk, and the
@@ -16,28 +16,29 @@ from gistnet.errors import ConfigError
 from gistnet.kernels.gate import shown_exact
 from gistnet.model.encoder import SpanEncoder
 from gistnet.model.teacher import PrefillOutput, Teacher
-from gistnet.objective.branches import Replacements, SegmentBatch, gist_replacements, replaced_hidden
+from gistnet.objective.branches import SegmentBatch
 from gistnet.objective.config import ObjectiveConfig
+from gistnet.objective.contexts import ContextBatch, contexts_hidden
 
 DIFFERENTIATED = {"kl": ("kl",), "delta_nll": ("nll_replaced",), "mixed": ("kl", "nll_replaced")}
 """Losses that carry gradient for each kind of objective, as for `token_losses`."""
 
 
-class BranchLosses(NamedTuple):
-    """Per branch, each `[branches]`; only `total` carries gradient."""
+class ContextLosses(NamedTuple):
+    """Per context, each `[contexts]`; only `total` carries gradient. What a kind of context does not have is zero."""
 
     total: Tensor
-    """Loss that is minimised, in nats per token plus the weighted hinge."""
+    """Loss that is minimised, in nats per predicted token plus the weighted hinge."""
     kl: Tensor
-    """KL@H, nats per token, all tokens alike."""
+    """KL of the predictions, nats per token, all tokens alike; where nothing is repeated."""
     delta_nll: Tensor
-    """ΔNLL@H, nats per token, all tokens alike."""
+    """ΔNLL, nats per token, all tokens alike; where nothing is repeated."""
     contrastive: Tensor
     """The unweighted hinge, cosine distance; zero where its weight is."""
     reconstruction: Tensor
-    """The unweighted cross-entropy of the repeated span, nats per token; zero where its weight is."""
+    """Cross-entropy of repeated tokens, nats per token; where the context repeats."""
     gist_norm: Tensor
-    """Mean length of the branch's gists."""
+    """Mean length of the context's gists."""
 
 
 def encode_segments(
@@ -73,98 +74,82 @@ def encode_segments(
     return padded.masked_scatter(real[..., None], gists)
 
 
-def branch_losses(
+def context_losses(
     encoder: SpanEncoder,
     prefill: PrefillOutput,
-    segments: SegmentBatch,
+    contexts: ContextBatch,
     config: ObjectiveConfig,
     *,
     train_below: bool = False,
     dropout_rate: float = 0.0,
     dropout_keys: Tensor | None = None,
-) -> BranchLosses:
-    """Losses of branches (spec, Training Objectives): distillation, and the two optional terms beside it.
+) -> ContextLosses:
+    """Losses of training contexts (spec, Training Objectives): distillation or reconstruction, and the hinge beside it.
 
     Args:
         encoder: makes the gists; gradient flows into its GistNet.
-        prefill: the encoder's pass over the windows that the segments are cut from.
+        prefill: the encoder's pass over the windows of the contexts.
         train_below: whether gradient and dropout reach the levels below GistNet's own, too.
         dropout_rate: the share dropped inside GistNet.
         dropout_keys: `[windows]`, int64; a span's masks derive from its window's key and its start.
             Needed where the rate is above zero.
 
     Raises:
-        ConfigError: the contrastive term needs the span after a segment, and the horizon is shorter than a span; or
-            there is a dropout rate without keys.
+        ConfigError: there is a dropout rate without keys.
     """
-    with_neighbour = config.contrastive_weight > 0
-    if with_neighbour and segments.horizon < segments.span_tokens:
-        raise ConfigError(
-            f"contrastive_weight is {config.contrastive_weight} with a horizon of {segments.horizon} tokens; expected "
-            f"at least the {segments.span_tokens} of a span, so that every segment has a neighbour."
-        )
     if dropout_rate > 0 and dropout_keys is None:
         raise ConfigError(f"The dropout rate is {dropout_rate} without keys; expected one key per window.")
-    encoded = encode_segments(
-        encoder,
-        segments,
+    teacher, span, count = encoder.teacher, contexts.span_tokens, len(contexts.windows)
+    starts, windows, of_context = contexts.gist_starts, contexts.gist_windows, contexts.gist_contexts
+    has_next = starts + 2 * span <= contexts.ends[of_context]
+    if config.contrastive_weight == 0:
+        has_next = torch.zeros_like(has_next)
+    encoded = encoder.encode_spans(
+        contexts.tokens,
+        torch.cat([windows, windows[has_next]]),
+        torch.cat([starts, starts[has_next] + span]),
         prefill,
-        with_next=with_neighbour,
         train_below=train_below,
         dropout_rate=dropout_rate,
         dropout_keys=dropout_keys,
     )
-    is_gist = _first(segments.counts, segments.longest)
-    gists = encoded[:, : segments.longest]
-    replacements = gist_replacements(segments, gists, config.positions)
-
-    teacher = encoder.teacher
-    hidden = replaced_hidden(teacher, prefill, segments, replacements)
-    losses = token_losses(
-        teacher,
-        segments.original_hidden(prefill),
-        hidden,
-        segments.targets,
-        differentiate=DIFFERENTIATED[config.loss],
-    )
-    kl, delta_nll = losses.kl.mean(dim=1), losses.delta_nll.mean(dim=1)
-    kl_share = {"kl": 1.0, "delta_nll": 0.0, "mixed": 0.5}[config.loss]
-    total = (kl_share * losses.kl + (1 - kl_share) * losses.delta_nll).mean(dim=1)
-
-    contrastive = reconstruction = torch.zeros_like(kl)
-    if with_neighbour:
-        hinges = contrastive_loss(encoded[:, :-1][is_gist], encoded[:, 1:][is_gist], config.contrastive_margin)
-        contrastive = _branch_means(hinges, is_gist)
+    gists, neighbours = encoded[: len(starts)], encoded[len(starts) :]
+    vectors = torch.cat([gists, encoder.gistnet.cue_vectors]) if contexts.repeats else gists
+    hidden = contexts_hidden(teacher, prefill, contexts, vectors)[None]
+    of_target = contexts.target_contexts
+    nothing = torch.zeros(count, device=hidden.device)
+    kl = delta_nll = reconstruction = contrastive = nothing
+    if contexts.repeats:
+        nll = token_nll(teacher, hidden, contexts.target_tokens[None])[0]
+        reconstruction = _means(nll, of_target, count)
+        total = config.reconstruction_weight * reconstruction
+    else:
+        losses = token_losses(
+            teacher,
+            contexts.original_hidden(prefill)[None],
+            hidden,
+            contexts.target_tokens[None],
+            differentiate=DIFFERENTIATED[config.loss],
+        )
+        kl, delta_nll = _means(losses.kl[0], of_target, count), _means(losses.delta_nll[0], of_target, count)
+        total = {"kl": kl, "delta_nll": delta_nll, "mixed": 0.5 * kl + 0.5 * delta_nll}[config.loss]
+    if config.contrastive_weight > 0:
+        hinges = contrastive_loss(gists[has_next], neighbours, config.contrastive_margin)
+        contrastive = _means(hinges, of_context[has_next], count)
         total = total + config.contrastive_weight * contrastive
-    if config.reconstruction_weight > 0:
-        reconstruction = _reconstruction(teacher, prefill, segments, replacements)
-        total = total + config.reconstruction_weight * reconstruction
-    norms = _branch_means(gists.detach()[is_gist].norm(dim=-1), is_gist)
-    return BranchLosses(total, kl.detach(), delta_nll.detach(), contrastive.detach(), reconstruction.detach(), norms)
+    norms = _means(gists.detach().norm(dim=-1), of_context, count)
+    return ContextLosses(total, kl.detach(), delta_nll.detach(), contrastive.detach(), reconstruction.detach(), norms)
 
 
-def _reconstruction(
-    teacher: Teacher, prefill: PrefillOutput, segments: SegmentBatch, replacements: Replacements
-) -> Tensor:
-    """Cross-entropy of the replaced tokens when they follow their own gists, `[branches]`, nats per token.
-
-    The context is the one that gists are read in, so that what they must hold is what the prefix does not give away.
-    """
-    replaced = segments.replaced
-    hidden = replaced_hidden(teacher, prefill, segments, replacements, tokens=replaced)
-    is_replaced = _first(segments.replaced_tokens, replaced.shape[1])
-    nll = token_nll(teacher, hidden[is_replaced][None], replaced[is_replaced][None])
-    return _branch_means(nll[0], is_replaced)
+def _means(values: Tensor, groups: Tensor, count: int) -> Tensor:
+    """Means of `values`, `[n]`, by the `groups` that they are of, `[n]`: `[count]`, zero for a group without any."""
+    sums = values.new_zeros(count).index_add(0, groups, values)
+    return sums / torch.bincount(groups, minlength=count).clamp(min=1)
 
 
 def _first(counts: Tensor, length: int) -> Tensor:
     """Mask of the first `counts` columns of each row: `[branches]` → bool `[branches, length]`."""
     return torch.arange(length, device=counts.device) < counts[:, None]
-
-
-def _branch_means(values: Tensor, real: Tensor) -> Tensor:
-    """Means per branch, `[branches]`, of values given for the true entries of `real`, `[branches, length]`."""
-    return values.new_zeros(real.shape).masked_scatter(real, values).sum(dim=1) / real.sum(dim=1)
 
 
 class TokenLosses(NamedTuple):

@@ -7,7 +7,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from gistnet.data.config import SegmentLengths
+from gistnet.data.config import InterleavedConfig, SegmentLengths
 from gistnet.objective.config import ObjectiveConfig
 from gistnet.settings import Name, Section, Target
 
@@ -75,7 +75,7 @@ class ValidationConfig(Section):
 
 
 class TrainConfig(Section):
-    """Training of a stage. A step's batch is counted in branches: batches × windows × spans."""
+    """Training of a stage. Every token that is predicted after a gist counts alike, whatever its context."""
 
     steps: int = Field(default=10_000, ge=1)
     """Optimiser steps of the stage, at most; the learning rate arrives at its end there."""
@@ -86,8 +86,12 @@ class TrainConfig(Section):
     accumulation_steps: int = Field(default=1, ge=1)
     """Batches whose gradients are added up before a step."""
     segments_per_window: int = Field(default=8, ge=1)
-    """Segments drawn from each window."""
+    """Segments drawn from each window, each of which is replaced in a context of its own."""
     segments: SegmentLengths = SegmentLengths()
+    interleaved: InterleavedConfig = InterleavedConfig()
+    repeating_per_window: int = Field(default=0, ge=0)
+    """Segments of each window whose tokens the teacher is to repeat from the sink, their gists and the cue vectors of
+    GistNet alone (reconstruction); their lengths are drawn like those of the others."""
     level: int = Field(default=0, ge=0)
     """The level of gists that the stage trains; those above it are left alone."""
     train_below: bool = False
@@ -95,8 +99,9 @@ class TrainConfig(Section):
     window_tokens: int | None = Field(default=None, ge=1)
     """Tokens of each window that the stage reads, from its first on; None reads all. Where a later stage needs long
     windows, an earlier one sees more documents for the same cost."""
-    micro_batch_branches: int | None = Field(default=None, ge=1)
-    """Branches that run through the teacher at once; None is as many as fit and make it faster."""
+    micro_batch_vectors: int | None = Field(default=None, ge=1)
+    """Vectors of contexts that run through the teacher at once, though never less than one context; None is as many as
+    fit and make it faster."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Share of activations dropped inside GistNet."""
     optimiser: OptimiserConfig = OptimiserConfig()

@@ -20,10 +20,8 @@ from gistnet.training.config import Stage, TrainConfig
 
 logger = logging.getLogger(__name__)
 
-CPU_BRANCHES = 64
-"""Most branches of a micro-batch on a CPU: more of them do not make it faster."""
-GPU_VECTORS = 32_768
-"""Most vectors of a micro-batch of branches on a GPU. Not measured."""
+MOST_VECTORS = {"cpu": 2_048, "cuda": 32_768}
+"""Most vectors of a micro-batch of contexts: more of them do not make a CPU faster; on a GPU it was not measured."""
 USABLE = 0.9
 """Share of a device's memory that is planned with; the rest is for libraries and fragmentation."""
 
@@ -33,28 +31,25 @@ class MicroBatch(NamedTuple):
 
     windows: int
     """Windows whose KV cache is held at once."""
-    branches: int
-    """Branches that run through the teacher at once."""
+    vectors: int
+    """Vectors of contexts that run through the teacher at once; a longer context goes by itself."""
 
     def halved(self) -> "MicroBatch | None":
         """Half of both sizes, at least 1 each; None where both are 1."""
-        smaller = MicroBatch(max(1, self.windows // 2), max(1, self.branches // 2))
+        smaller = MicroBatch(max(1, self.windows // 2), max(1, self.vectors // 2))
         return None if smaller == self else smaller
 
     def __str__(self) -> str:
-        return f"{self.windows} window{'s' * (self.windows > 1)} and {self.branches} branch{'es' * (self.branches > 1)}"
+        return f"{self.windows} window{'s' * (self.windows > 1)} and {self.vectors} vector{'s' * (self.vectors > 1)}"
 
 
-def largest_micro_batch(train: TrainConfig, *, processes: int, vectors: int, device_type: str) -> MicroBatch:
-    """A process's whole share of the windows, and the configured branches, or else as many as help speed.
+def largest_micro_batch(train: TrainConfig, *, processes: int, device_type: str) -> MicroBatch:
+    """A process's whole share of the windows, and the configured vectors, or else as many as help speed.
 
     Args:
-        vectors: length of the longest branch.
         device_type: "cpu" or "cuda".
     """
-    windows = -(-train.windows_per_batch // processes)
-    most = CPU_BRANCHES if device_type == "cpu" else max(1, GPU_VECTORS // vectors)
-    return MicroBatch(windows, min(windows * train.segments_per_window, train.micro_batch_branches or most))
+    return MicroBatch(-(-train.windows_per_batch // processes), train.micro_batch_vectors or MOST_VECTORS[device_type])
 
 
 def choose_micro_batch(
@@ -79,8 +74,7 @@ def choose_micro_batch(
         device_type: "cpu" or "cuda".
         recompute: whether gradient checkpointing is on.
     """
-    vectors = longest_branch(stage, window_tokens, gistnet.levels[stage.train.level].tokens_per_gist)
-    sizes = largest_micro_batch(stage.train, processes=processes, vectors=vectors, device_type=device_type)
+    sizes = largest_micro_batch(stage.train, processes=processes, device_type=device_type)
     while True:
         parts = estimated_bytes(
             teacher, gistnet, stage, sizes, window_tokens=window_tokens, device_type=device_type, recompute=recompute
@@ -113,12 +107,34 @@ def run_halving(compute: Callable[[MicroBatch], Tensor], sizes: MicroBatch) -> t
         sizes = smaller
 
 
-def longest_branch(stage: Stage, window_tokens: int, tokens_per_gist: int) -> int:
-    """Vectors of a stage's longest branch: its gists and the horizon, less the last token, which predicts nothing."""
+class LongestContext(NamedTuple):
+    """Sizes of a context that bound what any other one of a stage takes."""
+
+    vectors: int
+    """Gists, and the predicted tokens but the last."""
+    gists_per_vector: float
+    """Largest share of gists among the vectors of a context."""
+
+
+def longest_context(stage: Stage, window_tokens: int, tokens_per_gist: int, cue_vectors: int = 0) -> LongestContext:
+    """Longest context of a stage, and how many gists its contexts may hold for each vector."""
     train, horizon = stage.train, stage.objective.horizon_tokens
-    gists = max(1, min(train.segments.most, (window_tokens - SpanLayout.sink_tokens - horizon) // tokens_per_gist))
-    repeated = gists * tokens_per_gist if stage.objective.reconstruction_weight > 0 else 0
-    return gists + horizon - 1 + repeated
+
+    def most_spans(behind: int) -> int:
+        return max(1, (window_tokens - SpanLayout.sink_tokens - behind) // tokens_per_gist)
+
+    spans = min(train.segments.most, most_spans(horizon))
+    contexts = [(spans, spans + horizon - 1)]
+    if train.repeating_per_window:
+        spans = min(train.segments.most, most_spans(0))
+        contexts.append((spans, spans + cue_vectors + spans * tokens_per_gist - 1))
+    if train.interleaved.per_window:
+        # Longest with one gist, where the rest of the window is raw; fullest of gists with the shortest raw piece.
+        shortest = train.interleaved.raw_tokens[0]
+        contexts.append((1, window_tokens - SpanLayout.sink_tokens - tokens_per_gist))
+        spans = min(train.interleaved.segments.most, most_spans(shortest))
+        contexts.append((spans, spans + shortest - 1))
+    return LongestContext(max(vectors for _, vectors in contexts), max(gists / vectors for gists, vectors in contexts))
 
 
 def estimated_bytes(
@@ -145,10 +161,11 @@ def estimated_bytes(
     layer_bytes = _saved_bytes_per_layer(teacher)
     state_bytes = teacher.hidden_size * teacher.dtype.itemsize
     trained = gistnet.levels[stage.train.level]
-    vectors = longest_branch(stage, window_tokens, trained.tokens_per_gist)
-    of_branch = vectors * (layer_bytes + teacher.n_layers * (state_bytes if recompute else layer_bytes))
+    longest = longest_context(stage, window_tokens, trained.tokens_per_gist, len(trained.cue_vectors))
+    vectors = min(max(sizes.vectors, longest.vectors), sizes.windows * _vectors_of_window(stage, longest))
+    of_vector = layer_bytes + teacher.n_layers * (state_bytes if recompute else layer_bytes)
     # A layer with adapters saves each map's input besides, in float32.
-    of_encoding = 3 * stage.train.segments.most * trained.tokens_per_gist * max(1, trained.depth) * layer_bytes
+    of_gist = 3 * trained.tokens_per_gist * max(1, trained.depth) * layer_bytes
     of_window = window_tokens * (teacher.n_layers * _cache_bytes_per_layer(teacher) + 2 * state_bytes)
     trainable = sum(parameter.nbytes for parameter in gistnet.parameters() if parameter.requires_grad)
     chunk = default_chunk_tokens(device_type)
@@ -158,10 +175,17 @@ def estimated_bytes(
         "GistNet and optimiser": sum(parameter.nbytes for parameter in gistnet.parameters()) + 3 * trainable,
         "KV cache of the windows": sizes.windows * of_window,
         "branches, or prefill": max(
-            sizes.branches * (of_branch + of_encoding), sizes.windows * window_tokens * layer_bytes
+            round(vectors * (of_vector + longest.gists_per_vector * of_gist)),
+            sizes.windows * window_tokens * layer_bytes,
         ),
         "logits": 3 * 4 * chunk * teacher.vocabulary_size,
     }
+
+
+def _vectors_of_window(stage: Stage, longest: LongestContext) -> int:
+    """No fewer vectors than all contexts of a window have together."""
+    train = stage.train
+    return longest.vectors * (train.segments_per_window + train.interleaved.per_window + train.repeating_per_window)
 
 
 def _saved_bytes_per_layer(teacher: Teacher) -> int:

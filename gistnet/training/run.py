@@ -45,16 +45,16 @@ class StageRun:
     def resumed_micro_batch(self, state: "TrainState", processes: int) -> MicroBatch | None:
         """Micro-batch sizes of a resumed run: as before, for the same rounding, as far as they fit now.
 
-        None, so that they are chosen anew, where no step was made yet or the number of processes has changed. Branches
+        None, so that they are chosen anew, where no step was made yet or the number of processes has changed. Vectors
         that the configuration states go first.
         """
-        windows, branches = self.micro_batch
+        windows, vectors = self.micro_batch
         before = state.micro_batch
         if before is None or state.processes != processes:
             return None
         return MicroBatch(
             min(windows, before.windows),
-            branches if self.train.micro_batch_branches else min(branches, before.branches),
+            vectors if self.train.micro_batch_vectors else min(vectors, before.vectors),
         )
 
 
@@ -200,7 +200,7 @@ def _layout(stage: Stage, gistnet: GistNet, dataset: PreparedDataset, pool: Trai
         segments_per_window=train.segments_per_window,
         window_tokens=train.window_tokens,
     )
-    check_sampling(pool, layout, train.probabilities)
+    check_sampling(pool, layout, train.probabilities, train.interleaved)
     domains = [domain for domain, share in train.probabilities.items() if share > 0]
     in_a_row = train.validation.spans_per_segment
     validation_windows(

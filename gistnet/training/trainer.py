@@ -21,13 +21,14 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.optim import Optimizer
 
 from gistnet.data.dataset import PreparedDataset
-from gistnet.data.sampling import WindowSample, sample_batch
+from gistnet.data.sampling import ContextSample, SpanLayout, WindowSample, sample_batch
 from gistnet.errors import CheckpointError, ProcessError, TrainingError
 from gistnet.model.encoder import SpanEncoder
 from gistnet.model.teacher import Teacher
-from gistnet.objective.branches import LONGEST_TO_SHORTEST, SegmentBatch
+from gistnet.objective.branches import LONGEST_TO_SHORTEST
 from gistnet.objective.config import ObjectiveConfig
-from gistnet.objective.losses import BranchLosses, branch_losses
+from gistnet.objective.contexts import pack_contexts
+from gistnet.objective.losses import ContextLosses, context_losses
 from gistnet.training.checkpoint import (
     checkpoint_folder,
     latest_checkpoint,
@@ -208,13 +209,12 @@ class BatchSums:
     """Sums over a step's batches, beside their gradient.
 
     Attributes:
-        losses: the sum of each of `BranchLosses`' fields over the branches of this process, float64.
-        branches: of all processes.
-        spans: replaced by those branches.
+        losses: sums over the predicted tokens of this process, float64 `[2, fields]`: of each of `ContextLosses`'
+            fields, and how many tokens they are taken over.
+        spans: replaced in the contexts of all processes.
     """
 
     losses: Tensor
-    branches: int
     spans: int
 
 
@@ -240,16 +240,25 @@ def add_up_gradient(run: Run, stage: StageRun, state: TrainState, optimiser: Opt
     ]
     everything = [
         sample_batch(
-            run.pool, stage.layout, train.segments, train.probabilities, seed=run.seed, step=state.step, items=items
+            run.pool,
+            stage.layout,
+            train.segments,
+            train.probabilities,
+            train.interleaved,
+            train.repeating_per_window,
+            seed=run.seed,
+            step=state.step,
+            items=items,
         )
         for items in batches
     ]
-    branches = sum(len(sample.starts) for samples in everything for sample in samples)
+    contexts = [context for samples in everything for sample in samples for context in sample.contexts(stage.layout)]
+    targets = sum(context.targets(stage.layout.tokens_per_gist) for context in contexts)
     objective = stage.objective.model_copy(update={"contrastive_weight": state.contrastive_weight})
 
     def accumulate(sizes: MicroBatch) -> Tensor:
         optimiser.zero_grad(set_to_none=False)
-        sums = torch.zeros(len(BranchLosses._fields), dtype=torch.float64, device=run.teacher.device)
+        sums = torch.zeros(2, len(ContextLosses._fields), dtype=torch.float64, device=run.teacher.device)
         for items, samples in zip(batches, everything, strict=True):
             sums += accumulate_gradient(
                 run.teacher,
@@ -257,7 +266,7 @@ def add_up_gradient(run: Run, stage: StageRun, state: TrainState, optimiser: Opt
                 stage,
                 objective,
                 [samples[item - items.start] for item in run.processes.share(items)],
-                branches_in_batch=branches,
+                targets_in_step=targets,
                 sizes=sizes,
                 dropout_seed=(run.seed, state.step),
             )
@@ -266,9 +275,7 @@ def add_up_gradient(run: Run, stage: StageRun, state: TrainState, optimiser: Opt
     # The sizes that fit are kept for later steps, and for a resumed run, which then rounds alike.
     sums, state.micro_batch = run_halving(accumulate, state.micro_batch or stage.micro_batch)
     state.processes = run.processes.count
-    return BatchSums(
-        sums, branches, spans=sum(int(sample.n_spans.sum()) for samples in everything for sample in samples)
-    )
+    return BatchSums(sums, spans=sum(int(context.n_spans.sum()) for context in contexts))
 
 
 def accumulate_gradient(
@@ -278,7 +285,7 @@ def accumulate_gradient(
     objective: ObjectiveConfig,
     samples: Sequence[WindowSample],
     *,
-    branches_in_batch: int,
+    targets_in_step: int,
     sizes: MicroBatch,
     dropout_seed: tuple[int, int],
 ) -> Tensor:
@@ -286,44 +293,58 @@ def accumulate_gradient(
 
     Args:
         objective: the stage's, with λ as it has become.
-        samples: the windows and their segments.
-        branches_in_batch: the branches of the whole step, over all windows and processes; each counts alike.
-        sizes: how many windows and branches run through the teacher at once; bounds memory.
+        samples: the windows and their contexts.
+        targets_in_step: predicted tokens of the whole step, over all windows and processes; each counts alike.
+        sizes: how many windows and vectors run through the teacher at once; bounds memory.
         dropout_seed: (seed, step).
 
     Returns:
-        The sum over these branches of each of `BranchLosses`' fields, in their order, float64.
+        `BatchSums.losses`.
 
     Raises:
         TrainingError: a loss is not finite; names the windows.
     """
     layout, encoder = stage.layout, SpanEncoder(teacher, stage.gistnet)
-    sums = torch.zeros(len(BranchLosses._fields), dtype=torch.float64, device=teacher.device)
+    sums = torch.zeros(2, len(ContextLosses._fields), dtype=torch.float64, device=teacher.device)
     for first in range(0, len(samples), sizes.windows):
         group = samples[first : first + sizes.windows]
         tokens = prefill_tokens(teacher, dataset, group, layout.window_tokens)
         prefill = encoder.prefill(tokens)
         keys = torch.tensor([_dropout_key(*dropout_seed, sample.item) for sample in group], device=teacher.device)
-        for branches in branch_micro_batches(group, sizes.branches, layout.horizon_tokens):
-            windows, starts, gists = torch.tensor(branches, device=teacher.device).T
-            segments = SegmentBatch(tokens, windows, starts, layout.tokens_per_gist, gists, layout.horizon_tokens)
-            losses = branch_losses(
+        for together in context_micro_batches(group, sizes.vectors, layout):
+            contexts = pack_contexts(
+                tokens,
+                together,
+                span_tokens=layout.tokens_per_gist,
+                positions=objective.positions,
+                cue_vectors=len(stage.gistnet.cue_vectors),
+            )
+            losses = context_losses(
                 encoder,
                 prefill,
-                segments,
+                contexts,
                 objective,
                 train_below=stage.train.train_below,
                 dropout_rate=stage.train.dropout,
                 dropout_keys=keys,
             )
             if not bool(torch.isfinite(losses.total).all()):
-                infos = [dataset.describe(group[row].window) for row in windows.unique().tolist()]
+                infos = [dataset.describe(group[row].window) for row in contexts.windows.unique().tolist()]
                 where = (f"{info.document_id} at token {info.offset}" for info in infos)
                 raise TrainingError(f"The loss is not finite (documents: {', '.join(where)})")
-            (losses.total.sum() / branches_in_batch).backward()
-            sums += torch.stack([field.detach().double().sum() for field in losses])
+            n_targets = torch.bincount(contexts.target_contexts, minlength=len(together))
+            ((losses.total * n_targets).sum() / targets_in_step).backward()
+            sums += _sums(losses, n_targets, repeats=contexts.repeats)
         del prefill, losses  # or they would be held while the next windows are read
     return sums
+
+
+def _sums(losses: ContextLosses, n_targets: Tensor, *, repeats: bool) -> Tensor:
+    """Sums over the predicted tokens of contexts of one kind, as `BatchSums.losses`."""
+    values = torch.stack([field.detach().double() for field in losses])
+    absent = ("kl", "delta_nll", "contrastive") if repeats else ("reconstruction",)
+    counts = [0.0 if name in absent else float(n_targets.sum()) for name in losses._fields]
+    return torch.stack([values @ n_targets.double(), torch.tensor(counts, dtype=torch.float64, device=values.device)])
 
 
 def take_step(run: Run, stage: StageRun, state: TrainState, optimiser: Optimizer, batch: BatchSums) -> dict[str, float]:
@@ -341,7 +362,8 @@ def take_step(run: Run, stage: StageRun, state: TrainState, optimiser: Optimizer
     state.step += 1
     state.stage_step += 1
     state.spans_seen += batch.spans
-    means = dict(zip(("loss", *BranchLosses._fields[1:]), (batch.losses / batch.branches).tolist(), strict=True))
+    names, (sums, counts) = ("loss", *ContextLosses._fields[1:]), batch.losses.tolist()
+    means = {name: total / count for name, total, count in zip(names, sums, counts, strict=True) if count}
     return {
         **means,
         "contrastive_weight": state.contrastive_weight,
@@ -381,23 +403,24 @@ def prefill_tokens(
     return tokens.to(teacher.device, non_blocking=True)
 
 
-def branch_micro_batches(
-    samples: Sequence[WindowSample], branches_at_once: int, horizon: int
-) -> Iterator[list[tuple[int, int, int]]]:
-    """Branches of windows in micro-batches of similar length: (row of the window, start, gists) of each branch."""
-    branches = [
-        (row, int(start), int(gists))
-        for row, sample in enumerate(samples)
-        for start, gists in zip(sample.starts, sample.n_spans, strict=True)
-    ]
-    together: list[tuple[int, int, int]] = []
-    for branch in sorted(branches, key=lambda branch: branch[2]):
+def context_micro_batches(
+    samples: Sequence[WindowSample], vectors_at_once: int, layout: SpanLayout
+) -> Iterator[list[tuple[int, ContextSample]]]:
+    """Contexts of windows in micro-batches of one kind and of similar length: (row of the window, context) of each."""
+
+    def length(context: ContextSample) -> int:
+        return context.vectors(layout.tokens_per_gist)
+
+    contexts = [(row, context) for row, sample in enumerate(samples) for context in sample.contexts(layout)]
+    together: list[tuple[int, ContextSample]] = []
+    for row, context in sorted(contexts, key=lambda entry: (entry[1].repeats, length(entry[1]))):
         if together:
-            longest, shortest = (gists + horizon - 1 for _, _, gists in (branch, together[0]))
-            if len(together) == branches_at_once or longest > LONGEST_TO_SHORTEST * shortest:
+            (_, first), longest = together[0], length(context)
+            fits = (len(together) + 1) * longest <= vectors_at_once
+            if not fits or context.repeats != first.repeats or longest > LONGEST_TO_SHORTEST * length(first):
                 yield together
                 together = []
-        together.append(branch)
+        together.append((row, context))
     yield together
 
 
