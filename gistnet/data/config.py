@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from gistnet.settings import LocalPath, Name, Section, Seed
 
@@ -180,4 +180,23 @@ class InterleavedConfig(Section):
     def _raw_pieces_have_a_range(self) -> Self:
         if self.raw_tokens[0] > self.raw_tokens[1]:
             raise ValueError(f"raw_tokens are {list(self.raw_tokens)}, expected the shorter first")
+        return self
+
+
+class RowsConfig(Section):
+    """Rows of gists, and raw tails behind them, beside which they are judged."""
+
+    documents: int = Field(default=0, ge=0)
+    """Held-out documents of each domain, a passage of each, two at least; 0 judges no rows."""
+    lengths: tuple[PositiveInt, ...] = Field(default=(1, 8, 30), min_length=1)
+    """Gists in a row."""
+    tails: tuple[NonNegativeInt, ...] = Field(default=(0, 64, 256), min_length=1)
+    """Raw tokens between a row and the scored ones."""
+    scored_tokens: PositiveInt = 128
+    """Tokens of each passage that are predicted, the same for all rows and tails."""
+
+    @model_validator(mode="after")
+    def _can_be_compared(self) -> Self:
+        if self.documents == 1:
+            raise ValueError("documents is 1, expected 0, or two at least: another one's gists are a baseline")
         return self

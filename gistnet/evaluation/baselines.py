@@ -46,6 +46,19 @@ def mean(teacher: Teacher, segments: SegmentBatch, prefill: PrefillOutput, posit
     return gist_replacements(segments, teacher.embed(_spans(segments)).mean(dim=2), positions)
 
 
+def recent_tokens(
+    teacher: Teacher, segments: SegmentBatch, prefill: PrefillOutput, positions: Positions
+) -> Replacements:
+    """Keep the last k tokens of a segment of k spans, at their own indices, or packed under `compact`."""
+    first = segments.counts * (segments.span_tokens - 1)
+    indices = segments.starts[:, None] + first[:, None] + torch.arange(segments.longest, device=teacher.device)
+    indices = indices.clamp(max=segments.tokens.shape[1] - 1)  # only what pads a shorter segment lies beyond
+    vectors = teacher.embed(segments.tokens[segments.windows[:, None], indices])
+    if positions == "compact":
+        return gist_replacements(segments, vectors, positions)
+    return Replacements(vectors, indices, segments.starts + segments.replaced_tokens, segments.counts)
+
+
 TOKENS: dict[str, Baseline] = {"last_token": last_token, "surprisal_token": surprisal_token}
 """Baselines that keep a token, which stands at its own index under the policies `center` and `end` alike."""
 VECTORS: dict[str, Baseline] = {"mean": mean}

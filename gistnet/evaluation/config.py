@@ -4,6 +4,7 @@ from typing import Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
+from gistnet.data.config import RowsConfig
 from gistnet.positions import Positions
 from gistnet.settings import LocalPath, Name, Section, Seed
 
@@ -77,6 +78,8 @@ class EvaluationConfig(Section):
     """Held-out spans, taken from the domains in turn, to optimise a vector for, one by one. 0: none."""
     oracle_vectors: LocalPath | None = None
     """A file, safetensors, that keeps each of those as soon as it is found; those it holds are not looked for again."""
+    rows: RowsConfig = RowsConfig()
+    """Rows of gists that are judged beside raw tails."""
     contexts: ContextsConfig = ContextsConfig()
     """In which long contexts gists are judged as well."""
     seed: Seed = 0

@@ -33,8 +33,10 @@ from gistnet.evaluation.probes.reconstruction import reconstruction
 from gistnet.evaluation.probes.span_map import SpanMap
 from gistnet.evaluation.records import MetricRecord
 from gistnet.evaluation.resampling import MIXED, Population, populations
+from gistnet.evaluation.rows import HeldOutRows, row_records
 from gistnet.evaluation.substitution import Substitution, target_kinds
 from gistnet.files import is_special, require_writable, write_json
+from gistnet.model.encoder import SpanEncoder
 from gistnet.model.gistnet import GistNet
 from gistnet.model.teacher import Teacher
 from gistnet.model.tokenizer import TeacherTokenizer
@@ -99,6 +101,7 @@ def evaluate(teacher: Teacher, gistnet: GistNet, dataset: PreparedDataset, confi
         statistics = _geometry(teacher, level.gistnet, dataset, domains, config)
         records += geometry_records(statistics, positions=config.positions[0], level=level.gistnet.level)
     records += _probes(teacher, level_0, dataset, config)
+    records += _rows(teacher, level_0.gistnet, dataset, domains, config)
     records += context_records(teacher, gistnet, passages, config)
     records += _oracle(teacher, level_0, dataset, config)
 
@@ -222,6 +225,24 @@ def _probes(
     if config.reconstruction:
         logger.info("Training probes to read the tokens from gists, and from baselines.")
         yield from reconstruction(teacher, gistnet, dataset, **chance)
+
+
+def _rows(
+    teacher: Teacher, gistnet: GistNet, dataset: PreparedDataset, domains: Sequence[str], config: EvaluationConfig
+) -> Iterator[MetricRecord]:
+    """Records of rows of gists beside raw tails, where they are asked for."""
+    if not config.rows.documents:
+        return
+    held_out = HeldOutRows(
+        dataset,
+        domains,
+        config.rows,
+        tokens_per_gist=gistnet.tokens_per_gist,
+        sink_tokens=config.sink_tokens,
+    )
+    logger.info("Reading rows of gists beside raw tails, on %d passages.", len(held_out.passages))
+    losses = held_out.measure(SpanEncoder(teacher, gistnet), config.positions)
+    yield from row_records(losses, held_out, config, gistnet.level)
 
 
 def _oracle(

@@ -16,6 +16,10 @@ UNITS = {
     "recovered_kl": "share of drop",
     "recovered_delta_nll": "share of drop",
     "kl_below_last_token": "nats per token",
+    "row_kl": "nats per token",
+    "row_delta_nll": "nats per token",
+    "row_recovered_kl": "share of drop",
+    "row_recovered_delta_nll": "share of drop",
     "gist_diversity": "cosine distance",
     "adjacent_distance": "cosine distance",
     "contrastive_gap": "cosine distance",
@@ -48,6 +52,7 @@ UNITS = {
 BaselineName = Literal[
     "drop",
     "last_token",
+    "recent_tokens",
     "surprisal_token",
     "mean",
     "shuffled",

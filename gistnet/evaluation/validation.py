@@ -4,18 +4,22 @@ Spec, Validation Protocol.
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from gistnet.data.config import RowsConfig
 from gistnet.data.dataset import PreparedDataset
 from gistnet.data.sampling import SpanLayout, share_of, validation_windows
 from gistnet.errors import TrainingError
 from gistnet.evaluation import baselines, metrics, substitution
 from gistnet.evaluation.held_out import HeldOut, Measured
 from gistnet.evaluation.resampling import populations
+from gistnet.evaluation.rows import HeldOutRows, RowLosses, row_measures
+from gistnet.model.encoder import SpanEncoder
 from gistnet.model.gistnet import GistNet
 from gistnet.model.teacher import Teacher
 from gistnet.objective.branches import Positions
@@ -32,6 +36,15 @@ class MeasuredShare(NamedTuple):
     """Gists of the span after each segment, `[segments, dim]`; None where the horizon has no room for it."""
 
 
+class Share(NamedTuple):
+    """Measurements of one process."""
+
+    spans: MeasuredShare | None
+    """None where it has no windows."""
+    rows: RowLosses
+    """Losses after rows of gists; empty where none are judged."""
+
+
 class Validator:
     """Measures a GistNet on spans that never change; the baselines are measured once.
 
@@ -46,6 +59,7 @@ class Validator:
         cache_gigabytes: memory for passes over held-out windows, which are the same at every validation.
         rank, processes: say which windows are this process's.
         hidden_state_layer: of the GistNets that are to be measured.
+        rows: rows of gists that are judged as well.
 
     Raises:
         DataError: a domain has no held-out window long enough.
@@ -67,8 +81,9 @@ class Validator:
         rank: int = 0,
         processes: int = 1,
         hidden_state_layer: int | None = None,
+        rows: RowsConfig | None = None,
     ) -> None:
-        self._positions = positions
+        self._teacher, self._positions = teacher, positions
         weights = {domain: share for domain, share in sorted(probabilities.items()) if share > 0}
         samples = validation_windows(
             dataset,
@@ -91,24 +106,46 @@ class Validator:
             if share
             else None
         )
+        self._rows = (
+            HeldOutRows(
+                dataset,
+                list(weights),
+                rows,
+                tokens_per_gist=layout.tokens_per_gist,
+                sink_tokens=layout.sink_tokens,
+                rank=rank,
+                processes=processes,
+            )
+            if rows is not None and rows.documents
+            else None
+        )
+        self._weights = weights
+        self._policies: tuple[Positions, ...] = tuple(dict.fromkeys((positions, "compact")))
         of_baselines = {"drop": (baselines.drop, positions), "last_token": (baselines.last_token, positions)}
         self._baselines = {} if self._held_out is None else self._held_out.measure(of_baselines)
 
     @torch.no_grad()
-    def measure(self, gistnet: GistNet) -> MeasuredShare | None:
-        """Measure this process's windows; None where it has none."""
+    def measure(self, gistnet: GistNet) -> Share:
+        """Measure this process's windows and passages."""
+        return Share(
+            self._measure_spans(gistnet),
+            {} if self._rows is None else self._rows.measure(SpanEncoder(self._teacher, gistnet), self._policies),
+        )
+
+    def _measure_spans(self, gistnet: GistNet) -> MeasuredShare | None:
         if self._held_out is None:
             return None
         gists, next_gists = self._held_out.encode_with_next(gistnet)
         losses = self._held_out.measure({"gist": (gists, self._positions)}) | self._baselines
         return MeasuredShare(losses, gists.cpu(), None if next_gists is None else next_gists.cpu())
 
-    def metrics(self, shares: Sequence[MeasuredShare | None]) -> dict[str, float]:
+    def metrics(self, shares: Sequence[Share]) -> dict[str, float]:
         """Means over spans, weighted by domain: nats per token for `kl…` and `delta_nll…`, shares for `recovered…`.
 
         `kl/code` is one domain's. Names end in `_1_8` and `_9_32` where they are of some offsets, and
         in `_drop` and `_last_token` where they are a baseline's. Distances between gists, and the spread of their
-        cosine similarities, are taken over the spans of all domains.
+        cosine similarities, are taken over the spans of all domains. `row_recovered_kl/end/30+64` is of rows of 30
+        gists with a tail of 64 tokens at the positions `end`, `row_kl` the mean of all rows.
 
         Args:
             shares: what all processes measured, by rank.
@@ -116,7 +153,7 @@ class Validator:
         Raises:
             TrainingError: a loss is not finite; names the documents.
         """
-        losses, gists, next_gists = _whole([share for share in shares if share is not None])
+        losses, gists, next_gists = _whole([share.spans for share in shares if share.spans is not None])
         self._require_finite(losses["gist"])
         endings = {name: "" if name == "gist" else f"_{name}" for name in losses}
         horizon = losses["gist"].kl.shape[1]
@@ -135,7 +172,29 @@ class Validator:
                 for name, measured in losses.items():
                     result[f"kl/{domain.name}{endings[name]}"] = domain.mean(measured.kl)
                     result[f"delta_nll/{domain.name}{endings[name]}"] = domain.mean(measured.delta_nll)
-        return result | _geometry(gists, next_gists)
+        return result | _geometry(gists, next_gists) | self._row_metrics([share.rows for share in shares])
+
+    def _row_metrics(self, shares: Sequence[RowLosses]) -> dict[str, float]:
+        """KL after rows and the share recovered, of all of them, of each row, and of each kind of text."""
+        if self._rows is None:
+            return {}
+        losses = self._rows.whole(shares)
+        broken = [row for row, of_row in losses.items() if not all(np.isfinite(m.kl).all() for m in of_row.values())]
+        if broken:
+            raise TrainingError(f"The validation loss after rows of gists is not finite (row {broken[0]})")
+        domains, mixed = self._rows.populations(self._weights)
+        result, kls, drops = {}, [], []
+        for policy, (row, of_row) in product(self._policies, losses.items()):
+            measures = row_measures(of_row, policy)
+            values = {name: mixed.values(measure) for name, measure in measures.items()}
+            kls.append(values["row_kl"]["gist"])
+            drops.append(values["row_kl"]["drop"])
+            for name in ("row_recovered_kl", "row_recovered_delta_nll"):
+                result[f"{name}/{policy}/{row}"] = values[name]["gist"]
+                result[f"{name}/{policy}/{row}_shuffled"] = values[name]["shuffled"]
+                for domain in domains if len(domains) > 1 else ():
+                    result[f"{name}/{policy}/{row}/{domain.name}"] = domain.values(measures[name])["gist"]
+        return {"row_kl": float(np.mean(kls)), "row_recovered_kl": 1 - sum(kls) / sum(drops)} | result
 
     def _require_finite(self, measured: Measured) -> None:
         broken = ~np.isfinite(measured.kl + measured.delta_nll)

@@ -7,7 +7,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from gistnet.data.config import InterleavedConfig, SegmentLengths
+from gistnet.data.config import InterleavedConfig, RowsConfig, SegmentLengths
 from gistnet.objective.config import ObjectiveConfig
 from gistnet.settings import Name, Section, Target
 
@@ -48,8 +48,9 @@ class OptimiserConfig(Section):
 class StopConfig(Section):
     """Conditions that end a stage before its step limit."""
 
-    watch: Literal["delta_nll", "kl"] = "delta_nll"
-    """Validated loss that decides, over the whole horizon; it also says which checkpoint is the best."""
+    watch: Literal["delta_nll", "kl", "row_kl"] = "delta_nll"
+    """Validated loss that decides, over the whole horizon, or the mean of all rows; it also says which checkpoint is
+    the best."""
     average_checks: int = Field(default=10, ge=1)
     """Validations that the moving average looks back on: α = 2 / (average_checks + 1)."""
     min_improvement: float | None = Field(default=0.05, gt=0, lt=1)
@@ -72,6 +73,8 @@ class ValidationConfig(Section):
     spans_per_segment: int = Field(default=1, ge=1)
     """k, how many consecutive spans a segment replaces. The best network of a stage is chosen on such segments: one
     that trains on long runs of gists may get worse on single ones, and is then taken back if it is judged by them."""
+    rows: RowsConfig = RowsConfig()
+    """Rows of gists that are judged as well, beside raw tails."""
 
 
 class TrainConfig(Section):
@@ -120,6 +123,8 @@ TargetName = Literal[
     "kl",
     "delta_nll",
     "recovered_kl",
+    "row_kl",
+    "row_recovered_kl",
     "substitutability_rate",
     "gist_diversity",
     "adjacent_distance",
@@ -138,3 +143,9 @@ class Stage(Section):
     objective: ObjectiveConfig
     targets: dict[TargetName, Target] = Field(default={})
     """Bounds that its best validation should reach; only reported."""
+
+    @model_validator(mode="after")
+    def _measures_what_it_watches(self) -> Self:
+        if self.train.stop.watch == "row_kl" and not self.train.validation.rows.documents:
+            raise ValueError("stop.watch is row_kl without rows in validation, expected validation.rows.documents")
+        return self

@@ -5,6 +5,7 @@
 const LOOKS = {
   drop: { label: "drop", dash: "2 3", symbol: "square", width: 1.7 },
   last_token: { label: "last token", dash: "6 3", symbol: "diamond", width: 1.7 },
+  recent_tokens: { label: "recent tokens", colour: "equal-4", dash: "5 2 1 2", symbol: "diamond", width: 1.7 },
   surprisal_token: { label: "surprisal token", dash: "9 3 2 3", symbol: "triangle-up", width: 1.4 },
   mean: { label: "mean", dash: "1 3", symbol: "cross", width: 1.4 },
   shuffled: { label: "shuffled", dash: "4 2", symbol: "x", width: 1.4 },
