@@ -227,6 +227,13 @@ def results_tables(records: Sequence[MetricRecord]) -> str:
             f"{domain}, H = {horizon}, positions {positions}, level {level}{several}: {members[0].n_spans} spans of "
             f"{members[0].n_documents} documents\n\n{markdown(*results_rows(members), bold='gist')}"
         )
+    of_rows = [r for r in records if r.name.startswith("row_recovered")]
+    for domain, positions in dict.fromkeys((r.domain, r.positions) for r in of_rows):
+        members = [r for r in of_rows if (r.domain, r.positions) == (domain, positions)]
+        tables.append(
+            f"{domain}, gists in a row + raw tokens behind them, positions {positions}: {members[0].n_documents} "
+            f"documents\n\n{markdown(*results_rows(members, 'row'), bold='gist')}"
+        )
     return "\n\n".join(tables)
 
 

@@ -10,6 +10,8 @@ from gistnet.data.dataset import SplitStatistics
 from gistnet.evaluation.records import BaselineName, MetricRecord
 from gistnet.terminal import at_full_width
 
+Second = Literal["offsets", "kind", "row"]
+"""What the second column of a table tells records of one name apart by."""
 FREE: tuple[BaselineName, ...] = ("drop", "last_token")
 """Baselines that need neither a GistNet nor a pass of the teacher."""
 # Too many for a terminal: a line for each offset.
@@ -26,7 +28,8 @@ def results_tables(records: Sequence[MetricRecord]) -> Iterator[Table]:
     if not records:
         return
     first_policy = records[0].positions
-    whole = [r for r in records if r.horizon is not None and r.is_whole and r.name not in _IN_FULL]
+    of_rows = [r for r in records if r.name.startswith("row_")]
+    whole = [r for r in records if r.horizon is not None and r.is_whole and r.name not in _IN_FULL and r not in of_rows]
     for (domain, positions, horizon, level, spans), shown in grouped(whole):
         segments = f"segments of {spans} span{'s' if spans > 1 else ''}"
         title = f"{domain} · H = {horizon} · positions {positions} · level {level} · {segments}"
@@ -34,6 +37,9 @@ def results_tables(records: Sequence[MetricRecord]) -> Iterator[Table]:
     by_kind = [r for r in records if r.name in _BY_KIND and r.positions == first_policy]
     for (domain, positions, horizon, _, _), shown in grouped(by_kind):
         yield _table(f"{domain} · by kind of token · H = {horizon} · positions {positions}", shown, second="kind")
+    for domain, positions in dict.fromkeys((r.domain, r.positions) for r in of_rows):
+        shown = [r for r in of_rows if (r.domain, r.positions) == (domain, positions)]
+        yield _table(f"{domain} · gists in a row + raw tail · positions {positions}", shown, second="row")
     alone = [r for r in records if r.horizon is None and r.is_whole]
     for (domain, *_), shown in grouped(alone):
         yield _table(f"{domain} · gists by themselves", shown, second=None)
@@ -45,7 +51,7 @@ def grouped(records: Sequence[MetricRecord]) -> Iterator[tuple[tuple[Any, ...], 
         yield key, list(members)
 
 
-def _table(title: str, records: Sequence[MetricRecord], second: Literal["offsets", "kind"] | None = "offsets") -> Table:
+def _table(title: str, records: Sequence[MetricRecord], second: Second | None = "offsets") -> Table:
     spans = max(record.n_spans for record in records)
     documents = max(record.n_documents for record in records)
     table = Table(title=f"{title} · {spans} spans of {documents} documents", title_justify="left")
@@ -58,7 +64,7 @@ def _table(title: str, records: Sequence[MetricRecord], second: Literal["offsets
 
 
 def results_rows(
-    records: Sequence[MetricRecord], second: Literal["offsets", "kind"] | None = "offsets"
+    records: Sequence[MetricRecord], second: Second | None = "offsets"
 ) -> tuple[list[str], list[list[str]]]:
     """Header and cells of a table of records: gist, interval, the baselines that any of them has, target.
 
@@ -70,7 +76,9 @@ def results_rows(
     header = ["metric", *([second] if second else []), "gist", "95 % interval", *names, "target"]
     rows = []
     for record in records:
-        cells = {"offsets": offsets_text(record), "kind": record.kind}
+        tail = record.offsets[0] - 1 if record.offsets else 0
+        row = f"{record.spans_per_segment} + {tail}"
+        cells = {"offsets": offsets_text(record), "kind": record.kind, "row": row}
         beside = (f"{record.baselines[name]:.3f}" if name in record.baselines else "" for name in shown)
         own = [record.name, *([cells[second]] if second else []), f"{record.value:.3f}", interval_text(record)]
         rows.append([*own, *beside, target_text(record)])

@@ -2,7 +2,7 @@
 /* The evaluation of one run: every figure beside its baselines, under one selection. */
 
 const BASELINES = Object.keys(LOOKS);
-const APART = ["delta_nll_by_offset", "delta_nll_by_kind", "kl_by_kind", "oracle_kl", "oracle_recovered_kl", "share_of_oracle"]; // have results of their own
+const APART = ["delta_nll_by_offset", "delta_nll_by_kind", "kl_by_kind", "oracle_kl", "oracle_recovered_kl", "share_of_oracle", "row_kl", "row_delta_nll", "row_recovered_kl", "row_recovered_delta_nll"]; // have results of their own
 
 function resultsSection(run) {
   const node = section("results", "Results", "Every figure beside what could be had for nothing, on the same held-out spans; intervals are 95 %, bootstrapped over documents.");
@@ -25,6 +25,7 @@ function shownResults(run, selection) {
     el("div", { class: "grid" }, byOffset(results, selection) ?? missing("ΔNLL by offset is not in results.json.", `gistnet evaluate ${run.path}`),
       run.map ? distribution(run.map, selection) : missing("The distribution over spans comes with the span map.", `gistnet evaluate ${run.path}`)),
     el("div", { class: "grid" }, ...byKind(results, selection, run.path)),
+    rows(results, selection),
     el("div", { class: "grid" }, geometry(results, selection, run.path), entropy(results, selection, run.path), minimalPairs(results, selection, run.path),
       oracle(results, selection, run.path), reconstruction(results, selection, run.path)),
   ];
@@ -94,6 +95,18 @@ function byKind(results, selection, path) {
   };
   const found = [figure("delta_nll_by_kind", "ΔNLL by kind of token"), figure("kl_by_kind", "KL by kind of token")].filter(Boolean);
   return found.length ? found : [missing("What is lost by kind of token is not measured.", `gistnet evaluate ${path}`)];
+}
+
+/** What rows of gists recover in front of raw tails; nothing where it was not asked for. */
+function rows(results, selection) {
+  const figures = [["row_recovered_kl", "KL"], ["row_recovered_delta_nll", "ΔNLL"]].map(([name, loss]) => {
+    const records = pick(results, name, selection, ["domain", "positions", "level"]);
+    return records.length && dotPlot({
+      title: `Rows of gists beside a raw tail, ${loss}`, unit: "share of what dropping the row costs", note: measuredOn({ ...records[0], horizon: null, spans_per_segment: 1 }),
+      rows: records.map((record) => recordRow(record, `${record.spans_per_segment} gists, tail of ${record.offsets[0] - 1}`)),
+    });
+  }).filter(Boolean);
+  return figures.length ? el("div", { class: "grid" }, ...figures) : null;
 }
 
 /** Distances between gists, in every kind of text. */
