@@ -158,7 +158,7 @@ class GistNet(nn.Module):
         nn.init.zeros_(self.w_out.weight)
         self.gain = nn.Parameter(torch.tensor(1.0))
         self.register_buffer("embedding_norm", teacher.embedding_norm(), persistent=False)
-        cues = torch.randn(config.cue_vectors * self.dim) * (self.embedding_norm.cpu() / self.dim**0.5)
+        cues = torch.randn(config.cue_vectors * self.dim).to(teacher.device) * (self.embedding_norm / self.dim**0.5)
         # One dimension, as for the slots: no matrix that an optimiser would make orthogonal.
         self.cues = nn.Parameter(cues) if config.cue_vectors else None
 

@@ -89,7 +89,7 @@ def run_halving(compute: Callable[[MicroBatch], Tensor], sizes: MicroBatch) -> t
     """`compute(sizes)`, done again with half the sizes while the device runs out of memory; with the sizes that fit.
 
     Raises:
-        TrainingError: memory runs out with one window and one branch.
+        TrainingError: memory runs out with one window and one vector.
     """
     while True:
         try:

@@ -39,6 +39,7 @@ def test_slots_positions_and_targets_by_hand():
     assert packed.positions.tolist() == [[6, 10, 11, 12, 16, 17], [9, 10, 11, 12, 13, 14]]
     assert packed.gist_starts.tolist() == [3, 7, 13, 6]
     assert packed.gist_windows.tolist() == [0, 0, 0, 1]
+    assert [(sample.targets(4), sample.vectors(4)) for _, sample in rows] == [(4, 6), (2, 2)]
     centred = pack_contexts(torch.zeros(2, 20, dtype=torch.long), rows, span_tokens=4, positions="center")
     assert centred.positions[0].tolist() == [5, 9, 11, 12, 15, 17]
     compact = [(row, dataclasses.replace(sample, compact=True)) for row, sample in rows]
@@ -53,6 +54,7 @@ def test_what_repeats_is_gists_cues_and_the_segment_itself():
     assert packed.slots.tolist() == [[-1, -2, -4, -5, 5, 6, 7, 8, 9], [-3, -4, -5, 4, 5, 0, 0, 0, 0]]
     assert packed.targets.tolist() == [[-1, -1, -1, 5, 6, 7, 8, 9, 10], [-1, -1, 4, 5, 6, -1, -1, -1, -1]]
     assert packed.positions[0].tolist() == list(range(2, 11))
+    assert [(sample.targets(3), sample.vectors(3)) for _, sample in rows] == [(6, 9 - 2), (3, 5 - 2)]
 
 
 def plain_hidden(teacher, packed: ContextBatch, vectors: torch.Tensor) -> torch.Tensor:

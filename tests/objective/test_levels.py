@@ -8,9 +8,10 @@ from gistnet.model.gistnet import GistNet
 from gistnet.model.teacher import Teacher
 from gistnet.objective.branches import SegmentBatch, gist_replacements
 from gistnet.objective.config import ObjectiveConfig
-from gistnet.objective.losses import branch_losses, encode_segments, token_losses
+from gistnet.objective.losses import context_losses, encode_segments, token_losses
 from gistnet.objective.reference import reference_original_hidden, reference_replaced_hidden
 from tests.gistnets import SPAN, woken_gistnet
+from tests.segments import contexts_of
 from tests.teachers import FAMILIES, tiny_teacher
 
 HORIZON = 6
@@ -59,10 +60,8 @@ def test_spans_that_overlap_share_the_gists_below(monkeypatch):
 def test_losses_equal_whole_forwards_in_values_and_gradients(family):
     teacher = tiny_teacher(family)
     gistnet, segments = woken_gistnet(teacher, levels=2), make_segments(torch.tensor([1, 1, 2]))
-    config = ObjectiveConfig(horizon_tokens=HORIZON, positions="center")
-    result = branch_losses(
-        SpanEncoder(teacher, gistnet), teacher.prefill(segments.tokens), segments, config, train_below=True
-    )
+    contexts, read = contexts_of(segments, "center"), teacher.prefill(segments.tokens)
+    result = context_losses(SpanEncoder(teacher, gistnet), read, contexts, ObjectiveConfig(), train_below=True)
     result.total.sum().backward()
     ours = {name: p.grad.clone() for name, p in gistnet.named_parameters()}
     gistnet.zero_grad()
@@ -85,9 +84,9 @@ def test_losses_equal_whole_forwards_in_values_and_gradients(family):
 def test_gradient_reaches_the_level_below_only_where_asked_for(train_below):
     teacher = tiny_teacher("llama")
     gistnet, segments = woken_gistnet(teacher, levels=2), make_segments()
-    config = ObjectiveConfig(horizon_tokens=HORIZON, positions="center")
-    read = teacher.prefill(segments.tokens)
-    branch_losses(SpanEncoder(teacher, gistnet), read, segments, config, train_below=train_below).total.sum().backward()
+    contexts, read = contexts_of(segments), teacher.prefill(segments.tokens)
+    encoder = SpanEncoder(teacher, gistnet)
+    context_losses(encoder, read, contexts, ObjectiveConfig(), train_below=train_below).total.sum().backward()
     reached = {name.startswith("below.") for name, p in gistnet.named_parameters() if p.grad is not None}
     assert reached == ({False, True} if train_below else {False})
     assert all(p.grad is None for p in teacher.model.parameters())

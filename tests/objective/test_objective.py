@@ -3,9 +3,11 @@
 import dataclasses
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 
+from gistnet.data.sampling import ContextSample
 from gistnet.errors import ConfigError
 from gistnet.model.config import GistNetConfig
 from gistnet.model.encoder import SpanEncoder
@@ -14,12 +16,14 @@ from gistnet.model.layers import Dropout
 from gistnet.model.teacher import Teacher
 from gistnet.objective.branches import SegmentBatch, gist_replacements
 from gistnet.objective.config import ObjectiveConfig
-from gistnet.objective.losses import BranchLosses, branch_losses, contrastive_loss, token_losses
+from gistnet.objective.contexts import pack_contexts
+from gistnet.objective.losses import ContextLosses, context_losses, contrastive_loss, token_losses
 from gistnet.objective.reference import (
     _plain_forward,
     reference_original_hidden,
     reference_replaced_hidden,
 )
+from tests.segments import contexts_of
 from tests.teachers import tiny_teacher
 
 SPAN, HORIZON = 8, 10
@@ -31,26 +35,38 @@ def teacher() -> Teacher:
     return tiny_teacher("llama")
 
 
-@pytest.fixture
-def gistnet(teacher) -> GistNet:
+CONFIG = GistNetConfig(architecture="bottleneck", span_tokens=SPAN, width=16, heads=2)
+
+
+def woken(teacher: Teacher, cue_vectors: int = 0) -> GistNet:
     """Untrained but for W_out, so that everything inside matters and has a gradient."""
-    network = GistNet.build(GistNetConfig(architecture="bottleneck", span_tokens=SPAN, width=16, heads=2), teacher)
+    network = GistNet.build(CONFIG.model_copy(update={"cue_vectors": cue_vectors}), teacher)
     torch.manual_seed(4)
     torch.nn.init.normal_(network.w_out.weight, std=0.3)
     return network
 
 
-def make_segments(gists: int | torch.Tensor = 1) -> SegmentBatch:
+@pytest.fixture
+def gistnet(teacher) -> GistNet:
+    return woken(teacher)
+
+
+def make_segments(gists: int | torch.Tensor = 1, horizon: int = HORIZON) -> SegmentBatch:
     tokens = torch.randint(3, 97, (2, 60), generator=torch.Generator().manual_seed(0))
     windows, starts = torch.tensor([0, 1, 0, 1]), torch.tensor([5, 18, 22, 1])
-    return SegmentBatch(tokens, windows, starts, span_tokens=SPAN, n_spans=gists, horizon=HORIZON)
+    return SegmentBatch(tokens, windows, starts, span_tokens=SPAN, n_spans=gists, horizon=horizon)
 
 
-def losses_of(teacher, gistnet, segments, dropout_rate=0.0, dropout_keys=None, **settings) -> BranchLosses:
-    config = ObjectiveConfig(**({"horizon_tokens": HORIZON, "positions": "center"} | settings))
-    read = teacher.prefill(segments.tokens)
-    return branch_losses(
-        SpanEncoder(teacher, gistnet), read, segments, config, dropout_rate=dropout_rate, dropout_keys=dropout_keys
+def losses_of(
+    teacher, gistnet, segments, dropout_rate=0.0, dropout_keys=None, positions="center", **settings
+) -> ContextLosses:
+    return context_losses(
+        SpanEncoder(teacher, gistnet),
+        teacher.prefill(segments.tokens),
+        contexts_of(segments, positions),
+        ObjectiveConfig(**settings),
+        dropout_rate=dropout_rate,
+        dropout_keys=dropout_keys,
     )
 
 
@@ -106,16 +122,21 @@ def test_the_gradient_of_mixed_is_the_weighted_sum_of_both(teacher, gistnet):
     assert (kl - delta).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("horizon", [SPAN, SPAN - 1])
 @pytest.mark.parametrize("gists", [1, MIXED], ids=["one gist", "mixed runs"])
-def test_the_contrastive_term_is_the_hinge_of_each_gist_and_the_next(teacher, gistnet, gists):
-    """Gists of the spans at s, s + K, … are encoded one by one; a margin of 2 keeps every hinge open."""
-    segments = make_segments(gists)
+def test_the_contrastive_term_is_the_hinge_of_each_gist_and_the_next(teacher, gistnet, gists, horizon):
+    """Gists of the spans at s, s + K, … are encoded one by one; a margin of 2 keeps every hinge open.
+
+    The span behind the last gist is not all in the context where the horizon is shorter: then it has no hinge.
+    """
+    segments = make_segments(gists, horizon)
     result = losses_of(teacher, gistnet, segments, contrastive_weight=0.05, contrastive_margin=2.0)
     rows = []
     for window, start, count in zip(segments.windows, segments.starts, segments.counts, strict=True):
-        firsts = [int(start) + index * SPAN for index in range(count + 1)]
+        firsts = [int(start) + index * SPAN for index in range(count + (horizon >= SPAN))]
         run = [SpanEncoder(teacher, gistnet).encode(segments.tokens[window, None, at : at + SPAN])[0] for at in firsts]
-        rows.append(torch.stack([contrastive_loss(first, second, 2.0)[0] for first, second in pairwise(run)]).mean())
+        hinges = [contrastive_loss(first, second, 2.0)[0] for first, second in pairwise(run)]
+        rows.append(torch.stack(hinges).mean() if hinges else torch.tensor(0.0))
     expected = torch.stack(rows)
     torch.testing.assert_close(result.contrastive, expected.to(result.contrastive.dtype), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(result.total.detach(), result.kl + 0.05 * result.contrastive)
@@ -128,7 +149,7 @@ def test_the_contrastive_gradient_flows_into_the_gist_and_its_neighbour(teacher)
     """
 
     class FreeGists(torch.nn.Module):
-        config = GistNetConfig(architecture="bottleneck", span_tokens=SPAN, width=16, heads=2)
+        config = CONFIG
         below, tokens_per_gist, reads_context = None, SPAN, False
 
         def __init__(self) -> None:
@@ -164,39 +185,37 @@ def test_terms_without_weight_are_not_computed(teacher, gistnet):
     torch.testing.assert_close(with_neighbours.kl, plain.kl)
 
 
-def test_a_contrastive_term_without_room_for_the_neighbour_is_refused(teacher, gistnet):
-    short = dataclasses.replace(make_segments(), horizon=SPAN - 1)
-    with pytest.raises(ConfigError, match="horizon of 7 tokens; expected at least the 8 of a span"):
-        losses_of(teacher, gistnet, short, contrastive_weight=0.1)
-    assert losses_of(teacher, gistnet, short).total.shape == (4,)
-
-
-@pytest.mark.parametrize("gists", [1, MIXED], ids=["one gist", "mixed runs"])
-@pytest.mark.parametrize("positions", ["center", "end", "compact"])
-def test_reconstruction_is_the_cross_entropy_of_the_span_after_its_own_gists(teacher, gistnet, gists, positions):
-    """One whole forward per branch over [prefix, gists, span], the span where the horizon would have been."""
-    segments = make_segments(gists)
-    result = losses_of(teacher, gistnet, segments, reconstruction_weight=0.5, positions=positions)
-    vectors = SpanEncoder(teacher, gistnet).encode(segments.replaced).double()
-    rows = []
+@pytest.mark.parametrize("cues", [0, 3])
+def test_reconstruction_is_the_cross_entropy_of_a_segment_behind_first_tokens_gists_and_cues(teacher, cues):
+    """One whole forward per context, numbered without gaps; contexts of four lengths and two prefixes in one pass."""
+    network, segments = woken(teacher, cues), make_segments(MIXED)
+    gists = SpanEncoder(teacher, network).encode(segments.replaced).double()
+    samples, rows = [], []
     columns = (segments.windows.tolist(), segments.starts.tolist(), segments.counts.tolist())
     for branch, (window, start, k) in enumerate(zip(*columns, strict=True)):
-        replaced = segments.tokens[window, start : start + k * SPAN]
-        gist_offset = {"center": SPAN // 2, "end": SPAN - 1, "compact": 0}[positions]
-        step, after = (1, k) if positions == "compact" else (SPAN, k * SPAN)
-        at = [*range(start), *(start + gist_offset + step * n for n in range(k))]
-        at += [start + after + n for n in range(len(replaced))]
-        prefix = teacher.embed(segments.tokens[window, :start])
-        context = torch.cat([prefix, vectors[branch, :k], teacher.embed(replaced)])
-        hidden = _plain_forward(teacher, context, torch.tensor(at))
-        predicting = teacher.logits(hidden[start + k - 1 : -1])
-        rows.append(torch.nn.functional.cross_entropy(predicting, replaced))
+        prefix, end = min(start, 4), start + k * SPAN
+        samples.append((window, ContextSample(prefix, np.array([start]), np.array([k]), end, repeats=True)))
+        tokens = segments.tokens[window]
+        vectors = [
+            teacher.embed(tokens[:prefix]),
+            gists[branch, :k],
+            network.cue_vectors,
+            teacher.embed(tokens[start:end]),
+        ]
+        context = torch.cat(vectors)
+        hidden = _plain_forward(teacher, context, torch.arange(len(context)))
+        predicting = teacher.logits(hidden[prefix + k + cues - 1 : -1])
+        rows.append(torch.nn.functional.cross_entropy(predicting, tokens[start:end]))
+    packed = pack_contexts(segments.tokens, samples, span_tokens=SPAN, positions="end", cue_vectors=cues)
+    prefill, config = teacher.prefill(segments.tokens), ObjectiveConfig(reconstruction_weight=0.5)
+    result = context_losses(SpanEncoder(teacher, network), prefill, packed, config)
     torch.testing.assert_close(result.reconstruction, torch.stack(rows).detach(), rtol=1e-8, atol=1e-9)
-    torch.testing.assert_close(result.total.detach(), result.kl + 0.5 * result.reconstruction)
-    ours = gradient_of(gistnet, result.total.sum())
-    kl_alone = gradient_of(gistnet, losses_of(teacher, gistnet, segments, positions=positions).total.sum())
-    by_hand = gradient_of(gistnet, torch.stack(rows).sum())
-    torch.testing.assert_close(ours - kl_alone, 0.5 * by_hand, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(result.total.detach(), 0.5 * result.reconstruction)
+    assert result.kl.abs().max() == result.delta_nll.abs().max() == result.contrastive.abs().max() == 0
+    ours = gradient_of(network, result.total.sum())
+    cue_gradient = network.cues.grad.clone() if cues else torch.ones(1)
+    assert cue_gradient.abs().min() > 1e-6
+    torch.testing.assert_close(ours, 0.5 * gradient_of(network, torch.stack(rows).sum()), rtol=1e-3, atol=1e-5)
 
 
 def test_dropout_depends_on_the_keys_and_on_nothing_else(teacher, gistnet):
@@ -228,7 +247,7 @@ def test_every_span_of_a_run_has_masks_of_its_own_and_is_encoded_once(teacher, g
 def test_losses_and_gradients_do_not_depend_on_how_the_batch_is_split(teacher, gistnet, gists, parts):
     """Mixed runs alone, branch by branch, are uniform ones."""
     segments, keys = make_segments(gists), torch.tensor([11, 12])
-    settings = {"dropout_rate": 0.3, "contrastive_weight": 0.1, "contrastive_margin": 2.0, "reconstruction_weight": 0.5}
+    settings = {"dropout_rate": 0.3, "contrastive_weight": 0.1, "contrastive_margin": 2.0}
     result = losses_of(teacher, gistnet, segments, dropout_keys=keys, **settings)
     whole, gradient = torch.stack(list(result)).detach(), gradient_of(gistnet, result.total.sum())
     summed = torch.zeros_like(gradient)
@@ -250,7 +269,7 @@ def test_a_dropout_rate_without_keys_is_refused(teacher, gistnet):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_encode_is_gistnet_on_the_embeddings_of_each_span_in_float32(dtype):
     teacher = tiny_teacher("gemma3", dtype)
-    network = GistNet.build(GistNetConfig(architecture="bottleneck", span_tokens=SPAN, width=16, heads=2), teacher)
+    network = GistNet.build(CONFIG, teacher)
     torch.nn.init.normal_(network.w_out.weight, std=0.3)
     tokens = torch.randint(3, 97, (3, 2 * SPAN), generator=torch.Generator().manual_seed(1))
     gists = SpanEncoder(teacher, network).encode(tokens)
@@ -266,7 +285,7 @@ def test_encode_is_gistnet_on_the_embeddings_of_each_span_in_float32(dtype):
 
 def test_an_untrained_gistnet_scores_as_the_last_token_does(teacher):
     """W_out starts at zero, so the losses are those of the span's last embedding; its length is the norm reported."""
-    network = GistNet.build(GistNetConfig(architecture="bottleneck", span_tokens=SPAN, width=16, heads=2), teacher)
+    network = GistNet.build(CONFIG, teacher)
     segments = make_segments()
     result = losses_of(teacher, network, segments)
     last = teacher.embed(segments.replaced[:, -1:])

@@ -12,6 +12,13 @@ from gistnet.session import open_run
 from gistnet.training.checkpoint import latest_checkpoint
 from gistnet.training.run import Run
 
+OTHERS = (
+    "train.interleaved={per_window: 1, raw_tokens: [4, 20], segments: {lengths: {1: 0.5, 3: 0.5}}, compact: 0.5}",
+    "train.repeating_per_window=1",
+    "gistnet.cue_vectors=2",
+)
+"""An interleaved and a repeating context of each window, beside the single ones."""
+
 
 def run_of(config_file: Path, *settings: str) -> Run:
     return open_run(load_config(config_file, settings))

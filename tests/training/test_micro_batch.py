@@ -8,7 +8,7 @@ import torch
 from torch.profiler import profile
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from gistnet.data.sampling import SpanLayout, WindowSample
+from gistnet.data.sampling import SpanLayout, WindowSample, sample_batch
 from gistnet.errors import TrainingError
 from gistnet.model.config import GistNetConfig
 from gistnet.model.gistnet import GistNet
@@ -21,12 +21,12 @@ from gistnet.training.micro_batch import (
     choose_micro_batch,
     estimated_bytes,
     largest_micro_batch,
-    longest_branch,
+    longest_context,
 )
 from gistnet.training.recording import Recorder
 from gistnet.training.run import Run, StageRun, TrainState
 from gistnet.training.trainer import accumulate_gradient, fit, restore, train_step
-from tests.training.runs import assert_same
+from tests.training.runs import OTHERS, assert_same
 from tests.training.test_trainer import stop_after, woken_run
 
 VOCABULARY = 4000
@@ -46,37 +46,70 @@ def stage_of(segments_per_window: int, horizon: int = 32, **train: object) -> St
 @pytest.mark.parametrize(
     ("train", "processes", "device", "expected"),
     [
-        ({}, 1, "cpu", (7, 64)),  # 7 windows of 30 branches: a CPU takes 64 branches at most
-        ({}, 2, "cpu", (4, 64)),  # the larger share of 7 windows
-        ({}, 1, "cuda", (7, 210)),  # 32,768 vectors would be 1,024 branches of 32
-        ({"micro_batch_branches": 5}, 1, "cuda", (7, 5)),
-        ({"micro_batch_branches": 500}, 1, "cpu", (7, 210)),
+        ({}, 1, "cpu", (7, 2_048)),
+        ({}, 2, "cpu", (4, 2_048)),  # the larger share of 7 windows
+        ({}, 1, "cuda", (7, 32_768)),
+        ({"micro_batch_vectors": 5}, 1, "cuda", (7, 5)),
+        ({"micro_batch_vectors": 50_000}, 1, "cpu", (7, 50_000)),
     ],
 )
 def test_the_largest_micro_batch_is_what_was_asked_for_or_what_helps(train, processes, device, expected):
-    config = TrainConfig(windows_per_batch=7, segments_per_window=30, **train)
-    assert largest_micro_batch(config, processes=processes, vectors=32, device_type=device) == expected
+    config = TrainConfig(windows_per_batch=7, **train)
+    assert largest_micro_batch(config, processes=processes, device_type=device) == expected
 
 
 def test_sizes_are_halved_until_the_estimate_fits_or_nothing_is_left_to_halve(monkeypatch):
-    """Ten bytes always, four a window, two a branch: 8 and 64 take 170, 4 and 32 take 90, 2 and 16 take 50."""
+    """Ten bytes always, four a window, two a vector: 8 and 64 take 170, 4 and 32 take 90, 2 and 16 take 50."""
     teacher = small_llama(torch.float32)
     gistnet = GistNet.build(GistNetConfig(architecture="bottleneck", width=64), teacher)
     monkeypatch.setattr(
-        micro_batch, "estimated_bytes", lambda *given, **_: {"all": 10 + 4 * given[3].windows + 2 * given[3].branches}
+        micro_batch, "estimated_bytes", lambda *given, **_: {"all": 10 + 4 * given[3].windows + 2 * given[3].vectors}
     )
     options = {"window_tokens": 512, "processes": 1, "device_type": "cpu", "recompute": False}
-    stage = stage_of(8, windows_per_batch=8)
+    stage = stage_of(8, windows_per_batch=8, micro_batch_vectors=64)
     rooms = {170: ((8, 64), 170), 169: ((4, 32), 90), 50: ((2, 16), 50), 16: ((1, 1), 16), 3: ((1, 1), 16)}
     assert {room: choose_micro_batch(teacher, gistnet, stage, room_bytes=room, **options) for room in rooms} == rooms
 
 
-def test_the_longest_branch_holds_its_gists_and_all_but_the_last_token_of_the_horizon():
-    stage = stage_of(4, horizon=16, segments={"lengths": {1: 0.5, 8: 0.5}})
-    assert longest_branch(stage, 1024, 32) == 8 + 15
-    assert longest_branch(stage, 4 + 3 * 32 + 16, 32) == 3 + 15  # the window has room for three spans
-    repeating = stage.model_copy(update={"objective": stage.objective.model_copy(update={"reconstruction_weight": 1})})
-    assert longest_branch(repeating, 1024, 32) == 8 + 15 + 8 * 32
+def test_the_longest_context_holds_its_gists_and_all_but_the_last_predicted_token():
+    segments = {"lengths": {1: 0.5, 8: 0.5}}
+    assert longest_context(stage_of(4, horizon=16, segments=segments), 1024, 32) == (8 + 15, 8 / 23)
+    room_for_three = longest_context(stage_of(4, horizon=16, segments=segments), 4 + 3 * 32 + 16, 32)
+    assert room_for_three == (3 + 15, 3 / 18)
+    repeating = stage_of(4, horizon=16, segments=segments, repeating_per_window=1)
+    assert longest_context(repeating, 1024, 32, cue_vectors=2) == (8 + 2 + 8 * 32 - 1, 8 / 23)
+    # Longest with a single gist and all of the rest raw, fullest of gists with ten of them and four tokens.
+    interleaved = {"per_window": 1, "raw_tokens": (4, 9), "segments": {"lengths": {10: 1.0}}}
+    assert longest_context(stage_of(4, interleaved=interleaved), 1024, 32) == (1 + 1024 - 4 - 32 - 1, 10 / 13)
+
+
+def test_no_context_that_is_drawn_is_longer_or_fuller_of_gists_than_the_longest(config_file):
+    run = woken_run(config_file, *OTHERS, "train.segments.whole_prefix=0.3", "train.interleaved.segments.longest=5")
+    (stage,) = run.stages
+    longest = longest_context(
+        Stage(name="only", train=stage.train, objective=stage.objective), 96, 8, len(run.gistnet.cue_vectors)
+    )
+    samples = [
+        sample
+        for step in range(50)
+        for sample in sample_batch(
+            run.pool,
+            stage.layout,
+            stage.train.segments,
+            stage.train.probabilities,
+            stage.train.interleaved,
+            stage.train.repeating_per_window,
+            seed=0,
+            step=step,
+            items=range(4),
+        )
+    ]
+    contexts = [context for sample in samples for context in sample.contexts(stage.layout)]
+    assert len(contexts) == 200 * (3 + 1 + 1)
+    for context in contexts:
+        vectors = context.vectors(8)
+        assert vectors + context.repeats * len(run.gistnet.cue_vectors) <= longest.vectors
+        assert context.n_spans.sum() <= longest.gists_per_vector * vectors
 
 
 # The estimate beside what a step allocates ----------------------------------------------------------------------------
@@ -123,7 +156,7 @@ def most_allocated(compute: Callable[[], object]) -> int:
     ("windows", "tokens", "spans", "horizon", "architecture", "dtype", "recompute"),
     [
         (4, 1024, 2, 16, "bottleneck", torch.float32, False),  # windows are most of it
-        (1, 512, 16, 64, "bottleneck", torch.float32, False),  # branches are most of it
+        (1, 512, 16, 64, "bottleneck", torch.float32, False),  # contexts are most of it
         (1, 512, 16, 64, "bottleneck", torch.bfloat16, True),
         (2, 512, 8, 32, "teacher_lora", torch.float32, False),
         (2, 512, 8, 32, "teacher_lora", torch.bfloat16, True),
@@ -136,7 +169,7 @@ def test_the_estimate_is_near_what_a_step_allocates(windows, tokens, spans, hori
     gistnet = GistNet.build(GistNetConfig(architecture=architecture, width=64), teacher)
     for parameter in gistnet.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    stage, sizes = stage_of(spans, horizon, dropout=0.1), MicroBatch(windows, windows * spans)
+    stage, sizes = stage_of(spans, horizon, dropout=0.1), MicroBatch(windows, windows * spans * horizon)
     layout = SpanLayout(span_tokens=32, level=0, horizon_tokens=horizon, segments_per_window=spans)
     starts = np.linspace(4, tokens - 32 - horizon, spans).astype(np.int64)
     samples = [WindowSample(item, item, 0, starts, np.ones_like(starts)) for item in range(windows)]
@@ -147,7 +180,7 @@ def test_the_estimate_is_near_what_a_step_allocates(windows, tokens, spans, hori
             StageRun(stage.name, stage.train, stage.objective, stage.targets, gistnet, layout, sizes),
             stage.objective,
             samples,
-            branches_in_batch=sizes.branches,
+            targets_in_step=sizes.vectors,
             sizes=sizes,
             dropout_seed=(0, 0),
         )
@@ -162,12 +195,12 @@ def test_the_estimate_is_near_what_a_step_allocates(windows, tokens, spans, hori
 # Memory that runs out -------------------------------------------------------------------------------------------------
 
 
-def room_for(branches: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A device that has room for so many branches at a time, and finds that out when most of the work is done."""
+def room_for(vectors: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device that has room for so many vectors at a time, and finds that out when most of the work is done."""
 
     def accumulate(*arguments: object, sizes: MicroBatch, **others: object) -> torch.Tensor:
         sums = accumulate_gradient(*arguments, sizes=sizes, **others)
-        if sizes.branches > branches:
+        if sizes.vectors > vectors:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         return sums
 
@@ -181,17 +214,17 @@ def gradients(run: Run, state: TrainState) -> dict[str, torch.Tensor]:
 
 
 def test_where_memory_runs_out_the_step_is_done_again_with_half_the_sizes(config_file, monkeypatch, caplog):
-    """Two batches of six branches: six at once, then three, then one; the gradient is that of one branch at a time."""
+    """Seven times, from 2,048 vectors to 16, where contexts of 12 go one at a time."""
     expected = gradients(woken_run(config_file), TrainState(0.0, micro_batch=MicroBatch(1, 1)))
     caplog.set_level("INFO", "gistnet")
     run, state = woken_run(config_file), TrainState(0.0)
-    room_for(2, monkeypatch)
+    room_for(24, monkeypatch)
     found = gradients(run, state)
     assert_same(found, expected)
-    assert (state.micro_batch, state.step) == (MicroBatch(1, 1), 1)
-    assert len([message for message in caplog.messages if "ran out" in message]) == 2
+    assert (state.micro_batch, state.step) == (MicroBatch(1, 16), 1)
+    assert len([message for message in caplog.messages if "ran out" in message]) == 7
     gradients(run, state)
-    assert len([message for message in caplog.messages if "ran out" in message]) == 2
+    assert len([message for message in caplog.messages if "ran out" in message]) == 7
 
 
 def test_where_nothing_is_left_to_halve_the_run_stops_and_keeps_what_it_had(config_file, monkeypatch):
@@ -210,11 +243,11 @@ def test_where_nothing_is_left_to_halve_the_run_stops_and_keeps_what_it_had(conf
 
 def test_a_resumed_run_takes_the_sizes_that_it_had(config_file):
     """The rounding of a sum depends on them. Others are chosen for another number of processes, or where asked for."""
-    fit(woken_run(config_file, "train.micro_batch_branches=2", "train.steps=2"))
+    fit(woken_run(config_file, "train.micro_batch_vectors=30", "train.steps=2"))
     run = woken_run(config_file)
-    assert run.stages[0].micro_batch == (2, 6)
-    assert restore(run)[0].micro_batch == (2, 2)
-    assert restore(woken_run(config_file, "train.micro_batch_branches=5"))[0].micro_batch == (2, 5)
+    assert run.stages[0].micro_batch == (2, 2_048)
+    assert restore(run)[0].micro_batch == (2, 30)
+    assert restore(woken_run(config_file, "train.micro_batch_vectors=50"))[0].micro_batch == (2, 50)
     run.processes.count = 2
     assert restore(run)[0].micro_batch is None
 
@@ -222,11 +255,11 @@ def test_a_resumed_run_takes_the_sizes_that_it_had(config_file):
 def test_a_run_that_found_less_room_ends_with_the_same_bits_when_resumed_with_more(config_file, tmp_path, monkeypatch):
     """Memory ran out in the first step; resumed after the fourth, when there is plenty, the run goes on as it did."""
     with monkeypatch.context() as patched:
-        room_for(2, patched)
+        room_for(24, patched)
         whole = woken_run(config_file, f"run_folder={tmp_path / 'whole'}")
         fit(whole)
         stop_after(4, patched)
         assert fit(woken_run(config_file)).step == 4
     resumed = woken_run(config_file)
-    assert fit(resumed, resume=True).micro_batch == (1, 1)
+    assert fit(resumed, resume=True).micro_batch == (1, 16)
     assert_same(whole.gistnet.trainable_state(), resumed.gistnet.trainable_state())

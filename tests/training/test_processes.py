@@ -18,7 +18,7 @@ from gistnet.config import load_config
 from gistnet.metrics_log import read_metrics
 from gistnet.session import train
 from gistnet.training.checkpoint import latest_checkpoint
-from tests.training.runs import assert_same, newest_weights
+from tests.training.runs import OTHERS, assert_same, newest_weights
 
 PATIENCE = 500.0
 """Seconds until a launch counts as hanging: more than any takes on a machine with twenty other things to do, and less
@@ -29,12 +29,16 @@ pytestmark = pytest.mark.timeout(4 * PATIENCE)
 # The launcher kills what has not ended by itself so many seconds after the first process did, 30 by default, which on a
 # busy machine is before it has said what happened.
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(int(2 * PATIENCE))}
-UNEVEN = ("train.windows_per_batch=5", "train.segments.whole_prefix=0.5", "train.validation.documents=5")
-"""Windows of a batch, and held-out ones, that neither two nor three processes can share evenly."""
+UNEVEN = ("train.windows_per_batch=5", "train.segments.whole_prefix=0.5", "train.validation.documents=5", *OTHERS)
+"""Windows of a batch, with contexts of all kinds, and held-out ones that two or three processes share unevenly."""
 
 # The sum of a gradient is rounded otherwise for every way to share it out, by some 1e-7 of it; six steps of Adam, which
 # divides each entry by its own size, bring out more of that in small entries.
 ROUNDING = {"rtol": 1e-3, "atol": 1e-5}
+
+METRICS = (
+    "loss", "kl", "delta_nll", "reconstruction", "gradient_norm", "gist_norm", "spans_seen", "learning_rate",
+)  # fmt: skip
 
 IN_ORDER = "threads of gloo at the end: 0"
 """Said by a process of tests.training.one_of_many that nothing can abort any more, now that all else is done."""
@@ -79,7 +83,7 @@ def assert_as_one(run_folder: Path, alone: Path) -> None:
     assert validations[0][0] == validations[1][0]
     assert validations[0] == [pytest.approx(figures, rel=1e-3, abs=1e-5) for figures in validations[1]]
     for record, expected in zip(of_many, of_one, strict=True):
-        for name in ("loss", "kl", "delta_nll", "gradient_norm", "gist_norm", "spans_seen", "learning_rate"):
+        for name in METRICS:
             assert record.get(name, 0) == pytest.approx(expected.get(name, 0), rel=1e-3, abs=1e-5), name
 
 
@@ -154,7 +158,7 @@ def test_what_goes_wrong_in_one_process_stops_all_and_the_state_before_it_is_kep
     assert ended.returncode != 0
     # Of both processes, unless the launcher has ended one of them when the other had said it.
     (sentence,) = {line for line in ended.stderr.splitlines() if line.startswith("gistnet: ")}
-    assert "Memory ran out with a micro-batch of 1 window and 1 branch" in sentence
+    assert "Memory ran out with a micro-batch of 1 window and 1 vector" in sentence
     assert sentence.endswith(f"; the last good checkpoint is {tmp_path / 'run' / 'checkpoints' / 'step-00000002'}.")
     assert IN_ORDER in ended.stderr  # of one, at least: the launcher may end the other before it comes to that
     last = latest_checkpoint(tmp_path / "run")

@@ -1,4 +1,4 @@
-"""A step's micro-batches of branches, the prefill of its windows, and its dropout keys."""
+"""A step's micro-batches of contexts, the prefill of its windows, and its dropout keys."""
 
 import itertools
 import weakref
@@ -7,32 +7,45 @@ import numpy as np
 import pytest
 
 from gistnet.config import load_config
-from gistnet.data.sampling import WindowSample, sample_batch
+from gistnet.data.sampling import ContextSample, SpanLayout, WindowSample, sample_batch
 from gistnet.errors import TeacherError
 from gistnet.session import open_run
 from gistnet.training.micro_batch import MicroBatch
 from gistnet.training.run import Run
-from gistnet.training.trainer import _dropout_key, accumulate_gradient, prefill_tokens
-from gistnet.training.trainer import branch_micro_batches as cut
+from gistnet.training.trainer import _dropout_key, accumulate_gradient, context_micro_batches, prefill_tokens
 
 
-def sample(starts: list[int], gists: list[int]) -> WindowSample:
-    return WindowSample(item=0, window=0, phase=0, starts=np.array(starts), n_spans=np.array(gists))
+def sample(starts: list[int], gists: list[int], *others: ContextSample) -> WindowSample:
+    return WindowSample(item=0, window=0, phase=0, starts=np.array(starts), n_spans=np.array(gists), others=others)
 
 
-def test_single_gists_keep_their_order_and_fill_micro_batches():
-    samples = [sample([10, 20, 30], [1, 1, 1]), sample([5, 15], [1, 1])]
-    assert list(cut(samples, 2, 32)) == [
-        [(0, 10, 1), (0, 20, 1)],
-        [(0, 30, 1), (1, 5, 1)],
-        [(1, 15, 1)],
+def cut(samples: list[WindowSample], vectors: int, horizon: int) -> list[list[tuple[int, int, int]]]:
+    """The window, first start and gists of each context, by micro-batch."""
+    layout = SpanLayout(span_tokens=8, horizon_tokens=horizon)
+    return [
+        [(row, int(context.starts[0]), int(context.n_spans.sum())) for row, context in together]
+        for together in context_micro_batches(samples, vectors, layout)
     ]
 
 
-def test_a_micro_batch_ends_before_a_branch_more_than_a_quarter_longer_than_its_shortest():
-    """With H = 9 branches are k + 8 long: 9 and 11 go together (11.25 at most), 12 and 15 (15 at most), then 16."""
+def test_single_gists_keep_their_order_and_fill_micro_batches():
+    """With H = 32 each is a gist and 31 tokens."""
+    samples = [sample([10, 20, 30], [1, 1, 1]), sample([5, 15], [1, 1])]
+    assert (
+        cut(samples, 64, 32)
+        == cut(samples, 95, 32)
+        == [
+            [(0, 10, 1), (0, 20, 1)],
+            [(0, 30, 1), (1, 5, 1)],
+            [(1, 15, 1)],
+        ]
+    )
+
+
+def test_a_micro_batch_ends_before_a_context_more_than_a_quarter_longer_than_its_shortest():
+    """With H = 9 contexts are k + 8 long: 9 and 11 go together (11.25 at most), 12 and 15 (15 at most), then 16."""
     samples = [sample([10, 20], [8, 3]), sample([30, 40], [1, 7]), sample([50], [4])]
-    assert list(cut(samples, 64, 9)) == [
+    assert cut(samples, 640, 9) == [
         [(1, 30, 1), (0, 20, 3)],
         [(2, 50, 4), (1, 40, 7)],
         [(0, 10, 8)],
@@ -40,8 +53,23 @@ def test_a_micro_batch_ends_before_a_branch_more_than_a_quarter_longer_than_its_
 
 
 def test_one_token_of_horizon_leaves_only_the_gists():
-    """Branches are k long: 4 and 5 fit together, 3 fits neither."""
-    assert list(cut([sample([1, 2, 3], [5, 4, 3])], 64, 1)) == [[(0, 3, 3)], [(0, 2, 4), (0, 1, 5)]]
+    """Contexts are k long: 4 and 5 fit together, 3 fits neither."""
+    assert cut([sample([1, 2, 3], [5, 4, 3])], 640, 1) == [[(0, 3, 3)], [(0, 2, 4), (0, 1, 5)]]
+
+
+def test_vectors_are_counted_with_padding_and_a_context_that_is_longer_goes_by_itself():
+    """With H = 9: 9 and 11 take 22 padded, 12 alone is more than 11."""
+    samples = [sample([10, 20, 30], [1, 3, 4])]
+    assert cut(samples, 22, 9) == [[(0, 10, 1), (0, 20, 3)], [(0, 30, 4)]]
+    assert cut(samples, 21, 9) == cut(samples, 11, 9) == [[(0, 10, 1)], [(0, 20, 3)], [(0, 30, 4)]]
+
+
+def test_what_repeats_is_read_apart_and_interleaved_beside_single_ones():
+    """With H = 16 and K = 8 single ones are a gist and 15 tokens long, all others two gists and 15."""
+    interleaved = ContextSample(4, np.array([4, 20]), np.array([1, 1]), 36)
+    repeating = ContextSample(4, np.array([40]), np.array([2]), 56, compact=True, repeats=True)
+    samples = [sample([10], [1], repeating, interleaved), sample([30], [1], repeating)]
+    assert cut(samples, 640, 16) == [[(0, 10, 1), (1, 30, 1), (0, 4, 2)], [(0, 40, 2), (1, 40, 2)]]
 
 
 def test_every_window_of_every_step_and_seed_has_a_dropout_key_of_its_own():
@@ -99,8 +127,8 @@ def test_windows_are_out_of_memory_before_the_next_are_read(config_file, monkeyp
         stage,
         stage.objective,
         samples_of(run, 4),
-        branches_in_batch=1,
-        sizes=MicroBatch(1, 2),
+        targets_in_step=1,
+        sizes=MicroBatch(1, 24),
         dropout_seed=(0, 0),
     )
     assert len(before) == 4
