@@ -170,13 +170,13 @@ def _checked(context: ContextSample, window_tokens: int, span_tokens: int) -> Co
         and 1 <= context.prefix <= context.starts[0]
         and context.n_spans.min() >= 1
         and context.end <= window_tokens
-        and bool((ends <= bounds).all() if context.repeats else (ends < bounds).all())
+        and bool((ends == bounds).all() and len(ends) == 1 if context.repeats else (ends < bounds).all())
     )
     if not sound:
         raise DataError(
             f"A context of a window of {window_tokens} tokens must keep a first token, replace spans behind it one "
-            f"after the other, with a token behind each segment, and end in the window; got {context} with "
-            f"{span_tokens} tokens a gist."
+            f"after the other, with a token behind each segment, and end in the window; one that repeats has a single "
+            f"segment and nothing behind it. Got {context} with {span_tokens} tokens a gist."
         )
     return context
 

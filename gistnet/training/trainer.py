@@ -342,7 +342,7 @@ def accumulate_gradient(
 def _sums(losses: ContextLosses, n_targets: Tensor, *, repeats: bool) -> Tensor:
     """Sums over the predicted tokens of contexts of one kind, as `BatchSums.losses`."""
     values = torch.stack([field.detach().double() for field in losses])
-    absent = ("kl", "delta_nll", "contrastive") if repeats else ("reconstruction",)
+    absent = ("kl", "delta_nll") if repeats else ("reconstruction",)
     counts = [0.0 if name in absent else float(n_targets.sum()) for name in losses._fields]
     return torch.stack([values @ n_targets.double(), torch.tensor(counts, dtype=torch.float64, device=values.device)])
 

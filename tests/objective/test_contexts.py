@@ -111,6 +111,8 @@ def test_spans_replaced_by_nothing_new_predict_as_before():
         context(4, [4, 11], [1, 1], 40),
         context(4, [4], [1], 12),
         context(4, [4], [0], 12),
+        context(4, [4], [1], 13, repeats=True),
+        context(4, [4, 12], [1, 1], 20, repeats=True),
     ],
 )
 def test_a_context_that_is_not_one_is_refused(broken):
