@@ -140,8 +140,7 @@ class _MeasuredLevel(NamedTuple):
 def _measure(teacher: Teacher, gistnet: GistNet, dataset: PreparedDataset, config: EvaluationConfig) -> _MeasuredLevel:
     """Measure the gists of GistNet's own level, and every baseline."""
     layout = SpanLayout(
-        span_tokens=gistnet.config.span_tokens,
-        level=gistnet.level,
+        gistnet.branchings,
         horizon_tokens=max(config.horizons),
         segments_per_window=config.segments_per_window,
         sink_tokens=config.sink_tokens,

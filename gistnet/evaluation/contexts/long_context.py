@@ -193,7 +193,7 @@ def long_context(
             "horizon": scored,
             "offsets": (1, scored),
         }
-        cuts = [truncated_plan(h.n_tokens, h.span_tokens, budget, sink) for h in compressed_documents]
+        cuts = [truncated_plan(h.n_tokens, h.branchings, budget, sink) for h in compressed_documents]
         repeated = [
             repeated_from_far(of, sink=sink, recent=cut.pieces[0].start, scored=scored)
             for of, cut in zip(words, cuts, strict=True)
@@ -202,7 +202,7 @@ def long_context(
         nll = {name: np.stack([of[budget, policy][name] for of in read]) for name in read[0][budget, policy]}
         records += nll_records(nll, kinds, config, fields)
 
-        plans = [gist_plan(h.n_tokens, h.span_tokens, h.levels, budget, sink) for h in compressed_documents]
+        plans = [gist_plan(h.n_tokens, h.branchings, budget, sink) for h in compressed_documents]
         covered, truncated = (
             np.array([plan.tokens_covered / h.n_tokens for plan, h in zip(chosen, compressed_documents, strict=True)])
             for chosen in (plans, cuts)
