@@ -31,6 +31,7 @@ ModelName = Annotated[Name, AfterValidator(lambda name: str(_local_path(name)) i
 """A model's id or its folder; `~` is the home folder."""
 
 MIN_BRANCHING, MAX_BRANCHING = 2, 64
+"""Bounds of `Branching`: one vector compresses nothing, and a gist of more than these has not been tried."""
 Branching = Annotated[int, Field(ge=MIN_BRANCHING, le=MAX_BRANCHING)]
 """How many vectors become one gist of a level (K)."""
 

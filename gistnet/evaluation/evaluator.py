@@ -88,7 +88,7 @@ def evaluate(teacher: Teacher, gistnet: GistNet, dataset: PreparedDataset, confi
     _require_weighted(dataset, config.weights)
     if config.oracle_vectors is not None:
         require_writable(config.oracle_vectors)
-    passages = choose_passages(dataset, config.domains or dataset.domains("held_out"), config)
+    passages = choose_passages(dataset, gistnet.branchings, config.domains or dataset.domains("held_out"), config)
     level_0 = _measure(teacher, gistnet.levels[0], dataset, config)
     levels = [level_0, *_measure_above(teacher, gistnet, dataset, config)]
     records = [record for level in levels for record in _substitution_records(level, config)]

@@ -89,8 +89,8 @@ def gist_plan(n_tokens: int, branchings: Sequence[int], tokens_per_vector: int, 
     return default_plan(n_tokens, branchings[: too_fine + 1], n_tokens // tokens_per_vector, sink_tokens=sink_tokens)
 
 
-def vectors_of(n_tokens: int, tokens_per_vector: int, sink_tokens: int) -> int:
-    """The budget of a context: one vector for every so many tokens.
+def truncated_plan(n_tokens: int, branchings: Sequence[int], tokens_per_vector: int, sink_tokens: int) -> Plan:
+    """The first tokens and the most recent ones, with one vector for every so many tokens of the document.
 
     Raises:
         ConfigError: the budget leaves nothing beside the sink.
@@ -98,16 +98,6 @@ def vectors_of(n_tokens: int, tokens_per_vector: int, sink_tokens: int) -> int:
     budget = n_tokens // tokens_per_vector
     if budget <= sink_tokens:
         raise ConfigError(f"Got a budget of {budget} vectors, expected more than the sink's {sink_tokens}.")
-    return budget
-
-
-def truncated_plan(n_tokens: int, branchings: Sequence[int], tokens_per_vector: int, sink_tokens: int) -> Plan:
-    """The first tokens and the most recent ones, with one vector for every so many tokens of the document.
-
-    Raises:
-        ConfigError: the budget leaves nothing beside the sink.
-    """
-    budget = vectors_of(n_tokens, tokens_per_vector, sink_tokens)
     return Plan([Raw(n_tokens - (budget - sink_tokens), n_tokens)], branchings, sink_tokens)
 
 
