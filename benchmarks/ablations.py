@@ -215,13 +215,13 @@ def held_out_spans(
     teacher: Teacher,
     dataset: PreparedDataset,
     default: RunConfig,
-    span_tokens: int,
+    branchings: tuple[int, ...],
     hidden_state_layer: int | None = None,
 ) -> HeldOut:
     """Held-out spans with H = 32, which depend on the default's `evaluation` section and on their length alone."""
     (stage,), evaluation = default.stages, default.evaluation
     layout = SpanLayout(
-        span_tokens=span_tokens,
+        branchings,
         horizon_tokens=HORIZON,
         segments_per_window=evaluation.segments_per_window,
         sink_tokens=evaluation.sink_tokens,
@@ -240,7 +240,7 @@ def held_out_spans(
 def judge(teacher: Teacher, dataset: PreparedDataset, default: RunConfig, folder: Path, policy: Positions) -> Record:
     """KL by document of a saved GistNet, nats per token, beside `drop` and `last_token`: one gist, H = 32."""
     gistnet = GistNet.from_pretrained(folder, teacher).eval()
-    held_out = held_out_spans(teacher, dataset, default, gistnet.config.span_tokens, gistnet.hidden_state_layer)
+    held_out = held_out_spans(teacher, dataset, default, gistnet.branchings, gistnet.hidden_state_layer)
     replacements: dict[str, tuple[Baseline | torch.Tensor, Positions]] = {
         "gist": (held_out.encode(gistnet)[0], policy),
         "drop": (baselines.drop, policy),
@@ -333,7 +333,7 @@ class Ablations:
         return {
             "settings": settings,
             "seed": seed,
-            "span_tokens": config.gistnet.span_tokens,
+            "span_tokens": config.levels[0],
             "horizon_tokens": stage.objective.horizon_tokens,
             "steps": steps,
             "spans_seen": curve[-1]["spans_seen"],

@@ -82,7 +82,7 @@ def engine_flops(
     budget, spans = gistnet.parameter_budget(), len(starts)
     # Products with trained weights have two gradients, to input and weight; those with frozen weights only the first
     # (and not even that in the first layer that `teacher_lora` copies, which is counted all the same).
-    gistnet_backward = 2 * budget.flops_per_span - 2 * gistnet.config.span_tokens * budget.frozen
+    gistnet_backward = 2 * budget.flops_per_span - 2 * gistnet.branching * budget.frozen
     return {
         "document pass": teacher.read(window),
         "GistNet forward": spans * budget.flops_per_span,
@@ -95,8 +95,8 @@ def engine_flops(
 
 def loop_flops(teacher: TeacherSize, gistnet: GistNet, *, window: int, horizon: int) -> int:
     """Operations of the spec's loop for one span: two forward passes over the window and one backward."""
-    shorter = window - gistnet.config.span_tokens + 1
+    shorter = window - gistnet.branching + 1
     passes = teacher.read(window) + teacher.read(shorter) + teacher.read_backward(shorter, 0)
     frozen = gistnet.parameter_budget().frozen
-    own = 3 * gistnet.parameter_budget().flops_per_span - 2 * gistnet.config.span_tokens * frozen
+    own = 3 * gistnet.parameter_budget().flops_per_span - 2 * gistnet.branching * frozen
     return passes + 3 * teacher.head(horizon) + own

@@ -410,9 +410,9 @@ def run_context(asked: Arguments) -> None:
     document = compress(tokens, encoder)
     content: dict[str, Any] = {"machine": describe_machine(), "teacher": asked.teacher, "tokens": len(tokens)}
     content |= {"compression_seconds": time.perf_counter() - began, "budgets": []}
-    plans = {"full": Plan([Raw(0, len(tokens))], encoder.info.span_tokens)}
+    plans = {"full": Plan([Raw(0, len(tokens))], encoder.info.branchings)}
     for ratio in (2, 4, 8, 16, 32):
-        plans[f"1/{ratio}"] = gist_plan(len(tokens), encoder.info.span_tokens, encoder.info.levels, ratio, 4)
+        plans[f"1/{ratio}"] = gist_plan(len(tokens), encoder.info.branchings, ratio, 4)
     for name, plan in plans.items():
         context = assemble(document, plan, teacher, positions="end")
         content["budgets"].append({"budget": name, **measurements.measure_context(teacher, context)})

@@ -111,7 +111,7 @@ def with_encoder(part: Callable[..., dict[str, Any]], folder: Path) -> dict[str,
     teacher = Teacher.from_pretrained(TeacherConfig())
     config = GistNetConfig(architecture="bottleneck")
     encoder = GistEncoder(teacher, GistNet.build(config, teacher, below=GistNet.build(config, teacher)))
-    encoder.encode(0, np.zeros((1, encoder.info.span_tokens), dtype=np.int64), 0)  # warms up
+    encoder.encode(0, np.zeros((1, encoder.info.branchings[0]), dtype=np.int64), 0)  # warms up
     return part(folder, encoder)
 
 
@@ -158,7 +158,7 @@ def append_pieces(folder: Path, encoder: Encoder) -> dict[str, Any]:
 
 def large(folder: Path, n_tokens: int, repeats: int) -> dict[str, Any]:
     """Build a tree with gists of a stub, and time readers."""
-    encoder = StubEncoder(dim=576, span_tokens=32, vocabulary_size=49152)
+    encoder = StubEncoder(dim=576, branchings=(32, 32), vocabulary_size=49152)
     draw = np.random.default_rng(0)
     with GistTree.create(folder / "large", encoder) as tree:
         _, seconds = timed(
@@ -166,7 +166,7 @@ def large(folder: Path, n_tokens: int, repeats: int) -> dict[str, Any]:
             "cpu",
         )
         tree.compact()
-    gists = n_tokens // encoder.info.span_tokens
+    gists = n_tokens // encoder.info.branchings[0]
 
     def first_read() -> None:
         with GistTree.open(folder / "large") as tree:
@@ -208,7 +208,7 @@ def content(document: str, start: int, stop: int) -> NDArray[np.int64]:
 
 def encoder(seed: int) -> StubEncoder:
     """Encoder with the weights of a seed."""
-    return StubEncoder(seed, dim=16, span_tokens=8, levels=3, vocabulary_size=VOCABULARY)
+    return StubEncoder(seed, dim=16, branchings=(8, 8, 8), vocabulary_size=VOCABULARY)
 
 
 class Notes:

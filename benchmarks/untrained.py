@@ -57,14 +57,13 @@ def state_replacements(
 def untrained(teacher: Teacher, token_layers: int, layers: int, scale: float) -> GistNet:
     """GistNet as it is before training, its expansion closed: the copied layers see nothing but the span."""
     config = GistNetConfig(
-        span_tokens=SPAN,
         architecture="teacher_lora",
         teacher_layers=layers,
         token_layers=token_layers,
         anchor="state",
         gist_scale=scale,
     )
-    gistnet = GistNet.build(config, teacher)
+    gistnet = GistNet.build(config, teacher, SPAN)
     torch.nn.init.zeros_(gistnet.expansion.gate)
     return gistnet
 
@@ -109,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     settings = [*corpus_sources(asked.corpus), f"evaluation.documents={asked.documents}", "run_folder=unused"]
     config = load_config(ROOT / "configs" / "ablations.yaml", settings)
     dataset, teacher = prepare_data(config), load_teacher(config, torch.device("cpu"))
-    held_out = held_out_spans(teacher, dataset, config, SPAN)
+    held_out = held_out_spans(teacher, dataset, config, (SPAN,))
     rows = measure(teacher, held_out)
     content = {"machine": describe_machine(), "documents": asked.documents, "spans": len(held_out), "rows": rows}
     write_json(asked.out, content)

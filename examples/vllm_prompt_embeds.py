@@ -13,7 +13,7 @@ text, question = Path(sys.argv[1]).read_text(encoding="utf-8"), sys.argv[2]
 teacher = gistnet.Teacher.from_pretrained("smollm2-135m")
 encoder = gistnet.GistEncoder(teacher, gistnet.GistNet.from_pretrained("smollm2-135m", teacher))
 document = gistnet.compress(text, encoder)
-plan = gistnet.default_plan(document.n_tokens, document.span_tokens, document.levels, budget=1024)
+plan = gistnet.default_plan(document.n_tokens, document.branchings, budget=1024)
 after = teacher.tokenizer.encode(f"\n\n{question}\n", continued=True).tolist()
 # vLLM numbers vectors without gaps, so only contexts of the policy "compact" are read as they were meant.
 context = gistnet.assemble(document, plan, teacher, positions="compact", after=after)

@@ -9,6 +9,7 @@ and in each stage what differs; one without has the single stage that its `train
 
 import copy
 from collections.abc import Mapping, Sequence
+from math import prod
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,7 +21,7 @@ from gistnet.evaluation.config import EvaluationConfig
 from gistnet.files import write_text
 from gistnet.model.config import GistNetConfig, TeacherConfig
 from gistnet.run_folder import CONFIG_FILE, FORMAT_VERSION, read_config_values
-from gistnet.settings import LocalPath, Name, Section, Seed
+from gistnet.settings import Branching, LocalPath, Name, Section, Seed
 from gistnet.training.config import Stage, Tracker
 from gistnet.yaml_format import read_yaml, write_yaml
 
@@ -43,8 +44,9 @@ class RunConfig(Section):
     data: DataConfig
     gistnet: GistNetConfig = GistNetConfig()
     """The shape of the GistNet of every level."""
-    levels: int = Field(default=1, ge=1)
-    """Levels of gists: level 0 reads tokens, each other the gists of the level below. A stage says which it trains."""
+    levels: tuple[Branching, ...] = Field(default=(32,), min_length=1)
+    """Branching of each level: how many tokens become one gist of level 0, then how many gists of a level become one of
+    the next. `[8, 4, 32]` has gists of 8, 32 and 1024 tokens. A stage says which level it trains."""
     start_from: LocalPath | None = None
     """A saved GistNet that the run begins with, in place of new weights; it may have fewer levels."""
     stages: tuple[Stage, ...]
@@ -79,11 +81,12 @@ class RunConfig(Section):
 
     def _require_room(self, stage: Stage) -> None:
         train, horizon = stage.train, stage.objective.horizon_tokens
-        if train.level >= self.levels:
+        if train.level >= len(self.levels):
             raise ValueError(
-                f"stage '{stage.name}' trains level {train.level}, expected one below {self.levels}, levels"
+                f"stage '{stage.name}' trains level {train.level}, expected one below {len(self.levels)}, the number "
+                "of levels"
             )
-        tokens_per_gist = self.gistnet.span_tokens ** (train.level + 1)
+        tokens_per_gist = prod(self.levels[: train.level + 1])
         span = tokens_per_gist * max(*train.segments.lengths, train.validation.spans_per_segment)
         needed = SINK_TOKENS + span + horizon
         available = min(self.data.window_tokens, train.window_tokens or self.data.window_tokens)

@@ -33,7 +33,7 @@ TRACKERS_FOLDER = "trackers"
 BEST_FILE = "best.json"
 CHECKPOINT_FILES = {"gistnet", "optimiser.safetensors", "state.json", "manifest.json"}
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 """The format of run folders: raised where an older gistnet could not read what a newer one writes."""
 
 

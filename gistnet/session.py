@@ -136,7 +136,7 @@ def build_gistnet(config: RunConfig, teacher: Teacher) -> GistNet:
     """The GistNet that a run begins with: new levels on those of `start_from`, where that is given.
 
     Raises:
-        ConfigError: what `start_from` holds is of another shape or position policy, or has more levels.
+        ConfigError: what `start_from` holds is of another shape or position policy, or has other levels.
         CheckpointError: it is missing or damaged, or belongs to another teacher.
     """
     positions = config.stages[0].objective.positions
@@ -149,10 +149,16 @@ def build_gistnet(config: RunConfig, teacher: Teacher) -> GistNet:
         ):
             if got != expected:
                 raise ConfigError(f"start_from has the {name} {got}, expected that of the run, {expected}.")
-        if gistnet.level >= config.levels:
-            raise ConfigError(f"start_from has {gistnet.level + 1} levels, expected at most levels, {config.levels}.")
-    while gistnet is None or gistnet.level + 1 < config.levels:
-        gistnet = GistNet.build(config.gistnet, teacher, below=gistnet, positions=positions, seed=config.seed)
+        if gistnet.branchings != config.levels[: gistnet.level + 1]:
+            raise ConfigError(
+                f"start_from has the levels {list(gistnet.branchings)}, expected the first of the run's, "
+                f"{list(config.levels)}, or all."
+            )
+    for branching in config.levels[0 if gistnet is None else gistnet.level + 1 :]:
+        gistnet = GistNet.build(
+            config.gistnet, teacher, branching, below=gistnet, positions=positions, seed=config.seed
+        )
+    assert gistnet is not None  # a run has one level at least
     return gistnet
 
 

@@ -30,6 +30,11 @@ Name = Annotated[str, Field(min_length=1, pattern=r"^[^\x00]*$")]
 ModelName = Annotated[Name, AfterValidator(lambda name: str(_local_path(name)) if name.startswith("~") else name)]
 """A model's id or its folder; `~` is the home folder."""
 
+MIN_BRANCHING, MAX_BRANCHING = 2, 64
+"""Bounds of `Branching`: one vector compresses nothing, and a gist of more than these has not been tried."""
+Branching = Annotated[int, Field(ge=MIN_BRANCHING, le=MAX_BRANCHING)]
+"""How many vectors become one gist of a level (K)."""
+
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 """A seed, as PyTorch's generators take it."""
 

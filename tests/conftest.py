@@ -85,7 +85,8 @@ def tiny_values(folder: Path, teacher_folder: Path, corpus_file: Path) -> dict[s
             "held_out_fraction": 0.3,
             "sources": [{"kind": "files", "name": "stories", "domain": "narrative", "paths": [str(corpus_file)]}],
         },
-        "gistnet": {"architecture": "bottleneck", "span_tokens": 8, "width": 16, "heads": 2},
+        "gistnet": {"architecture": "bottleneck", "width": 16, "heads": 2},
+        "levels": [8],
         "objective": {"horizon_tokens": 12, "positions": "center"},
         "train": {
             "steps": 6,

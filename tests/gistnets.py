@@ -1,5 +1,7 @@
 """GistNets of tiny teachers that are not at their beginning."""
 
+from collections.abc import Sequence
+
 import torch
 
 from gistnet.model.config import GistNetConfig
@@ -7,28 +9,28 @@ from gistnet.model.gistnet import GistNet
 from gistnet.model.teacher import Teacher
 
 SPAN = 8
-"""K of these GistNets."""
-CONFIG = GistNetConfig(architecture="bottleneck", span_tokens=SPAN, width=16, heads=2)
+"""Branching of every level of these GistNets, where no others are asked for."""
+CONFIG = GistNetConfig(architecture="bottleneck", width=16, heads=2)
 
 
-def woken_gistnet(teacher: Teacher, levels: int = 1, seed: int = 0) -> GistNet:
+def woken_gistnet(teacher: Teacher, levels: int = 1, seed: int = 0, branchings: Sequence[int] | None = None) -> GistNet:
     """Untrained but for W_out, random and the same at every call, so that everything inside matters."""
     gistnet: GistNet | None = None
-    for level in range(levels):
-        gistnet = GistNet.build(CONFIG, teacher, below=gistnet)
+    for level, branching in enumerate(branchings or [SPAN] * levels):
+        gistnet = GistNet.build(CONFIG, teacher, branching, below=gistnet)
         torch.nn.init.normal_(gistnet.w_out.weight, std=0.3, generator=torch.Generator().manual_seed(seed + level))
     assert gistnet is not None
     return gistnet
 
 
-CONTEXT_CONFIG = GistNetConfig(reads="context", span_tokens=SPAN, teacher_layers=2, token_layers=2, width=16, heads=2)
+CONTEXT_CONFIG = GistNetConfig(reads="context", teacher_layers=2, token_layers=2, width=16, heads=2)
 
 
 def context_gistnet(teacher: Teacher, *, levels: int = 1, woken: bool = True) -> GistNet:
     """One that reads spans where they stand, as a new one begins or with adapters and W_out away from zero."""
     gistnet: GistNet | None = None
     for _ in range(levels):
-        gistnet = GistNet.build(CONTEXT_CONFIG, teacher, below=gistnet)
+        gistnet = GistNet.build(CONTEXT_CONFIG, teacher, SPAN, below=gistnet)
     assert gistnet is not None
     if woken:
         generator = torch.Generator().manual_seed(0)

@@ -13,7 +13,7 @@ TEACHER = TeacherFingerprint(
     name="stub", revision=None, precision="float32", config_hash="c" * 16, weights_hash="e" * 16
 )
 INFO = EncoderInfo(
-    fingerprint="stub", span_tokens=4, levels=2, dim=8, positions="center", teacher=TEACHER, vocabulary_size=1000
+    fingerprint="stub", branchings=(4, 4), dim=8, positions="center", teacher=TEACHER, vocabulary_size=1000
 )
 
 

@@ -134,6 +134,12 @@ def test_a_window_of_exactly_the_tokens_needed_is_enough(config_file):
         ("data.sources=[{kind: scroll}]", ["data.sources.0", "'scroll'", "'files'"]),
         ("evaluation.horizons=[]", ["evaluation.horizons", "at least 1 item"]),
         ("evaluation.horizons=[12, 0]", ["evaluation.horizons.1", "greater than 0"]),
+        ("levels=[]", ["levels", "at least 1 item"]),
+        ("levels=[8, 1]", ["levels.1", "greater than or equal to 2", "got 1"]),
+        ("levels=[65]", ["levels.0", "less than or equal to 64", "got 65"]),
+        ("levels=2", ["levels", "got 2"]),
+        ("levels=[8, true]", ["levels", "expected a number"]),
+        ("train.level=1", ["trains level 1", "expected one below 1"]),
         ("gistnet.heads=3", ["3 heads do not fit a width of 16"]),
         ("gistnet.reads=context", ["reads is context", "expected the architecture teacher_lora"]),
         ("train.segments.lengths={1: 0.5}", ["train.segments", "lengths must be at least 0 and sum to 1", "{1: 0.5}"]),
@@ -212,7 +218,7 @@ def test_a_file_that_cannot_be_read(tmp_path):
 
 DEFAULTS = {
     # Spec, Architecture and Training Objectives.
-    "gistnet.span_tokens": 32,
+    "levels": (32,),
     "objective.loss": "kl",
     "objective.horizon_tokens": 32,
     "objective.contrastive_weight": 0.0,
@@ -240,7 +246,7 @@ def test_defaults_are_those_of_the_spec_or_of_the_ablation_that_chose_them(tmp_p
     path.write_text(yaml.safe_dump({"run_folder": "run", "data": tiny_config["data"]}), encoding="utf-8")
     config = load_config(path)
     (stage,) = config.stages
-    sections = {"gistnet": config.gistnet, "objective": stage.objective, "train": stage.train}
+    sections = {"gistnet": config.gistnet, "levels": config.levels, "objective": stage.objective, "train": stage.train}
     assert {key: attrgetter(key)(SimpleNamespace(**sections)) for key in DEFAULTS} == DEFAULTS
 
 

@@ -47,7 +47,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory, teacher_folder: Path, c
         "device": "cpu",
         "teacher": {"name": str(teacher_folder), "precision": "float32"},
         "data": {"folder": str(folder), "window_tokens": 96, "min_tokens": 64, "sources": [source]},
-        "gistnet": {"architecture": "bottleneck", "span_tokens": 8, "width": 16, "heads": 2},
+        "gistnet": {"architecture": "bottleneck", "width": 16, "heads": 2},
+        "levels": [8],
         "objective": {"horizon_tokens": 12, "positions": "end"},
         "train": {"steps": 1, "windows_per_batch": 1, "segments_per_window": 2, "validation": {"documents": 1}},
     }
@@ -163,7 +164,7 @@ def test_workers_are_those_of_ray(
 def test_info_counts_documents_tokens_and_gists(compressed: Path) -> None:
     lines = [line.replace("│", " ").split() for line in run("tree", "info", compressed).stdout.splitlines()]
     assert next(line[:2] for line in lines if line[:1] == ["tokens"]) == ["tokens", "912"]
-    assert next(line[4] for line in lines if line[:1] == ["gists"]) == "113", "100 and 13"
+    assert next(line[4:6] for line in lines if line[:1] == ["gists"]) == ["113", "8"], "100 and 13"
     assert ["documents", "2"] in lines
 
 

@@ -116,18 +116,20 @@ def generate(
 @tree_app.command()
 def info(tree: TreeArgument) -> None:
     """Show what a tree holds: documents, tokens, gists and bytes by level, and the models it belongs to."""
+    from gistnet.tree.encoder import tokens_per_gist
     from gistnet.tree.tree import GistTree
 
     with GistTree.open(tree) as opened:
         facts = opened.info()
-    table = Table("", "count", "bytes")
-    table.add_row("tokens", f"{facts.tokens:,}", f"{facts.token_bytes:,}")
+    table = Table("", "count", "tokens each", "bytes")
+    table.add_row("tokens", f"{facts.tokens:,}", "1", f"{facts.token_bytes:,}")
     for level, row in enumerate(facts.levels):
-        table.add_row(f"gists of level {level}", f"{row.gists:,}", f"{row.bytes:,}")
+        tokens = tokens_per_gist(facts.branchings, level)
+        table.add_row(f"gists of level {level}", f"{row.gists:,}", f"{tokens:,}", f"{row.bytes:,}")
     terminal.out.print(table)
     terminal.out.print(f"documents     {facts.documents:,}")
     terminal.out.print(f"teacher       {facts.teacher.describe()}")
-    terminal.out.print(f"gist version  {facts.gist_version}, {facts.span_tokens} to one, {facts.dim} dimensions")
+    terminal.out.print(f"gist version  {facts.gist_version}, {facts.dim} dimensions")
     if facts.pending_version is not None:
         terminal.out.print(f"incomplete    gists of {facts.pending_version}")
     terminal.out.print(f"generation    {facts.version}")

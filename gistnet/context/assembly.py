@@ -101,9 +101,10 @@ def assemble(
             policies, and none is given.
         TeacherError: the document is of another teacher.
     """
-    if plan.span_tokens != document.span_tokens:
+    if plan.branchings != document.branchings[: len(plan.branchings)]:
         raise DataError(
-            f"Got a plan for spans of {plan.span_tokens} tokens, expected {document.span_tokens} as the document has."
+            f"Got a plan for the branchings {list(plan.branchings)}, expected {list(document.branchings)} as the "
+            "document has, or the first of them."
         )
     if not document.teacher.same_model(teacher.fingerprint):
         raise TeacherError(
@@ -142,7 +143,7 @@ def _document_map(plan: Plan) -> tuple[Tensor, Tensor]:
     """Tokens `[n, 2]` that each vector of the plan stands for, and its level `[n]`."""
     spans, levels = [torch.empty(0, 2, dtype=torch.long)], [torch.empty(0, dtype=torch.long)]
     for piece in plan.order:
-        size = tokens_per_gist(plan.span_tokens, piece.level)
+        size = tokens_per_gist(plan.branchings, piece.level)
         starts = torch.arange(piece.start, piece.stop) * size
         spans.append(torch.stack([starts, starts + size], dim=1))
         levels.append(torch.full_like(starts, piece.level))

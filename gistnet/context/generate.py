@@ -105,14 +105,14 @@ def generate(
 
 def _plan_within(budget: int, document: CompressedDocument, before: int, after: int) -> Plan:
     """The default plan with the vectors that prompt and template leave."""
-    sink = max(0, SINK_TOKENS - before)
+    sink = min(max(0, SINK_TOKENS - before), document.branchings[0] // 2)  # before the first gist, see `Plan`
     left = budget - before - after
     if left <= sink:
         raise ConfigError(
             f"Got a budget of {budget} vectors, expected more than the {before + after} of the prompt with its "
             f"template and {sink} of the sink."
         )
-    return default_plan(document.n_tokens, document.span_tokens, document.levels, left, sink_tokens=sink)
+    return default_plan(document.n_tokens, document.branchings[: document.levels], left, sink_tokens=sink)
 
 
 def _surroundings(

@@ -1,13 +1,13 @@
 """Plans: the parts of a document that stand in a context as tokens, or as gists of a level. Pure: no torch, no text.
 
 A plan is a list of pieces in the order of the document, without overlaps; text between two pieces is left out. Gists of
-a level stand for blocks of K^(level+1) tokens that begin at multiples of that number.
+a level stand for blocks of `tokens_per_gist` tokens that begin at multiples of that number.
 
 The first tokens of a context are its attention sink and stay raw (D11). Were the sink a piece, the gists of its blocks
-could not stand: with K = 32 and two levels, 4 raw tokens would cost the 1020 that follow, or 59 vectors in place of one
-to say them in smaller pieces. So the sink is raw *beside* the pieces: the first `sink_tokens` come first as tokens even
-where a gist stands for their span. The model reads those few tokens twice, nothing is left out, and it costs no more
-than their number. A context with a template's head or a BOS before the document has its sink there.
+could not stand: with branchings of 32 and 32, 4 raw tokens would cost the 1020 that follow, or 59 vectors in place of
+one to say them in smaller pieces. So the sink is raw *beside* the pieces: the first `sink_tokens` come first as tokens
+even where a gist stands for their span. The model reads those few tokens twice, nothing is left out, and it costs no
+more than their number. A context with a template's head or a BOS before the document has its sink there.
 """
 
 from collections.abc import Iterator, Sequence
@@ -52,40 +52,40 @@ class Plan:
     Attributes:
         pieces: in the order of the document and without overlaps. Empty ones are left out and neighbours of one level
             joined, so that plans that mean the same are equal.
-        span_tokens: K of the document.
-        sink_tokens: so many first tokens stand raw in front, whatever the pieces are; at most K / 2, so that they
-            precede the first gist in every position policy. (For a longer one, let the plan begin with a `Raw`.)
+        branchings: of each level, as the document has them; those of its highest levels may be left out.
+        sink_tokens: so many first tokens stand raw in front, whatever the pieces are; at most half a span of level 0,
+            so that they precede the first gist in every position policy. (For a longer one, let the plan begin with a
+            `Raw`.)
 
     Raises:
-        DataError: pieces that are out of order, overlap, or are no ranges.
-        ConfigError: no such span length or sink.
+        DataError: pieces that are out of order, overlap, are no ranges, or are of a level that there is not.
+        ConfigError: no such branching or sink.
     """
 
     pieces: Sequence[Piece]
-    span_tokens: int = 32
+    branchings: Sequence[int]
     sink_tokens: int = 0
 
     def __post_init__(self) -> None:
-        if self.span_tokens < 2:
-            raise ConfigError(f"Got spans of {self.span_tokens} tokens, expected 2 or more.")
-        if not 0 <= self.sink_tokens <= self.span_tokens // 2:
-            raise ConfigError(
-                f"Got a sink of {self.sink_tokens} tokens, expected 0 to {self.span_tokens // 2}, half a span."
-            )
+        object.__setattr__(self, "branchings", tuple(self.branchings))
+        if any(branching < 2 for branching in self.branchings):
+            raise ConfigError(f"Got the branchings {list(self.branchings)}, expected 2 or more of each level.")
+        longest_sink = self.branchings[0] // 2 if self.branchings else self.sink_tokens
+        if not 0 <= self.sink_tokens <= longest_sink:
+            raise ConfigError(f"Got a sink of {self.sink_tokens} tokens, expected 0 to {longest_sink}, half a span.")
         end = 0
         for piece in self.pieces:
             start, stop = self.extent(piece)
-            if piece.level < RAW_LEVEL or not piece.start <= piece.stop or start < end:
+            if not piece.start <= piece.stop or start < end:
                 raise DataError(
-                    f"Got {piece} after token {end}, expected pieces of levels 0 and up, or raw ones, "
-                    f"in the order of the document and without overlaps."
+                    f"Got {piece} after token {end}, expected pieces in the order of the document and without overlaps."
                 )
             end = stop
         object.__setattr__(self, "pieces", tuple(_joined(self.pieces)))
 
     def extent(self, piece: Piece) -> tuple[int, int]:
         """The first token that a piece stands for, and the one after its last."""
-        size = tokens_per_gist(self.span_tokens, piece.level)
+        size = tokens_per_gist(self.branchings, piece.level)
         return piece.start * size, piece.stop * size
 
     @property
@@ -125,8 +125,9 @@ def expand(plan: Plan, level: int, index: int) -> Plan:
     """
     if not any(p.level == level >= 0 and p.start <= index < p.stop for p in plan.pieces):
         raise DataError(f"Got gist {index} of level {level} to expand, expected one that the plan holds.")
-    span = plan.span_tokens
-    return _replaced(plan, Gists(level, index, index + 1), _piece(level - 1, index * span, (index + 1) * span))
+    branching = plan.branchings[level]
+    children = _piece(level - 1, index * branching, (index + 1) * branching)
+    return _replaced(plan, Gists(level, index, index + 1), children)
 
 
 def collapse(plan: Plan, level: int, index: int) -> Plan:
@@ -149,8 +150,7 @@ def collapse(plan: Plan, level: int, index: int) -> Plan:
 
 def default_plan(
     n_tokens: int,
-    span_tokens: int,
-    levels: int,
+    branchings: Sequence[int],
     budget: int,
     *,
     sink_tokens: int = 4,
@@ -164,10 +164,9 @@ def default_plan(
 
     Args:
         n_tokens: tokens of the document.
-        span_tokens: K.
-        levels: how many levels of gists there are.
+        branchings: of each level of gists that may be used, from level 0 on.
         budget: the most vectors that the plan may have.
-        sink_tokens: first tokens that stay raw (D11), at most K / 2.
+        sink_tokens: first tokens that stay raw (D11), at most half a span of level 0.
         raw_share: the part of the budget that recent raw tokens keep, to the nearest whole span, where coarser levels
             must be used for it; each level keeps the same part of what is left to it. Covering the document goes
             before.
@@ -175,26 +174,30 @@ def default_plan(
     Raises:
         ConfigError: a size out of its range, or a budget that leaves nothing beside the sink.
     """
-    if n_tokens < 0 or levels < 0 or not 0 <= raw_share <= 1:
+    if n_tokens < 0 or not 0 <= raw_share <= 1:
         raise ConfigError(
-            f"Got {n_tokens} tokens, {levels} levels and a raw share of {raw_share}, "
-            "expected 0 or more of the first two and a share within 0 and 1."
+            f"Got {n_tokens} tokens and a raw share of {raw_share}, expected 0 tokens or more and a share of 0 to 1."
         )
     if n_tokens <= budget:
-        return Plan([Raw(0, n_tokens)], span_tokens, min(sink_tokens, n_tokens))
+        return Plan([Raw(0, n_tokens)], branchings, min(sink_tokens, n_tokens))
     if budget <= sink_tokens:
         raise ConfigError(f"Got a budget of {budget} vectors, expected more than the sink's {sink_tokens}.")
-    filling = _Filling(span_tokens, levels - 1, raw_share)
-    return Plan(filling.pieces(RAW_LEVEL, n_tokens, budget - sink_tokens), span_tokens, sink_tokens)
+    pieces = _Filling(branchings, raw_share).pieces(RAW_LEVEL, n_tokens, budget - sink_tokens)
+    plan = Plan(pieces, branchings, sink_tokens)
+    return replace(plan, pieces=_opened(plan, budget - plan.vectors))
 
 
 @dataclass(frozen=True)
 class _Filling:
-    """Shares of a budget among levels in `default_plan`; `top` is the coarsest one."""
+    """Shares of a budget among levels in `default_plan`."""
 
-    span_tokens: int
-    top: int
+    branchings: Sequence[int]
     share: float
+
+    @property
+    def top(self) -> int:
+        """The coarsest level."""
+        return len(self.branchings) - 1
 
     def pieces(self, level: int, count: int, budget: int) -> list[Piece]:
         """Pieces for the first `count` nodes of a level, of that level and above: oldest first, `budget` vectors."""
@@ -203,28 +206,47 @@ class _Filling:
         own = self._own_nodes(level, count, budget)
         if own >= budget:
             return [_piece(level, count - budget, count)]
-        older = self.pieces(level + 1, (count - own) // self.span_tokens, budget - own)
+        older = self.pieces(level + 1, (count - own) // self.branchings[level + 1], budget - own)
         return [*older, _piece(level, count - own, count)]
 
     def _own_nodes(self, level: int, count: int, budget: int) -> int:
         """Number of the newest nodes that stay of this level: as many as end at a border of the level above."""
-        span, tail = self.span_tokens, count % self.span_tokens
-        shared_blocks = max(0, round((self.share * budget - tail) / span))
+        block = self.branchings[level + 1]
+        tail = count % block
+        shared_blocks = max(0, round((self.share * budget - tail) / block))
         if self._fewest(level, count) > budget:
-            return tail + shared_blocks * span
+            return tail + shared_blocks * block
         blocks = next(
             n
             for n in range(shared_blocks, -1, -1)
-            if tail + n * span + self._fewest(level + 1, count // span - n) <= budget
+            if tail + n * block + self._fewest(level + 1, count // block - n) <= budget
         )
         # Where the next level holds all the rest, whatever it leaves is this level's: a block more costs K - 1.
-        return tail + max(blocks, (budget - tail - count // span) // (span - 1)) * span
+        return tail + max(blocks, (budget - tail - count // block) // (block - 1)) * block
 
     def _fewest(self, level: int, count: int) -> int:
         """The fewest vectors that stand for the first `count` nodes of a level: as coarse as can be."""
         if level == self.top:
             return count
-        return count % self.span_tokens + self._fewest(level + 1, count // self.span_tokens)
+        blocks, tail = divmod(count, self.branchings[level + 1])
+        return tail + self._fewest(level + 1, blocks)
+
+
+def _opened(plan: Plan, left: int) -> list[Piece]:
+    """The pieces with the newest gists of each level opened, finer levels first, for at most `left` vectors more.
+
+    A level whose branching is above those of finer ones leaves over what these can use.
+    """
+    pieces: list[Piece] = []
+    for piece in reversed(plan.pieces):
+        kept = piece.stop
+        if isinstance(piece, Gists):
+            branching = plan.branchings[piece.level]
+            kept -= min(piece.stop - piece.start, left // (branching - 1))
+            left -= (piece.stop - kept) * (branching - 1)
+            pieces.append(_piece(piece.level - 1, kept * branching, piece.stop * branching))
+        pieces.append(_piece(piece.level, piece.start, kept))
+    return pieces[::-1]
 
 
 def _piece(level: int, start: int, stop: int) -> Piece:
@@ -250,7 +272,7 @@ def _joined(pieces: Sequence[Piece]) -> Iterator[Piece]:
 def _within(plan: Plan, start: int, stop: int) -> Iterator[Piece]:
     """Parts of the pieces within tokens `start` to `stop - 1`: parts of finer ones, the whole of a coarser one."""
     for piece in plan.pieces:
-        size = tokens_per_gist(plan.span_tokens, piece.level)
+        size = tokens_per_gist(plan.branchings, piece.level)
         first, last = max(piece.start, start // size), min(piece.stop, -(-stop // size))
         if first < last:
             yield _piece(piece.level, first, last)

@@ -7,6 +7,7 @@ global one: the number of processes does not change what is trained on (spec, Sa
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,28 +24,31 @@ _NONE = InterleavedConfig()
 class SpanLayout:
     """Geometry of spans in a window. All counts are in tokens, unless the name says otherwise."""
 
-    span_tokens: int = 32
-    """Tokens of a span of level 0 (K), and the step of the grid on which gists of every level begin."""
+    branchings: tuple[int, ...] = (32,)
+    """Branching of each level, from level 0 to that of the gists."""
     horizon_tokens: int = 32
     """Tokens after the segment that are predicted (H)."""
     segments_per_window: int = 8
     """Branches drawn from one window, at most."""
     sink_tokens: int = SINK_TOKENS
     """First tokens of a window, never replaced: attention rests on them."""
-    level: int = 0
-    """Level of the gists."""
     window_tokens: int | None = None
     """Tokens of a window that are used, from its first on; None uses all."""
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if value is not None and value < (least := 0 if name == "level" else 1):
-                raise ConfigError(f"{name} must be at least {least}, got {value}.")
+        for name, value in (vars(self) | {"branchings": min(self.branchings, default=0)}).items():
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} must be at least 1, got {value}.")
+
+    @property
+    def span_tokens(self) -> int:
+        """Tokens of a span of level 0 (K), and the step of the grid on which gists of every level begin."""
+        return self.branchings[0]
 
     @property
     def tokens_per_gist(self) -> int:
-        """Tokens that one gist replaces, K^(level + 1)."""
-        return int(self.span_tokens ** (self.level + 1))
+        """Tokens that one gist replaces, the product of the branchings."""
+        return prod(self.branchings)
 
     def used(self, length: int) -> int:
         """Tokens that are used of a window of `length`."""

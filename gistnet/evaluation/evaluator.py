@@ -90,7 +90,7 @@ def evaluate(teacher: Teacher, gistnet: GistNet, dataset: PreparedDataset, confi
     _require_weighted(dataset, config.weights)
     if config.oracle_vectors is not None:
         require_writable(config.oracle_vectors)
-    passages = choose_passages(dataset, config.domains or dataset.domains("held_out"), config)
+    passages = choose_passages(dataset, gistnet.branchings, config.domains or dataset.domains("held_out"), config)
     level_0 = _measure(teacher, gistnet.levels[0], dataset, config)
     levels = [level_0, *_measure_above(teacher, gistnet, dataset, config)]
     records = [record for level in levels for record in _substitution_records(level, config)]
@@ -143,8 +143,7 @@ class _MeasuredLevel(NamedTuple):
 def _measure(teacher: Teacher, gistnet: GistNet, dataset: PreparedDataset, config: EvaluationConfig) -> _MeasuredLevel:
     """Measure the gists of GistNet's own level, and every baseline."""
     layout = SpanLayout(
-        span_tokens=gistnet.config.span_tokens,
-        level=gistnet.level,
+        gistnet.branchings,
         horizon_tokens=max(config.horizons),
         segments_per_window=config.segments_per_window,
         sink_tokens=config.sink_tokens,

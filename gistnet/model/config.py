@@ -40,8 +40,6 @@ class GistNetConfig(Section):
     it reads what the teacher made of the span where it stands, after all that precedes it: the states behind
     `teacher_layers` layers, and for the last token the keys and values of every layer before. That is there for nothing
     where the teacher has read the text, and costs its pass up to that layer where it has not."""
-    span_tokens: Literal[8, 16, 32, 64] = 32
-    """Vectors that become one gist: tokens at level 0, gists of the level below above it."""
     width: int = Field(default=96, gt=0)
     """Width of slots and expansion, and in `bottleneck` of the token stream, in dimensions; not used by `full`."""
     heads: int = Field(default=8, gt=0)

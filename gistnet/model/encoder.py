@@ -81,7 +81,7 @@ class SpanEncoder:
 
     def encode_with_attention(self, tokens: Tensor, context: SpanContext | None = None) -> tuple[Tensor, Tensor]:
         """Gists as by `encode`, and the attention of the two slots over their span, `[2, rows * n, heads, K]`."""
-        span, below = self.gistnet.config.span_tokens, self.below
+        span, below = self.gistnet.branching, self.below
         vectors = self.teacher.embed(tokens) if below is None else below.encode(tokens, context)
         of_spans = context and context.spans(tokens.shape[1] // span, span) if self.gistnet.reads_context else None
         with encoding_precision(self.teacher):
@@ -114,7 +114,7 @@ class SpanEncoder:
                 dropout.
         """
         gistnet, length = self.gistnet, tokens.shape[1]
-        span, below = gistnet.config.span_tokens, self.below
+        span, below = gistnet.branching, self.below
         # A span is known by the index of its first token, counted over all windows.
         numbers, which = (windows * length + starts).unique(return_inverse=True)
         windows, starts = numbers // length, numbers % length

@@ -9,6 +9,7 @@ a GistNet of a level above 0 holds the one below it.
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 from typing import Self
 
@@ -35,6 +36,7 @@ from gistnet.model.teacher import PrefillOutput, Teacher
 from gistnet.model.teacher_layers import TeacherLayers
 from gistnet.paths import local_path
 from gistnet.release_folder import find_folder
+from gistnet.settings import MAX_BRANCHING, MIN_BRANCHING
 from gistnet.version import __version__
 
 
@@ -111,14 +113,18 @@ class GistNet(nn.Module):
     Attributes:
         level: 0 for gists of tokens, n for gists of gists of level n - 1.
         below: the GistNet of the level below; None at level 0.
-        tokens_per_gist: how many tokens a gist stands for, K^(level + 1).
+        branching: K, how many vectors become one gist: tokens at level 0, gists of the level below above it.
+        branchings: those of all levels, from level 0 to this one.
+        tokens_per_gist: how many tokens a gist stands for, the product of the branchings.
         reads_context: whether this level needs a `SpanContext`; those above level 0 never do.
         trained_on: content fingerprints of the prepared corpora that it, or the weights it began with, was trained on.
     """
 
     embedding_norm: Tensor
 
-    def __init__(self, config: GistNetConfig, teacher: Teacher, *, below: "GistNet | None", positions: str) -> None:
+    def __init__(
+        self, config: GistNetConfig, teacher: Teacher, branching: int, *, below: "GistNet | None", positions: str
+    ) -> None:
         super().__init__()
         self.choices = config.choices(teacher.n_layers)
         self.config = config.for_teacher(teacher.n_layers)
@@ -128,7 +134,9 @@ class GistNet(nn.Module):
         self.reads_context = config.reads == "context" and below is None
         self.teacher_fingerprint = teacher.fingerprint
         self.trained_on: tuple[str, ...] = () if below is None else below.trained_on
-        self.tokens_per_gist = config.span_tokens ** (self.level + 1)
+        self.branching = branching
+        self.branchings: tuple[int, ...] = (branching,) if below is None else (*below.branchings, branching)
+        self.tokens_per_gist = prod(self.branchings)
         self.teacher_flops_per_span = teacher.flops_per_token * self.tokens_per_gist
 
         slot_width, heads = config.slot_width(self.dim), config.heads
@@ -147,7 +155,7 @@ class GistNet(nn.Module):
             # Token embeddings are small (entries near 0.13 at dim 576); the stack is made for unit variance.
             self.entry = nn.Sequential(Norm(self.dim), narrowing(self.dim, tokens_width))
             blocks = self.depth
-        self.blocks = nn.ModuleList(SelfAttentionBlock(tokens_width, heads, config.span_tokens) for _ in range(blocks))
+        self.blocks = nn.ModuleList(SelfAttentionBlock(tokens_width, heads, branching) for _ in range(blocks))
         self.first_read = SlotRead(tokens_width, slot_width, heads)
         self.expansion = Expansion(tokens_width, slot_width, heads)
         self.second_read = SlotRead(tokens_width, slot_width, heads)
@@ -175,6 +183,7 @@ class GistNet(nn.Module):
         cls,
         config: GistNetConfig,
         teacher: Teacher,
+        branching: int = 32,
         *,
         below: "GistNet | None" = None,
         positions: str = "end",
@@ -183,20 +192,19 @@ class GistNet(nn.Module):
         """A new GistNet on the teacher's device, a function of `seed` and not of the global random state.
 
         Args:
+            branching: how many vectors become one gist (K), 2 to 64.
             below: the GistNet whose gists it reads, which becomes part of it; None makes one of level 0.
 
         Raises:
-            ConfigError: the heads do not fit the width, or the levels have spans of different lengths.
+            ConfigError: the heads do not fit the width, or there is no such branching.
             TeacherError: the teacher has too few layers to copy, or none that LoRA can adapt.
         """
-        if below is not None and below.config.span_tokens != config.span_tokens:
-            raise ConfigError(
-                f"span_tokens is {config.span_tokens} above a level with {below.config.span_tokens}; expected the same."
-            )
+        if not MIN_BRANCHING <= branching <= MAX_BRANCHING:
+            raise ConfigError(f"Got a branching of {branching}, expected {MIN_BRANCHING} to {MAX_BRANCHING} vectors.")
         with torch.random.fork_rng(devices=[]):
             # Every level begins with weights of its own.
             torch.default_generator.manual_seed(seed + (0 if below is None else below.level + 1))
-            return cls(config, teacher, below=below, positions=positions).to(teacher.device)
+            return cls(config, teacher, branching, below=below, positions=positions).to(teacher.device)
 
     @property
     def levels(self) -> tuple["GistNet", ...]:
@@ -235,7 +243,7 @@ class GistNet(nn.Module):
             return self._gists(spans, lambda tokens: self._anchor(spans, tokens), dropout)
         if context is None:
             raise DataError("This GistNet reads spans where they stand in a text, but got spans alone.")
-        length = self.config.span_tokens
+        length = self.branching
         assert self.teacher_layers is not None
         state = context.last_states(self.teacher_layers, self._as_teacher(spans[:, -1]), length)
         anchor = self.embedding_norm * normalize(state.to(self.gain.dtype), dim=-1)
@@ -284,7 +292,7 @@ class GistNet(nn.Module):
         return tokens.to(next(p.dtype for p in self.teacher_layers.parameters() if not p.requires_grad))  # type: ignore[union-attr]
 
     def _check(self, spans: Tensor, dropout: Dropout | None) -> None:
-        expected = (self.config.span_tokens, self.dim)
+        expected = (self.branching, self.dim)
         if spans.ndim != 3 or tuple(spans.shape[1:]) != expected:
             raise DataError(
                 f"GistNet got spans of shape {list(spans.shape)}; expected [spans, {expected[0]}, {self.dim}]."
@@ -305,12 +313,12 @@ class GistNet(nn.Module):
     def fingerprint(self) -> str:
         """Names the weights and shape of all levels: 16 hexadecimal digits, other ones for any other weights."""
         below = "" if self.below is None else self.below.fingerprint
-        shape = f"{self.config.model_dump_json()} {self.level} {below}"
+        shape = f"{self.config.model_dump_json()} {self.branching} {self.level} {below}"
         return hashlib.sha256(shape.encode() + self._weights()).hexdigest()[:16]
 
     def parameter_budget(self) -> Budget:
         """Parameters, and forward FLOPs of the matrix products per span (norms and activations are not counted)."""
-        length = self.config.span_tokens
+        length = self.branching
         trained = sum(self._own_sizes[name] for name in self._trained_names)
         frozen = sum(self._own_sizes.values()) - trained
         flops = matmul_flops(length, self.entry) + matmul_flops(1, self.w_out)
@@ -397,8 +405,8 @@ class GistNet(nn.Module):
             format_version=FORMAT_VERSION,
             gistnet_version=__version__,
             config=self.config,
+            branchings=self.branchings,
             dim=self.dim,
-            level=self.level,
             positions=self.positions,
             teacher=self.teacher_fingerprint,
             trained_on=self.trained_on,
@@ -435,9 +443,9 @@ class GistNet(nn.Module):
                 f"got the teacher {teacher.fingerprint.describe()}."
             )
         below = cls.from_pretrained(folder / BELOW, teacher) if saved.level > 0 else None
-        if below is not None and below.fingerprint != saved.below:
+        if below is not None and (below.fingerprint, below.branchings) != (saved.below, saved.branchings[:-1]):
             raise CheckpointError(f"{folder / BELOW} is not the GistNet that the one in {folder} was trained on.")
-        model = cls.build(saved.config, teacher, below=below, positions=saved.positions)
+        model = cls.build(saved.config, teacher, saved.branchings[-1], below=below, positions=saved.positions)
         take_over(model.trained_parameters(with_below=False), state)
         model.trained_on = saved.trained_on
         return model

@@ -21,9 +21,9 @@ from gistnet.errors import CheckpointError, ConfigError
 from gistnet.files import storage_errors, write_bytes, write_json
 from gistnet.model.config import GistNetConfig
 from gistnet.model.fingerprint import TeacherFingerprint
-from gistnet.settings import Section
+from gistnet.settings import Branching, Section
 
-FORMAT_VERSION = 6
+FORMAT_VERSION = 7
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
 BELOW = "below"
@@ -36,10 +36,10 @@ class SavedGistNet(Section):
     format_version: int
     gistnet_version: str
     config: GistNetConfig
+    branchings: tuple[Branching, ...] = Field(min_length=1)
+    """Branching of each level, from level 0 to its own: how many vectors become one gist."""
     dim: int
     """Hidden size of the teacher, in dimensions."""
-    level: int = Field(ge=0)
-    """0: a gist of tokens; n: a gist of gists of level n - 1."""
     positions: str
     """The position policy, or mixture of policies, it was trained with."""
     teacher: TeacherFingerprint
@@ -55,6 +55,11 @@ class SavedGistNet(Section):
     """Ties this file to its weights: a damaged or exchanged weights file is noticed."""
     below: str | None = None
     """The fingerprint of the GistNet whose gists this one reads; None at level 0."""
+
+    @property
+    def level(self) -> int:
+        """0: a gist of tokens; n: a gist of gists of level n - 1."""
+        return len(self.branchings) - 1
 
 
 def write_saved(folder: Path, saved: SavedGistNet, weights: bytes) -> None:

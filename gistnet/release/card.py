@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
+from math import prod
 from pathlib import Path
 
 import yaml
@@ -85,20 +86,20 @@ def _front_matter(network: SavedGistNet) -> str:
 
 
 def _summary_of_network(network: SavedGistNet) -> str:
-    span = network.config.span_tokens
+    first, *above = network.branchings
     higher = "".join(
-        f" A second one makes one vector of {span} of those, for {span ** (level + 1):,} tokens."
-        for level in range(1, network.level + 1)
+        f" Another one makes one vector of {branching} of those, for {prod(network.branchings[: level + 1]):,} tokens."
+        for level, branching in enumerate(above, start=1)
     )
     return (
-        f"A GistNet compresses {span} tokens into one vector, their *gist*, in the input-embedding space of a language "
-        f"model that stays frozen: {base_model(network) or 'its teacher'}. The model reads the gist where the tokens "
-        f"stood and should predict what follows as if nothing had changed.{higher}"
+        f"A GistNet compresses {first} tokens into one vector, their *gist*, in the input-embedding space of a "
+        f"language model that stays frozen: {base_model(network) or 'its teacher'}. The model reads the gist where the "
+        f"tokens stood and should predict what follows as if nothing had changed.{higher}"
     )
 
 
 def _use(name: str, network: SavedGistNet) -> str:
-    span = network.config.span_tokens
+    span = network.branchings[0]
     if network.config.reads == "context":
         code = f"""(tokens,) = teacher.tokenizer.encode_batch(["some text of at least {4 * span} tokens " * {span}])
 text = torch.tensor([tokens[:{4 * span}]])
@@ -109,7 +110,7 @@ with torch.no_grad():  # of tokens {span} to {3 * span - 1}, where they stand
     else:
         code = f"""(tokens,) = teacher.tokenizer.encode_batch(["some text of at least {span} tokens " * 8])
 with torch.no_grad():
-    gists = gistnet.SpanEncoder(teacher, compressor.levels[0]).encode(torch.tensor([tokens[:64]]))"""
+    gists = gistnet.SpanEncoder(teacher, compressor.levels[0]).encode(torch.tensor([tokens[:{2 * span}]]))"""
     return f"""With the package `gistnet`, which comes with this folder under the name `{name}`:
 
 ```python

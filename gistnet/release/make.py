@@ -199,8 +199,7 @@ def choose_windows(dataset: PreparedDataset, gistnet: GistNet, evaluation: Evalu
     chosen: dict[int, int] = {}
     for level in gistnet.levels:
         layout = SpanLayout(
-            span_tokens=level.config.span_tokens,
-            level=level.level,
+            level.branchings,
             horizon_tokens=max(evaluation.horizons),
             sink_tokens=evaluation.sink_tokens,
         )

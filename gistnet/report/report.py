@@ -308,21 +308,23 @@ def _periods(run: RunRecord) -> list[dict[str, Any]]:
             "spans": None if spans is None else spans[n : n + 2],
             "targets": stage["targets"],
         }
-        for n, stage in enumerate(configured.get(number, _stage({}, 1)) for number in sorted(last_step))
+        for n, stage in enumerate(configured.get(number, _stage({}, False)) for number in sorted(last_step))
     ]
 
 
 def _configured(config: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The stages of a configuration: name, settings and targets."""
-    return [_stage(stage, config.get("levels", 1)) for stage in config.get("stages") or [{}]]
+    levels = config.get("levels")
+    several = isinstance(levels, list) and len(levels) > 1
+    return [_stage(stage, several) for stage in config.get("stages") or [{}]]
 
 
-def _stage(stage: Mapping[str, Any], levels: int) -> dict[str, Any]:
+def _stage(stage: Mapping[str, Any], several_levels: bool) -> dict[str, Any]:
     train, objective = stage.get("train", {}), stage.get("objective", {})
     return {
         "name": stage.get("name", "unnamed"),
         "settings": {
-            "level": train.get("level") if levels > 1 else None,
+            "level": train.get("level") if several_levels else None,
             "H": objective.get("horizon_tokens"),
             "λ": objective.get("contrastive_weight"),
             "dropout": train.get("dropout"),

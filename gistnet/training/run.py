@@ -144,7 +144,7 @@ class Run:
             # Neither its name nor where it was found.
             "teacher": self.teacher.fingerprint.model_dump(mode="json", exclude={"name", "revision"}),
             "gistnet": self.gistnet.config.model_dump(mode="json"),
-            "levels": len(self.gistnet.levels),
+            "levels": list(self.gistnet.branchings),
             "dataset": self.dataset.identity,
             "seed": self.seed,
             "stages": {stage.name: stage.objective.model_dump(mode="json") for stage in self.stages[:stages]},
@@ -194,8 +194,7 @@ def _layout(stage: Stage, gistnet: GistNet, dataset: PreparedDataset, pool: Trai
     """Layout of a stage's spans, checked to have room for some in every domain."""
     train = stage.train
     layout = SpanLayout(
-        span_tokens=gistnet.config.span_tokens,
-        level=train.level,
+        gistnet.levels[train.level].branchings,
         horizon_tokens=stage.objective.horizon_tokens,
         segments_per_window=train.segments_per_window,
         window_tokens=train.window_tokens,

@@ -22,8 +22,8 @@ class CompressedDocument(ABC):
     n_tokens: int
     n_gists: tuple[int, ...]
     """Gists there are, by level; in a tree, some may still be missing."""
-    span_tokens: int
-    """K: tokens to a gist of level 0, and gists of a level to one of the level above."""
+    branchings: tuple[int, ...]
+    """Branching of each level: tokens to a gist of level 0, then gists of a level to one of the next."""
     positions: str
     """The position policy that its gists were trained for (`gistnet.positions`)."""
     teacher: TeacherFingerprint
@@ -33,7 +33,7 @@ class CompressedDocument(ABC):
     def levels(self) -> int:
         """Number of complete levels, counted from level 0; 0 where there are tokens only."""
         for level, made in enumerate(self.n_gists):
-            if made < count_gists(self.n_tokens, self.span_tokens, level):
+            if made < count_gists(self.n_tokens, self.branchings, level):
                 return level
         return len(self.n_gists)
 
@@ -47,7 +47,8 @@ class CompressedDocument(ABC):
         return self._read_tokens(start, stop)
 
     def gists(self, level: int, start: int, stop: int) -> NDArray[np.float16]:
-        """Gists `[stop - start, dim]` of a level, by their index; gist i stands for tokens i·K^(level+1) onwards.
+        """Gists `[stop - start, dim]` of a level, by their index; gist i stands for the tokens from
+        i · `tokens_per_gist` on.
 
         Raises:
             DataError: there is no such level, the range is not within it, or what is stored is damaged.
@@ -80,14 +81,14 @@ class InMemoryDocument(CompressedDocument):
     Attributes:
         token_ids: int64 `[n_tokens]`.
         level_gists: float16 `[gists, dim]` of each level.
-        span_tokens: K.
+        branchings: of each level.
         positions: the position policy that the gists were trained for.
         teacher: the language model whose tokens these are.
     """
 
     token_ids: NDArray[np.int64]
     level_gists: tuple[NDArray[np.float16], ...]
-    span_tokens: int
+    branchings: tuple[int, ...]
     positions: str
     teacher: TeacherFingerprint
     name: str = "text"
@@ -118,7 +119,7 @@ def compress(text: str | Sequence[int] | NDArray[np.integer], encoder: Encoder) 
     if not len(tokens):
         raise DataError("Got an empty text to compress, expected one of at least one token.")
     gists = tuple(encode_levels(encoder, tokens))
-    return InMemoryDocument(tokens, gists, info.span_tokens, info.positions, info.teacher)
+    return InMemoryDocument(tokens, gists, info.branchings, info.positions, info.teacher)
 
 
 def require_level(level: int, levels: int) -> None:

@@ -4,6 +4,7 @@ Nothing here imports torch, so that a tree can be read, verified and searched wi
 """
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,7 +13,7 @@ from pydantic import Field
 
 from gistnet.errors import DataError
 from gistnet.model.fingerprint import TeacherFingerprint
-from gistnet.settings import Section
+from gistnet.settings import Branching, Section
 
 _NO_TOKENS = np.empty(0, dtype=np.int64)
 
@@ -22,13 +23,16 @@ class GistVersion(Section):
 
     fingerprint: str = Field(pattern="^[0-9A-Za-z]+$")
     """Hash of the weights of all levels; tables are named by it."""
-    span_tokens: int
-    """K: tokens to a gist of level 0, and gists of a level to one of the next."""
-    levels: int
-    """1 at least; a gist of level n stands for K^(n+1) tokens."""
+    branchings: tuple[Branching, ...] = Field(min_length=1)
+    """Branching of each level: tokens to a gist of level 0, then gists of a level to one of the next."""
     dim: int
     positions: str
     """The position policy that it was trained for (`gistnet.positions`)."""
+
+    @property
+    def levels(self) -> int:
+        """Number of levels."""
+        return len(self.branchings)
 
 
 class EncoderInfo(GistVersion):
@@ -76,19 +80,26 @@ class Encoder(Protocol):
         Args:
             level: of the gists to make.
             spans: for level 0 token ids, int64 `[spans, K]`; above, gists of the level below, float16
-                `[spans, K, dim]`. The first of them is span `info.reads_from(level, first)` of its document and level.
+                `[spans, K, dim]`; K is the branching of the level. The first of them is span
+                `info.reads_from(level, first)` of its document and level.
             first: the index of the first gist to make; there is one for it and for each of the spans after it.
         """
 
 
-def tokens_per_gist(span_tokens: int, level: int) -> int:
-    """Number of tokens that a gist of a level stands for: K^(level+1)."""
-    return int(span_tokens ** (level + 1))
+def tokens_per_gist(branchings: Sequence[int], level: int) -> int:
+    """Number of tokens that a gist of a level stands for: the product of the branchings up to it; 1 for level -1.
+
+    Raises:
+        DataError: there is no such level.
+    """
+    if not -1 <= level < len(branchings):
+        raise DataError(f"Got level {level}, expected one below {len(branchings)}, the number of levels.")
+    return prod(branchings[: level + 1])
 
 
-def count_gists(n_tokens: int, span_tokens: int, level: int) -> int:
+def count_gists(n_tokens: int, branchings: Sequence[int], level: int) -> int:
     """Number of gists of a level of `n_tokens`: complete blocks only, the tail stays tokens."""
-    return n_tokens // tokens_per_gist(span_tokens, level)
+    return n_tokens // tokens_per_gist(branchings, level)
 
 
 def encode_levels(
@@ -109,14 +120,14 @@ def encode_levels(
     info, gists = encoder.info, []
     below: NDArray[np.generic] = tokens
     preceding: NDArray[np.generic] = before
-    for level in range(info.levels if levels is None else levels):
-        count = len(below) // info.span_tokens
-        first, within = divmod(start, tokens_per_gist(info.span_tokens, level))
-        if within or len(preceding) != (first - info.reads_from(level, first)) * info.span_tokens:
+    for level, branching in enumerate(info.branchings[:levels]):
+        count = len(below) // branching
+        first, within = divmod(start, tokens_per_gist(info.branchings, level))
+        if within or len(preceding) != (first - info.reads_from(level, first)) * branching:
             break
         if count:
-            spans = np.concatenate([preceding, below[: count * info.span_tokens]])
-            made = encoder.encode(level, spans.reshape(-1, info.span_tokens, *below.shape[1:]), first)
+            spans = np.concatenate([preceding, below[: count * branching]])
+            made = encoder.encode(level, spans.reshape(-1, branching, *below.shape[1:]), first)
         else:
             made = np.empty((0, info.dim), dtype=np.float16)
         gists.append(made)

@@ -50,7 +50,7 @@ class GistEncoder:
         self._encoders = [SpanEncoder(teacher, level) for level in gistnet.eval().levels]
         tokenizer = teacher.tokenizer
         self._prefix = torch.tensor(tokenizer.window_prefix if tokenizer else (), dtype=torch.long)
-        span = gistnet.config.span_tokens
+        span = gistnet.branchings[0]
         # The fingerprint covers all that decides a gist: weights, number format, and what is read with a span.
         described = f"{gistnet.fingerprint} {teacher.dtype}"
         if gistnet.hidden_state_layer is None:
@@ -62,8 +62,7 @@ class GistEncoder:
             described += f" {together} after {before}"
         self.info = EncoderInfo(
             fingerprint=hashlib.sha256(described.encode()).hexdigest()[:16],
-            span_tokens=span,
-            levels=gistnet.level + 1,
+            branchings=gistnet.branchings,
             dim=teacher.hidden_size,
             positions=gistnet.positions,
             teacher=teacher.fingerprint,
@@ -118,7 +117,7 @@ class GistEncoder:
             # The prefix, and the spans that precede the batch, are in the window for what they say of those after them.
             window = torch.cat([self._prefix.to(vectors.device), vectors.flatten()])
             spans = torch.arange(before, len(rows), device=vectors.device)
-            context = encoder.context(window[None], len(self._prefix) + self.info.span_tokens * spans)
+            context = encoder.context(window[None], len(self._prefix) + self.info.branchings[0] * spans)
             vectors = self._teacher.embed(vectors[before:])
         gists = encoder.encode_vectors(vectors, context=context).half()
         if not bool(torch.isfinite(gists).all()):

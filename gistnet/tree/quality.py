@@ -90,7 +90,7 @@ def measure_quality(
         TeacherError: a token of the document is outside the vocabulary.
     """
     prefix = teacher.tokenizer.window_prefix if teacher.tokenizer is not None else ()
-    span = tokens_per_gist(document.span_tokens, level)
+    span = tokens_per_gist(document.branchings, level)
     body = min(options.window_tokens, teacher.max_positions) - len(prefix)
     for window in _windows(document.n_tokens, span, body, bool(prefix), options, first):
         tokens = np.concatenate([np.array(prefix, np.int64), document.tokens(window.begin, window.end)])
@@ -161,7 +161,7 @@ def add_quality(tree: GistTree, teacher: Teacher, options: QualityOptions = Qual
     for name in tree.documents():
         document = tree.document(name)
         for level in range(document.levels):
-            count = count_gists(document.n_tokens, document.span_tokens, level)
+            count = count_gists(document.n_tokens, document.branchings, level)
             known = np.flatnonzero(~np.isnan(document.quality(level, 0, count).kl))
             first = int(known[-1]) + 1 if len(known) else 0  # they are measured in order
             for measured in measure_quality(document, teacher, level, options, first=first):

@@ -64,7 +64,7 @@ class ReadyGists:
     def encode(self, level: int, spans: NDArray[np.generic], first: int) -> NDArray[np.float16]:
         """The gists that were supplied, where all of these are among them; otherwise those of the encoder."""
         if level < len(self._gists):
-            offset = first - self._start // tokens_per_gist(self.info.span_tokens, level)
+            offset = first - self._start // tokens_per_gist(self.info.branchings, level)
             count = self.info.reads_from(level, first) + len(spans) - first
             if offset >= 0 and offset + count <= len(self._gists[level]):
                 return self._gists[level][offset : offset + count]
@@ -104,7 +104,7 @@ def compress_files_with_ray(
     ray = _import_ray()
     files = files.named_from(tree.folder)
     total = survey(files)
-    portion_tokens = _aligned(portion_tokens, ready.info.span_tokens)
+    portion_tokens = _aligned(portion_tokens, ready.info.branchings)
     portions = with_preceding(read_portions(read_texts(files), ready.tokenize, portion_tokens), ready.info)
     known = {name: tree.document(name).n_tokens for name in tree.documents()}
 
@@ -177,18 +177,20 @@ def with_preceding(portions: Iterable[Portion], info: EncoderInfo) -> Iterator[P
     before = np.empty(0, dtype=np.int64)
     for portion in portions:
         yield portion._replace(before=before)
-        span, end = info.span_tokens, portion.start + len(portion.tokens)
+        span, end = info.branchings[0], portion.start + len(portion.tokens)
         needed = 0 if portion.is_last else end - info.reads_from(0, end // span) * span
         before = np.concatenate([before, portion.tokens])
         before = before[len(before) - needed :]
 
 
-def _aligned(portion_tokens: int, span_tokens: int) -> int:
-    """The multiple of the largest power of K up to `portion_tokens`, itself at most that, K at least."""
-    power = span_tokens
-    while power * span_tokens <= portion_tokens:
-        power *= span_tokens
-    return max(portion_tokens // power, 1) * power
+def _aligned(portion_tokens: int, branchings: Sequence[int]) -> int:
+    """The largest number of tokens up to `portion_tokens` that are whole blocks of the highest level that fits.
+
+    A span of level 0 at least.
+    """
+    blocks = [tokens_per_gist(branchings, level) for level in range(len(branchings))]
+    block = max([size for size in blocks if size <= portion_tokens], default=blocks[0])
+    return max(portion_tokens // block, 1) * block
 
 
 def _import_ray() -> Any:

@@ -66,8 +66,8 @@ class TreeInfo:
     pending_version: str | None
     """The fingerprint of one whose gists are being made to replace them, and are not complete."""
     teacher: TeacherFingerprint
-    span_tokens: int
-    """K: tokens to a gist of level 0, and gists of a level to one of the next."""
+    branchings: tuple[int, ...]
+    """Branching of each level: tokens to a gist of level 0, then gists of a level to one of the next."""
     dim: int
 
 
@@ -222,7 +222,7 @@ class GistTree:
             tokens = self._token_ids(query, encoder.info.vocabulary_size)
             if not len(tokens):
                 raise DataError("Got a query without tokens, expected one at least.")
-            block = tokens_per_gist(encoder.info.span_tokens, level)
+            block = tokens_per_gist(encoder.info.branchings, level)
             repeated = np.resize(tokens, -(-len(tokens) // block) * block)
             query = encode_levels(encoder, repeated, levels=level + 1)[-1]
         return self._current.search(query, level, k, document)
@@ -243,7 +243,7 @@ class GistTree:
             gist_version=version.fingerprint,
             pending_version=None if state.pending is None else state.pending.fingerprint,
             teacher=state.teacher,
-            span_tokens=version.span_tokens,
+            branchings=version.branchings,
             dim=version.dim,
         )
 
@@ -282,7 +282,7 @@ class GistTree:
         _require_name(document)
         state = self._current.catalog.state
         with self._transaction() as transaction:
-            there, span = transaction.document(document).n_tokens, state.active.span_tokens
+            there, span = transaction.document(document).n_tokens, state.active.branchings[0]
             ids = self._token_ids(tokens, state.vocabulary_size, continued=there > 0)
             if gists and there % span + len(ids) >= span:
                 self._need_encoder("to make gists (or append with gists=False and add them)")

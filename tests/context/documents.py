@@ -11,4 +11,4 @@ def random_document(n_tokens: int, teacher: Teacher, span: int = 8) -> InMemoryD
     draw = np.random.default_rng(0)
     counts = n_tokens // span, n_tokens // span**2
     gists = tuple(draw.normal(0, 0.5, (count, teacher.hidden_size)).astype(np.float16) for count in counts)
-    return InMemoryDocument(draw.integers(3, 97, n_tokens), gists, span, "center", teacher.fingerprint)
+    return InMemoryDocument(draw.integers(3, 97, n_tokens), gists, (span, span), "center", teacher.fingerprint)

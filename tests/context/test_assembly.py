@@ -3,15 +3,19 @@
 import dataclasses
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from gistnet.context.assembly import assemble, read_context
-from gistnet.context.plan import Gists, Plan, Raw
+from gistnet.context.plan import Gists, Plan, Raw, default_plan
 from gistnet.errors import ConfigError, DataError, TeacherError
 from gistnet.model.teacher import Teacher
 from gistnet.objective.branches import Positions, Replacements, SegmentBatch, gist_replacements, replaced_hidden
+from gistnet.tree.document import compress
+from gistnet.tree.gist_encoder import GistEncoder
 from tests.context.documents import random_document
+from tests.gistnets import woken_gistnet
 from tests.teachers import FAMILIES, tiny_teacher
 
 SPAN, N_TOKENS = 8, 140
@@ -19,7 +23,7 @@ POLICIES: tuple[Positions, ...] = ("center", "end", "compact")
 
 
 def plan_of(*pieces: Raw | Gists, sink: int = 0) -> Plan:
-    return Plan(pieces, span_tokens=SPAN, sink_tokens=sink)
+    return Plan(pieces, (SPAN, SPAN), sink_tokens=sink)
 
 
 def branch_logits(teacher: Teacher, tokens: torch.Tensor, start: int, stop: int, gists, policy: Positions):
@@ -170,11 +174,28 @@ def test_beyond_the_trained_positions_only_compact_reaches() -> None:
             assemble(document, plan_of(Raw(0, 257)), teacher, positions=policy)
 
 
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_context_fades_over_three_rates(policy: Positions) -> None:
+    """Vectors of 64, 8 and 4 tokens and one: each token after the sink stands in one vector, in order."""
+    teacher = tiny_teacher("llama", torch.float32)
+    tokens = random_document(203, teacher).token_ids
+    document = compress(tokens, GistEncoder(teacher, woken_gistnet(teacher, branchings=(4, 2, 8))))
+    plan = default_plan(203, document.branchings, 32, sink_tokens=2)
+    context = assemble(document, plan, teacher, positions=policy)
+    assert context.levels.tolist() == [-1] * 2 + [2] + [1] * 14 + [0] * 4 + [-1] * 11
+    starts, stops = context.spans[2:].T
+    assert starts[0] == 0 and torch.equal(starts[1:], stops[:-1]) and stops[-1] == 203
+    assert (stops - starts).tolist() == [64] + [8] * 14 + [4] * 4 + [1] * 11
+    assert (context.position_ids[0].diff() > 0).all()
+    gists = [document.gists(2, 0, 1), document.gists(1, 8, 22), document.gists(0, 44, 48)]
+    assert torch.equal(context.inputs_embeds[0, 2:21], torch.from_numpy(np.concatenate(gists)).float())
+
+
 def test_what_does_not_fit_together_is_refused() -> None:
     teacher = tiny_teacher("llama")
     document = random_document(100, teacher)
-    with pytest.raises(DataError, match="spans of 32 tokens, expected 8"):
-        assemble(document, Plan([Raw(0, 5)]), teacher)
+    with pytest.raises(DataError, match=r"\[8, 32\], expected \[8, 8\]"):
+        assemble(document, Plan([Raw(0, 5)], (8, 32)), teacher)
     with pytest.raises(DataError, match="range 0 to 101 of tokens"):
         assemble(document, plan_of(Raw(0, 101)), teacher)
     with pytest.raises(DataError, match="range 10 to 13 of gists of level 0"):

@@ -19,6 +19,7 @@ from gistnet.model.teacher import Teacher
 from gistnet.model.tokenizer import TeacherTokenizer
 from gistnet.tree.document import InMemoryDocument, compress
 from gistnet.tree.gist_encoder import GistEncoder
+from tests.gistnets import woken_gistnet
 from tests.teachers import tiny_teacher
 from tests.tokenizers import BOS, END, EOS, THINK, TURN, merging, metaspace, sentencepiece_like, unigram
 
@@ -47,8 +48,8 @@ def document(teacher: Teacher) -> InMemoryDocument:
 
 
 def encoder_of(teacher: Teacher) -> GistEncoder:
-    config = GistNetConfig(architecture="bottleneck", span_tokens=8, width=16, heads=2)
-    return GistEncoder(teacher, GistNet.build(config, teacher))
+    config = GistNetConfig(architecture="bottleneck", width=16, heads=2)
+    return GistEncoder(teacher, GistNet.build(config, teacher, 8))
 
 
 def ids(teacher: Teacher, text: str) -> list[int]:
@@ -64,8 +65,13 @@ def test_five_lines_from_a_text_to_an_answer(teacher_folder: Path) -> None:
     assert isinstance(answer.text, str)
     assert 1 <= len(answer.tokens) <= 5
     # 402 bytes in 54 vectors beside sink and prompt: 12 gists for 384 of them, and 18 raw.
-    assert answer.context.plan == Plan([Gists(0, 0, 12), Raw(384, 402)], sink_tokens=4)
+    assert answer.context.plan == Plan([Gists(0, 0, 12), Raw(384, 402)], (32,), 4)
     assert len(answer.context) == 4 + 12 + 18 + 6
+
+
+def test_the_sink_is_half_a_span_at_most(teacher: Teacher) -> None:
+    document = compress(TEXT, GistEncoder(teacher, woken_gistnet(teacher, branchings=(4, 2))))
+    assert generate(document, "?", teacher=teacher, budget=40, max_new_tokens=1).context.plan.sink_tokens == 2
 
 
 def test_without_a_template_the_prompt_follows_the_document(teacher: Teacher, document: InMemoryDocument) -> None:
@@ -209,7 +215,7 @@ def test_a_prompt_that_is_not_unicode_is_refused(teacher: Teacher, document: InM
 
 
 def test_a_plan_in_place_of_a_budget(teacher: Teacher, document: InMemoryDocument) -> None:
-    plan = Plan([Gists(0, 0, 10), Raw(80, 134)], span_tokens=8)
+    plan = Plan([Gists(0, 0, 10), Raw(80, 134)], (8,))
     answer = generate(document, "?", teacher=teacher, plan=plan, max_new_tokens=2, positions="end")
     assert answer.context.plan == plan
     assert len(answer.context) == 65

@@ -24,7 +24,7 @@ PREFIX = 9
 def context_of(teacher: Teacher, policy: Positions) -> Context:
     """Tokens, gists of both levels, text left out, tokens, and a prompt: 46 vectors, positions up to 159 or 45."""
     document = random_document(160, teacher)
-    plan = Plan([Raw(0, PREFIX), Gists(0, 2, 8), Gists(1, 1, 2), Raw(130, 156)], span_tokens=8)
+    plan = Plan([Raw(0, PREFIX), Gists(0, 2, 8), Gists(1, 1, 2), Raw(130, 156)], (8, 8))
     return assemble(document, plan, teacher, positions=policy, after=(11, 12, 13, 14))
 
 

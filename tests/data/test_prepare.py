@@ -137,7 +137,7 @@ def test_split_and_orders_do_not_depend_on_names(tmp_path: Path) -> None:
     for split in ("train", "held_out"):
         texts = [[tokens.tobytes() for _, tokens in dataset.whole_documents(split)] for dataset in (one, other)]
         assert texts[0] == texts[1] != sorted(texts[0])
-    layout = SpanLayout(span_tokens=8, horizon_tokens=8)
+    layout = SpanLayout((8,), horizon_tokens=8)
     chosen = [
         [
             dataset.read(sample.window).tobytes()

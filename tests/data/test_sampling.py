@@ -25,7 +25,7 @@ from gistnet.data.sampling import (
 from gistnet.errors import ConfigError, DataError
 from tests.data.byte_tokenizer import ByteTokenizer
 
-LAYOUT = SpanLayout(span_tokens=8, horizon_tokens=10, segments_per_window=3)
+LAYOUT = SpanLayout((8,), horizon_tokens=10, segments_per_window=3)
 RUNS = SegmentLengths()
 MIXED = SegmentLengths(lengths={1: 0.5, 2: 0.2, 5: 0.3}, whole_prefix=0.25, longest=7)
 NO_ROWS = InterleavedConfig()
@@ -57,7 +57,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> PreparedDataset:
 @pytest.mark.parametrize("length", [10, 29, 30, 31, 37, 38, 64, 100])
 @pytest.mark.parametrize("gists", [1, 3])
 def test_eligible_starts_and_phases_equal_a_search_of_all_places(length: int, sink: int, gists: int) -> None:
-    layout = SpanLayout(span_tokens=8, horizon_tokens=10, sink_tokens=sink)
+    layout = SpanLayout((8,), horizon_tokens=10, sink_tokens=sink)
     by_phase = {
         phase: [s for s in range(sink, length) if s % 8 == phase and s + 8 * gists + 10 <= length] for phase in range(8)
     }
@@ -84,10 +84,13 @@ def test_a_stage_that_uses_less_of_its_windows_draws_spans_and_horizons_from_the
         check_sampling(training_pool(dataset), replace(LAYOUT, window_tokens=21), PROBABILITIES)
 
 
-@pytest.mark.parametrize("field", ["span_tokens", "horizon_tokens", "segments_per_window", "sink_tokens"])
+@pytest.mark.parametrize("field", ["horizon_tokens", "segments_per_window", "sink_tokens"])
 def test_layout_of_nothing_is_refused(field: str) -> None:
     with pytest.raises(ConfigError, match=field):
         SpanLayout(**{field: 0})
+    for branchings in ((), (8, 0)):
+        with pytest.raises(ConfigError, match="branchings"):
+            SpanLayout(branchings)
 
 
 def test_sample_is_in_the_training_split_and_its_starts_are_distinct_eligible_and_ascending(
@@ -276,10 +279,10 @@ def test_impossible_probabilities_are_refused(
 def test_layout_that_does_not_fit_the_shortest_window_is_refused_before_drawing(dataset: PreparedDataset) -> None:
     pool = training_pool(dataset)
     shortest = int(dataset.lengths[dataset.window_indices("train", "code")].min())
-    fits = SpanLayout(span_tokens=8, horizon_tokens=shortest - 12)
+    fits = SpanLayout((8,), horizon_tokens=shortest - 12)
     check_sampling(pool, fits, {"code": 1.0})
     with pytest.raises(DataError, match=f"{shortest}"):
-        check_sampling(pool, SpanLayout(span_tokens=8, horizon_tokens=shortest - 11), {"code": 1.0})
+        check_sampling(pool, SpanLayout((8,), horizon_tokens=shortest - 11), {"code": 1.0})
 
 
 # Interleaved and repeating contexts -----------------------------------------------------------------------------------
@@ -478,7 +481,7 @@ def test_validation_choice_is_fixed_by_the_seed_and_grows_by_extension(dataset: 
 def test_validation_without_usable_windows_says_why(dataset: PreparedDataset) -> None:
     with pytest.raises(DataError, match="poetry"):
         validation_windows(dataset, LAYOUT, documents=1, segments_per_window=1, seed=0, domains=["poetry"])
-    long = SpanLayout(span_tokens=32, horizon_tokens=128)
+    long = SpanLayout((32,), horizon_tokens=128)
     with pytest.raises(DataError, match=r" 164 .* 100"):
         validation_windows(dataset, long, documents=1, segments_per_window=1, seed=0)
 

@@ -40,7 +40,7 @@ OTHERS = {
     "deepseek_v2": _EXPERTS | _LATENT,  # RoPE by complex numbers
     "deepseek_v3": _EXPERTS | _LATENT,
 }
-CONFIG = GistNetConfig(span_tokens=8, width=16, heads=2, teacher_layers=3, token_layers=2)
+CONFIG = GistNetConfig(width=16, heads=2, teacher_layers=3, token_layers=2)
 
 
 def teacher_of(family: str) -> Teacher:
@@ -74,7 +74,7 @@ def test_a_layer_that_only_the_last_token_passes_gives_it_what_the_whole_layer_w
 def test_the_engine_is_exact_and_a_step_reaches_every_parameter(family):
     teacher = teacher_of(family)
     require_exact(teacher, tolerance_nats=1e-3)
-    gistnet = GistNet.build(CONFIG, teacher)
+    gistnet = GistNet.build(CONFIG, teacher, 8)
     torch.manual_seed(1)
     for parameter in gistnet.parameters():
         if parameter.requires_grad and not parameter.any() and parameter.ndim == 2:

@@ -45,12 +45,12 @@ def teacher() -> Teacher:
 
 def make_config(architecture: str, **settings: object) -> GistNetConfig:
     """With the anchor `token`, which all architectures have, where nothing else is asked for."""
-    plain = {"span_tokens": LENGTH, "width": 16, "heads": 2, "anchor": "token", "teacher_layers": 4}
+    plain = {"width": 16, "heads": 2, "anchor": "token", "teacher_layers": 4}
     return GistNetConfig(architecture=architecture, **(plain | settings))
 
 
 def make_gistnet(architecture: str, teacher: Teacher, **arguments: object) -> GistNet:
-    return GistNet.build(make_config(architecture), teacher, **arguments)
+    return GistNet.build(make_config(architecture), teacher, LENGTH, **arguments)
 
 
 def waken(gistnet: GistNet) -> GistNet:
@@ -196,7 +196,7 @@ def test_stages_of_teacher_lora_are_the_teachers_layers_while_the_adapters_are_u
 
 def test_an_adapter_adds_alpha_over_rank_times_the_product_of_its_factors(teacher):
     """Hu et al. (2021), section 4.1, for every linear layer of a copied layer, with a scale of 6 / 4."""
-    gistnet = waken(GistNet.build(make_config("teacher_lora", lora_rank=4, lora_alpha=6.0), teacher))
+    gistnet = waken(GistNet.build(make_config("teacher_lora", lora_rank=4, lora_alpha=6.0), teacher, LENGTH))
     adapters = {name: p for name, p in gistnet.teacher_layers.layers[1].named_parameters() if ".lora_" in name}
     names = [name.partition(".lora_A")[0] for name in adapters if ".lora_A" in name]
     assert len(names) == 7
@@ -216,7 +216,7 @@ def test_the_anchor_state_is_the_direction_of_the_last_token_s_state_at_the_leng
     below = None
     for spans in (make_spans(), 300 * make_spans()):
         config = make_config("teacher_lora", anchor="state", gist_scale=30.0, token_layers=4)
-        below = GistNet.build(config, teacher, below=below)
+        below = GistNet.build(config, teacher, LENGTH, below=below)
         below.expansion.gate.data.zero_()
         states = plain.model(inputs_embeds=spans).last_hidden_state[:, -1]
         expected = length * states / states.norm(dim=-1, keepdim=True)
@@ -226,7 +226,7 @@ def test_the_anchor_state_is_the_direction_of_the_last_token_s_state_at_the_leng
 def test_layers_for_the_last_token_alone_see_the_others_as_they_left_the_layers_for_all(teacher):
     """Written out: all tokens through two layers, then two more of which only the last token's state is kept."""
     config = make_config("teacher_lora", anchor="state", teacher_layers=4, token_layers=2)
-    gistnet, spans = GistNet.build(config, teacher), make_spans()
+    gistnet, spans = GistNet.build(config, teacher, LENGTH), make_spans()
     gistnet.expansion.gate.data.zero_()
     plain = plain_model(teacher)
     hidden, rotations = spans, plain.model.rotary_emb(spans, torch.arange(LENGTH)[None])
@@ -244,7 +244,7 @@ def test_layers_for_the_last_token_alone_see_the_others_as_they_left_the_layers_
 
 def test_layers_for_the_last_token_alone_cost_what_is_counted(teacher):
     config = make_config("teacher_lora", anchor="state", teacher_layers=4, token_layers=2)
-    gistnet = GistNet.build(config, teacher)
+    gistnet = GistNet.build(config, teacher, LENGTH)
     with FlopCounterMode(display=False) as counter:
         gistnet(make_spans())
     attention = 2 * 4 * LENGTH * LENGTH * DIM + 2 * 4 * LENGTH * DIM  # fused, which this counter passes over on a CPU
@@ -266,7 +266,7 @@ def test_what_is_left_open_follows_from_the_anchor_and_the_layers_of_the_teacher
 
 
 def test_what_was_chosen_is_saved(teacher, tmp_path):
-    GistNet.build(GistNetConfig(span_tokens=LENGTH, width=16, heads=2), teacher).save_pretrained(tmp_path)
+    GistNet.build(GistNetConfig(width=16, heads=2), teacher, LENGTH).save_pretrained(tmp_path)
     saved = json.loads((tmp_path / "config.json").read_text())["config"]
     chosen = {"anchor": "state", "gist_scale": 100.0, "teacher_layers": 3, "token_layers": 2}
     assert {name: saved[name] for name in chosen} == chosen
@@ -274,10 +274,10 @@ def test_what_was_chosen_is_saved(teacher, tmp_path):
 
 def test_long_gists_above_long_gists_keep_their_length(teacher):
     """The anchor is the last gist itself, and not that many times as long."""
-    lower = GistNet.build(make_config("bottleneck", gist_scale=10.0), teacher)
+    lower = GistNet.build(make_config("bottleneck", gist_scale=10.0), teacher, LENGTH)
     spans = make_spans()
     torch.testing.assert_close(lower(spans), 10 * spans[:, -1])
-    upper = GistNet.build(make_config("bottleneck", gist_scale=10.0), teacher, below=lower)
+    upper = GistNet.build(make_config("bottleneck", gist_scale=10.0), teacher, LENGTH, below=lower)
     torch.testing.assert_close(upper(10 * spans), 10 * spans[:, -1])
 
 
@@ -369,8 +369,6 @@ def test_heads_that_do_not_fit_are_refused(teacher):
 
 
 def test_impossible_settings_are_refused(teacher):
-    with pytest.raises(ValidationError):
-        GistNetConfig(span_tokens=20)
     with pytest.raises(ValidationError, match="anchor is state in the architecture full, expected teacher_lora"):
         GistNetConfig(architecture="full", anchor="state")
     with pytest.raises(ValidationError, match="token_layers is 5, expected at most 4"):
@@ -379,8 +377,9 @@ def test_impossible_settings_are_refused(teacher):
         GistNetConfig(architecture="teacher_lora", anchor="token", teacher_layers=4, token_layers=2)
     with pytest.raises(ConfigError, match="token_layers is 5, expected at most 3, as many as are copied"):
         GistNet.build(make_config("teacher_lora", anchor="state", teacher_layers=None, token_layers=5), teacher)
-    with pytest.raises(ConfigError, match="span_tokens is 16 above a level with 8"):
-        GistNet.build(GistNetConfig(span_tokens=16), teacher, below=make_gistnet("full", teacher))
+    for branching in (1, 65):
+        with pytest.raises(ConfigError, match=f"branching of {branching}"):
+            GistNet.build(make_config("full"), teacher, branching)
     with pytest.raises(TeacherError):
         GistNet.build(make_config("teacher_lora", teacher_layers=5), teacher)
 
@@ -422,7 +421,7 @@ def test_trained_parameters_at_the_size_of_smollm2(settings, fewest, most, smoll
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("blocks_per_stage", [1, 2])
 def test_counted_flops_agree_with_the_flops_executed(architecture, blocks_per_stage, teacher):
-    gistnet = GistNet.build(make_config(architecture, blocks_per_stage=blocks_per_stage), teacher)
+    gistnet = GistNet.build(make_config(architecture, blocks_per_stage=blocks_per_stage), teacher, LENGTH)
     with FlopCounterMode(display=False) as counter:
         gistnet(make_spans())
     assert gistnet.parameter_budget().flops_per_span == pytest.approx(counter.get_total_flops() / SPANS, rel=0.1)
@@ -516,7 +515,7 @@ def test_the_files_hold_the_trained_parameters_and_a_complete_configuration(arch
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["format_version"] == FORMAT_VERSION
     assert config["config"]["architecture"] == architecture
-    assert (config["dim"], config["level"], config["positions"]) == (DIM, 0, "compact")
+    assert (config["dim"], config["branchings"], config["positions"]) == (DIM, [LENGTH], "compact")
     assert config["teacher"] == teacher.fingerprint.model_dump()
     assert config["trained_parameters"] == sum(tensor.numel() for tensor in stored.values())
     assert config["share_of_teacher"] == pytest.approx(

@@ -121,10 +121,10 @@ def test_what_is_missing_is_named():
 
 def test_the_copied_layers_are_two_thirds_and_cost_a_token_of_each():
     teacher = tiny_teacher("llama")
-    config = GistNetConfig(reads="context", span_tokens=SPAN, width=16, heads=2)
-    gistnet = GistNet.build(config, teacher)
+    config = GistNetConfig(reads="context", width=16, heads=2)
+    gistnet = GistNet.build(config, teacher, SPAN)
     assert gistnet.hidden_state_layer == 2 == teacher.n_layers * 2 // 3
-    by_span = GistNet.build(config.model_copy(update={"reads": "span"}), teacher)
+    by_span = GistNet.build(config.model_copy(update={"reads": "span"}), teacher, SPAN)
     assert gistnet.parameter_budget().flops_per_span < by_span.parameter_budget().flops_per_span / 2
 
 

@@ -26,15 +26,18 @@ def make_segments(gists: int | torch.Tensor = 1) -> SegmentBatch:
 
 
 def by_hand(gistnet: GistNet, teacher: Teacher, tokens: torch.Tensor) -> torch.Tensor:
-    """The gist of `ABOVE` tokens, one span of level 0 at a time."""
-    level_0, level_1 = gistnet.levels
-    below = torch.cat([level_0(teacher.embed(tokens[at : at + SPAN])[None]) for at in range(0, ABOVE, SPAN)])
-    return level_1(below[None])[0]
+    """The gist of so many tokens as it stands for, one gist of a level below at a time."""
+    if gistnet.below is None:
+        return gistnet(teacher.embed(tokens)[None])[0]
+    parts = tokens.view(gistnet.branching, -1)
+    return gistnet(torch.stack([by_hand(gistnet.below, teacher, part) for part in parts])[None])[0]
 
 
-def test_a_gist_of_level_1_is_made_of_the_gists_below_it():
+@pytest.mark.parametrize("branchings", [(SPAN, SPAN), (4, 2, 8)])
+def test_a_gist_is_made_of_the_gists_below_it(branchings):
     teacher = tiny_teacher("llama")
-    gistnet, segments = woken_gistnet(teacher, levels=2), make_segments(torch.tensor([2, 1, 2]))
+    gistnet, segments = woken_gistnet(teacher, branchings=branchings), make_segments(torch.tensor([2, 1, 2]))
+    assert (gistnet.tokens_per_gist, gistnet.branchings) == (ABOVE, branchings)
     encoded = encode_segments(SpanEncoder(teacher, gistnet), segments)
     whole = SpanEncoder(teacher, gistnet).encode(segments.replaced)
     for branch, (window, start) in enumerate(zip(segments.windows, segments.starts, strict=True)):

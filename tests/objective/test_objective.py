@@ -35,12 +35,12 @@ def teacher() -> Teacher:
     return tiny_teacher("llama")
 
 
-CONFIG = GistNetConfig(architecture="bottleneck", span_tokens=SPAN, width=16, heads=2)
+CONFIG = GistNetConfig(architecture="bottleneck", width=16, heads=2)
 
 
 def woken(teacher: Teacher, cue_vectors: int = 0) -> GistNet:
     """Untrained but for W_out, so that everything inside matters and has a gradient."""
-    network = GistNet.build(CONFIG.model_copy(update={"cue_vectors": cue_vectors}), teacher)
+    network = GistNet.build(CONFIG.model_copy(update={"cue_vectors": cue_vectors}), teacher, SPAN)
     torch.manual_seed(4)
     torch.nn.init.normal_(network.w_out.weight, std=0.3)
     return network
@@ -150,7 +150,7 @@ def test_the_contrastive_gradient_flows_into_the_gist_and_its_neighbour(teacher)
 
     class FreeGists(torch.nn.Module):
         config = CONFIG
-        below, tokens_per_gist, reads_context = None, SPAN, False
+        below, branching, tokens_per_gist, reads_context = None, SPAN, SPAN, False
 
         def __init__(self) -> None:
             super().__init__()
@@ -269,7 +269,7 @@ def test_a_dropout_rate_without_keys_is_refused(teacher, gistnet):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_encode_is_gistnet_on_the_embeddings_of_each_span_in_float32(dtype):
     teacher = tiny_teacher("gemma3", dtype)
-    network = GistNet.build(CONFIG, teacher)
+    network = GistNet.build(CONFIG, teacher, SPAN)
     torch.nn.init.normal_(network.w_out.weight, std=0.3)
     tokens = torch.randint(3, 97, (3, 2 * SPAN), generator=torch.Generator().manual_seed(1))
     gists = SpanEncoder(teacher, network).encode(tokens)
@@ -285,7 +285,7 @@ def test_encode_is_gistnet_on_the_embeddings_of_each_span_in_float32(dtype):
 
 def test_an_untrained_gistnet_scores_as_the_last_token_does(teacher):
     """W_out starts at zero, so the losses are those of the span's last embedding; its length is the norm reported."""
-    network = GistNet.build(CONFIG, teacher)
+    network = GistNet.build(CONFIG, teacher, SPAN)
     segments = make_segments()
     result = losses_of(teacher, network, segments)
     last = teacher.embed(segments.replaced[:, -1:])

@@ -18,7 +18,7 @@ TRAINING = {"command": "gistnet train --config tiny.yaml", "hardware": "an abacu
 def two_level_values(folder: Path, teacher_folder: Path, corpus_file: Path) -> dict[str, Any]:
     """A run of two stages, the second of which trains gists of gists: 64 bytes in one vector."""
     values = tiny_values(folder, teacher_folder, corpus_file)
-    values["levels"] = 2
+    values["levels"] = [8, 8]
     values["data"]["min_tokens"] = 80
     values["train"] |= {"steps": 2, "checkpoint_every_steps": 1}
     values["stages"] = [{"name": "tokens"}, {"name": "gists", "train": {"level": 1}}]

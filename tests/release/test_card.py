@@ -33,8 +33,8 @@ def network(positions: str = "end", teacher: str = "smollm2-135m") -> SavedGistN
         format_version=2,
         gistnet_version="0",
         config=GistNetConfig(),
+        branchings=(32,),
         dim=576,
-        level=0,
         positions=positions,
         teacher=TeacherFingerprint(
             name=teacher, revision=None, precision="bfloat16", config_hash="1", weights_hash="2"

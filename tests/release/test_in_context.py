@@ -19,7 +19,7 @@ def test_it_is_released_with_figures_and_a_card_that_says_what_it_reads(
     tmp_path: Path, teacher_folder: Path, corpus_file: Path
 ) -> None:
     values = tiny_values(tmp_path, teacher_folder, corpus_file)
-    values["gistnet"] = {"reads": "context", "span_tokens": 8, "width": 16, "heads": 2}
+    values["gistnet"] = {"reads": "context", "width": 16, "heads": 2}
     values["train"] |= {"steps": 2, "checkpoint_every_steps": 1}
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump(values), encoding="utf-8")

@@ -56,7 +56,7 @@ def test_nothing_in_it_names_a_folder_of_this_machine(finished_run: Path, releas
     assert config["device"] == "auto"
     assert config["data"]["folder"] == "prepared"
     assert config["data"]["sources"][0]["paths"] == ["stories.jsonl"]
-    assert load_config(release / "config.yaml").levels == 2
+    assert load_config(release / "config.yaml").levels == (8, 8)
 
 
 def test_it_is_measured_as_whoever_has_it_measures_it(
@@ -78,7 +78,7 @@ def test_its_documents_are_those_that_the_evaluation_takes_of_the_whole_corpus(
 ) -> None:
     whole = open_trained(finished_run).dataset()
     own = PreparedDataset.open(release / "held-out")
-    layout = SpanLayout(span_tokens=8, horizon_tokens=12)
+    layout = SpanLayout((8,), horizon_tokens=12)
     samples = validation_windows(whole, layout, documents=4, segments_per_window=2, seed=0)
     expected = {whole.describe(sample.window).document_id for sample in samples}
     assert {own.describe(window).document_id for window in range(len(own))} == expected

@@ -13,13 +13,16 @@ from gistnet.data.sampling import sample_batch
 from gistnet.errors import CheckpointError, ConfigError, DataError
 from gistnet.evaluation.config import EvaluationConfig
 from gistnet.evaluation.evaluator import evaluate
+from gistnet.evaluation.records import read_records
 from gistnet.model.gistnet import GistNet
+from gistnet.run_folder import RESULTS_FILE
 from gistnet.session import open_run
 from gistnet.training import trainer
 from gistnet.training.checkpoint import checkpoint_folder, latest_checkpoint
 from gistnet.training.run import Run
 from gistnet.training.trainer import fit
-from tests.conftest import tiny_values
+from gistnet.tree.tree import GistTree
+from tests.conftest import Command, tiny_values
 
 EVALUATION = EvaluationConfig(
     documents=4, segments_per_window=2, horizons=(12,), resamples=100, map_documents=0, minimal_pairs=0
@@ -35,7 +38,7 @@ def two_levels(values: dict[str, Any]) -> dict[str, Any]:
         {"name": "spans", "train": {"steps": 3}},
         {"name": "above", "train": {"steps": 4, "level": 1}, "objective": {"horizon_tokens": 12}},
     ]
-    return values | {"levels": 2, "stages": stages}
+    return values | {"levels": [8, 8], "stages": stages}
 
 
 @pytest.fixture
@@ -167,7 +170,7 @@ def test_a_level_without_room_is_left_out_and_logged_or_refused_where_asked_for(
 
 
 def test_a_run_begins_with_the_levels_of_another(config_file: Path, tmp_path: Path) -> None:
-    one = ("levels=1", "stages=[{name: only, train: {steps: 2}}]", f"run_folder={tmp_path / 'first'}")
+    one = ("levels=[8]", "stages=[{name: only, train: {steps: 2}}]", f"run_folder={tmp_path / 'first'}")
     first = open_run(load_config(config_file, one))
     fit(first)
     saved = latest_checkpoint(first.folder)
@@ -184,10 +187,35 @@ def test_a_run_begins_with_the_levels_of_another(config_file: Path, tmp_path: Pa
         open_run(load_config(config_file, (f"start_from={saved / 'gistnet'}",)))
 
 
+def test_three_levels_of_unequal_branchings_are_trained_evaluated_and_read_as_a_tree(
+    gistnet: Command, tiny_config: dict[str, Any], tmp_path: Path
+) -> None:
+    """From the command line: gists of 8, 32 and 128 tokens."""
+    values = two_levels(tiny_config)
+    values["data"] |= {"window_tokens": 160, "min_tokens": 160}
+    stages = [*values["stages"], {"name": "top", "train": {"steps": 2, "level": 2}}]
+    path = tmp_path / "three.yaml"
+    path.write_text(yaml.safe_dump(values | {"levels": [8, 4, 4], "stages": stages}), encoding="utf-8")
+    assert gistnet("train", "--config", path).status == 0
+    run = tmp_path / "run"
+    assert gistnet("evaluate", run).status == 0
+    assert {record.level for record in read_records(run / RESULTS_FILE)} == {0, 1, 2}
+    (tmp_path / "text.txt").write_text("the quiet river " * 20, encoding="utf-8")  # 320 bytes, each a token
+    assert gistnet("compress", run, tmp_path / "text.txt", "--tree", tmp_path / "tree").status == 0
+    with GistTree.open(tmp_path / "tree") as tree:
+        assert [level.gists for level in tree.info().levels] == [40, 10, 2]
+        assert tree.document("text.txt").nodes(1, [5])[0].children == range(20, 24)
+        assert tree.document("text.txt").nodes(1, [5])[0].parent == 1
+    assert gistnet("tree", "verify", tmp_path / "tree", "--checkpoint", run).status == 0
+    started = ("stages=[{name: training}]", f"start_from={latest_checkpoint(run) / 'gistnet'}")
+    with pytest.raises(ConfigError, match=r"levels \[8, 4, 4\], expected"):
+        open_run(load_config(path, (*started, "levels=[8, 4]", f"run_folder={tmp_path / 'other'}")))
+
+
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("levels=1", "stage 'above' trains level 1, expected one below 1, levels"),
+        ("levels=[8]", "stage 'above' trains level 1, expected one below 1"),
         ("data.window_tokens=79", "window_tokens is 79, expected at least 80: 4 first tokens, 64 replaced and 12"),
         ("stages.above.objective.contrastive_weight=0.1", "expected at least the 64 tokens of a span"),
     ],

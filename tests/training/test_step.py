@@ -21,7 +21,7 @@ def sample(starts: list[int], gists: list[int], *others: ContextSample) -> Windo
 
 def cut(samples: list[WindowSample], vectors: int, horizon: int) -> list[list[tuple[int, int, int]]]:
     """The window, first start and gists of each context, by micro-batch."""
-    layout = SpanLayout(span_tokens=8, horizon_tokens=horizon)
+    layout = SpanLayout((8,), horizon_tokens=horizon)
     return [
         [(row, int(context.starts[0]), int(context.n_spans.sum())) for row, context in together]
         for together in context_micro_batches(samples, vectors, layout)

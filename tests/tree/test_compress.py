@@ -18,7 +18,7 @@ from gistnet.tree.encoder import count_gists
 from gistnet.tree.tree import GistTree
 from tests.stub_encoder import StubEncoder
 
-ENCODER = StubEncoder(levels=3)
+ENCODER = StubEncoder(branchings=(4, 4, 4))
 TEXTS = {"a.txt": "one line\n" * 40, "b.txt": "and another, é\n" * 30, "c.txt": "x"}
 
 
@@ -44,7 +44,7 @@ def contents(tree: GistTree) -> dict[str, list[bytes]]:
     found = {}
     for name in tree.documents():
         n = tree.document(name).n_tokens
-        counts = [count_gists(n, ENCODER.info.span_tokens, level) for level in range(ENCODER.info.levels)]
+        counts = [count_gists(n, ENCODER.info.branchings, level) for level in range(ENCODER.info.levels)]
         gists = [tree.document(name).gists(level, 0, count).tobytes() for level, count in enumerate(counts)]
         found[name] = [tree.document(name).tokens(0, n).tobytes(), *gists]
     return found
@@ -56,9 +56,9 @@ def expected_contents(texts: dict[str, str]) -> dict[str, list[bytes]]:
     for name, text in texts.items():
         below = ENCODER.tokenize(text)
         found[name] = [below.tobytes()]
-        for level in range(ENCODER.info.levels):
-            count = len(below) // ENCODER.info.span_tokens
-            spans = below[: count * ENCODER.info.span_tokens].reshape(count, ENCODER.info.span_tokens, *below.shape[1:])
+        for level, branching in enumerate(ENCODER.info.branchings):
+            count = len(below) // branching
+            spans = below[: count * branching].reshape(count, branching, *below.shape[1:])
             below = ENCODER.encode(level, spans, 0) if count else np.empty((0, ENCODER.info.dim), dtype=np.float16)
             found[name].append(below.tobytes())
     return found

@@ -28,7 +28,7 @@ def encoder() -> GistEncoder:
 def test_levels_are_made_of_complete_blocks_and_of_stored_gists(encoder: GistEncoder) -> None:
     tokens = np.random.default_rng(0).integers(3, 97, 2 * SPAN**2 + 3 * SPAN + 5)
     document = compress(tokens, encoder)
-    assert (document.n_tokens, document.span_tokens, document.levels) == (157, SPAN, 2)
+    assert (document.n_tokens, document.branchings, document.levels) == (157, (SPAN, SPAN), 2)
     assert [gists.shape for gists in document.level_gists] == [(19, 32), (2, 32)]
     assert np.array_equal(document.tokens(3, 150), tokens[3:150])
     # One span at a time, and level 1 from float16 gists.

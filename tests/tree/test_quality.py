@@ -28,7 +28,7 @@ def random_document(n_tokens: int, levels: int = 2) -> InMemoryDocument:
     tokens = draw.integers(0, 97, n_tokens)
     counts = [n_tokens // SPAN ** (level + 1) for level in range(levels)]
     gists = tuple(draw.normal(size=(n, 32)).astype(np.float16) for n in counts)
-    return InMemoryDocument(tokens, gists, SPAN, "center", StubEncoder().info.teacher)
+    return InMemoryDocument(tokens, gists, (SPAN,) * levels, "center", StubEncoder().info.teacher)
 
 
 @pytest.fixture(scope="module")

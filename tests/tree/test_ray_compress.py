@@ -36,7 +36,7 @@ class DyingEncoder(StubEncoder):
     """Refuses to work in the process that made it. Kills the first process that comes to the gist `die_at`."""
 
     def __init__(self, folder: Path, die_at: int) -> None:
-        super().__init__(levels=ENCODER.info.levels)
+        super().__init__(branchings=ENCODER.info.branchings)
         self.home, self.folder, self.die_at = os.getpid(), folder, die_at
 
     def encode(self, level: int, spans: NDArray[np.generic], first: int) -> NDArray[np.float16]:
@@ -86,7 +86,7 @@ def test_a_killed_worker_and_an_earlier_run_change_nothing(
         tree.append(ENCODER.tokenize(text)[:333], name)
     folder = tmp_path / "workers"
     folder.mkdir()
-    encoder = DyingEncoder(folder, die_at=8 * PORTION // ENCODER.info.span_tokens)  # in the ninth portion of b
+    encoder = DyingEncoder(folder, die_at=8 * PORTION // ENCODER.info.branchings[0])  # in the ninth portion of b
     done, compressed = compress(files, tmp_path / "tree", encoder)
     assert compressed == single
     assert (done.documents, done.found_tokens) == (5, 333)
@@ -123,8 +123,8 @@ def test_portions_stay_in_order_and_few_are_ahead() -> None:
     ("make", "kind", "word"),
     [
         (refuse, DataError, r"^Got no checkpoint, expected one\.$"),
-        (lambda: FailingEncoder(levels=3), DataError, "not a finite"),
-        (lambda: StubEncoder(ENCODER.seed + 1, levels=3), CheckpointError, ENCODER.info.fingerprint),
+        (lambda: FailingEncoder(branchings=(4, 4, 4)), DataError, "not a finite"),
+        (lambda: StubEncoder(ENCODER.seed + 1, branchings=(4, 4, 4)), CheckpointError, ENCODER.info.fingerprint),
     ],
 )
 def test_an_error_of_a_worker_reaches_us_in_its_words(
@@ -153,17 +153,28 @@ def test_without_ray_the_package_to_install_is_named(
 
 
 @pytest.mark.parametrize(
-    ("portion", "span", "expected"),
-    [(16384, 32, 16384), (20000, 32, 19456), (1000, 32, 992), (1, 32, 32), (64, 4, 64), (70, 4, 64), (63, 4, 48)],
+    ("portion", "branchings", "expected"),
+    [
+        (16384, (32, 32), 16384),
+        (20000, (32, 32), 19456),
+        (20000, (32,), 20000),
+        (1000, (32, 32), 992),
+        (1, (32, 32), 32),
+        (63, (4, 4, 4), 48),
+        (70, (4, 2, 8), 64),
+        (63, (4, 2, 8), 56),
+    ],
 )
-def test_portions_hold_whole_gists_of_as_many_levels_as_fit(portion: int, span: int, expected: int) -> None:
-    """By hand: 19456 = 19 · 32², 992 = 31 · 32, 48 = 3 · 4²."""
-    assert _aligned(portion, span) == expected
+def test_portions_hold_whole_gists_of_as_many_levels_as_fit(
+    portion: int, branchings: tuple[int, ...], expected: int
+) -> None:
+    """By hand: 19456 = 19 · 32², 992 = 31 · 32, 48 = 3 · 4², 56 = 7 · 4 · 2."""
+    assert _aligned(portion, branchings) == expected
 
 
 @pytest.mark.parametrize(("together", "before"), [(1, 0), (6, 1), (6, 9), (6, 40)])
 def test_gists_of_portions_are_those_of_the_document_as_far_as_they_fit(together: int, before: int) -> None:
-    encoder = StubEncoder(levels=3, read_together=together, read_before=before)
+    encoder = StubEncoder(branchings=(4, 4, 4), read_together=together, read_before=before)
     tokens = np.random.default_rng(0).integers(0, 256, 150)
     cut = [Portion("a", n, tokens[n : n + 48], 48, is_last=n == 144) for n in (0, 48, 96, 144)]
     portions = list(with_preceding([*cut, Portion("b", 0, tokens, 150, is_last=True)], encoder.info))
@@ -185,7 +196,7 @@ def test_gists_of_portions_are_those_of_the_document_as_far_as_they_fit(together
 
 def test_levels_end_where_no_block_of_theirs_begins() -> None:
     """K = 4: a gist of level 1 begins at token 16, and none at 4."""
-    encoder = StubEncoder(levels=3)
+    encoder = StubEncoder(branchings=(4, 4, 4))
     for start, counts in ((4, [4]), (16, [4, 1])):
         assert [len(gists) for gists in encode_levels(encoder, np.arange(16), start=start)] == counts
 

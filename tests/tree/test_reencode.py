@@ -124,10 +124,10 @@ def test_with_the_same_encoder_nothing_is_made_anew(filled: GistTree) -> None:
 
 
 def test_another_span_length_and_more_levels(filled: GistTree) -> None:
-    wide = StubEncoder(5, span_tokens=8, levels=3, dim=8)
+    wide = StubEncoder(5, branchings=(8, 8, 8), dim=8)
     filled.reencode(wide)
     assert [level.gists for level in filled.info().levels] == [2 * 50, 2 * 6, 0]
-    assert filled.document().levels == 3 and filled.document().span_tokens == 8
+    assert filled.document().levels == 3 and filled.document().branchings == (8, 8, 8)
     assert np.array_equal(filled.document().gists(0, 0, 50), wide.encode(0, TOKENS[:400].reshape(50, 8), 0))
     assert filled.append(TOKENS[3:]) == 803
     assert filled.verify().ok

@@ -29,10 +29,10 @@ def draw(n: int, seed: int = 0, below: int = 1000) -> NDArray[np.int64]:
     return np.random.default_rng(seed).integers(0, below, n)
 
 
-def real_encoder(seed: int = 0) -> GistEncoder:
-    """GistNets with random weights over a tiny Llama: K = 8, two levels, 97 tokens."""
+def real_encoder(seed: int = 0, branchings: tuple[int, ...] = (8, 8)) -> GistEncoder:
+    """GistNets with random weights over a tiny Llama of 97 tokens."""
     teacher = tiny_teacher("llama", torch.float32)
-    return GistEncoder(teacher, woken_gistnet(teacher, levels=2, seed=seed), batch_spans=8)
+    return GistEncoder(teacher, woken_gistnet(teacher, branchings=branchings, seed=seed), batch_spans=8)
 
 
 @pytest.mark.parametrize("make", FAST)
@@ -63,7 +63,7 @@ def test_gists_are_those_of_the_blocks_and_the_tail_stays_tokens(tree: GistTree,
     assert tree.append(tokens[:50]) == 50
     assert tree.append(tokens[50:]) == 75
     history = tree.document()
-    assert (history.n_tokens, history.span_tokens, history.levels) == (75, 4, 2)
+    assert (history.n_tokens, history.branchings, history.levels) == (75, (4, 4), 2)
     assert np.array_equal(history.tokens(0, 75), tokens)
     assert np.array_equal(history.tokens(48, 53), tokens[48:53])
     level_0 = stub.encode(0, tokens[:72].reshape(18, 4), 0)
@@ -82,9 +82,11 @@ def encoder_in_context() -> GistEncoder:
 @pytest.mark.parametrize(
     ("make", "counts"),
     [
-        (lambda: StubEncoder(levels=3), (249, 62, 15)),
-        (lambda: StubEncoder(levels=3, read_together=6, read_before=5), (249, 62, 15)),
+        (lambda: StubEncoder(branchings=(4, 4, 4)), (249, 62, 15)),
+        (lambda: StubEncoder(branchings=(4, 2, 8)), (249, 124, 15)),
+        (lambda: StubEncoder(branchings=(4, 4, 4), read_together=6, read_before=5), (249, 62, 15)),
         (real_encoder, (124, 15)),
+        (lambda: real_encoder(branchings=(4, 2, 8)), (249, 124, 15)),
         (encoder_in_context, (124, 15)),
     ],
 )
@@ -353,7 +355,7 @@ def test_info_counts(tree: GistTree, stub: StubEncoder) -> None:
     assert (info.documents, info.tokens, [level.gists for level in info.levels]) == (2, 59, [14, 3])
     assert info.token_bytes >= 59 and info.levels[0].bytes >= 14 * 8 * 2
     assert (info.gist_version, info.pending_version, info.teacher) == ("stub0001", None, stub.info.teacher)
-    assert (info.span_tokens, info.dim, info.version) == (4, 8, empty.version + 2)
+    assert (info.branchings, info.dim, info.version) == ((4, 4), 8, empty.version + 2)
 
 
 def test_encoders_that_do_not_belong_to_the_tree(tmp_path: Path, stub: StubEncoder) -> None:

@@ -33,8 +33,8 @@ from gistnet.objective.losses import token_nll
 from gistnet.tree.document import InMemoryDocument
 from gistnet.tree.encoder import tokens_per_gist
 
-COARSE_FROM = 16
-"""Gists above level 0 are for budgets that have less than one vector for so many tokens."""
+COARSER_BELOW = 2
+"""A level is for budgets with fewer vectors than so many for each gist of the level below."""
 
 Measured = TypeVar("Measured")
 
@@ -63,12 +63,12 @@ def compare(
         "shuffled": with_gists_of(compressed, other),
         "mean": with_mean_embeddings(compressed, teacher),
     }
-    n, span = compressed.n_tokens, compressed.span_tokens
-    full = measure(compressed, Plan([Raw(0, n)], span), "compact")
+    n, branchings = compressed.n_tokens, compressed.branchings
+    full = measure(compressed, Plan([Raw(0, n)], branchings), "compact")
     found = {}
     for budget in tokens_per_vector:
-        plan = gist_plan(n, span, compressed.levels, budget, config.sink_tokens)
-        truncated = measure(compressed, truncated_plan(n, span, budget, config.sink_tokens), "compact")
+        plan = gist_plan(n, branchings, budget, config.sink_tokens)
+        truncated = measure(compressed, truncated_plan(n, branchings, budget, config.sink_tokens), "compact")
         for policy in config.positions:
             read = {name: measure(of, plan, policy) for name, of in replacements.items()}
             found[budget, policy] = {"full": full, "truncated": truncated, **read}
@@ -78,18 +78,19 @@ def compare(
 # Plans and replacements -----------------------------------------------------------------------------------------------
 
 
-def gist_plan(n_tokens: int, span_tokens: int, levels: int, tokens_per_vector: int, sink_tokens: int) -> Plan:
-    """The plan of a gist context with one vector for every so many tokens; level 0 alone where that will do.
+def gist_plan(n_tokens: int, branchings: Sequence[int], tokens_per_vector: int, sink_tokens: int) -> Plan:
+    """The plan of a gist context with one vector for every so many tokens; of the finest levels that will do.
 
     Raises:
         ConfigError: the budget leaves nothing beside the sink.
     """
-    usable = levels if tokens_per_vector > COARSE_FROM else min(levels, 1)
-    return default_plan(n_tokens, span_tokens, usable, n_tokens // tokens_per_vector, sink_tokens=sink_tokens)
+    sizes = [tokens_per_gist(branchings, level) for level in range(len(branchings))]
+    too_fine = sum(COARSER_BELOW * tokens_per_vector > size for size in sizes)
+    return default_plan(n_tokens, branchings[: too_fine + 1], n_tokens // tokens_per_vector, sink_tokens=sink_tokens)
 
 
-def vectors_of(n_tokens: int, tokens_per_vector: int, sink_tokens: int) -> int:
-    """The budget of a context: one vector for every so many tokens.
+def truncated_plan(n_tokens: int, branchings: Sequence[int], tokens_per_vector: int, sink_tokens: int) -> Plan:
+    """The first tokens and the most recent ones, with one vector for every so many tokens of the document.
 
     Raises:
         ConfigError: the budget leaves nothing beside the sink.
@@ -97,22 +98,12 @@ def vectors_of(n_tokens: int, tokens_per_vector: int, sink_tokens: int) -> int:
     budget = n_tokens // tokens_per_vector
     if budget <= sink_tokens:
         raise ConfigError(f"Got a budget of {budget} vectors, expected more than the sink's {sink_tokens}.")
-    return budget
-
-
-def truncated_plan(n_tokens: int, span_tokens: int, tokens_per_vector: int, sink_tokens: int) -> Plan:
-    """The first tokens and the most recent ones, with one vector for every so many tokens of the document.
-
-    Raises:
-        ConfigError: the budget leaves nothing beside the sink.
-    """
-    budget = vectors_of(n_tokens, tokens_per_vector, sink_tokens)
-    return Plan([Raw(n_tokens - (budget - sink_tokens), n_tokens)], span_tokens, sink_tokens)
+    return Plan([Raw(n_tokens - (budget - sink_tokens), n_tokens)], branchings, sink_tokens)
 
 
 def highest_level(documents: Sequence[InMemoryDocument], tokens_per_vector: int, sink_tokens: int) -> int:
     """The highest level of gists in the plans of one budget; 0 where there are none."""
-    plans = [gist_plan(h.n_tokens, h.span_tokens, h.levels, tokens_per_vector, sink_tokens) for h in documents]
+    plans = [gist_plan(h.n_tokens, h.branchings, tokens_per_vector, sink_tokens) for h in documents]
     return max(0, max(piece.level for plan in plans for piece in plan.order))
 
 
@@ -128,7 +119,7 @@ def with_mean_embeddings(compressed: InMemoryDocument, teacher: Teacher) -> InMe
     embedded = teacher.embed(torch.from_numpy(compressed.token_ids))
     means = []
     for level, gists in enumerate(compressed.level_gists):
-        size = tokens_per_gist(compressed.span_tokens, level)
+        size = tokens_per_gist(compressed.branchings, level)
         blocks = embedded[: len(gists) * size].view(len(gists), size, embedded.shape[1])
         means.append(blocks.double().mean(dim=1).half().cpu().numpy())
     return replace(compressed, level_gists=tuple(means))

@@ -37,7 +37,6 @@ from gistnet.evaluation.contexts.equal_budget import (
     gist_plan,
     highest_level,
     truncated_plan,
-    vectors_of,
 )
 from gistnet.evaluation.contexts.multiple_choice import multiple_choice, read_questions
 from gistnet.evaluation.contexts.retrieval import retrieval
@@ -72,11 +71,16 @@ Passages = dict[str, list[LongDocument]]
 """Passages of each domain; empty where no contexts are asked for that need them."""
 
 
-def choose_passages(dataset: PreparedDataset, domains: Sequence[str], config: EvaluationConfig) -> Passages:
+def choose_passages(
+    dataset: PreparedDataset, branchings: Sequence[int], domains: Sequence[str], config: EvaluationConfig
+) -> Passages:
     """Held-out passages that contexts are made of; and a look at budgets and questions, before any long work.
 
+    Args:
+        branchings: of each level of the GistNet that is evaluated.
+
     Raises:
-        ConfigError: a budget leaves nothing beside the sink.
+        ConfigError: a budget leaves nothing beside the sink, or the sink is longer than half a span of level 0.
         DataError: a domain has fewer than two held-out documents that are long enough, or a question is damaged.
     """
     contexts = config.contexts
@@ -84,7 +88,8 @@ def choose_passages(dataset: PreparedDataset, domains: Sequence[str], config: Ev
         read_questions(contexts.questions)
     if not contexts.long_context:
         return {}
-    vectors_of(contexts.min_tokens - contexts.scored_tokens, max(contexts.tokens_per_vector), config.sink_tokens)
+    n_tokens = contexts.min_tokens - contexts.scored_tokens
+    gist_plan(n_tokens, branchings, max(contexts.tokens_per_vector), config.sink_tokens)
     return {domain: held_out_passages(dataset, domain, config) for domain in domains}
 
 
@@ -193,7 +198,7 @@ def long_context(
             "horizon": scored,
             "offsets": (1, scored),
         }
-        cuts = [truncated_plan(h.n_tokens, h.span_tokens, budget, sink) for h in compressed_documents]
+        cuts = [truncated_plan(h.n_tokens, h.branchings, budget, sink) for h in compressed_documents]
         repeated = [
             repeated_from_far(of, sink=sink, recent=cut.pieces[0].start, scored=scored)
             for of, cut in zip(words, cuts, strict=True)
@@ -202,7 +207,7 @@ def long_context(
         nll = {name: np.stack([of[budget, policy][name] for of in read]) for name in read[0][budget, policy]}
         records += nll_records(nll, kinds, config, fields)
 
-        plans = [gist_plan(h.n_tokens, h.span_tokens, h.levels, budget, sink) for h in compressed_documents]
+        plans = [gist_plan(h.n_tokens, h.branchings, budget, sink) for h in compressed_documents]
         covered, truncated = (
             np.array([plan.tokens_covered / h.n_tokens for plan, h in zip(chosen, compressed_documents, strict=True)])
             for chosen in (plans, cuts)

@@ -181,11 +181,11 @@ def _answer(
 
     def chosen(of: InMemoryDocument, plan: Plan, policy: Positions) -> float:
         if plan.vectors > room and all(isinstance(piece, Raw) for piece in plan.pieces):
-            plan = Plan([Raw(of.n_tokens - (room - sink), of.n_tokens)], of.span_tokens, sink)
+            plan = Plan([Raw(of.n_tokens - (room - sink), of.n_tokens)], of.branchings, sink)
         context = assemble(of, plan, teacher, positions=policy, after=prompt)
         return share_right(mean_nll(teacher, context, options), question.gold)
 
-    nothing = chosen(compressed, Plan([], compressed.span_tokens), "compact")
+    nothing = chosen(compressed, Plan([], compressed.branchings), "compact")
     known = {"no_context": nothing, "chance": 1 / len(options)}
     found = compare(teacher, compressed, other, config, config.contexts.question_tokens_per_vector, chosen)
     return {of: {**right, **known} for of, right in found.items()}

@@ -44,7 +44,7 @@ def map_documents(
     """
     if documents == 0:
         return []
-    layout = SpanLayout(gistnet.config.span_tokens, horizon, sink_tokens=sink_tokens)
+    layout = SpanLayout(gistnet.branchings, horizon, sink_tokens=sink_tokens)
     every_span = int(dataset.lengths.max())
     samples = validation_windows(
         dataset, layout, documents=documents, segments_per_window=every_span, seed=seed, domains=domains

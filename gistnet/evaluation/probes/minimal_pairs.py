@@ -77,7 +77,7 @@ def minimal_pairs(
     """
     if teacher.tokenizer is None:
         raise TeacherError(f"{teacher.name} has no tokenizer, expected one for minimal pairs.")
-    span = gistnet.config.span_tokens
+    span = gistnet.tokens_per_gist
     candidates = token_pairs(teacher.tokenizer, count, seed)
     k = spans_per_segment(candidates, span, sink_tokens)
     pairs = [pair for pair in candidates if pair.fits(k * span, sink_tokens)]

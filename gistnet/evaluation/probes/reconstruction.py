@@ -157,7 +157,7 @@ def reconstruction(
 
 
 def _held_out(teacher: Teacher, gistnet: GistNet, dataset: PreparedDataset, training: Training, seed: int) -> HeldOut:
-    layout = SpanLayout(span_tokens=gistnet.config.span_tokens, horizon_tokens=1)
+    layout = SpanLayout(gistnet.branchings, horizon_tokens=1)
     samples = validation_windows(
         dataset, layout, documents=training.documents, segments_per_window=training.segments_per_window, seed=seed
     )
@@ -189,7 +189,7 @@ def _records(
     for name, field in named:
         measure = Measure({vector: values.mean(axis=1) for vector, values in tables[field].items()})
         records.append(population.record(name, measure, **labels))
-    for offset in range(gistnet.config.span_tokens):
+    for offset in range(gistnet.tokens_per_gist):
         measure = Measure({vector: values[:, offset] for vector, values in tables["correct"].items()})
         records.append(population.record("reconstruction_accuracy", measure, index=offset + 1, **labels))
     return records

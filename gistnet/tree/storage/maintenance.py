@@ -43,8 +43,9 @@ def make_missing_gists(snapshot: Snapshot, encoder: Encoder) -> Snapshot:
 def _missing_gists(snapshot: Snapshot, encoder: Encoder) -> Transaction | None:
     transaction, made = Transaction(snapshot), 0
     for name, counts in snapshot.catalog.documents.items():
-        below = (counts.tokens, *counts.gists)
-        if all(n // snapshot.version.span_tokens == above for n, above in zip(below, counts.gists, strict=False)):
+        below = (counts.tokens, *counts.gists[:-1])
+        by_level = zip(below, snapshot.version.branchings, counts.gists, strict=True)
+        if all(n // branching == made_before for n, branching, made_before in by_level):
             continue
         made += transaction.document(name).make_gists(encoder, _COMMIT_GISTS - made)
         if made == _COMMIT_GISTS:
@@ -203,7 +204,7 @@ def verify(snapshot: Snapshot, encoder: Encoder | None = None) -> VerifyReport:
     if encoder is not None:
         recomputed = sum(_verify_gists(snapshot, encoder, name, problems) for name in documents)
     missing = sum(
-        count_gists(counts.tokens, version.span_tokens, level) - made
+        count_gists(counts.tokens, version.branchings, level) - made
         for counts in documents.values()
         for level, made in enumerate(counts.gists)
     )
@@ -257,14 +258,14 @@ def _verify_quality(snapshot: Snapshot, problems: list[str]) -> int:
 
 def _verify_gists(snapshot: Snapshot, encoder: Encoder, name: str, problems: list[str]) -> int:
     """Make the gists of a document again from what is stored below them, and compare the bits."""
-    document, span, recomputed = TreeDocument(snapshot, name), snapshot.version.span_tokens, 0
-    for level, count in enumerate(document.n_gists):
+    document, recomputed = TreeDocument(snapshot, name), 0
+    for level, (count, branching) in enumerate(zip(document.n_gists, document.branchings, strict=True)):
         for first in range(0, count, PORTION_GISTS):
             stop = min(first + PORTION_GISTS, count)
             try:
                 stored = document.gists(level, first, stop)
-                below = document.below(level, encoder.info.reads_from(level, first) * span, stop * span)
-                again = encoder.encode(level, below.reshape(-1, span, *below.shape[1:]), first)
+                below = document.below(level, encoder.info.reads_from(level, first) * branching, stop * branching)
+                again = encoder.encode(level, below.reshape(-1, branching, *below.shape[1:]), first)
             except GistNetError as error:
                 problems.append(str(error))
                 continue

@@ -184,7 +184,7 @@ class Snapshot:
             scores = (1 - found.column("_distance").to_numpy()).tolist()
             for key, score in zip(zip(rows.documents, rows.indices.tolist(), strict=True), scores, strict=True):
                 best[key] = max(score, best.get(key, -2.0))
-        size = tokens_per_gist(self.version.span_tokens, level)
+        size = tokens_per_gist(self.version.branchings, level)
         ranked = sorted(best.items(), key=lambda item: (-item[1], item[0]))[:k]
         return [Hit(name, level, index, index * size, (index + 1) * size, score) for (name, index), score in ranked]
 
@@ -214,7 +214,7 @@ class TreeDocument(CompressedDocument):
         self._snapshot = snapshot
         self.name = name
         self.n_tokens, self.n_gists = catalog.documents[name]
-        self.span_tokens, self.positions = snapshot.version.span_tokens, snapshot.version.positions
+        self.branchings, self.positions = snapshot.version.branchings, snapshot.version.positions
         self.teacher = catalog.state.teacher
 
     @property
@@ -241,8 +241,9 @@ class TreeDocument(CompressedDocument):
         found = self._gist_rows(level, np.array(indices), numbers)
         start = min(indices)
         kl, delta_nll = self.quality(level, start, max(indices) + 1)
-        span, size = self.span_tokens, tokens_per_gist(self.span_tokens, level)
-        above = self.n_gists[level + 1] if level + 1 < len(self.n_gists) else 0
+        branching, size = self.branchings[level], tokens_per_gist(self.branchings, level)
+        has_above = level + 1 < len(self.n_gists)
+        above, above_branching = (self.n_gists[level + 1], self.branchings[level + 1]) if has_above else (0, 1)
         return [
             Node(
                 document=self.name,
@@ -250,8 +251,8 @@ class TreeDocument(CompressedDocument):
                 index=index,
                 start=index * size,
                 stop=(index + 1) * size,
-                parent=index // span if index // span < above else None,
-                children=range(index * span, (index + 1) * span) if level else range(0),
+                parent=index // above_branching if index // above_branching < above else None,
+                children=range(index * branching, (index + 1) * branching) if level else range(0),
                 gist_version=self.gist_version,
                 made=_EPOCH + timedelta(microseconds=int(found.made[n])),
                 kl=float(kl[index - start]),
@@ -286,7 +287,7 @@ class TreeDocument(CompressedDocument):
 
         Args:
             path: ends in `.npy` or `.safetensors`; the latter holds one tensor, `tokens` or `gists`, and as metadata
-                the document, level, range, teacher and `gist_version`.
+                the document, level, `tokens_per_gist`, range, teacher and `gist_version`.
             level: of the gists; None exports tokens.
             start: the first token or gist.
             stop: one more than the last; None is the end of the document.
@@ -306,7 +307,7 @@ class TreeDocument(CompressedDocument):
             stop = self.n_tokens if stop is None else stop
             array: NDArray[np.generic] = self.tokens(start, stop)
         else:
-            stop = count_gists(self.n_tokens, self.span_tokens, level) if stop is None else stop
+            stop = count_gists(self.n_tokens, self.branchings, level) if stop is None else stop
             array = self.gists(level, start, stop)
         if path.suffix == ".npy":
             buffer = io.BytesIO()
@@ -316,7 +317,8 @@ class TreeDocument(CompressedDocument):
         metadata = {"document": self.name, "start": str(start), "stop": str(stop)}
         metadata["teacher"] = self.teacher.model_dump_json()
         if level is not None:
-            metadata |= {"level": str(level), "span_tokens": str(self.span_tokens), "gist_version": self.gist_version}
+            tokens = tokens_per_gist(self.branchings, level)
+            metadata |= {"level": str(level), "tokens_per_gist": str(tokens), "gist_version": self.gist_version}
         write_bytes(path, save_safetensors({"tokens" if level is None else "gists": array}, metadata))
         return array.shape
 

@@ -104,7 +104,7 @@ class PendingDocument:
     def n_possible(self, level: int) -> int:
         """Number of gists of a level that can be made of the level below."""
         below = self.n_gists[level - 1] if level else self.n_tokens
-        return below // self._version.span_tokens
+        return below // self._version.branchings[level]
 
     def add_tokens(self, tokens: NDArray[np.int64]) -> None:
         """Put tokens at the end."""
@@ -138,13 +138,13 @@ class PendingDocument:
 
     def make_gists(self, encoder: Encoder, at_most: int | None = None) -> int:
         """Make the gists that are missing, level by level, and return how many were made."""
-        span, made = self._version.span_tokens, 0
-        for level in range(len(self.n_gists)):
+        made = 0
+        for level, branching in enumerate(self._version.branchings):
             while (missing := self.n_possible(level) - self.n_gists[level]) and made != at_most:
                 first = self.n_gists[level]
                 n = min(missing, PORTION_GISTS, missing if at_most is None else at_most - made)
-                below = self._below(level, encoder.info.reads_from(level, first) * span, (first + n) * span)
-                gists = encoder.encode(level, below.reshape(-1, span, *below.shape[1:]), first)
+                below = self._below(level, encoder.info.reads_from(level, first) * branching, (first + n) * branching)
+                gists = encoder.encode(level, below.reshape(-1, branching, *below.shape[1:]), first)
                 if len(gists) != n:
                     raise DataError(f"The encoder made {len(gists)} gists of {n} spans, expected one of each.")
                 self.add_gists(level, gists)

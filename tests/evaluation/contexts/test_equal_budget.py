@@ -27,15 +27,17 @@ def document(tokens: int, seed: int = 0) -> InMemoryDocument:
     draw = np.random.default_rng(seed)
     levels = (tokens // 4, tokens // 16)
     gists = tuple(draw.normal(size=(count, 32)).astype(np.float16) for count in levels)
-    return InMemoryDocument(draw.integers(0, 97, tokens), gists, 4, "center", tiny_teacher("llama").fingerprint)
+    return InMemoryDocument(draw.integers(0, 97, tokens), gists, (4, 4), "center", tiny_teacher("llama").fingerprint)
 
 
 @pytest.mark.parametrize("tokens", [3584, 5001, 7680])
 @pytest.mark.parametrize("tokens_per_vector", [2, 4, 8, 16, 32])
 @pytest.mark.parametrize("levels", [1, 2])
 def test_both_fill_the_budget(tokens, tokens_per_vector, levels):
+    branchings = (32, 32)[:levels]
     budget = tokens // tokens_per_vector
-    cut, plan = truncated_plan(tokens, 32, tokens_per_vector, 4), gist_plan(tokens, 32, levels, tokens_per_vector, 4)
+    cut = truncated_plan(tokens, branchings, tokens_per_vector, 4)
+    plan = gist_plan(tokens, branchings, tokens_per_vector, 4)
     assert cut.vectors == cut.tokens_covered == budget
     assert cut.order == (Raw(0, 4), Raw(tokens - budget + 4, tokens))
     assert budget - 32 < plan.vectors <= budget  # what is left over is less than one more raw span
@@ -70,13 +72,13 @@ def test_means_are_of_the_embeddings_of_each_level():
 
 
 def history_for(teacher: Teacher) -> InMemoryDocument:
-    return InMemoryDocument(IDS, (GISTS,), 8, "center", teacher.fingerprint)
+    return InMemoryDocument(IDS, (GISTS,), (8,), "center", teacher.fingerprint)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_each_alternative_is_scored_as_if_it_were_alone(family):
     teacher = tiny_teacher(family)
-    context = assemble(history_for(teacher), Plan([Raw(0, 40)], 8), teacher, before=())
+    context = assemble(history_for(teacher), Plan([Raw(0, 40)], (8,)), teacher, before=())
     alternatives = [[5, 6, 7], IDS[40:].tolist(), [9], [5, 6, 7]]
     found = alternatives_nll(teacher, context, alternatives)
     for nll, tokens in zip(found, alternatives, strict=True):
@@ -92,7 +94,7 @@ def test_after_gists_it_is_a_plain_forward_with_the_mask_written_out(family, pol
     teacher = tiny_teacher(family)
     context = assemble(
         history_for(teacher),
-        Plan([Gists(0, 0, 4), Raw(32, 40)], 8, 2),
+        Plan([Gists(0, 0, 4), Raw(32, 40)], (8,), 2),
         teacher,
         positions=policy,
         before=(),
@@ -117,7 +119,7 @@ def test_after_gists_it_is_a_plain_forward_with_the_mask_written_out(family, pol
 
 def test_what_is_no_alternative_is_refused():
     teacher = tiny_teacher("llama")
-    context = assemble(history_for(teacher), Plan([Raw(0, 40)], 8), teacher, before=())
+    context = assemble(history_for(teacher), Plan([Raw(0, 40)], (8,)), teacher, before=())
     with pytest.raises(DataError, match="no tokens"):
         alternatives_nll(teacher, context, [[1], []])
     with pytest.raises(TeacherError, match="97"):

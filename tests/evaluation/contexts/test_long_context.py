@@ -290,4 +290,6 @@ def test_held_out_documents_are_read_beyond_their_windows(tmp_path: Path):
     with pytest.raises(DataError, match="0 held-out documents"):
         held_out_passages(dataset, "narrative", longer)
     with pytest.raises(ConfigError, match="sink"):  # before any document is read
-        choose_passages(dataset, ["narrative"], configured(long_context=True, tokens_per_vector=(32,)))
+        choose_passages(dataset, (8,), ["narrative"], configured(long_context=True, tokens_per_vector=(32,)))
+    with pytest.raises(ConfigError, match="sink of 4 tokens, expected 0 to 2"):
+        choose_passages(dataset, (4, 8), ["narrative"], configured(long_context=True))

@@ -45,8 +45,8 @@ def teacher() -> Teacher:
 
 @pytest.fixture
 def gistnet(teacher) -> GistNet:
-    config = GistNetConfig(architecture="bottleneck", span_tokens=16, width=16, heads=2)
-    gistnet = GistNet.build(config, teacher)
+    config = GistNetConfig(architecture="bottleneck", width=16, heads=2)
+    gistnet = GistNet.build(config, teacher, 16)
     torch.nn.init.normal_(gistnet.w_out.weight, generator=torch.Generator().manual_seed(0))
     return gistnet
 
@@ -89,7 +89,7 @@ def either(request, teacher, gistnet) -> GistNet:
     if request.param == "alone":
         return gistnet
     layers = {"teacher_layers": 2, "token_layers": 2}
-    in_context = GistNet.build(GistNetConfig(reads="context", span_tokens=16, width=16, heads=2, **layers), teacher)
+    in_context = GistNet.build(GistNetConfig(reads="context", width=16, heads=2, **layers), teacher, 16)
     torch.nn.init.normal_(in_context.w_out.weight, generator=torch.Generator().manual_seed(0))
     return in_context
 

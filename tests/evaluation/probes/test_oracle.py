@@ -27,7 +27,7 @@ from gistnet.objective.reference import reference_original_hidden, reference_rep
 from gistnet.session import open_run
 from tests.teachers import FAMILIES, tiny_teacher
 
-LAYOUT = SpanLayout(span_tokens=8, horizon_tokens=6)
+LAYOUT = SpanLayout((8,), horizon_tokens=6)
 SEARCH = Search(samples=16, samples_to_judge=8, samples_per_step=8, steps=40, learning_rate=0.05, judge_every_steps=8)
 
 
