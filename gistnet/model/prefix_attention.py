@@ -186,6 +186,8 @@ def _causal_attention(query: Tensor, key: Tensor, value: Tensor, scale: float, s
     """Plain causal attention over whole windows; returns `[windows, heads, length, head_dim]`."""
     length = query.shape[2]
     if sliding_window is None or length <= sliding_window:
+        if query.dtype == torch.bfloat16 and query.device.type == "cpu":
+            return _causal_by_products(query, key, value, scale)
         return nn.functional.scaled_dot_product_attention(
             query, key, value, is_causal=True, scale=scale, enable_gqa=query.shape[1] != key.shape[1]
         )
@@ -199,6 +201,35 @@ def _causal_attention(query: Tensor, key: Tensor, value: Tensor, scale: float, s
         visible = _visible(index[queries], index[keys], sliding_window)
         blocks.append(_dense_attention(query[:, :, queries], key[:, :, keys], value[:, :, keys], visible, scale))
     return torch.cat(blocks, dim=2)
+
+
+QUERY_BLOCK = 128
+"""Queries of a block of the causal pass: more of them compute more scores that are then hidden."""
+
+
+def _causal_by_products(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    """Causal attention in bfloat16 on a CPU, by blocks of queries, each with the keys up to its last query.
+
+    Two plain products and a softmax take two thirds of the time of PyTorch's flash attention. A product gives its
+    scores in bfloat16, which is coarse for large ones. So the product itself subtracts from all scores of a query the
+    larger of two that tend to be near its largest, those of the first key and of its own: softmax is the same, and what
+    is rounded is small where it counts. The heads that share a key head are rows of one product.
+    """
+    windows, _, length, head_dim = query.shape
+    query = query.view(windows, key.shape[1], -1, length, head_dim)
+    first, own = query @ key[:, :, None, :1].transpose(-1, -2), torch.linalg.vecdot(query, key[:, :, None])[..., None]
+    query = torch.cat([query * scale, torch.maximum(first, own) * -scale], dim=-1)
+    keys = nn.functional.pad(key, (0, 1), value=1.0).transpose(-1, -2)
+    future = torch.full((QUERY_BLOCK, QUERY_BLOCK), float("-inf"), dtype=query.dtype).triu(1)
+    out = torch.empty_like(query[..., :-1])
+    for start in range(0, length, QUERY_BLOCK):
+        block = query[..., start : start + QUERY_BLOCK, :]
+        end = start + block.shape[-2]
+        scores = block.flatten(2, 3) @ keys[..., :end]
+        scores.unflatten(2, block.shape[2:4])[..., start:] += future[: end - start, : end - start]
+        mixed = torch.softmax(scores, dim=-1) @ value[:, :, :end]
+        out[..., start:end, :] = mixed.unflatten(2, block.shape[2:4])
+    return out.flatten(1, 2)
 
 
 def _branch_attention(
@@ -338,21 +369,24 @@ def _dense_attention(query: Tensor, key: Tensor, value: Tensor, visible: Tensor,
 
 
 BLOCK_ROWS, BLOCK_KEYS = 384, 512
-"""Rows for one key head, and keys, of a block of scores in the backward pass: 2.4 MB in float32 for three key heads."""
+"""Rows for one key head, and keys, of a block of scores: 1.2 MB in bfloat16 for three key heads."""
+OVERFLOW_STEP = 64.0
+"""What is subtracted besides from the scores of a row whose weights overflow; these hold up to e⁸⁸."""
 
 
 class TwoPartAttention(torch.autograd.Function):
-    """Attention of branches over shared prefixes and themselves on a CPU, in two parts that are merged exactly.
+    """Attention of branches over shared prefixes and themselves on a CPU, by products over blocks of rows and keys.
 
-    Each part gives its output and the logarithm of its softmax denominator; the merged output is their average weighted
-    by those denominators. Backward, the probabilities of a part are `exp(score − logarithm of the merged denominator)`,
-    so that the parts need no knowledge of each other (as in Dao et al., 2022, and in ring attention, Liu et al., 2023).
-    The heads that share a key head are folded into the rows of one product, so no key is repeated; prefixes are views
-    of their window's keys, so none is copied, and they need no gradient.
+    Softmax does not change when a number is subtracted from all scores of a row. With one that is near the largest
+    score, weights `exp(score − number)` and their sums add up over blocks of keys, in any order and without a largest
+    score that is corrected on the way; the sums are divided at the end. Backward, the number is the logarithm of the
+    softmax denominator, and the weights are probabilities (as in Dao et al., 2022).
 
-    Forward, a prefix is read by PyTorch's flash attention, which keeps scores in float32. Backward, branches of one
-    window go together through blocks of keys: products large enough to be fast, blocks small enough to stay in the
-    cache.
+    Products subtract the number themselves, by two more columns (`_less`). So in half precision it is the difference
+    that is rounded, which is small where it counts, and no pass over the scores in float32 is needed.
+
+    Branches of one window go through blocks of keys together. The heads that share a key head are rows of one product,
+    so no key is repeated; prefixes need no gradient.
 
     Shapes are those of `plain_branch_attention`.
     """
@@ -370,26 +404,28 @@ class TwoPartAttention(torch.autograd.Function):
         scale: float,
     ) -> Tensor:
         rows = _fold_heads(query, key.shape[1])
-        own_scores = _own_scores(rows, key, branches.own_intervals(reach), scale)
-        own_log = own_scores.logsumexp(dim=-1)
-        own_out = (own_scores - own_log[..., None]).exp().to(value.dtype) @ value
-        prefix_out, prefix_log = torch.empty_like(own_out), torch.empty_like(own_log)
-        seen = branches.prefix_intervals(reach)
-        for branch, (window, prefix) in enumerate(zip(branches.windows, branches.prefix_lengths, strict=True)):
-            keys, values = prefix_keys[window, :, :prefix], prefix_values[window, :, :prefix]
-            if reach is None:
-                part, log = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-                    rows[branch][None], keys[None], values[None], scale=scale
-                )
-                prefix_out[branch], prefix_log[branch] = part[0], log[0]
-            else:
-                prefix_out[branch], prefix_log[branch] = _masked_part(
-                    rows[branch], keys, values, seen.low[branch], scale
-                )
-        log = torch.logaddexp(own_log, prefix_log)
-        out = own_out * (own_log - log).exp()[..., None]
-        out = (out + prefix_out * (prefix_log - log).exp()[..., None]).to(query.dtype)
-        ctx.save_for_backward(rows, key, value, prefix_keys, prefix_values, out, log)
+        hidden = _hidden_own(branches, reach, rows)
+        near_largest = _widened(rows @ key.transpose(-1, -2)).mul_(scale).add_(hidden).amax(dim=-1)
+        if reach is None:
+            # The first token of a window often draws most of the attention.
+            first = prefix_keys[list(branches.windows), :, :1]
+            near_largest = near_largest.maximum(_widened(rows @ first.transpose(-1, -2))[..., 0] * scale)
+        groups = _groups(branches, reach, rows)
+        document = _with_ones(prefix_keys).transpose(-1, -2), prefix_values
+        while True:
+            shifted = _less(rows, near_largest / scale)
+            weights = _scores(shifted, _with_ones(key).transpose(-1, -2), hidden, scale).exp_()
+            out, total = _widened(weights @ value), _sum(weights)
+            for group in groups:
+                out_, total_ = _prefix_sums(_join(shifted[group.branches]), *document, group, scale)
+                out[group.branches] += _split(out_, group)
+                total[group.branches] += _split(total_, group)
+            overflown = total.isposinf()
+            if not overflown.any():
+                break
+            near_largest = near_largest + OVERFLOW_STEP * overflown
+        out = (out / total[..., None]).to(query.dtype)
+        ctx.save_for_backward(rows, key, value, prefix_keys, prefix_values, out, near_largest + total.log())
         ctx.branches, ctx.reach, ctx.scale, ctx.heads = branches, reach, scale, query.shape[1]
         return _unfold_heads(out, query.shape[1])
 
@@ -398,22 +434,30 @@ class TwoPartAttention(torch.autograd.Function):
         rows, key, value, prefix_keys, prefix_values, out, log = ctx.saved_tensors
         scale, branches = ctx.scale, ctx.branches
         d_out = _fold_heads(gradients[0], key.shape[1])
-        d_mean = (_widened(d_out) * out).sum(dim=-1, keepdim=True)
+        shifted, d_less = _less(rows, log / scale), _less(d_out, _sum(_widened(d_out) * out))
+        keys, values = (_with_ones(part).transpose(-1, -2) for part in (key, value))
 
-        probabilities = _own_scores(rows, key, branches.own_intervals(ctx.reach), scale).sub_(log[..., None]).exp_()
-        d_value = probabilities.to(value.dtype).transpose(-1, -2) @ d_out
-        d_scores = _score_gradient(probabilities, d_out @ value.transpose(-1, -2), d_mean)
+        probabilities = _scores(shifted, keys, _hidden_own(branches, ctx.reach, rows), scale).exp_()
+        d_value = probabilities.transpose(-1, -2) @ d_out
+        d_scores = probabilities.mul_(d_less @ values)
         d_key = (d_scores.transpose(-1, -2) @ rows) * scale
         d_rows = d_scores @ key
-        seen = branches.prefix_intervals(ctx.reach)
-        for group in _groups(branches, rows.shape[2]):
-            # `[key_value_heads, rows of all branches of the group, …]`
-            q, outer, mean, logs = (_join(part[group.branches]) for part in (rows, d_out, d_mean, log[..., None]))
-            low = _rows_of(seen.low[group.branches], rows.shape[2])
-            keys, values = prefix_keys[group.window], prefix_values[group.window]
-            d_q = _prefix_gradient(q, outer, mean, logs, keys, values, group, low, rows.shape[2], scale)
-            d_rows[group.branches] += d_q.unflatten(1, (len(group.branches), -1)).transpose(0, 1)
+        keys, values = (_with_ones(part).transpose(-1, -2) for part in (prefix_keys, prefix_values))
+        for group in _groups(branches, ctx.reach, rows):
+            q, outer = _join(shifted[group.branches]), _join(d_less[group.branches])
+            d_q = _prefix_gradient(q, outer, prefix_keys, keys, values, group, scale)
+            d_rows[group.branches] += _split(d_q, group)
         return _unfold_heads(d_rows * scale, ctx.heads), d_key, d_value, None, None, None, None, None
+
+
+class _Block(NamedTuple):
+    """Keys that a group goes through at once."""
+
+    first_row: int
+    """The rows before it belong to branches that end before this block, and have no part in it."""
+    keys: slice
+    hidden: Tensor
+    """`[rows, keys]` or `[1]`: minus infinity where a row must not see a key, else zero."""
 
 
 class _Group(NamedTuple):
@@ -421,71 +465,127 @@ class _Group(NamedTuple):
 
     window: int
     branches: list[int]
-    prefix_lengths: list[int]
+    blocks: list[_Block]
 
 
-def _groups(branches: BranchPass, rows: int) -> Iterator[_Group]:
-    """Neighbouring branches, together about `BLOCK_ROWS` rows; `rows` is what one branch has for one key head."""
-    by_window: dict[int, list[int]] = {}
-    for branch, window in enumerate(branches.windows):
-        by_window.setdefault(window, []).append(branch)
-    size = max(1, BLOCK_ROWS // rows)
-    for window, members in by_window.items():
-        members.sort(key=lambda branch: branches.prefix_lengths[branch])
-        for first in range(0, len(members), size):
-            group = members[first : first + size]
-            yield _Group(window, group, [branches.prefix_lengths[branch] for branch in group])
+def _groups(branches: BranchPass, reach: int | None, rows: Tensor) -> list[_Group]:
+    """Groups of neighbouring branches, together about `BLOCK_ROWS` of the `rows` for one key head."""
+    key = ("groups", reach, rows.shape[2], rows.dtype)
+    if key not in branches.prepared:
+        by_window: dict[int, list[int]] = {}
+        for branch, window in enumerate(branches.windows):
+            by_window.setdefault(window, []).append(branch)
+        size, groups = max(1, BLOCK_ROWS // rows.shape[2]), []
+        for window, members in by_window.items():
+            members.sort(key=lambda branch: branches.prefix_lengths[branch])
+            for first in range(0, len(members), size):
+                group = members[first : first + size]
+                groups.append(_Group(window, group, list(_blocks(branches, reach, group, rows))))
+        branches.prepared[key] = groups
+    return branches.prepared[key]  # type: ignore[return-value]
+
+
+def _blocks(branches: BranchPass, reach: int | None, group: list[int], rows: Tensor) -> Iterator[_Block]:
+    """Blocks of the keys that any branch of a group sees."""
+    seen, lengths = branches.prefix_intervals(reach), [branches.prefix_lengths[branch] for branch in group]
+    low, high = (_rows_of(bound[group], rows.shape[2]) for bound in seen)
+    for first in range(int(low.min()), lengths[-1], BLOCK_KEYS):
+        last = min(first + BLOCK_KEYS, lengths[-1])
+        begin = rows.shape[2] * sum(length <= first for length in lengths)
+        low_, high_, hidden = low[begin:], high[begin:], rows.new_zeros(1)
+        if int(high_.min()) < last or int(low_.max()) > first:
+            hidden = _hidden(torch.arange(first, last), low_, high_, rows.dtype)
+        yield _Block(begin, slice(first, last), hidden)
+
+
+def _prefix_sums(q: Tensor, keys: Tensor, values: Tensor, group: _Group, scale: float) -> tuple[Tensor, Tensor]:
+    """Sums over a group's prefixes: of weighted values, `[key_value_heads, branches * rows, head_dim]`, and of weights.
+
+    Args:
+        q: the group's rows, less their numbers, `[key_value_heads, branches * rows, head_dim + 2]`.
+        keys: of all windows, `[windows, key_value_heads, head_dim + 2, tokens]`, the last two being ones.
+        values: `[windows, key_value_heads, tokens, head_dim]`.
+    """
+    keys, values = keys[group.window], values[group.window]
+    total = _widened(q.new_zeros(q.shape[:2]))
+    out = total.new_zeros(*q.shape[:2], values.shape[-1])
+    for begin, seen, hidden in group.blocks:
+        weights = _scores(q[:, begin:], keys[..., seen], hidden, scale).exp_()
+        out[:, begin:] += weights @ values[:, seen]
+        total[:, begin:] += _sum(weights)
+    return out, total
 
 
 def _prefix_gradient(
     q: Tensor,
     d_out: Tensor,
-    d_mean: Tensor,
-    log: Tensor,
+    plain_keys: Tensor,
     keys: Tensor,
     values: Tensor,
     group: _Group,
-    low: Tensor,
-    rows: int,
     scale: float,
 ) -> Tensor:
-    """The gradient of a group's queries without the scale, `[key_value_heads, branches * rows, head_dim]`.
+    """The gradient of a group's rows without the scale, `[key_value_heads, branches * rows, head_dim]`.
 
     Args:
-        q, d_out: `[key_value_heads, branches * rows, head_dim]`; d_mean, log: the same, with one entry each.
-        keys, values: of the window, `[key_value_heads, tokens, head_dim]`.
-        low: the first key that each row sees, `[branches * rows]`.
-        rows: of one branch.
+        q, d_out: `[key_value_heads, branches * rows, head_dim + 2]`, the rows less the logarithm of their denominators,
+            and the gradient of the output less its mean.
+        plain_keys: of all windows, `[windows, key_value_heads, tokens, head_dim]`.
+        keys, values: `[windows, key_value_heads, head_dim + 2, tokens]`, the last two being ones.
     """
-    gradient = torch.zeros_like(_widened(q))
-    ends = torch.tensor(group.prefix_lengths).repeat_interleave(rows)
-    for first in range(int(low.min()), group.prefix_lengths[-1], BLOCK_KEYS):
-        last = min(first + BLOCK_KEYS, group.prefix_lengths[-1])
-        # The branches that end before this block are the first of the group: they have no part in it.
-        begin = rows * sum(length <= first for length in group.prefix_lengths)
-        q_, d_out_, ends_, low_ = q[:, begin:], d_out[:, begin:], ends[begin:], low[begin:]
-        k, v = keys[:, first:last], values[:, first:last]
-        probabilities = _widened(q_ @ k.transpose(-1, -2)).mul_(scale).sub_(log[:, begin:]).exp_()
-        if int(ends_[0]) < last or int(low_.max()) > first:
-            index = torch.arange(first, last)
-            hidden = (index >= ends_[:, None]) | (index < low_[:, None])
-            probabilities.masked_fill_(hidden, 0.0)
-        gradient[:, begin:] += _score_gradient(probabilities, d_out_ @ v.transpose(-1, -2), d_mean[:, begin:]) @ k
-    return gradient.to(q.dtype)
+    plain_keys, keys, values = plain_keys[group.window], keys[group.window], values[group.window]
+    gradient = _widened(q.new_zeros(*q.shape[:2], plain_keys.shape[-1]))
+    for begin, seen, hidden in group.blocks:
+        probabilities = _scores(q[:, begin:], keys[..., seen], hidden, scale).exp_()
+        gradient[:, begin:] += probabilities.mul_(d_out[:, begin:] @ values[..., seen]) @ plain_keys[:, seen]
+    return gradient
 
 
-def _masked_part(rows: Tensor, keys: Tensor, values: Tensor, low: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """One branch over the keys from `low` on, `[length]`; a row that sees none has output 0 and logarithm -inf."""
-    first = int(low.min())
-    keys, values = keys[:, first:], values[:, first:]
-    if not keys.shape[1]:
-        return torch.zeros_like(rows), rows.new_full(rows.shape[:2], float("-inf"))
-    scores = _widened(rows @ keys.transpose(-1, -2)) * scale
-    hidden = torch.arange(first, first + keys.shape[1]) < _rows_of(low[None], rows.shape[1])[:, None]
-    scores = scores.masked_fill_(hidden, float("-inf"))
-    log = scores.logsumexp(dim=-1)
-    probabilities = (scores - log.masked_fill(log.isneginf(), 0.0)[..., None]).exp_()
-    return probabilities.to(values.dtype) @ values, log
+def _less(rows: Tensor, number: Tensor) -> Tensor:
+    """Two more columns for `rows`, `[…, rows, n]`: a product with `_with_ones` of something is less by `number`."""
+    high = number.to(rows.dtype)
+    return torch.cat([rows, -high[..., None], (high - number).to(rows.dtype)[..., None]], dim=-1)
+
+
+def _with_ones(tensor: Tensor) -> Tensor:
+    """Two more columns of ones, for the product with `_less` of something."""
+    return nn.functional.pad(tensor, (0, 2), value=1.0)
+
+
+def _scores(rows: Tensor, keys: Tensor, hidden: Tensor, scale: float) -> Tensor:
+    """`rows @ keys * scale + hidden`, rounded once; `[…, rows, n]` by `[…, n, keys]`."""
+    scores = torch.baddbmm(
+        hidden.expand(*rows.shape[:-1], keys.shape[-1]).flatten(0, -3),
+        rows.flatten(0, -3),
+        keys.flatten(0, -3),
+        alpha=scale,
+    )
+    return scores.view(*rows.shape[:-1], keys.shape[-1])
+
+
+def _hidden(index: Tensor, low: Tensor, high: Tensor, dtype: torch.dtype) -> Tensor:
+    """Minus infinity where an index is not from `low` to before `high`, else zero: `[…, rows, indices]`."""
+    outside = (index < low[..., None]) | (index >= high[..., None])
+    return torch.zeros(outside.shape, dtype=dtype).masked_fill_(outside, float("-inf"))
+
+
+def _hidden_own(branches: BranchPass, reach: int | None, rows: Tensor) -> Tensor:
+    """What hides the own keys that a row must not see, `[branches, 1, rows, length]`."""
+    key = ("hidden own", reach, rows.shape[2], rows.dtype)
+    if key not in branches.prepared:
+        low, high = (bound.repeat(1, rows.shape[2] // bound.shape[1]) for bound in branches.own_intervals(reach))
+        branches.prepared[key] = _hidden(torch.arange(branches.positions.shape[1]), low, high, rows.dtype)[:, None]
+    return branches.prepared[key]  # type: ignore[return-value]
+
+
+def _sum(tensor: Tensor) -> Tensor:
+    """The sum over the last dimension, never in half precision."""
+    return tensor.sum(dim=-1, dtype=torch.promote_types(tensor.dtype, torch.float32))
+
+
+def _split(rows: Tensor, group: _Group) -> Tensor:
+    """The inverse of `_join` for a group."""
+    return rows.unflatten(1, (len(group.branches), -1)).transpose(0, 1)
 
 
 def _rows_of(per_token: Tensor, rows: int) -> Tensor:
@@ -513,16 +613,3 @@ def _unfold_heads(rows: Tensor, heads: int) -> Tensor:
     """The inverse of `_fold_heads`."""
     branches, key_value_heads, folded, head_dim = rows.shape
     return rows.reshape(branches, heads, folded * key_value_heads // heads, head_dim)
-
-
-def _own_scores(rows: Tensor, key: Tensor, seen: Intervals, scale: float) -> Tensor:
-    """Scores of the branches' own keys that are seen, `[branches, key_value_heads, groups * length, length]`."""
-    scores = _widened(rows @ key.transpose(-1, -2)).mul_(scale)
-    index, groups = torch.arange(key.shape[2]), rows.shape[2] // key.shape[2]
-    hidden = (index >= seen.high[..., None]) | (index < seen.low[..., None])
-    return scores.masked_fill_(hidden.repeat(1, groups, 1)[:, None], float("-inf"))
-
-
-def _score_gradient(probabilities: Tensor, d_probabilities: Tensor, d_mean: Tensor) -> Tensor:
-    """The gradient of attention scores; `d_mean` is the sum over head_dim of output times its gradient."""
-    return _widened(d_probabilities).sub_(d_mean).mul_(probabilities).to(d_probabilities.dtype)
