@@ -40,8 +40,9 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# ARGS="train --minutes 120" trains, ARGS=release evaluates and releases.
 release-run: install
-	$(BIN)/python benchmarks/release_run.py $(ARGS)
+	$(BIN)/python benchmarks/release_run.py $(or $(ARGS),train)
 
 clean:
 	rm -rf $(VENV) runs prepared

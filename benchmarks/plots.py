@@ -4,8 +4,8 @@
     python benchmarks/plots.py --results FOLDER --out FOLDER     those of another folder (of `on_gpu.py`, say)
 
 Each plot is made where its results are: engine-*.json (ratios, and where the time goes), sweep-*.json (cost by windows,
-horizons, spans and passes; memory), compression-*.json, and ablations-*.json (curves of each group against spans
-seen, and quality by tokens per gist).
+horizons, spans and passes; memory), compression-*.json, ablations-*.json (curves of each group against spans seen, and
+quality by tokens per gist), and release-progress.jsonl.
 """
 
 import argparse
@@ -212,6 +212,20 @@ def _rates(path: Path, content: Comparison, arms: Mapping[int, Sequence[Record]]
     return _finish(figure, left, path, "tokens per gist", "KL@32, nats per token", title)
 
 
+def draw_progress(lines: list[dict[str, Any]], path: Path) -> Path:
+    """Share of KL that 30 gists before 64 raw tokens recover, by the spans that each run of the releases has seen."""
+    figure, axes = _pyplot().subplots(figsize=(8, 4.5), layout="constrained")
+    for colour, run in zip(COLOURS, dict.fromkeys(line["run"] for line in lines), strict=False):
+        seen = [(line["spans_seen"], row) for line in lines if line["run"] == run for row in line["figures"]]
+        rows = [(x, row) for x, row in seen if (row["name"], row["spans_per_segment"]) == ("row_recovered_kl", 30)]
+        points = [(x, row["value"]) for x, row in rows if row["offsets"][0] == 65]
+        axes.plot([x for x, _ in points], [y for _, y in points], color=colour, label=run)
+    axes.legend(frameon=False)
+    return _finish(
+        figure, axes, path, "spans seen", "recovered by 30 gists before 64 tokens", "The releases in training"
+    )
+
+
 # All of them ----------------------------------------------------------------------------------------------------------
 
 
@@ -252,6 +266,9 @@ def draw_all(results: Path, out: Path) -> list[Path]:
                 path = results / f"{kind}-{device}.json"
                 if path.exists():
                     made += draw(json.loads(path.read_text(encoding="utf-8")), f"-{device}", out)
+        if (path := results / "release-progress.jsonl").exists():
+            lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+            made.append(draw_progress(lines, out / "release-progress.svg"))
     return made
 
 

@@ -356,18 +356,23 @@ class GistNet(nn.Module):
         take_over(self.trained_parameters(with_below=True), state)
 
     def load_saved(self, folder: Path) -> None:
-        """Take over the weights of a saved GistNet that has this one's levels and shape.
+        """Take over the weights of a saved GistNet that has this one's levels and shape, and what they were trained on.
 
         Raises:
             CheckpointError: a file is missing or damaged, or holds other tensors; the model is then as it was.
         """
         state: dict[str, Tensor] = {}
         prefix = ""
-        for _ in self.levels:
-            _, own = read_saved(folder)
+        from_the_top = self.levels[::-1]
+        corpora: list[tuple[str, ...]] = []
+        for _ in from_the_top:
+            saved, own = read_saved(folder)
+            corpora.append(saved.trained_on)
             state |= {prefix + name: tensor for name, tensor in own.items()}
             folder, prefix = folder / BELOW, f"{prefix}{BELOW}."
         self.load_trainable_state(state)
+        for level, before in zip(from_the_top, corpora, strict=True):
+            level.trained_on = tuple(dict.fromkeys((*before, *level.trained_on)))
 
     @torch.no_grad()
     def round_weights(self, dtype: torch.dtype) -> None:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -26,9 +27,12 @@ from torch.optim import Optimizer
 
 from gistnet.errors import CheckpointError, StorageError
 from gistnet.files import atomic_folder, storage_errors, sweep_leftovers, write_json
+from gistnet.model.saved_gistnet import CONFIG_FILE, WEIGHTS_FILE
 from gistnet.run_folder import BEST_FILE, CHECKPOINTS_FOLDER
 
 _FORMAT = 4
+_OPTIMISER = "optimiser.safetensors"
+_MANIFEST = "manifest.json"
 _FOLDER_NAME = re.compile(r"step-(\d{8,})")
 
 
@@ -96,12 +100,51 @@ def save_checkpoint(
     with atomic_folder(folder) as temporary:
         try:
             gistnet.save_pretrained(temporary / "gistnet")
-            save_file(tensors, temporary / "optimiser.safetensors")
+            save_file(tensors, temporary / _OPTIMISER)
         except SafetensorError as error:  # not an OSError, although a full disk is what it reports
             raise StorageError(f"Could not write {folder}: {error}.") from error
         write_json(temporary / "state.json", state)
-        write_json(temporary / "manifest.json", {name: _digest(temporary / name) for name in _file_names(temporary)})
+        _write_manifest(temporary)
     return folder
+
+
+def copy_checkpoint(
+    source: Path,
+    target: Path,
+    dtype: torch.dtype,
+    *,
+    with_optimiser: bool = True,
+    dataset: Mapping[str, Any] | None = None,
+) -> None:
+    """Copy a checkpoint with its tensors in another number format; scalars, such as counts of steps, stay as they are.
+
+    Args:
+        source: a checkpoint's folder; verified.
+        target: the new folder; where it exists, it stays as it is.
+        with_optimiser: False leaves the optimiser's tensors out: what is left can be loaded, and not be resumed.
+        dataset: identity of the corpus that a run of the copy goes on with; None is that of the source.
+
+    Raises:
+        CheckpointError: the source is missing or damaged.
+        StorageError: the copy could not be written; nothing is left of it.
+    """
+    state = _state(source)
+    with atomic_folder(target) as temporary:
+        for name in _file_names(source):
+            copy = temporary / name
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            if not name.endswith(".safetensors"):
+                shutil.copyfile(source / name, copy)
+            elif with_optimiser or name != _OPTIMISER:
+                tensors = load_file(source / name)
+                save_file({key: tensor.to(dtype) if tensor.ndim else tensor for key, tensor in tensors.items()}, copy)
+        for weights in sorted(temporary.rglob(WEIGHTS_FILE)):
+            config = weights.with_name(CONFIG_FILE)
+            digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+            write_json(config, _read_json(config) | {"weights_sha256": digest})
+        identity = state["identity"] if dataset is None else state["identity"] | {"dataset": dict(dataset)}
+        write_json(temporary / "state.json", state | {"identity": identity})
+        _write_manifest(temporary)
 
 
 def mark_best(run_folder: Path, stage: str, step: int, value: float) -> None:
@@ -144,10 +187,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     Raises:
         CheckpointError: the folder is missing, or a file in it is missing, truncated, altered or of another format.
     """
-    _verify(folder)
-    state = _read_json(folder / "state.json")
-    if state["format"] != _FORMAT:
-        raise CheckpointError(f"{folder} has checkpoint format {state['format']}, expected {_FORMAT}.")
+    state = _state(folder)
     return Checkpoint(folder, state["step"], state["progress"], state["identity"], state["optimiser_groups"])
 
 
@@ -204,7 +244,7 @@ def restore_optimiser(optimiser: Optimizer, checkpoint: Checkpoint) -> None:
     parameters = dict(zip(_flat(names), _flat([group["params"] for group in optimiser.param_groups]), strict=True))
     index_of = dict(zip(_flat(names), _flat([group["params"] for group in current]), strict=True))
     state: dict[int, dict[str, Tensor]] = {}
-    for key, tensor in load_file(checkpoint.folder / "optimiser.safetensors").items():
+    for key, tensor in load_file(checkpoint.folder / _OPTIMISER).items():
         name, _, quantity = key.rpartition(".")
         if tensor.ndim and tensor.shape != parameters[name].shape:
             raise CheckpointError(
@@ -300,6 +340,11 @@ def _file_names(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
+def _write_manifest(folder: Path) -> None:
+    names = (name for name in _file_names(folder) if name != _MANIFEST)
+    write_json(folder / _MANIFEST, {name: _digest(folder / name) for name in names})
+
+
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return f"{path.stat().st_size} bytes with SHA-256 {hashlib.file_digest(file, 'sha256').hexdigest()}"
@@ -319,7 +364,7 @@ def _verify(folder: Path) -> None:
     """Compare each file with the manifest, which also covers `state.json`."""
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is no checkpoint: expected a folder.")
-    for name, expected in _read_json(folder / "manifest.json").items():
+    for name, expected in _read_json(folder / _MANIFEST).items():
         path = folder / name
         if not path.is_file():
             raise CheckpointError(f"{path} is missing.")
@@ -327,6 +372,15 @@ def _verify(folder: Path) -> None:
             got = _digest(path)
         if got != expected:
             raise CheckpointError(f"{path} is damaged: got {got}, expected {expected}.")
+
+
+def _state(folder: Path) -> dict[str, Any]:
+    """Contents of `state.json` of a checkpoint whose files were verified."""
+    _verify(folder)
+    state = _read_json(folder / "state.json")
+    if state["format"] != _FORMAT:
+        raise CheckpointError(f"{folder} has checkpoint format {state['format']}, expected {_FORMAT}.")
+    return state
 
 
 def _is_good(folder: Path) -> bool:

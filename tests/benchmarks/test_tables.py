@@ -77,8 +77,13 @@ def test_plots_are_made_of_what_is_there(tmp_path: Path) -> None:
     case["breakdown"] = {"document pass": {"seconds_per_span": 0.5}, "GistNet forward": {"seconds_per_span": 0.25}}
     engine = {"machine": MACHINE, "teachers": {"some teacher": {"cases": [case]}}}
     (tmp_path / "engine-cpu.json").write_text(json.dumps(engine))
+    row = {"name": "row_recovered_kl", "spans_per_segment": 30, "offsets": [65, 192], "value": 0.25}
+    lines = [json.dumps({"run": "some run", "spans_seen": seen, "figures": [row]}) for seen in (1000, 2000)]
+    (tmp_path / "release-progress.jsonl").write_text("\n".join(lines) + "\n")
     made = draw_all(tmp_path, tmp_path / "plots")
-    assert [path.name for path in made] == ["engine-speedup-cpu.svg", "engine-parts-cpu.svg", "cost-by-windows-cpu.svg"]
+    names = ["engine-speedup-cpu.svg", "engine-parts-cpu.svg", "cost-by-windows-cpu.svg", "release-progress.svg"]
+    assert [path.name for path in made] == names
+    assert "some run" in made[3].read_text()
     assert "123×" in made[0].read_text()
     assert "GistNet forward" in made[1].read_text()
     drawn = made[2].read_text()

@@ -1,8 +1,11 @@
 """Runs of the tiny configuration, and what they leave behind."""
 
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -10,7 +13,8 @@ from gistnet.config import load_config
 from gistnet.metrics_log import read_metrics
 from gistnet.session import open_run
 from gistnet.training.checkpoint import latest_checkpoint
-from gistnet.training.run import Run
+from gistnet.training.recording import Recorder
+from gistnet.training.run import Run, StageRun, TrainState
 
 OTHERS = (
     "train.interleaved={per_window: 1, raw_tokens: [4, 20], segments: {lengths: {1: 0.5, 3: 0.5}}, compact: 0.5}",
@@ -44,3 +48,15 @@ def assert_same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor],
     assert first.keys() == second.keys()
     for name, tensor in first.items():
         torch.testing.assert_close(second[name], tensor, **(tolerance or {"rtol": 0, "atol": 0}), msg=name)
+
+
+def stop_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Send this process a real SIGTERM while the step before `step` is under way."""
+    record = Recorder.record
+
+    def recording(self: Recorder, stage: StageRun, state: TrainState, metrics: dict, interrupted: bool) -> None:
+        if state.step == step - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        record(self, stage, state, metrics, interrupted)
+
+    monkeypatch.setattr(Recorder, "record", recording)

@@ -30,7 +30,7 @@ from gistnet.training.trainer import (
     train_step,
     update_after_validation,
 )
-from tests.training.runs import OTHERS, assert_same, records, run_of
+from tests.training.runs import OTHERS, assert_same, records, run_of, stop_after
 
 
 def woken_run(config_file: Path, *settings: str) -> Run:
@@ -51,18 +51,6 @@ def gradient_in(run: Run) -> dict[str, torch.Tensor]:
 
 def weights_of(run: Run) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in run.gistnet.trainable_state().items()}
-
-
-def stop_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Send this process a real SIGTERM while the step before `step` is under way."""
-    record = Recorder.record
-
-    def recording(self: Recorder, stage: StageRun, state: TrainState, metrics: dict, interrupted: bool) -> None:
-        if state.step == step - 1:
-            os.kill(os.getpid(), signal.SIGTERM)
-        record(self, stage, state, metrics, interrupted)
-
-    monkeypatch.setattr(Recorder, "record", recording)
 
 
 def test_an_interrupted_and_resumed_run_equals_an_uninterrupted_one(config_file, tmp_path, monkeypatch):
