@@ -278,7 +278,7 @@ def test_a_dry_run_shows_what_would_be_trained_and_leaves_no_run(gistnet, config
     assert "learning_rate: 0.01\n" in outcome.out
     assert f"GistNet: {trained:,} trained and 0 frozen parameters\n" in outcome.out
     assert "24 GB (L4)" in outcome.out
-    assert "with a micro-batch of 2 windows and 6 branches: loss" in outcome.out
+    assert "with a micro-batch of 2 windows and 2048 vectors: loss" in outcome.out
     fit(run)
     first = next(record for record in read_metrics(run.folder / "metrics.jsonl") if record["step"] == 1)
     assert "one step of 12 spans took " in outcome.out

@@ -275,8 +275,11 @@ def test_a_validation_weighs_domains_by_their_share_in_training_and_counts_spans
     # One nat is not below one.
     delta_nll = np.where(is_code, 3.0, np.where(np.arange(12) % 2 == 0, 0.5, 1.0))[:, None].repeat(12, axis=1)
     measured = validator.measure(run.gistnet)
-    losses = measured.losses | {"gist": Measured(kl, delta_nll), "drop": Measured(np.full((12, 12), 7.0), delta_nll)}
-    result = validator.metrics([measured._replace(losses=losses)])
+    losses = measured.spans.losses | {
+        "gist": Measured(kl, delta_nll),
+        "drop": Measured(np.full((12, 12), 7.0), delta_nll),
+    }
+    result = validator.metrics([measured._replace(spans=measured.spans._replace(losses=losses))])
     expected = {
         "kl": 0.75 * 3 + 0.25 * 5, "kl_1_8": 0.75 * 2 + 0.25 * 4, "kl_9_12": 0.75 * 5 + 0.25 * 7,
         "kl/code": 5.0, "kl/narrative": 3.0, "delta_nll": 0.75 * 0.75 + 0.25 * 3, "delta_nll/code": 3.0,
@@ -286,7 +289,8 @@ def test_a_validation_weighs_domains_by_their_share_in_training_and_counts_spans
     assert {name: result[name] for name in expected} == pytest.approx(expected)
     delta_nll[0, 3] = np.nan
     with pytest.raises(TrainingError, match=r"not finite \(documents: "):
-        validator.metrics([measured._replace(losses=losses | {"gist": Measured(kl, delta_nll)})])
+        broken = measured.spans._replace(losses=losses | {"gist": Measured(kl, delta_nll)})
+        validator.metrics([measured._replace(spans=broken)])
 
 
 def test_the_cache_keeps_only_what_fits(run):

@@ -453,7 +453,7 @@ def test_saved_and_loaded_gistnet_is_the_same_bit_for_bit(architecture, teacher,
 
 def test_cue_vectors_are_as_long_as_embeddings_saved_and_leave_the_gists_alone(teacher, tmp_path):
     config, spans = make_config("bottleneck", cue_vectors=3), make_spans()
-    gistnet, without = waken(GistNet.build(config, teacher)), waken(make_gistnet("bottleneck", teacher))
+    gistnet, without = waken(GistNet.build(config, teacher, 8)), waken(make_gistnet("bottleneck", teacher))
     assert float(gistnet.cue_vectors.detach().norm(dim=-1).mean()) == pytest.approx(
         float(teacher.embedding_norm()), rel=0.3
     )
