@@ -10,7 +10,7 @@ where its folders in runs and benchmarks/state are deleted.
 
 A run's turn ends with SIGTERM: the step under way ends in a checkpoint, from which the next turn goes on to the bit.
 SIGTERM and SIGINT to this program do the same, and end it. After each turn the newest checkpoint is kept in
-benchmarks/state, in bfloat16, for whoever commits it: a machine that has not come as far goes on from there by step. So
+benchmarks/state, in bfloat16, to be committed: a machine that has not come as far goes on from there by step. So
 a run is rounded once for each change of machine. Where the corpus is another one there (code is the standard library of
 the Python that runs), what differs is printed: documents of the same text stay on their side of the split.
 

@@ -141,7 +141,7 @@ class Branches:
         return SegmentBatch(self.tokens, windows, starts, SPAN, 1, self.horizon)
 
     def contexts(self, first: int, count: int) -> ContextBatch:
-        """The same branches as the training contexts that the engine reads."""
+        """Training contexts that the engine reads: one for each of `segments`."""
         segments = self.segments(first, count)
         one = np.array([1])
         samples = [

@@ -33,7 +33,7 @@ ModelName = Annotated[Name, AfterValidator(lambda name: str(_local_path(name)) i
 MIN_BRANCHING, MAX_BRANCHING = 2, 64
 """Bounds of `Branching`: one vector compresses nothing, and a gist of more than these has not been tried."""
 Branching = Annotated[int, Field(ge=MIN_BRANCHING, le=MAX_BRANCHING)]
-"""How many vectors become one gist of a level (K)."""
+"""Number of vectors that become one gist of a level (K)."""
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 """A seed, as PyTorch's generators take it."""

@@ -371,7 +371,7 @@ def _dense_attention(query: Tensor, key: Tensor, value: Tensor, visible: Tensor,
 BLOCK_ROWS, BLOCK_KEYS = 384, 512
 """Rows for one key head, and keys, of a block of scores: 1.2 MB in bfloat16 for three key heads."""
 OVERFLOW_STEP = 64.0
-"""What is subtracted besides from the scores of a row whose weights overflow; these hold up to e⁸⁸."""
+"""Subtracted besides from the scores of a row whose weights overflow; these hold up to e⁸⁸."""
 
 
 class TwoPartAttention(torch.autograd.Function):
@@ -570,7 +570,7 @@ def _hidden(index: Tensor, low: Tensor, high: Tensor, dtype: torch.dtype) -> Ten
 
 
 def _hidden_own(branches: BranchPass, reach: int | None, rows: Tensor) -> Tensor:
-    """What hides the own keys that a row must not see, `[branches, 1, rows, length]`."""
+    """Mask of a branch's own keys, `[branches, 1, rows, length]`: minus infinity where a row must not see one."""
     key = ("hidden own", reach, rows.shape[2], rows.dtype)
     if key not in branches.prepared:
         low, high = (bound.repeat(1, rows.shape[2] // bound.shape[1]) for bound in branches.own_intervals(reach))

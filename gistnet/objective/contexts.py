@@ -112,12 +112,12 @@ def pack_contexts(
         return torch.as_tensor(values, dtype=torch.long).to(tokens.device)
 
     # The last token is predicted, never read; what comes before a token that counts predicts it.
-    lengths = on_device([len(indices) - 1 for indices, _ in laid_out])
+    lengths = on_device([len(row) - 1 for row, _ in laid_out])
     order = torch.arange(int(lengths.max()), device=tokens.device)
     padding = (order - lengths[:, None] + 1).clamp(min=0)
     slots, following, placed = (
         pad_sequence([on_device(row) for row in rows], batch_first=True)
-        for rows in zip(*((indices[:-1], indices[1:], places[:-1]) for indices, places in laid_out), strict=True)
+        for rows in zip(*((row[:-1], row[1:], where[:-1]) for row, where in laid_out), strict=True)
     )
     last = placed.gather(1, lengths[:, None] - 1)
     return ContextBatch(
@@ -184,18 +184,18 @@ def _checked(context: ContextSample, window_tokens: int, span_tokens: int) -> Co
 def _laid_out(
     context: ContextSample, span_tokens: int, policy: Positions, first_gist: int, cues: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """What follows the prefix, and where: as `ContextBatch.slots` and `positions`, with one token more."""
-    indices, places = [], []
+    """Slots behind the prefix and their positions, as in `ContextBatch`, with the last token at the end."""
+    slots, positions = [], []
     for start, count, bound in zip(
         context.starts, context.n_spans, np.append(context.starts[1:], context.end), strict=True
     ):
         order, raw = np.arange(count), np.arange(start + count * span_tokens, bound)
-        indices += [-1 - first_gist - order, raw]
-        places += [start + order * span_tokens + (span_tokens // 2 if policy == "center" else span_tokens - 1), raw]
+        slots += [-1 - first_gist - order, raw]
+        positions += [start + order * span_tokens + (span_tokens // 2 if policy == "center" else span_tokens - 1), raw]
         first_gist += count
     if context.repeats:
-        indices += [-1 - cues, np.arange(context.starts[0], context.end)]
-    index = np.concatenate(indices)
+        slots += [-1 - cues, np.arange(context.starts[0], context.end)]
+    laid_out = np.concatenate(slots)
     if policy == "compact" or context.repeats:
-        return index, context.prefix + np.arange(len(index))
-    return index, np.concatenate(places)
+        return laid_out, context.prefix + np.arange(len(laid_out))
+    return laid_out, np.concatenate(positions)

@@ -11,7 +11,7 @@ from gistnet.evaluation.records import BaselineName, MetricRecord
 from gistnet.terminal import at_full_width
 
 Second = Literal["offsets", "kind", "row"]
-"""What the second column of a table tells records of one name apart by."""
+"""Second column of a table, which tells records of one name apart."""
 FREE: tuple[BaselineName, ...] = ("drop", "last_token")
 """Baselines that need neither a GistNet nor a pass of the teacher."""
 # Too many for a terminal: a line for each offset.

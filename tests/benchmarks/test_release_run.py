@@ -52,7 +52,7 @@ class Machine:
 
 
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder to work in."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(release_run, "CONFIG", CONFIG)
@@ -66,22 +66,22 @@ def use(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> Machine:
     return machine
 
 
-def test_runs_take_turns_until_each_has_ended(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_take_turns_until_each_has_ended(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     machine = use(Machine({"gist32": 2, "gist8": 1, "gist32-context": 3}), monkeypatch)
     assert main(["train", "--turn", "10"]) == 0
     order = ["gist32", "gist8", "gist32-context", "gist32", "gist32-context", "gist32-context"]
     assert machine.ran == [(name, 10.0) for name in order]
-    spent = json.loads((place / "runs/gist32/spent.json").read_text())
+    spent = json.loads((workspace / "runs/gist32/spent.json").read_text())
     assert (spent["hours"], spent["rounded"], len(spent["machines"])) == (pytest.approx(1 / 3), 0, 1)
 
 
-def test_no_turn_goes_beyond_the_time(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_turn_goes_beyond_the_time(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     machine = use(Machine({"gist32": 9, "gist8": 9}), monkeypatch)
     assert main(["train", "--only", "gist8", "--only", "gist32", "--minutes", "50", "--turn", "20"]) == 130
     assert machine.ran == [("gist8", 20.0), ("gist32", 20.0), ("gist8", 10.0)]
 
 
-def test_a_run_that_fails_ends_the_program_with_its_status(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_fails_ends_the_program_with_its_status(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     machine = use(Machine({"gist32": 9}, failing="gist8"), monkeypatch)
     assert main(["train"]) == 1
     assert [name for name, _ in machine.ran] == ["gist32", "gist8"]
@@ -218,7 +218,7 @@ def test_a_look_is_a_line_of_the_progress_and_waits_for_its_time(
     assert [(figure["name"], figure["value"]) for figure in line["figures"]] == [("pair_accuracy", 0.5)]
 
 
-def test_what_is_released_is_not_released_again(place: Path) -> None:
+def test_what_is_released_is_not_released_again(workspace: Path) -> None:
     run = Path("runs/gist8")
     write_json(run / "spent.json", {"hours": 3.0, "processor_hours": 2.5, "machines": ["A", "B"], "rounded": 1})
     release, evaluate = left_to_release("gist8", run, ["seed=2"])

@@ -224,7 +224,7 @@ def test_seed_step_and_item_each_change_the_draw(dataset: PreparedDataset) -> No
     for field in ("seed", "step", "item"):
         draws = [draw(**{"seed": 1, "step": 5, "item": 3, field: value}) for value in range(50)]
         assert len({drawn[:4] for drawn in draws}) > 40
-        assert all(len({drawn[place] for drawn in draws}) > 30 for place in (4, 5, 6))  # both interleaved, repeating
+        assert all(len({drawn[index] for drawn in draws}) > 30 for index in (4, 5, 6))  # both interleaved, repeating
     # Neighbours do not share their random numbers: item 5 of step 3 is not item 3 of step 5.
     assert draw(1, 3, 5) != draw(1, 5, 3)
 

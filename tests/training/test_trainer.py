@@ -123,25 +123,25 @@ def predictions(run: Run, tokens: torch.Tensor, context: ContextSample) -> tuple
 
     Gists are encoded one by one; they stand in the middle of their 8 tokens, or what there is without gaps.
     """
-    parts, places, targets = [run.teacher.embed(tokens[: context.prefix])], list(range(context.prefix)), []
+    parts, indices, targets = [run.teacher.embed(tokens[: context.prefix])], list(range(context.prefix)), []
 
     def read(raw: range) -> None:
         for token in raw:
-            targets.append((len(places) - 1, token))
+            targets.append((len(indices) - 1, token))
             parts.append(run.teacher.embed(tokens[token : token + 1]))
-            places.append(token)
+            indices.append(token)
 
     encoder, bounds = SpanEncoder(run.teacher, run.gistnet), [*context.starts.tolist()[1:], context.end]
     for start, count, bound in zip(context.starts.tolist(), context.n_spans.tolist(), bounds, strict=True):
         for first in range(start, start + 8 * count, 8):
             parts.append(encoder.encode(tokens[None, first : first + 8])[0])
-            places.append(first + 4)
+            indices.append(first + 4)
         read(range(start + 8 * count, bound))
     if context.repeats:
         parts.append(run.gistnet.cue_vectors)
-        places += [-1] * len(run.gistnet.cue_vectors)
+        indices += [-1] * len(run.gistnet.cue_vectors)
         read(range(int(context.starts[0]), context.end))
-    positions = torch.arange(len(places)) if context.compact or context.repeats else torch.tensor(places)
+    positions = torch.arange(len(indices)) if context.compact or context.repeats else torch.tensor(indices)
     predicting, predicted = zip(*targets, strict=True)
     own = _plain_forward(run.teacher, torch.cat(parts), positions)[list(predicting)]
     with torch.no_grad():
