@@ -219,7 +219,7 @@ def row_records(
     What dropping a row costs may be nothing; a share of it is left out then.
     """
     each, mixed = held_out.populations(config.weights, resamples=config.resamples, seed=config.seed)
-    groups = [*each, mixed] if config.weights and len(each) == len(config.weights) else each
+    groups = [*each, mixed] if {group.name for group in each} == set(config.weights) else each
     for row, of_row in losses.items():
         horizon = row.tail + config.rows.scored_tokens
         where: dict[str, Any] = {"horizon": horizon, "offsets": (row.tail + 1, horizon), "level": level}
