@@ -58,7 +58,14 @@ BESIDE = (METRICS_FILE, f"{CHECKPOINTS_FOLDER}/{BEST_FILE}", SPENT_FILE)
 """Files that are kept of a run beside its checkpoints."""
 INTERRUPTED = (130, -signal.SIGTERM, -signal.SIGINT)
 """Statuses of a training command that was asked to stop: at a checkpoint, or before it had begun."""
-RUNS = {"gist32": (), "gist8": ("levels=[8]",), "gist32-context": ("gistnet.reads=context",)}
+RUNS = {
+    "gist32": (),
+    "gist8": ("start_from=null", "levels=[8]"),
+    "gist32-context": (
+        *("start_from=smollm2-135m-context", "levels=[32]", "gistnet.reads=context"),
+        *("gistnet.teacher_layers=20", "gistnet.gist_scale=120"),
+    ),
+}
 """Runs by name, and the changes to the configuration that make them."""
 RELEASES = {"gist32": "smollm2-135m", "gist8": "smollm2-135m-8", "gist32-context": "smollm2-135m-context"}
 NARRATIVE = (
@@ -67,7 +74,7 @@ NARRATIVE = (
 )
 LOOK = (
     *(*NARRATIVE, "evaluation.horizons=[32]", "evaluation.documents=8", "evaluation.geometry_spans=2"),
-    *("evaluation.minimal_pairs=36", "evaluation.rows={documents: 8, lengths: [8, 30], tails: [0, 64, 256]}"),
+    *("evaluation.minimal_pairs=36", "evaluation.rows={documents: 16, lengths: [30], tails: [64]}"),
     "evaluation.contexts={long_context: true, documents: 2, min_tokens: 1536, max_tokens: 1536, scored_tokens: 128, "
     "tokens_per_vector: [16], question_tokens_per_vector: [8, 16], retrieval_cases: 12, retrieval_tokens: 1024}",
 )
