@@ -2,12 +2,11 @@
 
 Results go to the standard output, everything else to the standard error. Documents, names and paths may hold anything,
 also the sequences that drive a terminal: all that is printed here has its control characters escaped. What a model
-wrote is the exception, `write` passes it on as it is.
+writes is the exception: a streamer of transformers prints it as it is.
 """
 
 import logging
 import os
-import sys
 import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -77,12 +76,6 @@ def showing_messages() -> Iterator[None]:
     finally:
         logger.removeHandler(handler)
         logger.setLevel(before)
-
-
-def write(text: str) -> None:
-    """Write a text to the standard output as it is, control characters and all, and end the line."""
-    sys.stdout.write(f"{text}\n")
-    sys.stdout.flush()
 
 
 def quieten() -> None:

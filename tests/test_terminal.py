@@ -3,7 +3,6 @@
 import io
 import logging
 import os
-import pty
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,7 +10,7 @@ from collections.abc import Callable
 import pytest
 from rich.table import Table
 
-from gistnet.terminal import PlainConsole, at_full_width, escaped, showing_messages, write
+from gistnet.terminal import PlainConsole, at_full_width, escaped, showing_messages
 
 SPOOF = "a\x1b]0;title\x07\x1b[2J\r\nb\tc\x9b2J\u202e\u2028\x7f\ud800"
 SHOWN = r"a\x1b]0;title\x07\x1b[2J\r\nb\tc\x9b2J\u202e\u2028\x7f\ud800"
@@ -44,41 +43,16 @@ def test_the_cells_of_a_table_are_escaped_and_its_lines_are_even() -> None:
     assert ":key:" in lines[4]
 
 
-ANSWER = "a :warning:\ttab\r\n  [red]x[/red] \x1b[1m " + "long " * 60 + "\r"
-
-
-def test_an_answer_is_written_byte_for_byte(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
-    sys.stdout.flush()
-    program = f"from gistnet.terminal import write; write({ANSWER!r})"
-    subprocess.run([sys.executable, "-c", program], check=True)
-    assert capfdbinary.readouterr().out == ANSWER.encode() + b"\n"
-
-
-def test_an_answer_on_a_terminal_is_the_same() -> None:
-    """The terminal itself puts a carriage return before a line end."""
-    ours, theirs = pty.openpty()
-    program = f"from gistnet.terminal import write; write({ANSWER!r})"
-    subprocess.run([sys.executable, "-c", program], check=True, stdout=theirs)
-    assert os.read(ours, 4096) == (ANSWER.encode() + b"\n").replace(b"\n", b"\r\n")
-    os.close(ours)
-    os.close(theirs)
-
-
 def test_what_the_encoding_lacks_is_escaped_and_nothing_is_lost() -> None:
     program = """
 import sys
 from gistnet import cli, terminal
-cli.app = lambda: (terminal.write("Zoë"), terminal.out.print("ΔNLL"))
+cli.app = lambda: (print("Zoë"), terminal.out.print("ΔNLL"))
 cli.main()
 """
     environment = os.environ | {"PYTHONIOENCODING": "ascii"}
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, env=environment, check=True)
     assert result.stdout == b"Zo\\xeb\n\\u0394NLL\n"
-
-
-def test_write_ends_the_line(capsys: pytest.CaptureFixture[str]) -> None:
-    write("one\ntwo")
-    assert capsys.readouterr().out == "one\ntwo\n"
 
 
 @pytest.mark.parametrize(

@@ -231,7 +231,7 @@ def test_the_model_answers_from_a_document_of_the_tree(
     name = "a.txt"
     caplog.set_level("INFO", "gistnet")
     result = run("generate", "The river", "--tree", compressed, "--document", name, "--budget", 150,
-                 "--max-new-tokens", 9)  # fmt: skip
+                 "--max-new-tokens", 9, "--explain")  # fmt: skip
     teacher, gistnet = open_gistnet(checkpoint)
     expected = generate(
         compress_text(BOOK, GistEncoder(teacher, gistnet)), "The river", teacher=teacher, budget=150, max_new_tokens=9
@@ -240,8 +240,11 @@ def test_the_model_answers_from_a_document_of_the_tree(
     assert len(expected.tokens) == 9
     assert result.stdout.strip() == expected.text.strip()
     covered = expected.context.plan.tokens_covered
-    assert f"Read {covered:,} tokens as {len(expected.context)} vectors" in caplog.text
-    assert covered == 804
+    assert f"Read {covered:,} of 804 tokens as {len(expected.context)} vectors" in caplog.text
+    assert expected.selection is not None
+    assert f"opened for the prompt: {expected.selection.sources}" in caplog.text
+    explained = expected.selection.explain(compress_text(BOOK, GistEncoder(teacher, gistnet)), teacher.tokenizer)
+    assert result.stderr.splitlines()[: len(explained)] == explained
 
 
 def test_a_saved_gistnet_is_a_checkpoint_too(checkpoint: Path, book: Path, tmp_path: Path) -> None:

@@ -85,8 +85,13 @@ def generate(
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="The most tokens to write.")] = 256,
     chat: Annotated[bool, typer.Option(help="Use the model's chat template, where it has one.")] = True,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Also show each piece that the model read, and why.")
+    ] = False,
 ) -> None:
-    """Let the frozen model answer from a document in a tree, most of which it reads as gists."""
+    """Let the frozen model answer from a document in a tree: what the prompt needs of it, opened, and recent text."""
+    from transformers import TextStreamer
+
     from gistnet.context.generate import generate as answer
     from gistnet.session import open_teacher
     from gistnet.tree.tree import GistTree
@@ -94,23 +99,33 @@ def generate(
     terminal.quieten()
     with GistTree.open(tree) as opened:
         compressed = opened.only_document(document)
+        teacher = open_teacher(compressed.teacher)
         generation = answer(
             compressed,
             prompt,
-            teacher=open_teacher(compressed.teacher),
+            teacher=teacher,
             budget=budget,
             positions=positions,
             chat=None if chat else False,
             max_new_tokens=max_new_tokens,
+            streamer=None
+            if teacher.tokenizer is None
+            else TextStreamer(teacher.tokenizer.inner, skip_special_tokens=True),
         )
-    context = generation.context
+        context, selection = generation.context, generation.selection
+        if explain and selection is not None and teacher.tokenizer is not None:
+            for line in selection.explain(compressed, teacher.tokenizer):
+                terminal.err.print(line)
     logger.info(
-        "Read %s tokens as %s vectors, prompt included, positions %s.",
+        "Read %s of %s tokens as %s vectors, prompt included, positions %s; opened for the prompt: %s.",
         f"{context.plan.tokens_covered:,}",
+        f"{compressed.n_tokens:,}",
         f"{len(context):,}",
         context.positions,
+        selection.sources if selection is not None and selection.opened else "nothing",
     )
-    terminal.write(generation.text)
+    if not generation.text.strip():
+        logger.warning("The model's answer is empty: it ended its turn at once.")
 
 
 @tree_app.command()

@@ -19,7 +19,8 @@ from transformers import GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
 from gistnet.context.assembly import Context, assemble, continue_context
-from gistnet.context.plan import Plan, default_plan
+from gistnet.context.plan import Plan
+from gistnet.context.select import Selection, select
 from gistnet.errors import ConfigError, DataError, TeacherError
 from gistnet.model.teacher import Teacher
 from gistnet.model.tokenizer import TeacherTokenizer, require_unicode
@@ -38,11 +39,13 @@ class Generation:
         text: without special tokens.
         tokens: the new token ids, an end token included.
         context: what it had read.
+        selection: why it had read that; None where the caller had planned it.
     """
 
     text: str
     tokens: list[int]
     context: Context
+    selection: Selection | None = None
 
 
 def generate(
@@ -64,7 +67,8 @@ def generate(
         document: of a tree, or from `compress`.
         prompt: what follows it.
         teacher: the language model that the gists were made for.
-        budget: the most vectors that the teacher reads, template and prompt included; makes the default plan.
+        budget: the most vectors that the teacher reads, template and prompt included; `select` chooses what, with
+            the prompt as its query.
         plan: what stands in the context of the document, in place of a budget.
         positions: where gists stand; None decides as `assemble` does.
         chat: whether to use the chat template; None uses it where there is one.
@@ -87,8 +91,10 @@ def generate(
         raise TeacherError(f"{teacher.name} has no tokenizer, expected one to read the prompt.")
     settings = _generation_settings(teacher, max_new_tokens, options)
     before, after = _surroundings(teacher.tokenizer, prompt, chat, teacher.name)
+    selection = None
     if plan is None and budget is not None:
-        plan = _plan_within(budget, document, len(before), len(after))
+        selection = _select_within(budget, document, prompt, teacher.tokenizer, len(before), len(after))
+        plan = selection.plan
     elif plan is None or budget is not None:
         got = "neither" if plan is None else "both"
         raise ConfigError(f"Got {got} of a budget and a plan, expected one of them.")
@@ -100,11 +106,14 @@ def generate(
         if not options or isinstance(error, (torch.OutOfMemoryError, UnicodeError)):
             raise
         raise _refused(error) from error
-    return Generation(teacher.tokenizer.inner.decode(tokens, skip_special_tokens=True), tokens, context)
+    text = teacher.tokenizer.inner.decode(tokens, skip_special_tokens=True)
+    return Generation(text, tokens, context, selection)
 
 
-def _plan_within(budget: int, document: CompressedDocument, before: int, after: int) -> Plan:
-    """The default plan with the vectors that prompt and template leave."""
+def _select_within(
+    budget: int, document: CompressedDocument, prompt: str, tokenizer: TeacherTokenizer, before: int, after: int
+) -> Selection:
+    """What the prompt needs of the document, in the vectors that prompt and template leave."""
     sink = min(max(0, SINK_TOKENS - before), document.branchings[0] // 2)  # before the first gist, see `Plan`
     left = budget - before - after
     if left <= sink:
@@ -112,7 +121,7 @@ def _plan_within(budget: int, document: CompressedDocument, before: int, after: 
             f"Got a budget of {budget} vectors, expected more than the {before + after} of the prompt with its "
             f"template and {sink} of the sink."
         )
-    return default_plan(document.n_tokens, document.branchings[: document.levels], left, sink_tokens=sink)
+    return select(document, prompt, left, tokenizer=tokenizer, sink_tokens=sink)
 
 
 def _surroundings(

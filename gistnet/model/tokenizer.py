@@ -14,6 +14,7 @@ import hashlib
 import json
 import secrets
 from collections.abc import Sequence
+from enum import IntEnum
 from functools import cached_property
 from itertools import takewhile
 from typing import Any
@@ -28,6 +29,20 @@ _INCOMPLETE = "\ufffd"
 """Character that decoding makes of bytes that are no whole one."""
 _RULE = "2: control tokens are text, pieces continue each other"
 """Part of the fingerprint; another number means other tokens of some text."""
+
+_ENDS_A_SENTENCE, _CLOSES = ".!?…。！？", "\"')]}”’»›」』）"
+
+
+class TextEnd(IntEnum):
+    """Part of a text that ends with a token; the stronger the higher."""
+
+    NOTHING = 0
+    CLOSING = 1
+    """Only closes quotes or brackets, and so belongs to what it follows."""
+    SENTENCE = 2
+    LINE = 3
+    PARAGRAPH = 4
+    """An empty line follows."""
 
 
 class TeacherTokenizer:
@@ -139,6 +154,12 @@ class TeacherTokenizer:
         return texts
 
     @cached_property
+    def text_ends(self) -> NDArray[np.int8]:
+        """The `TextEnd` of each token id by its own text alone, `[vocabulary_size]`."""
+        texts = self.inner.batch_decode([[token] for token in range(self.vocabulary_size)])
+        return np.array([_text_end(text) for text in texts], dtype=np.int8)
+
+    @cached_property
     def _description(self) -> dict[str, Any] | None:
         """A fast tokenizer as the JSON of its file, without what a caller sets; None of a slow one."""
         backend = getattr(self.inner, "backend_tokenizer", None)
@@ -235,3 +256,14 @@ def _without_beginning(stage: dict[str, Any] | None) -> dict[str, Any] | None:
         return {**stage, parts: [part for part in map(_without_beginning, stage[parts]) if part is not None]}
     settings = {"prepend_scheme": "never", "add_prefix_space": False, "strip_left": False}
     return {name: settings.get(name, value) for name, value in stage.items()}
+
+
+def _text_end(text: str) -> TextEnd:
+    """The part of a text that its last characters end."""
+    after = text[len(text.rstrip()) :]
+    if "\n" in after:
+        return TextEnd.PARAGRAPH if after.count("\n") > 1 else TextEnd.LINE
+    said = text.strip()
+    if said and not said.strip(_CLOSES):
+        return TextEnd.CLOSING
+    return TextEnd.SENTENCE if said.rstrip(_CLOSES).endswith(tuple(_ENDS_A_SENTENCE)) else TextEnd.NOTHING

@@ -1,0 +1,186 @@
+"""A plan for a question: what a reader with a budget should see of a document.
+
+Exact words are lost at 32 tokens to a vector. So the passages that a question needs are opened, that is read as tokens;
+gists tell of what stands beside them; and what the budget has left is recent text.
+
+    selection = select(document, "Who crossed the bridge?", budget=512, tokenizer=teacher.tokenizer)
+    print(*selection.explain(document, teacher.tokenizer), sep="\n")
+    generate(document, "Who crossed the bridge?", teacher=teacher, plan=selection.plan)
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from gistnet.context.passages import LONGEST, split_passages
+from gistnet.context.plan import Gists, Piece, Plan, Raw
+from gistnet.context.selectors import Hit, Selector, by_words
+from gistnet.errors import ConfigError
+from gistnet.model.tokenizer import TeacherTokenizer
+from gistnet.tree.document import CompressedDocument
+
+RECENT_SHARE = 0.25
+"""Part of the budget that recent text has, whatever is opened."""
+GISTS_BESIDE = 2
+"""Gists on either side of what is opened."""
+FEWEST_OPENED = 16
+"""Tokens that must be left for another hit to be opened."""
+MOST_OPENED = 16
+"""Hits that are opened, at most."""
+
+
+class Opened(NamedTuple):
+    """Tokens `start` to `stop - 1`, opened because of a hit with this score."""
+
+    start: int
+    stop: int
+    score: float
+
+
+@dataclass(frozen=True)
+class Selection:
+    """A plan, and the reasons for it.
+
+    Attributes:
+        plan: what stands in the context.
+        opened: what was opened, best first.
+    """
+
+    plan: Plan
+    opened: tuple[Opened, ...] = ()
+
+    @property
+    def sources(self) -> str:
+        """The opened tokens of the document, in its order, as ranges."""
+        merged = _merged((of.start, of.stop) for of in self.opened)
+        return ", ".join(f"{start:,}–{stop:,}" for start, stop in merged)
+
+    def explain(self, document: CompressedDocument, tokenizer: TeacherTokenizer) -> list[str]:
+        """A line for each piece that the model reads, in order: its tokens, vectors, why, and how it begins."""
+        return list(self._lines(document, tokenizer))
+
+    def _lines(self, document: CompressedDocument, tokenizer: TeacherTokenizer) -> Iterator[str]:
+        for piece in self.plan.order:
+            start, stop = self.plan.extent(piece)
+            kind = "tokens" if isinstance(piece, Raw) else f"gists of level {piece.level}"
+            because = [opened for opened in self.opened if start <= opened.start < stop]
+            why = f"opened, score {max(of.score for of in because):.1f}" if because else ""
+            text = " ".join(tokenizer.decode(document.tokens(start, min(stop, start + LONGEST)).tolist()).split())
+            yield f"{start:>9,}–{stop:<9,} {piece.stop - piece.start:>5} {kind:<17} {why:<19} {text[:60]}"
+
+
+def select(
+    document: CompressedDocument,
+    query: str | None,
+    budget: int,
+    *,
+    tokenizer: TeacherTokenizer,
+    selector: Selector = by_words,
+    sink_tokens: int = 4,
+    gists_beside: int = GISTS_BESIDE,
+    recent_share: float = RECENT_SHARE,
+) -> Selection:
+    """Open what a query needs, within a budget of vectors; where nothing is found, recent text has all of it.
+
+    Args:
+        document: in memory or of a tree.
+        query: a question, or a text to continue; None opens nothing.
+        budget: the most vectors of the plan.
+        tokenizer: of the document's teacher.
+        selector: finds the passages that the query needs.
+        sink_tokens: first tokens that stay raw (D11).
+        gists_beside: gists of level 0 on either side of what is opened; 0 is retrieved text alone.
+        recent_share: part of the budget that recent text has, whatever is opened.
+
+    Raises:
+        ConfigError: the budget leaves nothing beside the sink, or the share is none.
+    """
+    if not 0 <= recent_share <= 1:
+        raise ConfigError(f"Got a recent share of {recent_share}, expected 0 to 1.")
+    n_tokens, branchings = document.n_tokens, document.branchings
+    if n_tokens <= budget:
+        return Selection(Plan([Raw(0, n_tokens)], branchings, min(sink_tokens, n_tokens)))
+    if budget <= sink_tokens:
+        raise ConfigError(f"Got a budget of {budget} vectors, expected more than the sink's {sink_tokens}.")
+    room = budget - sink_tokens
+    hits = [] if query is None else selector(document, query, tokenizer)
+    opened = _opened(document, hits[:MOST_OPENED], room - int(recent_share * room), tokenizer)
+    ranges = _merged((of.start, of.stop) for of in opened)
+    beside = _beside(ranges, document, gists_beside, room - _size(ranges))
+    pieces: list[Piece] = [*(Raw(*bounds) for bounds in ranges), *beside]
+    recent = _recent(pieces, Plan((), branchings), n_tokens, room - _size(ranges) - len(beside))
+    plan = Plan(recent, branchings, sink_tokens)
+    return Selection(plan, tuple(opened))
+
+
+def _opened(document: CompressedDocument, hits: Sequence[Hit], room: int, tokenizer: TeacherTokenizer) -> list[Opened]:
+    """Open hits, best first, in `room` tokens: each with its paragraph and what follows, or as much of that as fits."""
+    opened: list[Opened] = []
+    ranges: list[tuple[int, int]] = []
+    for passage, score in hits:
+        left = room - _size(ranges)
+        if left < FEWEST_OPENED:
+            break
+        following = document.tokens(passage.stop, min(passage.stop + 2 * LONGEST, document.n_tokens))
+        after = passage.stop + (split_passages(following, tokenizer)[0].stop if len(following) else 0)
+        alone = passage.start, min(after, passage.start + left)
+        wider = (passage.paragraph_start, max(passage.paragraph_stop, after)), passage[2:], (passage.start, after)
+        # One hit takes half of what is left at most, so that there is some for the next: but for what is needed most.
+        fitting = (bounds for bounds in wider if _size(_merged([*ranges, bounds])) - _size(ranges) <= left / 2)
+        start, stop = next(fitting, alone)
+        opened.append(Opened(start, stop, score))
+        ranges = _merged([*ranges, (start, stop)])
+    return opened
+
+
+def _beside(ranges: Sequence[tuple[int, int]], document: CompressedDocument, count: int, room: int) -> list[Gists]:
+    """Gists of level 0 before and behind each range, `count` on each side, where no range is; at most `room`."""
+    if not count or not document.levels:
+        return []
+    size = document.branchings[0]
+    taken = {block for start, stop in ranges for block in range(start // size, -(-stop // size))}
+    wanted: list[int] = []
+    for start, stop in ranges:
+        before, behind = start // size, -(-stop // size)
+        for block in (*range(before - count, before), *range(behind, behind + count)):
+            if 0 <= block < document.n_gists[0] and block not in taken:
+                taken.add(block)
+                wanted.append(block)
+    return [Gists(0, block, block + 1) for block in wanted[: max(0, room)]]
+
+
+def _recent(pieces: Sequence[Piece], extents: Plan, n_tokens: int, room: int) -> list[Piece]:
+    """The pieces in order, and recent text: as many last tokens as there is room for, gists among them opened."""
+    found: list[Piece] = []
+    end = n_tokens
+    for piece in sorted(pieces, key=lambda piece: -extents.extent(piece)[0]):
+        start, stop = extents.extent(piece)
+        if room < end - stop:  # the text behind the piece does not fit
+            found += [Raw(end - room, end), piece]
+            end, room = start, 0
+            continue
+        found.append(Raw(stop, end))
+        room -= end - stop
+        end = stop
+        if isinstance(piece, Gists) and room + 1 >= stop - start:
+            room += 1  # its tokens take its place
+        else:
+            found.append(piece)
+            end = start
+    found.append(Raw(max(0, end - room), end))
+    return found[::-1]
+
+
+def _merged(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Ranges in order, those that touch or overlap joined."""
+    merged: list[tuple[int, int]] = []
+    for start, stop in sorted(ranges):
+        if merged and start <= merged[-1][1]:
+            merged[-1] = merged[-1][0], max(merged[-1][1], stop)
+        else:
+            merged.append((start, stop))
+    return merged
+
+
+def _size(ranges: Sequence[tuple[int, int]]) -> int:
+    return sum(stop - start for start, stop in ranges)

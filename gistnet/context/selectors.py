@@ -1,0 +1,48 @@
+"""Selectors: which passages of a document a query needs. A selector is a function; `select` takes any.
+
+`by_words` ranks by the words that a passage shares with the query: BM25 (Robertson and Zaragoza, 2009), of the library
+bm25s.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gistnet.context.passages import Passage, split_passages
+from gistnet.model.tokenizer import TeacherTokenizer
+from gistnet.tree.document import CompressedDocument
+
+
+class Hit(NamedTuple):
+    """A passage that a selector found, and how well it fits; scores of one selector compare, those of two do not."""
+
+    passage: Passage
+    score: float
+
+
+Selector = Callable[[CompressedDocument, str, TeacherTokenizer], Sequence[Hit]]
+"""Finds the passages of a document that a query needs, best first; none where it knows of none."""
+
+
+def by_words(document: CompressedDocument, query: str, tokenizer: TeacherTokenizer) -> list[Hit]:
+    """Passages that share words with the query, by BM25: the selector of `select`."""
+    passages = split_passages(document.tokens(0, document.n_tokens), tokenizer)
+    texts = [tokenizer.decode(document.tokens(of.start, of.stop).tolist()) for of in passages]
+    found = zip(passages, word_scores(texts, query).tolist(), strict=True)
+    return sorted((Hit(*hit) for hit in found if hit[1] > 0), key=lambda hit: -hit.score)
+
+
+def word_scores(texts: Sequence[str], query: str) -> NDArray[np.float32]:
+    """The BM25 score of each text, `[texts]`; zero where it shares no word with the query but for stop words."""
+    import bm25s  # takes a moment, and only a question needs it
+
+    (words,) = bm25s.tokenize([query], stopwords="en", return_ids=False, show_progress=False)
+    corpus = bm25s.tokenize(list(texts), stopwords="en", show_progress=False)
+    if not words or not corpus.vocab:
+        return np.zeros(len(texts), dtype=np.float32)
+    ranker = bm25s.BM25()
+    ranker.index(corpus, show_progress=False)
+    scores: NDArray[np.float32] = ranker.get_scores(words)
+    return scores

@@ -1,0 +1,133 @@
+"""Passages of a text, and plans that open what a question needs; with a tiny teacher over bytes."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gistnet.context.generate import generate
+from gistnet.context.passages import LONGEST, split_passages
+from gistnet.context.plan import Gists, Raw
+from gistnet.context.select import select
+from gistnet.context.selectors import by_words, word_scores
+from gistnet.errors import ConfigError
+from gistnet.model.config import GistNetConfig, TeacherConfig
+from gistnet.model.gistnet import GistNet
+from gistnet.model.teacher import Teacher
+from gistnet.tree.document import InMemoryDocument, compress
+from gistnet.tree.gist_encoder import GistEncoder
+
+FILLER = "Nothing much was said of it that day, and the rain went on. " * 8
+FACT = "The password of Ada Quill is 7341."
+TEXT = f"{FILLER}\n\n{FACT}\n\n{FILLER}"
+
+
+@pytest.fixture(scope="module")
+def teacher(teacher_folder: Path) -> Teacher:
+    return Teacher.from_pretrained(TeacherConfig(name=str(teacher_folder), precision="float32"))
+
+
+@pytest.fixture(scope="module")
+def document(teacher: Teacher) -> InMemoryDocument:
+    config = GistNetConfig(architecture="bottleneck", width=16, heads=2)
+    return compress(TEXT, GistEncoder(teacher, GistNet.build(config, teacher, 8)))
+
+
+def texts(teacher: Teacher, text: str) -> list[str]:
+    tokens = teacher.tokenizer.encode(text)
+    return [teacher.tokenizer.decode(tokens[of.start : of.stop]) for of in split_passages(tokens, teacher.tokenizer)]
+
+
+def test_passages_end_with_sentences_lines_and_paragraphs(teacher: Teacher) -> None:
+    sentence, quoted = "A sentence of a usual length. ", 'She said: "This is not the end." '
+    assert texts(teacher, f"{sentence}Short one. {quoted}") == [
+        sentence + "Short one.",
+        f" {quoted[:-1]}",
+        " ",
+    ]
+    rows = [f"- the row number {number}, of many goods\n" for number in range(3)]
+    assert texts(teacher, "".join(rows)) == rows
+    assert texts(teacher, "Only few words\n\nA heading of 20\n\n\nmore") == [
+        "Only few words\n\nA heading of 20\n\n\n",
+        "more",
+    ]
+    assert [len(of) for of in texts(teacher, "x" * 150)] == [LONGEST, LONGEST, 150 - 2 * LONGEST]
+
+
+@given(st.text(alphabet="ab.\n\"' é", max_size=400))
+def test_passages_cover_a_text_whatever_it_holds(teacher: Teacher, text: str) -> None:
+    tokens = teacher.tokenizer.encode(text)
+    passages = split_passages(tokens, teacher.tokenizer)
+    bounds = [(of.start, of.stop) for of in passages]
+    assert [start for start, _ in bounds] + [len(tokens)] == [0] + [stop for _, stop in bounds]
+    for of in passages:
+        assert of.paragraph_start <= of.start < of.stop <= min(of.paragraph_stop, of.start + LONGEST)
+    longer = split_passages(np.append(tokens, teacher.tokenizer.encode(" and more")), teacher.tokenizer)
+    assert [(of.start, of.stop) for of in longer][: len(bounds) - 1] == bounds[:-1]  # an append changes the last only
+
+
+def test_words_are_scored_but_for_stop_words() -> None:
+    scores = word_scores(["the cat sat", "a dog of Ann's", "Ann and the dog sat"], "Where is the dog?")
+    assert scores[0] == 0 < scores[2] < scores[1]
+    assert not word_scores(["the cat", "the dog"], "what is the").any()
+    assert not word_scores(["the", "of"], "cat").any()
+
+
+def test_what_a_question_needs_is_opened(teacher: Teacher, document: InMemoryDocument) -> None:
+    selection = select(document, "What is the password of Ada Quill?", 150, tokenizer=teacher.tokenizer)
+    opened = selection.opened[0]
+    assert FACT in teacher.tokenizer.decode(document.tokens(opened.start, opened.stop))
+    assert Raw(0, 4) in selection.plan.order
+    *_, last = selection.plan.pieces
+    assert isinstance(last, Raw)
+    assert last.stop == document.n_tokens
+    assert last.stop - last.start >= 150 // 4
+    beside = [piece for piece in selection.plan.pieces if isinstance(piece, Gists)]
+    assert [8 * piece.start - opened.stop for piece in beside][-1] in range(8)  # the first whole span behind it
+    assert sum(piece.stop - piece.start for piece in beside) == 4
+    explained = selection.explain(document, teacher.tokenizer)
+    assert len(explained) == len(selection.plan.order)
+    assert any("opened" in line and "password" in line for line in explained)
+
+
+@pytest.mark.parametrize("query", [None, "what is the", "zebra", ""])
+def test_a_query_that_finds_nothing_leaves_the_budget_to_recent_text(
+    teacher: Teacher, document: InMemoryDocument, query: str | None
+) -> None:
+    plan = select(document, query, 100, tokenizer=teacher.tokenizer).plan
+    assert plan.order == (Raw(0, 4), Raw(document.n_tokens - 96, document.n_tokens))
+
+
+@given(st.data())
+def test_no_plan_is_above_its_budget_and_none_leaves_much_of_it(
+    teacher: Teacher, document: InMemoryDocument, data: st.DataObject
+) -> None:
+    budget = data.draw(st.integers(5, document.n_tokens - 1))
+    options = {"gists_beside": data.draw(st.integers(0, 3)), "recent_share": data.draw(st.floats(0, 1))}
+    query = data.draw(st.sampled_from(["password Ada", "rain day", "Nothing was said", FACT]))
+    plan = select(document, query, budget, tokenizer=teacher.tokenizer, **options).plan
+    assert budget - 4 <= plan.vectors <= budget
+
+
+def test_a_document_within_the_budget_is_read_whole(teacher: Teacher, document: InMemoryDocument) -> None:
+    plan = select(document, "Ada", document.n_tokens, tokenizer=teacher.tokenizer).plan
+    assert plan.order == (Raw(0, document.n_tokens),)
+
+
+def test_bad_sizes_are_refused(teacher: Teacher, document: InMemoryDocument) -> None:
+    with pytest.raises(ConfigError, match="budget of 4"):
+        select(document, "Ada", 4, tokenizer=teacher.tokenizer)
+    with pytest.raises(ConfigError, match="share of 2"):
+        select(document, "Ada", 50, tokenizer=teacher.tokenizer, recent_share=2)
+
+
+def test_generate_reads_what_its_prompt_needs(teacher: Teacher, document: InMemoryDocument) -> None:
+    generation = generate(document, "Ada Quill", teacher=teacher, budget=150, max_new_tokens=2)
+    assert generation.selection is not None
+    assert generation.context.plan == generation.selection.plan
+    assert (
+        generation.selection.opened[0]
+        == select(document, "Ada Quill", 141, tokenizer=teacher.tokenizer, selector=by_words).opened[0]
+    )
