@@ -49,8 +49,8 @@ def test_passages_end_with_sentences_lines_and_paragraphs(teacher: Teacher) -> N
     ]
     rows = [f"- the row number {number}, of many goods\n" for number in range(3)]
     assert texts(teacher, "".join(rows)) == rows
-    assert texts(teacher, "Only few words\n\nA heading of 20\n\n\nmore") == [
-        "Only few words\n\nA heading of 20\n\n\n",
+    assert texts(teacher, "Few words\n\nA heading of 20\n\n\nmore") == [
+        "Few words\n\nA heading of 20\n\n\n",
         "more",
     ]
     assert [len(of) for of in texts(teacher, "x" * 150)] == [LONGEST, LONGEST, 150 - 2 * LONGEST]
