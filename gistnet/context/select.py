@@ -19,9 +19,9 @@ from gistnet.errors import ConfigError
 from gistnet.model.tokenizer import TeacherTokenizer
 from gistnet.tree.document import CompressedDocument
 
-RECENT_SHARE = 0.25
+RECENT_SHARE = 0.125
 """Part of the budget that recent text has, whatever is opened."""
-GISTS_BESIDE = 2
+GISTS_BESIDE = 1
 """Gists on either side of what is opened."""
 FEWEST_OPENED = 16
 """Tokens that must be left for another hit to be opened."""
