@@ -1,12 +1,17 @@
 """Configuration of the evaluation and of each of its parts; without torch."""
 
-from typing import Self
+from typing import Literal, Self, get_args
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from gistnet.data.config import RowsConfig
 from gistnet.positions import Positions
 from gistnet.settings import LocalPath, Name, Section, Seed
+
+CaseKind = Literal["fact", "list", "passage", "paraphrase", "hops", "last", "name"]
+"""Kinds of questions about what stands far back; `gistnet.evaluation.contexts.retrieval` says what each asks."""
+CASE_KINDS: tuple[CaseKind, ...] = get_args(CaseKind)
+DEFAULT_CASE_KINDS: tuple[CaseKind, ...] = ("fact", "list", "passage")
 
 
 class ContextsConfig(Section):
@@ -29,7 +34,9 @@ class ContextsConfig(Section):
     scored_tokens: int = Field(default=512, ge=1)
     """The last tokens of each document: predicted, in no context."""
     retrieval_cases: int = Field(default=24, ge=0)
-    """Questions about facts, rows and passages, in turn; 0 asks none, and one alone has no other to lend it gists."""
+    """Questions about what stands far back; 0 asks none, and one alone has no other to lend it gists."""
+    retrieval_kinds: tuple[CaseKind, ...] = Field(default=DEFAULT_CASE_KINDS, min_length=1)
+    """The kinds of those questions, in turn."""
     retrieval_tokens: int = Field(default=2048, ge=1024)
     """Length of the text before such a question."""
 

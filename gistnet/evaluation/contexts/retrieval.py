@@ -1,4 +1,8 @@
-"""Questions whose answer stands far back: a fact stated once, a row of a list, a passage that comes again.
+"""Questions whose answer stands far back: a fact stated once, a row of a list, a passage that comes again, and others.
+
+In `fact`, `list` and `passage` the question repeats the words before its answer. In `paraphrase` it repeats none of
+them, and in `name` a person's name has another form. In `hops` it leads to one sentence, and that one to another. In
+`last` a value changes, and the latest counts.
 
 The filler is real text, the rest is made from a seed. What decides stands in the first half of the context, where every
 truncated context has a gap; the wrong answers stand there too, so that it is not enough to know which words occurred.
@@ -11,7 +15,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,7 +26,7 @@ from gistnet.context.plan import Plan
 from gistnet.data.synthetic import templates
 from gistnet.errors import DataError, TeacherError
 from gistnet.evaluation.baselines import other_documents
-from gistnet.evaluation.config import EvaluationConfig
+from gistnet.evaluation.config import DEFAULT_CASE_KINDS, CaseKind, EvaluationConfig
 from gistnet.evaluation.contexts.equal_budget import budget_record, compare, highest_level, mean_nll, share_right
 from gistnet.evaluation.metrics import Floats
 from gistnet.evaluation.records import MetricRecord
@@ -35,8 +39,6 @@ from gistnet.tree.encoder import Encoder
 logger = logging.getLogger(__name__)
 
 DOMAIN = "synthetic"
-CaseKind = Literal["fact", "list", "passage"]
-CASE_KINDS: tuple[CaseKind, ...] = get_args(CaseKind)
 ANSWERS = 4
 
 LIST_ROWS = 10
@@ -65,14 +67,211 @@ FACTS = (
 MENTION = "There was also talk of {}, of {} and of {}, but nobody could say why."
 
 
+class _Paraphrase(NamedTuple):
+    """A sentence, and a question that shares no content word with it and ends right before the value."""
+
+    said: str
+    question: str
+
+
+# By the list of words that values come from; None for numbers. Three others of its list say the wrong values.
+PARAPHRASES: dict[str | None, tuple[_Paraphrase, ...]] = {
+    "animal": (
+        _Paraphrase(
+            "The old lighthouse keeper bought the {}.",
+            "Which creature did the man who tends the beacon acquire? He acquired the",
+        ),
+        _Paraphrase(
+            "The widow next door is afraid of the {}.",
+            "Which beast scares the lady whose husband died? She is scared of the",
+        ),
+        _Paraphrase(
+            "The groom was given the {} at his wedding.",
+            "Which present did the new husband get on the day he married? He got the",
+        ),
+        _Paraphrase(
+            "The priest found the {} asleep in the crypt.",
+            "What did the clergyman discover below the church? He discovered the",
+        ),
+        _Paraphrase(
+            "The burglars were chased away by the {}.",
+            "Who made the thieves flee? They fled from the",
+        ),
+        _Paraphrase(
+            "The smallest pupil drew the {} on the blackboard.",
+            "Which picture did the tiny schoolchild make with chalk? It was a picture of the",
+        ),
+    ),
+    "town": (
+        _Paraphrase(
+            "The violinist was born in {}.",
+            "Where did the musician with the bow come into the world? The musician came into the world in",
+        ),
+        _Paraphrase(
+            "The twins will spend their holidays in {}.",
+            "Which city are the two siblings going to for their vacation? They are going to",
+        ),
+        _Paraphrase(
+            "The ship sank near {}.",
+            "Close to which city did the vessel go down? It went down close to",
+        ),
+        _Paraphrase(
+            "The stolen paintings turned up in {}.",
+            "Where did detectives recover the artworks which had been robbed? They recovered these artworks in",
+        ),
+        _Paraphrase(
+            "The general surrendered at {}.",
+            "Where did the army's commander give up the fight? He gave up at",
+        ),
+        _Paraphrase(
+            "The nurse has been transferred to {}.",
+            "Which city must the woman from the hospital ward move to for her job? She must move to",
+        ),
+    ),
+    None: (
+        _Paraphrase(
+            "The carpenter owes the bank {} crowns.",
+            "How large is the debt of the man who works with wood? His debt is",
+        ),
+        _Paraphrase(
+            "The summit of the mountain is {} feet above the sea.",
+            "What altitude does the peak have? Its altitude is",
+        ),
+        _Paraphrase(
+            "The novelist wrote {} pages.",
+            "How long is the author's book, in sheets of paper? Its length is",
+        ),
+        _Paraphrase(
+            "The rebels killed {} soldiers.",
+            "How many troops died in the uprising? The number of dead troops is",
+        ),
+        _Paraphrase(
+            "The ticket to the opera cost {} francs.",
+            "What did they pay to hear the singers on stage? The price was",
+        ),
+        _Paraphrase(
+            "The safe in the office opens with {}.",
+            "Which combination unlocks the strongbox at work? The combination is",
+        ),
+    ),
+    "colour": (
+        _Paraphrase(
+            "The bride wore {}.",
+            "Which shade was the gown of the woman who got married? Her gown was",
+        ),
+        _Paraphrase(
+            "The front door of the cottage was painted {}.",
+            "What did the entrance of the little house look like? It looked",
+        ),
+        _Paraphrase(
+            "The captain's beard is {}.",
+            "What is the hair on the skipper's chin like? It is",
+        ),
+        _Paraphrase(
+            "The neighbour's car used to be {}.",
+            "Which shade did the vehicle of the people next door have? It was",
+        ),
+        _Paraphrase(
+            "The drapes in the bedroom are {}.",
+            "Which shade do the curtains have where they sleep? They are",
+        ),
+        _Paraphrase(
+            "The stolen jewel was {}.",
+            "Which shade did the gem have that thieves took? It was",
+        ),
+    ),
+    "weekday": (
+        _Paraphrase(
+            "The package from their aunt arrived on {}.",
+            "When was the relative's parcel delivered? It was delivered on",
+        ),
+        _Paraphrase(
+            "The dentist is away every {}.",
+            "When is it impossible to have a tooth pulled? It is impossible on",
+        ),
+        _Paraphrase(
+            "The choir rehearses on {}.",
+            "When do the singers practise? They practise each",
+        ),
+        _Paraphrase(
+            "The trial of the poacher begins on {}.",
+            "When does the court start hearing the case against the illegal hunter? It starts on",
+        ),
+        _Paraphrase(
+            "The garbage is collected on {}.",
+            "When does the truck come for the rubbish? It comes on",
+        ),
+        _Paraphrase(
+            "The baby was born on {}.",
+            "When did the mother give birth? She gave birth on",
+        ),
+    ),
+    "person": (
+        _Paraphrase(
+            "The mayor secretly married {}.",
+            "Who became the spouse of the head of the town council? The spouse is",
+        ),
+        _Paraphrase(
+            "The anonymous letter was written by {}.",
+            "Who is the author of the message without a signature? The author is",
+        ),
+        _Paraphrase(
+            "The best cake was baked by {}.",
+            "Who won the contest for pastry? The winner is",
+        ),
+        _Paraphrase(
+            "The fire was started by {}.",
+            "Whose fault was it that the house burned down? It was the fault of",
+        ),
+        _Paraphrase(
+            "The treasure was buried by {}.",
+            "Who hid the gold in the ground? It was hidden by",
+        ),
+        _Paraphrase(
+            "The patient was operated on by {}.",
+            "Which surgeon cut the sick man open? The surgeon was",
+        ),
+    ),
+}
+
+SHORT_NAMES = {
+    "Abigail": "Abby", "Andrew": "Andy", "Benjamin": "Ben", "Charles": "Chuck", "Deborah": "Debbie", "Edward": "Ned",
+    "Frances": "Fanny", "Gerald": "Jerry", "Harold": "Hal", "Isabella": "Bella", "James": "Jim", "Katherine": "Kate",
+    "Lawrence": "Larry", "Margaret": "Maggie", "Nicholas": "Nick", "Patricia": "Patty", "Robert": "Bob",
+    "Susan": "Sue", "Theodore": "Ted", "Victoria": "Vicky", "William": "Bill",
+}  # fmt: skip
+TITLES = ("Dr.", "Professor", "Captain", "Judge")
+NAME_FORMS = ("{short} {surname}", "{surname}, {initial}.", "{initial}. {surname}")
+NAME_FACTS = (
+    _Fact("The favourite animal of {} is the", "animal"),
+    _Fact("The home town of {} is", "town"),
+    _Fact("The room number of {} is", None),
+)
+
+RESIDENCE, PASSWORD = "{} lives in the {}.", "The password of the {} is {}."
+HOPS_QUESTION = "Question: What is the password of the place where {0} lives?\nAnswer: {0} lives in the"
+
+LATEST_FIRST = ("Finally,", "After that,", "Later,", "At first,")
+LATEST_ASKED = "In the end,"
+CHANGES = (
+    _Fact("the {} was kept in", "town"),
+    _Fact("the {} belonged to", "person"),
+    _Fact("the price of the {} was", None),
+)
+
+
 @dataclass(frozen=True)
 class RetrievalCase:
-    """One case as token ids: after `context` and `question` comes the first of `answers`, and none of the others."""
+    """One case as token ids: after `context` and `question` comes the first of `answers`, and none of the others.
+
+    `evidence` are the ranges of the context, start and end, that tell which answer is right.
+    """
 
     kind: CaseKind
     context: list[int]
     question: list[int]
     answers: tuple[list[int], ...]
+    evidence: tuple[tuple[int, int], ...]
 
 
 def retrieval(
@@ -92,8 +291,14 @@ def retrieval(
     if teacher.tokenizer is None:
         raise TeacherError(f"{teacher.name} has no tokenizer, expected one to make cases for retrieval.")
     contexts, budgets = config.contexts, config.contexts.question_tokens_per_vector
-    size = {"count": contexts.retrieval_cases, "context_tokens": contexts.retrieval_tokens, "seed": config.seed}
-    cases = retrieval_cases(teacher.tokenizer, filler, **size)
+    cases = retrieval_cases(
+        teacher.tokenizer,
+        filler,
+        count=contexts.retrieval_cases,
+        context_tokens=contexts.retrieval_tokens,
+        seed=config.seed,
+        kinds=contexts.retrieval_kinds,
+    )
     documents = [compress(case.context, encoder) for case in cases]
     borrowed = other_documents(torch.arange(len(cases)), config.seed).tolist()
     asked = []
@@ -107,7 +312,7 @@ def retrieval(
         asked.append(compare(teacher, compressed, documents[borrowed[number]], config, budgets, answered))
 
     kinds = np.array([case.kind for case in cases])
-    groups = {"": np.arange(len(cases))} | {kind: np.flatnonzero(kinds == kind) for kind in CASE_KINDS}
+    groups = {"": np.arange(len(cases))} | {kind: np.flatnonzero(kinds == kind) for kind in contexts.retrieval_kinds}
     records = []
     for (policy, budget), (kind, rows) in product(product(config.positions, budgets), groups.items()):
         if not len(rows):
@@ -125,46 +330,42 @@ def retrieval(
 
 
 def retrieval_cases(
-    tokenizer: TeacherTokenizer, filler: Sequence[NDArray[np.int64]], *, count: int, context_tokens: int, seed: int
+    tokenizer: TeacherTokenizer,
+    filler: Sequence[NDArray[np.int64]],
+    *,
+    count: int,
+    context_tokens: int,
+    seed: int,
+    kinds: Sequence[CaseKind] = DEFAULT_CASE_KINDS,
 ) -> list[RetrievalCase]:
-    """`count` cases, of the three kinds in turn, each in a passage of the next filler. More continue fewer.
+    """`count` cases, of the kinds in turn, each in a passage of the next filler. More continue fewer.
 
     Raises:
-        DataError: a document of the filler is shorter than `context_tokens`, or there is none.
+        DataError: a document of the filler is shorter than `context_tokens`, there is none, or the tokenizer makes too
+            many tokens of what a case inserts.
     """
     if not filler or (shortest := min(map(len, filler))) < context_tokens:
         got = f"one of {shortest} tokens" if filler else "none"
         raise DataError(f"Retrieval cases need filler documents of {context_tokens} tokens at least; got {got}.")
-    make: dict[CaseKind, Callable[..., RetrievalCase]] = {"fact": _fact, "list": _list, "passage": _passage}
     cases = []
     for number in range(count):
         draw = random.Random(f"{seed}:retrieval:{number}")
         document = filler[number % len(filler)]
         start = draw.randint(0, len(document) - context_tokens)
         text = document[start : start + context_tokens].tolist()
-        kind = CASE_KINDS[number % len(CASE_KINDS)]
-        cases.append(make[kind](draw, tokenizer, text))
+        cases.append(_MAKE[kinds[number % len(kinds)]](draw, tokenizer, text))
     return cases
 
 
 def _fact(draw: random.Random, tokenizer: TeacherTokenizer, text: list[int]) -> RetrievalCase:
     """A fact is stated once and asked for; the wrong values are mentioned elsewhere, of nobody."""
     fact = draw.choice(FACTS)
-    value, *others = _values(draw, fact)
+    value, *others = _values(draw, fact.values)
     said = fact.text.format_map({key: draw.choice(words) for key, words in templates().words.items()})
-    mention = MENTION.format(*others)
-    inserted = tokenizer.encode_batch([f"\n\n{said} {value}.\n\n", f"\n\n{mention}\n\n"], continued=True)
-    draw.shuffle(inserted)
-    question, answers = tokenizer.encode_alternatives(
-        f"\n\n{said}", [f" {text}" for text in (value, *others)], continued=True
-    )
-    return RetrievalCase("fact", _with(draw, text, inserted), question, tuple(answers))
-
-
-def _values(draw: random.Random, fact: _Fact) -> list[str]:
-    if fact.values is None:
-        return [str(number) for number in draw.sample(range(1000, 10000), ANSWERS)]
-    return draw.sample(templates().words[fact.values], ANSWERS)
+    decisive = f"{said} {value}."
+    sentences = [decisive, MENTION.format(*others)]
+    draw.shuffle(sentences)
+    return _stated("fact", draw, tokenizer, text, sentences, [decisive], said, [value, *others])
 
 
 def _list(draw: random.Random, tokenizer: TeacherTokenizer, text: list[int]) -> RetrievalCase:
@@ -173,13 +374,15 @@ def _list(draw: random.Random, tokenizer: TeacherTokenizer, text: list[int]) -> 
     head = draw.choice(LIST_HEADS).format_map(words)
     labels = draw.sample(templates().words["goods"], LIST_ROWS)
     numbers = draw.sample(range(100, 1000), LIST_ROWS)
-    rows = "\n".join(f"- {label}: {number}" for label, number in zip(labels, numbers, strict=True))
+    rows = [f"- {label}: {number}" for label, number in zip(labels, numbers, strict=True)]
     asked, *others = draw.sample(range(LIST_ROWS), ANSWERS)
-    inserted = tokenizer.encode_batch([f"\n\n{head}\n{rows}\n\n"], continued=True)
+    (inserted,) = tokenizer.encode_batch(["\n".join(["\n", head, *rows, "\n"])], continued=True)
     question, answers = tokenizer.encode_alternatives(
         f"\n\n{head}\n- {labels[asked]}:", [f" {numbers[row]}" for row in (asked, *others)], continued=True
     )
-    return RetrievalCase("list", _with(draw, text, inserted), question, tuple(answers))
+    context, ((offset, _),) = _with(draw, text, [inserted])
+    start, end = _tokens_of(rows[asked], inserted, tokenizer)
+    return RetrievalCase("list", context, question, tuple(answers), ((offset + start, offset + end),))
 
 
 def _passage(draw: random.Random, tokenizer: TeacherTokenizer, text: list[int]) -> RetrievalCase:
@@ -189,14 +392,132 @@ def _passage(draw: random.Random, tokenizer: TeacherTokenizer, text: list[int]) 
     start = draw.randint(len(text) // 20, max(len(text) // 20, len(text) // 2 - ANSWERS * spacing))
     ends = [start + PASSAGE_TOKENS + n * spacing for n in range(ANSWERS)]
     answers = tuple(text[end : end + PASSAGE_ANSWER_TOKENS] for end in ends)
-    return RetrievalCase("passage", text, [*again, *text[start : start + PASSAGE_TOKENS]], answers)
+    question = [*again, *text[start : start + PASSAGE_TOKENS]]
+    return RetrievalCase("passage", text, question, answers, ((start, start + spacing),))
 
 
-def _with(draw: random.Random, text: list[int], inserted: Sequence[list[int]]) -> list[int]:
-    """The text with something inserted in its first half, after the first 5 %, and cut at its end to its length."""
+def _paraphrase(draw: random.Random, tokenizer: TeacherTokenizer, text: list[int]) -> RetrievalCase:
+    """A sentence is asked for in other words; the wrong values are mentioned elsewhere, of nobody."""
+    values = draw.choice(tuple(PARAPHRASES))
+    pair = draw.choice(PARAPHRASES[values])
+    value, *others = _values(draw, values)
+    decisive = pair.said.format(value)
+    sentences = [decisive, MENTION.format(*others)]
+    draw.shuffle(sentences)
+    return _stated("paraphrase", draw, tokenizer, text, sentences, [decisive], pair.question, [value, *others])
+
+
+def _hops(draw: random.Random, tokenizer: TeacherTokenizer, text: list[int]) -> RetrievalCase:
+    """A person's place is said at one end and that place's password at the other, between those of others.
+
+    Every answer begins with the right place, which the question does not name; wrong are the other places' passwords.
+    """
+    words = templates().words
+    names = zip(draw.sample(words["person"], ANSWERS), draw.sample(words["surname"], ANSWERS), strict=True)
+    people = [f"{person} {surname}" for person, surname in names]
+    places, numbers = draw.sample(words["place"], ANSWERS), _values(draw, None)
+    home, *homes = [RESIDENCE.format(person, place) for person, place in zip(people, places, strict=True)]
+    password, *passwords = [PASSWORD.format(place, number) for place, number in zip(places, numbers, strict=True)]
+    ends, between = [home, password], [*homes, *passwords]
+    draw.shuffle(ends)
+    draw.shuffle(between)
+    answers = [f"{places[0]}. {PASSWORD.format(places[0], number)}" for number in numbers]
+    question = HOPS_QUESTION.format(people[0])
+    return _stated("hops", draw, tokenizer, text, [ends[0], *between, ends[1]], ends, question, answers)
+
+
+def _last(draw: random.Random, tokenizer: TeacherTokenizer, text: list[int]) -> RetrievalCase:
+    """A value changes three times, and the latest is asked for; the earlier ones are wrong."""
+    changing = draw.choice(CHANGES)
+    subject = draw.choice(templates().words["object"])
+    answers = _values(draw, changing.values)
+    sentences = [
+        f"{when} {changing.text.format(subject)} {value}." for when, value in zip(LATEST_FIRST, answers, strict=True)
+    ]
+    question = f"{LATEST_ASKED} {changing.text.format(subject)}"
+    return _stated("last", draw, tokenizer, text, sentences, sentences[:1], question, answers)
+
+
+def _name(draw: random.Random, tokenizer: TeacherTokenizer, text: list[int]) -> RetrievalCase:
+    """A person is asked for by another form of the name; the wrong values are those of others."""
+    fact = draw.choice(NAME_FACTS)
+    firsts, surnames = draw.sample(sorted(SHORT_NAMES), ANSWERS), draw.sample(templates().words["surname"], ANSWERS)
+    answers = _values(draw, fact.values)
+    sentences = [
+        f"{fact.text.format(f'{draw.choice(TITLES)} {first} {surname}')} {value}."
+        for first, surname, value in zip(firsts, surnames, answers, strict=True)
+    ]
+    form = draw.choice(NAME_FORMS).format(short=SHORT_NAMES[firsts[0]], initial=firsts[0][0], surname=surnames[0])
+    decisive = sentences[0]
+    draw.shuffle(sentences)
+    return _stated("name", draw, tokenizer, text, sentences, [decisive], fact.text.format(form), answers)
+
+
+def _values(draw: random.Random, words: str | None) -> list[str]:
+    """Four values of a list of words; of None, numbers of four digits."""
+    if words is None:
+        return [str(number) for number in draw.sample(range(1000, 10000), ANSWERS)]
+    return draw.sample(templates().words[words], ANSWERS)
+
+
+def _stated(
+    kind: CaseKind,
+    draw: random.Random,
+    tokenizer: TeacherTokenizer,
+    text: list[int],
+    sentences: list[str],
+    decisive: Sequence[str],
+    question: str,
+    answers: Sequence[str],
+) -> RetrievalCase:
+    """A case with sentences as paragraphs of their own in its text, from the last to the first."""
+    inserted = tokenizer.encode_batch([f"\n\n{sentence}\n\n" for sentence in sentences], continued=True)
+    asked, alternatives = tokenizer.encode_alternatives(
+        f"\n\n{question}", [f" {answer}" for answer in answers], continued=True
+    )
+    context, ranges = _with(draw, text, inserted)
+    evidence = sorted(ranges[sentences.index(sentence)] for sentence in decisive)
+    return RetrievalCase(kind, context, asked, tuple(alternatives), tuple(evidence))
+
+
+def _with(
+    draw: random.Random, text: list[int], inserted: Sequence[list[int]]
+) -> tuple[list[int], list[tuple[int, int]]]:
+    """The text with something inserted in its first half, after the first 5 %, and cut at its end to its length.
+
+    The first of the inserted comes last in the text. Where each stands, start and end, is in the order of `inserted`.
+
+    Raises:
+        DataError: there is no room for them.
+    """
     length = len(text)
     last = length // 2 - sum(map(len, inserted))
+    if last - length // 20 < len(inserted):
+        raise DataError(f"Retrieval cases need contexts longer than {length} tokens for {length // 2 - last} inserted.")
     offsets = sorted(draw.sample(range(length // 20, last), len(inserted)), reverse=True)
+    ranges: list[tuple[int, int]] = []
+    before = sum(map(len, inserted))
     for offset, tokens in zip(offsets, inserted, strict=True):
         text = [*text[:offset], *tokens, *text[offset:]]
-    return text[:length]
+        before -= len(tokens)
+        ranges.append((offset + before, offset + before + len(tokens)))
+    return text[:length], ranges
+
+
+def _tokens_of(part: str, tokens: list[int], tokenizer: TeacherTokenizer) -> tuple[int, int]:
+    """First token of a part of the tokens' text, and one after the last."""
+    texts = tokenizer.texts(tokens)
+    ends = np.cumsum([len(text) for text in texts])
+    start = "".join(texts).index(part)
+    return int(np.searchsorted(ends, start, "right")), int(np.searchsorted(ends, start + len(part))) + 1
+
+
+_MAKE: dict[CaseKind, Callable[[random.Random, TeacherTokenizer, list[int]], RetrievalCase]] = {
+    "fact": _fact,
+    "list": _list,
+    "passage": _passage,
+    "paraphrase": _paraphrase,
+    "hops": _hops,
+    "last": _last,
+    "name": _name,
+}

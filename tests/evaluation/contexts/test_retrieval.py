@@ -1,14 +1,15 @@
 """Retrieval cases, how they are laid out, and their records against plain forwards with a tiny teacher over bytes."""
 
 import random
+import re
 
 import numpy as np
 import pytest
 
 from gistnet.data.synthetic import templates
 from gistnet.errors import DataError, TeacherError
-from gistnet.evaluation.config import ContextsConfig, EvaluationConfig
-from gistnet.evaluation.contexts.retrieval import RetrievalCase, retrieval, retrieval_cases
+from gistnet.evaluation.config import CASE_KINDS, DEFAULT_CASE_KINDS, ContextsConfig, EvaluationConfig
+from gistnet.evaluation.contexts.retrieval import PARAPHRASES, SHORT_NAMES, RetrievalCase, retrieval, retrieval_cases
 from gistnet.model.config import TeacherConfig
 from gistnet.model.teacher import Teacher
 from gistnet.tree.gist_encoder import GistEncoder
@@ -17,6 +18,13 @@ from tests.gistnets import woken_gistnet
 from tests.tokenizers import merging, sentencepiece_like
 
 LENGTH = 1100
+NEW_KINDS = tuple(kind for kind in CASE_KINDS if kind not in DEFAULT_CASE_KINDS)
+LONGER = 2000
+"""Tokens that sentences of the new kinds have room in, with a token a byte."""
+FUNCTION_WORDS = """
+    a an the he she it they who which what when where whose how many did does do was were is are be been has had have of in
+    on at to by for from with and or his her their its him them that this these must every each s up there out no
+"""
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +46,10 @@ def text(teacher: Teacher, tokens: list[int]) -> str:
     return bytes(teacher.tokenizer.decode(tokens), "utf-8").decode()
 
 
-def made(teacher, filler, count: int = 30, seed: int = 0) -> list[RetrievalCase]:
-    return retrieval_cases(teacher.tokenizer, filler, count=count, context_tokens=LENGTH, seed=seed)
+def made(teacher, filler, count: int = 30, seed: int = 0, **other) -> list[RetrievalCase]:
+    return retrieval_cases(
+        teacher.tokenizer, filler, **{"context_tokens": LENGTH, "count": count, "seed": seed, **other}
+    )
 
 
 def test_the_right_answer_follows_its_question_in_the_first_half_and_no_other_does(teacher, filler):
@@ -57,6 +67,51 @@ def test_the_right_answer_follows_its_question_in_the_first_half_and_no_other_do
         for wrong in answers[1:]:
             assert question + wrong not in whole
             assert wrong in whole  # it was said, of something else
+
+
+def test_evidence_stands_in_the_first_half_and_holds_the_right_answer_alone(teacher, filler):
+    cases = [*made(teacher, filler), *made(teacher, filler, 24, context_tokens=LONGER, kinds=NEW_KINDS)]
+    assert {case.kind for case in cases} == set(CASE_KINDS)
+    for case in cases:
+        assert list(case.evidence) == sorted(case.evidence)
+        assert all(0 < start < end <= len(case.context) / 2 for start, end in case.evidence)
+        said = " ".join(text(teacher, case.context[start:end]) for start, end in case.evidence)
+        right, *wrong = ((" " + text(teacher, answer)).strip().removesuffix(".").split()[-1] for answer in case.answers)
+        whole = text(teacher, case.context)
+        if case.kind == "passage":
+            assert text(teacher, case.answers[0]) in said
+            continue
+        assert right in said.replace(".", " ").split()
+        assert all(word in whole and word not in said.replace(".", " ").split() for word in wrong)
+
+
+def test_the_two_sentences_of_a_hop_are_far_apart_and_the_latest_value_comes_last(teacher, filler):
+    for case in made(teacher, filler, 24, context_tokens=LONGER, kinds=("hops", "last")):
+        if case.kind == "hops":
+            (_, first), (second, _) = case.evidence
+            between = text(teacher, case.context[first:second])
+            assert between.count("lives in the") == between.count("The password of") == 3
+        else:
+            ((start, _),) = case.evidence
+            before = text(teacher, case.context[:start])
+            assert all(text(teacher, wrong) in before for wrong in case.answers[1:])
+
+
+def test_a_paraphrase_shares_no_content_word_with_its_sentence():
+    def content(of: str) -> set[str]:
+        return {word for word in re.findall(r"[a-z]+", of.lower()) if word not in FUNCTION_WORDS.split()}
+
+    for pair in (pair for pairs in PARAPHRASES.values() for pair in pairs):
+        said, asked = content(pair.said), content(pair.question)
+        assert said.isdisjoint(asked), pair
+        assert not [(a, b) for a in said for b in asked if len(a) > 3 and a[:4] == b[:4]], pair
+
+
+def test_a_name_is_asked_for_in_a_form_that_is_not_in_the_text(teacher, filler):
+    assert all(short != name for name, short in SHORT_NAMES.items())
+    for case in made(teacher, filler, 12, context_tokens=LONGER, kinds=("name",)):
+        asked = text(teacher, case.question).split(" of ")[1].split(" is")[0]
+        assert asked not in text(teacher, case.context)
 
 
 @pytest.mark.parametrize("make", [merging, sentencepiece_like])
@@ -86,6 +141,8 @@ def test_cases_are_the_same_every_time_and_more_continue_fewer(teacher, filler):
     assert made(teacher, filler, 9) == made(teacher, filler)[:9]
     assert made(teacher, filler, 9) != made(teacher, filler, 9, seed=1)
     assert [case.kind for case in made(teacher, filler, 6)] == ["fact", "list", "passage"] * 2
+    new = {"context_tokens": LONGER, "kinds": NEW_KINDS}
+    assert made(teacher, filler, 4, **new) == made(teacher, filler, 9, **new)[:4]
 
 
 def test_records_are_those_of_plain_forwards(teacher, filler):
@@ -121,5 +178,7 @@ def test_filler_that_is_too_short_and_a_teacher_without_tokenizer_are_refused(te
         made(teacher, [])
     with pytest.raises(DataError, match="100 tokens"):
         made(teacher, [filler[0][:100]])
+    with pytest.raises(DataError, match="100 tokens"):
+        made(teacher, filler, 4, context_tokens=100, kinds=("hops",))
     with pytest.raises(TeacherError, match="no tokenizer"):
         retrieval(Teacher(teacher.model, name="wordless"), None, filler, EvaluationConfig())
