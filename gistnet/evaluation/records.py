@@ -46,6 +46,7 @@ UNITS = {
     "long_context_covered": "share of tokens",
     "retrieval_accuracy": "share of cases",
     "retrieval_nll": "nats per token",
+    "retrieval_recall": "share of evidence",
     "multiple_choice_accuracy": "share of questions",
 }
 
@@ -60,6 +61,9 @@ BaselineName = Literal[
     "full",
     "gist",
     "truncated",
+    "retrieved",
+    "selected",
+    "oracle",
     "no_context",
     "chance",
 ]
@@ -76,7 +80,7 @@ class MetricRecord(Section):
     kind: str = ""
     """Sub-group that is measured: a kind of token, question or pair, or a slot of the attention. Empty: everything."""
     index: int | None = Field(default=None, ge=1)
-    """Head of a slot, or token of the span, counted from 1; None: all of them."""
+    """Head of a slot, or token of the span, counted from 1; how many passages count as found. None: all."""
     tokens_per_vector: int | None = Field(default=None, ge=1)
     """Budget of a context, one vector for so many tokens; None where no contexts of a budget are compared."""
     horizon: int | None = Field(default=None, ge=1)

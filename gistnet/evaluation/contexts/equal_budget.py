@@ -6,12 +6,19 @@
     shuffled    the same plan with gists of another document
     mean        the same plan with the mean of the embeddings that each gist stands for
 
-Truncated contexts are numbered without gaps under every policy: that is how one is made in practice, and the teacher
-predicts better so (SmolLM2-135M: by 0.003 to 0.022 nats per token, after 128 to 2048 tokens of three stories).
+and where a question is asked:
+
+    retrieved   passages that the question needs, opened, and recent text: `gistnet.context.select` without gists
+    selected    the same with gists beside what is opened
+    oracle      what says which answer is right, opened, and recent text
+
+Contexts without gists are numbered without gaps under every policy: that is how one is made in practice, and the
+teacher predicts better so (SmolLM2-135M: by 0.003 to 0.022 nats per token, after 128 to 2048 tokens of three stories).
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -21,7 +28,10 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from gistnet.context.assembly import Context, continued_mask
+from gistnet.context.passages import Passage
 from gistnet.context.plan import Plan, Raw, default_plan
+from gistnet.context.select import select
+from gistnet.context.selectors import Hit
 from gistnet.errors import ConfigError, DataError
 from gistnet.evaluation.config import EvaluationConfig
 from gistnet.evaluation.metrics import Floats
@@ -36,6 +46,8 @@ from gistnet.tree.encoder import tokens_per_gist
 COARSER_BELOW = 2
 """A level is for budgets with fewer vectors than so many for each gist of the level below."""
 
+Evidence = Sequence[tuple[int, int]]
+"""Ranges of tokens, start and stop, that tell which answer is right."""
 Measured = TypeVar("Measured")
 
 
@@ -46,14 +58,18 @@ def compare(
     config: EvaluationConfig,
     tokens_per_vector: Sequence[int],
     measure: Callable[[InMemoryDocument, Plan, Positions], Measured],
+    question: str | None = None,
+    evidence: Evidence = (),
 ) -> dict[tuple[int, Positions], dict[str, Measured]]:
-    """Measure every context, by budget and policy, then by name; the full one and each truncated one only once.
+    """Measure every context, by budget and policy, then by name; those without gists only once.
 
     Args:
         compressed: what the contexts are of.
         other: whose gists are the `shuffled` ones.
         tokens_per_vector: the budgets.
         measure: of a document, a plan for it, and a policy.
+        question: that is asked; without one nothing is retrieved or selected.
+        evidence: for the oracle; without any there is none.
 
     Raises:
         ConfigError: a budget leaves nothing beside the sink.
@@ -68,10 +84,15 @@ def compare(
     found = {}
     for budget in tokens_per_vector:
         plan = gist_plan(n, branchings, budget, config.sink_tokens)
-        truncated = measure(compressed, truncated_plan(n, branchings, budget, config.sink_tokens), "compact")
+        raw = {"truncated": truncated_plan(n, branchings, budget, config.sink_tokens)}
+        opened = {} if question is None else opened_plans(teacher, compressed, question, evidence, n // budget, config)
+        with_gists = opened.pop("selected", None)
+        once = {name: measure(compressed, of, "compact") for name, of in (raw | opened).items()}
         for policy in config.positions:
             read = {name: measure(of, plan, policy) for name, of in replacements.items()}
-            found[budget, policy] = {"full": full, "truncated": truncated, **read}
+            if with_gists is not None:
+                read["selected"] = measure(compressed, with_gists, policy)
+            found[budget, policy] = {"full": full, **once, **read}
     return found
 
 
@@ -99,6 +120,24 @@ def truncated_plan(n_tokens: int, branchings: Sequence[int], tokens_per_vector: 
     if budget <= sink_tokens:
         raise ConfigError(f"Got a budget of {budget} vectors, expected more than the sink's {sink_tokens}.")
     return Plan([Raw(n_tokens - (budget - sink_tokens), n_tokens)], branchings, sink_tokens)
+
+
+def opened_plans(
+    teacher: Teacher,
+    document: InMemoryDocument,
+    question: str,
+    evidence: Evidence,
+    budget: int,
+    config: EvaluationConfig,
+) -> dict[str, Plan]:
+    """The plans that open what a question needs: `retrieved`, `selected`, and, with evidence, `oracle`."""
+    assert teacher.tokenizer is not None
+    choose = partial(select, document, question, budget, tokenizer=teacher.tokenizer, sink_tokens=config.sink_tokens)
+    plans = {"retrieved": choose(gists_beside=0).plan, "selected": choose().plan}
+    if evidence:
+        hits = [Hit(Passage(start, stop, start, stop), 1.0) for start, stop in evidence]
+        plans["oracle"] = choose(gists_beside=0, selector=lambda *_: hits).plan
+    return plans
 
 
 def highest_level(documents: Sequence[InMemoryDocument], tokens_per_vector: int, sink_tokens: int) -> int:

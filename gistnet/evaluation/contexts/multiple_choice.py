@@ -187,5 +187,6 @@ def _answer(
 
     nothing = chosen(compressed, Plan([], compressed.branchings), "compact")
     known = {"no_context": nothing, "chance": 1 / len(options)}
-    found = compare(teacher, compressed, other, config, config.contexts.question_tokens_per_vector, chosen)
+    budgets = config.contexts.question_tokens_per_vector
+    found = compare(teacher, compressed, other, config, budgets, chosen, question.question)
     return {of: {**right, **known} for of, right in found.items()}

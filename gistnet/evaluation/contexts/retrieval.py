@@ -23,11 +23,19 @@ from numpy.typing import NDArray
 
 from gistnet.context.assembly import assemble
 from gistnet.context.plan import Plan
+from gistnet.context.selectors import Hit, by_words
 from gistnet.data.synthetic import templates
 from gistnet.errors import DataError, TeacherError
 from gistnet.evaluation.baselines import other_documents
 from gistnet.evaluation.config import DEFAULT_CASE_KINDS, CaseKind, EvaluationConfig
-from gistnet.evaluation.contexts.equal_budget import budget_record, compare, highest_level, mean_nll, share_right
+from gistnet.evaluation.contexts.equal_budget import (
+    Evidence,
+    budget_record,
+    compare,
+    highest_level,
+    mean_nll,
+    share_right,
+)
 from gistnet.evaluation.metrics import Floats
 from gistnet.evaluation.records import MetricRecord
 from gistnet.model.teacher import Teacher
@@ -40,6 +48,8 @@ logger = logging.getLogger(__name__)
 
 DOMAIN = "synthetic"
 ANSWERS = 4
+RECALLED = (1, 4, 16)
+"""Numbers of passages whose recall is told."""
 
 LIST_ROWS = 10
 LIST_HEADS = (
@@ -281,7 +291,8 @@ def retrieval(
 
     Returns:
         `retrieval_accuracy` and `retrieval_nll` (of the right answer) for each policy and budget, of all cases and of
-        each kind; with `full`, `truncated`, `shuffled`, `mean`, and `chance`.
+        each kind; with all contexts of `equal_budget`, and `chance`. And `retrieval_recall`, the share of the evidence
+        in the first passages that `select` finds, `index` of them.
 
     Raises:
         TeacherError: the teacher has no tokenizer.
@@ -301,7 +312,7 @@ def retrieval(
     )
     documents = [compress(case.context, encoder) for case in cases]
     borrowed = other_documents(torch.arange(len(cases)), config.seed).tolist()
-    asked = []
+    asked, recalled = [], []
     for number, (case, compressed) in enumerate(zip(cases, documents, strict=True)):
         logger.info("Asking for a %s, case %d of %d.", case.kind, number + 1, len(cases))
 
@@ -309,7 +320,10 @@ def retrieval(
             context = assemble(of, plan, teacher, positions=policy, after=case.question)
             return mean_nll(teacher, context, case.answers)
 
-        asked.append(compare(teacher, compressed, documents[borrowed[number]], config, budgets, answered))
+        question, other = teacher.tokenizer.decode(case.question), documents[borrowed[number]]
+        asked.append(compare(teacher, compressed, other, config, budgets, answered, question, case.evidence))
+        hits = by_words(compressed, question, teacher.tokenizer)
+        recalled.append([recall(hits[:most], case.evidence) for most in RECALLED])
 
     kinds = np.array([case.kind for case in cases])
     groups = {"": np.arange(len(cases))} | {kind: np.flatnonzero(kinds == kind) for kind in contexts.retrieval_kinds}
@@ -326,7 +340,18 @@ def retrieval(
         for name, columns in (("retrieval_accuracy", right), ("retrieval_nll", cost)):
             gist = columns.pop("gist")
             records.append(budget_record(name, gist, rows, fields, config, baselines=columns))
+    for (kind, rows), (column, most) in product(groups.items(), enumerate(RECALLED)):
+        if len(rows):
+            found = np.array([recalled[row][column] for row in rows])
+            fields = {"domain": DOMAIN, "kind": kind, "index": most, "positions": config.positions[0]}
+            records.append(budget_record("retrieval_recall", found, rows, fields, config))
     return records
+
+
+def recall(hits: Sequence[Hit], evidence: Evidence) -> float:
+    """Share of the evidence, range by range, of which a hit holds some."""
+    found = [any(hit.passage.start < stop and start < hit.passage.stop for hit in hits) for start, stop in evidence]
+    return sum(found) / len(found)
 
 
 def retrieval_cases(

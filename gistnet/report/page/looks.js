@@ -13,6 +13,9 @@ const LOOKS = {
   full: { label: "full text", dash: "solid", symbol: "star-triangle-up", width: 1.4 },
   gist: { label: "gist", dash: "solid", symbol: "circle", width: 2.6 },
   truncated: { label: "truncated", colour: "drop", dash: "2 3", symbol: "square", width: 1.7 },
+  retrieved: { label: "retrieved text", colour: "equal-4", dash: "5 2 1 2", symbol: "diamond", width: 1.7 },
+  selected: { label: "retrieved text and gists", colour: "equal-5", dash: "7 2 2 2", symbol: "star-triangle-up", width: 2 },
+  oracle: { label: "evidence opened", colour: "muted", dash: "9 3 2 3", symbol: "triangle-up", width: 1.4 },
   no_context: { label: "no context", colour: "surprisal_token", dash: "9 3 2 3", symbol: "triangle-up", width: 1.4 },
   chance: { label: "chance", colour: "muted", dash: "4 2", symbol: "diamond", width: 1.4 },
 };

@@ -6,12 +6,24 @@ import re
 import numpy as np
 import pytest
 
+from gistnet.context.passages import Passage
+from gistnet.context.plan import Raw
+from gistnet.context.selectors import Hit
 from gistnet.data.synthetic import templates
 from gistnet.errors import DataError, TeacherError
 from gistnet.evaluation.config import CASE_KINDS, DEFAULT_CASE_KINDS, ContextsConfig, EvaluationConfig
-from gistnet.evaluation.contexts.retrieval import PARAPHRASES, SHORT_NAMES, RetrievalCase, retrieval, retrieval_cases
+from gistnet.evaluation.contexts.equal_budget import opened_plans
+from gistnet.evaluation.contexts.retrieval import (
+    PARAPHRASES,
+    SHORT_NAMES,
+    RetrievalCase,
+    recall,
+    retrieval,
+    retrieval_cases,
+)
 from gistnet.model.config import TeacherConfig
 from gistnet.model.teacher import Teacher
+from gistnet.tree.document import compress
 from gistnet.tree.gist_encoder import GistEncoder
 from tests.evaluation.contexts.conftest import plain_nll
 from tests.gistnets import woken_gistnet
@@ -22,8 +34,8 @@ NEW_KINDS = tuple(kind for kind in CASE_KINDS if kind not in DEFAULT_CASE_KINDS)
 LONGER = 2000
 """Tokens that sentences of the new kinds have room in, with a token a byte."""
 FUNCTION_WORDS = """
-    a an the he she it they who which what when where whose how many did does do was were is are be been has had have of in
-    on at to by for from with and or his her their its him them that this these must every each s up there out no
+    a an the he she it they who which what when where whose how many did does do was were is are be been has had have of
+    in on at to by for from with and or his her their its him them that this these must every each s up there out no
 """
 
 
@@ -166,11 +178,34 @@ def test_records_are_those_of_plain_forwards(teacher, filler):
         assert accuracy.baselines[name] == pytest.approx(np.mean(right[name]))
         assert nll.baselines[name] == pytest.approx(np.mean(cost[name]))
         assert found["retrieval_nll", "list"].baselines[name] == pytest.approx(np.mean(cost[name][1]))
-    assert accuracy.baselines.keys() == {"full", "truncated", "shuffled", "mean", "chance"}
+    assert accuracy.baselines.keys() == {
+        *("full", "truncated", "shuffled", "mean", "retrieved", "selected", "oracle", "chance")
+    }
     assert accuracy.baselines["chance"] == 0.25 and "chance" not in nll.baselines
     assert (accuracy.n_spans, accuracy.domain, accuracy.level) == (3, "synthetic", 0)
     assert {kind for _, kind in found} == {"", "fact", "list", "passage"}
-    assert {record.tokens_per_vector for record in records} == {4}
+    assert {record.tokens_per_vector for record in records} == {4, None}
+    recalled = {r.index: r.value for r in records if (r.name, r.kind) == ("retrieval_recall", "")}
+    assert list(recalled) == [1, 4, 16]
+    assert list(recalled.values()) == sorted(recalled.values())
+
+
+def test_evidence_is_recalled_range_by_range():
+    hits = [Hit(Passage(start, start + 10, 0, 99), 1.0) for start in (20, 40)]
+    assert recall(hits, [(29, 35)]) == recall(hits, [(15, 21), (45, 46)]) == 1
+    assert recall(hits, [(30, 40)]) == 0
+    assert recall(hits, [(30, 40), (49, 70)]) == 0.5
+
+
+def test_the_oracle_reads_the_evidence(teacher, filler):
+    encoder, config = GistEncoder(teacher, woken_gistnet(teacher)), EvaluationConfig()
+    for case in made(teacher, filler, 3):
+        document = compress(case.context, encoder)
+        plans = opened_plans(teacher, document, text(teacher, case.question), case.evidence, LENGTH // 2, config)
+        read = {index for piece in plans["oracle"].pieces for index in range(piece.start, piece.stop)}
+        assert all(set(range(start, stop)) <= read for start, stop in case.evidence)
+        assert all(isinstance(piece, Raw) for name in ("oracle", "retrieved") for piece in plans[name].pieces)
+        assert all(plan.vectors <= LENGTH // 2 for plan in plans.values())
 
 
 def test_filler_that_is_too_short_and_a_teacher_without_tokenizer_are_refused(teacher, filler):
