@@ -22,8 +22,8 @@ NEW_KINDS = tuple(kind for kind in CASE_KINDS if kind not in DEFAULT_CASE_KINDS)
 LONGER = 2000
 """Tokens that sentences of the new kinds have room in, with a token a byte."""
 FUNCTION_WORDS = """
-    a an the he she it they who which what when where whose how many did does do was were is are be been has had have of in
-    on at to by for from with and or his her their its him them that this these must every each s up there out no
+    a an the he she it they who which what when where whose how many did does do was were is are be been has had have of
+    in on at to by for from with and or his her their its him them that this these must every each s up there out no
 """
 
 
@@ -90,7 +90,7 @@ def test_the_two_sentences_of_a_hop_are_far_apart_and_the_latest_value_comes_las
         if case.kind == "hops":
             (_, first), (second, _) = case.evidence
             between = text(teacher, case.context[first:second])
-            assert between.count("lives in the") == between.count("The password of") == 3
+            assert between.count("lives in the") == between.count("The password of") == 1
         else:
             ((start, _),) = case.evidence
             before = text(teacher, case.context[:start])
