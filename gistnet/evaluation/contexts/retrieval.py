@@ -7,7 +7,9 @@ them, and in `name` a person's name has another form. In `hops` it leads to one 
 The filler is real text, the rest is made from a seed. What decides stands in the first half of the context, where every
 truncated context has a gap; the wrong answers stand there too, so that it is not enough to know which words occurred.
 The teacher is right where the mean NLL of the right answer is the lowest of four. With the whole text it nearly always
-is; a truncated context has lost what decides, and chance is one in four.
+is in the kinds that repeat words; a truncated context has lost what decides, and chance is one in four. SmolLM2-135M
+is right, with the whole text of 1,024 or 1,536 tokens, in 12 of 12 names, 9 of 12 hops and 24 of 34 paraphrases. In
+`last` it is right in 3 of 12, no more than chance: that kind is for larger teachers.
 """
 
 import logging
@@ -84,7 +86,8 @@ class _Paraphrase(NamedTuple):
     question: str
 
 
-# By the list of words that values come from; None for numbers. Three others of its list say the wrong values.
+# By the list of words that values come from; None for numbers. Only lists and sentences of which SmolLM2-135M answers
+# most questions in a text of 400 tokens: of towns, colours and people it names the one that is likely anyway.
 PARAPHRASES: dict[str | None, tuple[_Paraphrase, ...]] = {
     "animal": (
         _Paraphrase(
@@ -107,42 +110,8 @@ PARAPHRASES: dict[str | None, tuple[_Paraphrase, ...]] = {
             "The burglars were chased away by the {}.",
             "Who made the thieves flee? They fled from the",
         ),
-        _Paraphrase(
-            "The smallest pupil drew the {} on the blackboard.",
-            "Which picture did the tiny schoolchild make with chalk? It was a picture of the",
-        ),
-    ),
-    "town": (
-        _Paraphrase(
-            "The violinist was born in {}.",
-            "Where did the musician with the bow come into the world? The musician came into the world in",
-        ),
-        _Paraphrase(
-            "The twins will spend their holidays in {}.",
-            "Which city are the two siblings going to for their vacation? They are going to",
-        ),
-        _Paraphrase(
-            "The ship sank near {}.",
-            "Close to which city did the vessel go down? It went down close to",
-        ),
-        _Paraphrase(
-            "The stolen paintings turned up in {}.",
-            "Where did detectives recover the artworks which had been robbed? They recovered these artworks in",
-        ),
-        _Paraphrase(
-            "The general surrendered at {}.",
-            "Where did the army's commander give up the fight? He gave up at",
-        ),
-        _Paraphrase(
-            "The nurse has been transferred to {}.",
-            "Which city must the woman from the hospital ward move to for her job? She must move to",
-        ),
     ),
     None: (
-        _Paraphrase(
-            "The carpenter owes the bank {} crowns.",
-            "How large is the debt of the man who works with wood? His debt is",
-        ),
         _Paraphrase(
             "The summit of the mountain is {} feet above the sea.",
             "What altitude does the peak have? Its altitude is",
@@ -160,34 +129,16 @@ PARAPHRASES: dict[str | None, tuple[_Paraphrase, ...]] = {
             "What did they pay to hear the singers on stage? The price was",
         ),
         _Paraphrase(
-            "The safe in the office opens with {}.",
-            "Which combination unlocks the strongbox at work? The combination is",
-        ),
-    ),
-    "colour": (
-        _Paraphrase(
-            "The bride wore {}.",
-            "Which shade was the gown of the woman who got married? Her gown was",
+            "The widow inherited {} dollars.",
+            "How much money did the lady get when her husband died? She got",
         ),
         _Paraphrase(
-            "The front door of the cottage was painted {}.",
-            "What did the entrance of the little house look like? It looked",
+            "The farmer sold {} eggs.",
+            "How many things laid by hens found a buyer? The number is",
         ),
         _Paraphrase(
-            "The captain's beard is {}.",
-            "What is the hair on the skipper's chin like? It is",
-        ),
-        _Paraphrase(
-            "The neighbour's car used to be {}.",
-            "Which shade did the vehicle of the people next door have? It was",
-        ),
-        _Paraphrase(
-            "The drapes in the bedroom are {}.",
-            "Which shade do the curtains have where they sleep? They are",
-        ),
-        _Paraphrase(
-            "The stolen jewel was {}.",
-            "Which shade did the gem have that thieves took? It was",
+            "The expedition walked {} miles.",
+            "Which distance did the explorers cover on foot? The distance is",
         ),
     ),
     "weekday": (
@@ -196,50 +147,12 @@ PARAPHRASES: dict[str | None, tuple[_Paraphrase, ...]] = {
             "When was the relative's parcel delivered? It was delivered on",
         ),
         _Paraphrase(
-            "The dentist is away every {}.",
-            "When is it impossible to have a tooth pulled? It is impossible on",
-        ),
-        _Paraphrase(
-            "The choir rehearses on {}.",
-            "When do the singers practise? They practise each",
-        ),
-        _Paraphrase(
             "The trial of the poacher begins on {}.",
             "When does the court start hearing the case against the illegal hunter? It starts on",
         ),
         _Paraphrase(
-            "The garbage is collected on {}.",
-            "When does the truck come for the rubbish? It comes on",
-        ),
-        _Paraphrase(
             "The baby was born on {}.",
             "When did the mother give birth? She gave birth on",
-        ),
-    ),
-    "person": (
-        _Paraphrase(
-            "The mayor secretly married {}.",
-            "Who became the spouse of the head of the town council? The spouse is",
-        ),
-        _Paraphrase(
-            "The anonymous letter was written by {}.",
-            "Who is the author of the message without a signature? The author is",
-        ),
-        _Paraphrase(
-            "The best cake was baked by {}.",
-            "Who won the contest for pastry? The winner is",
-        ),
-        _Paraphrase(
-            "The fire was started by {}.",
-            "Whose fault was it that the house burned down? It was the fault of",
-        ),
-        _Paraphrase(
-            "The treasure was buried by {}.",
-            "Who hid the gold in the ground? It was hidden by",
-        ),
-        _Paraphrase(
-            "The patient was operated on by {}.",
-            "Which surgeon cut the sick man open? The surgeon was",
         ),
     ),
 }
@@ -252,21 +165,17 @@ SHORT_NAMES = {
 }  # fmt: skip
 TITLES = ("Dr.", "Professor", "Captain", "Judge")
 NAME_FORMS = ("{short} {surname}", "{surname}, {initial}.", "{initial}. {surname}")
-NAME_FACTS = (
-    _Fact("The favourite animal of {} is the", "animal"),
-    _Fact("The home town of {} is", "town"),
-    _Fact("The room number of {} is", None),
-)
+NAME_FACTS = ("The room number of {} is", "The password of {} is", "The salary of {} is")
 
 RESIDENCE, PASSWORD = "{} lives in the {}.", "The password of the {} is {}."
+HOPS_MENTION = "There was also talk of {} and of {}, but nobody could say why."
 HOPS_QUESTION = "Question: What is the password of the place where {0} lives?\nAnswer: {0} lives in the"
 
 LATEST_FIRST = ("Finally,", "After that,", "Later,", "At first,")
 LATEST_ASKED = "In the end,"
 CHANGES = (
-    _Fact("the {} was kept in", "town"),
-    _Fact("the {} belonged to", "person"),
-    _Fact("the price of the {} was", None),
+    _Fact("the {} was moved to", "town"),
+    _Fact("the {} was painted", "colour"),
 )
 
 
@@ -433,17 +342,17 @@ def _paraphrase(draw: random.Random, tokenizer: TeacherTokenizer, text: list[int
 
 
 def _hops(draw: random.Random, tokenizer: TeacherTokenizer, text: list[int]) -> RetrievalCase:
-    """A person's place is said at one end and that place's password at the other, between those of others.
+    """A person's place is said at one end and that place's password at the other, between those of another person.
 
-    Every answer begins with the right place, which the question does not name; wrong are the other places' passwords.
+    Every answer begins with the right place, which the question does not name. Wrong are the other place's password and
+    two that are mentioned, of nowhere.
     """
     words = templates().words
-    names = zip(draw.sample(words["person"], ANSWERS), draw.sample(words["surname"], ANSWERS), strict=True)
-    people = [f"{person} {surname}" for person, surname in names]
-    places, numbers = draw.sample(words["place"], ANSWERS), _values(draw, None)
-    home, *homes = [RESIDENCE.format(person, place) for person, place in zip(people, places, strict=True)]
-    password, *passwords = [PASSWORD.format(place, number) for place, number in zip(places, numbers, strict=True)]
-    ends, between = [home, password], [*homes, *passwords]
+    people = [f"{draw.choice(words['person'])} {surname}" for surname in draw.sample(words["surname"], 2)]
+    places, numbers = draw.sample(words["place"], 2), _values(draw, None)
+    homes = [RESIDENCE.format(person, place) for person, place in zip(people, places, strict=True)]
+    passwords = [PASSWORD.format(place, number) for place, number in zip(places, numbers[:2], strict=True)]
+    ends, between = [homes[0], passwords[0]], [homes[1], passwords[1], HOPS_MENTION.format(*numbers[2:])]
     draw.shuffle(ends)
     draw.shuffle(between)
     answers = [f"{places[0]}. {PASSWORD.format(places[0], number)}" for number in numbers]
@@ -464,18 +373,15 @@ def _last(draw: random.Random, tokenizer: TeacherTokenizer, text: list[int]) -> 
 
 
 def _name(draw: random.Random, tokenizer: TeacherTokenizer, text: list[int]) -> RetrievalCase:
-    """A person is asked for by another form of the name; the wrong values are those of others."""
-    fact = draw.choice(NAME_FACTS)
-    firsts, surnames = draw.sample(sorted(SHORT_NAMES), ANSWERS), draw.sample(templates().words["surname"], ANSWERS)
-    answers = _values(draw, fact.values)
-    sentences = [
-        f"{fact.text.format(f'{draw.choice(TITLES)} {first} {surname}')} {value}."
-        for first, surname, value in zip(firsts, surnames, answers, strict=True)
-    ]
-    form = draw.choice(NAME_FORMS).format(short=SHORT_NAMES[firsts[0]], initial=firsts[0][0], surname=surnames[0])
-    decisive = sentences[0]
+    """A person is asked for by another form of the name; the wrong values are mentioned elsewhere, of nobody."""
+    fact, title, first = draw.choice(NAME_FACTS), draw.choice(TITLES), draw.choice(sorted(SHORT_NAMES))
+    surname = draw.choice(templates().words["surname"])
+    value, *others = _values(draw, None)
+    decisive = f"{fact.format(f'{title} {first} {surname}')} {value}."
+    sentences = [decisive, MENTION.format(*others)]
     draw.shuffle(sentences)
-    return _stated("name", draw, tokenizer, text, sentences, [decisive], fact.text.format(form), answers)
+    form = draw.choice(NAME_FORMS).format(short=SHORT_NAMES[first], initial=first[0], surname=surname)
+    return _stated("name", draw, tokenizer, text, sentences, [decisive], fact.format(form), [value, *others])
 
 
 def _values(draw: random.Random, words: str | None) -> list[str]:
