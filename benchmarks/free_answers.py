@@ -1,19 +1,47 @@
-"""Short questions about real documents, and the grading of free answers to them.
+"""Short questions about real documents, answered freely from contexts of as many vectors, and graded.
+
+    python benchmarks/free_answers.py CORPORA [--budget 512] [--documents 12] [--gistnet smollm2-135m]
+
+The contexts are those of `gistnet.evaluation.contexts.equal_budget`: the whole document, where the teacher has the
+positions for it; recent text; gists of all that is old; passages that the question needs, without and with gists beside
+them; the evidence. An answer is right where it holds an accepted form. The teacher writes greedily, in its chat
+template.
 
 `data/free_answers.jsonl` has one question a line: the file and the id of its document, the accepted answers, and a
 quote of the document that holds one of them. The documents themselves stay in the corpora that docs and configurations
 name: a folder with `narrative/*.jsonl.zst`, each line an object with the fields `id` and `text`.
 """
 
+import argparse
 import json
 import re
-from collections.abc import Collection
+import sys
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parent.parent))  # so that `python benchmarks/…` works, and `-m benchmarks.…`
+
+from benchmarks.machine import RESULTS
+from gistnet.context.generate import generate
+from gistnet.context.passages import Passage
+from gistnet.context.plan import Plan, Raw, default_plan
+from gistnet.context.select import select
+from gistnet.context.selectors import Hit
 from gistnet.data.sources import MatchedFile, read_rows
-from gistnet.errors import DataError
+from gistnet.errors import DataError, GistNetError
+from gistnet.files import write_json
+from gistnet.machine import describe_machine
+from gistnet.model.teacher import Teacher
+from gistnet.session import open_gistnet
+from gistnet.tree.document import InMemoryDocument, compress
+from gistnet.tree.gist_encoder import GistEncoder
 
+NEW_TOKENS = 32
+AROUND = 16
+"""Tokens on either side of a quote that the oracle opens, too."""
 QUESTIONS = Path(__file__).parent / "data" / "free_answers.jsonl"
 
 
@@ -76,3 +104,69 @@ def _documents(path: Path, ids: Collection[str]) -> dict[str, str]:
 def _spaced(text: str) -> str:
     """Pattern of a text with any white space between its words."""
     return r"\s+".join(map(re.escape, text.split()))
+
+
+# Answers --------------------------------------------------------------------------------------------------------------
+
+
+def main() -> int:
+    """Ask every question in every context, and keep the answers and the shares of right ones."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("corpora", type=Path, help="folder of the documents")
+    parser.add_argument("--gistnet", type=Path, default=Path("smollm2-135m"))
+    parser.add_argument("--budget", type=int, default=512, help="the most vectors of the document, beside the question")
+    parser.add_argument("--documents", type=int, default=12, help="the first so many")
+    parser.add_argument("--out", type=Path, default=RESULTS / "free-answers.json")
+    asked = parser.parse_args()
+    teacher, gistnet = open_gistnet(asked.gistnet)
+    encoder = GistEncoder(teacher, gistnet)
+    questions = load_free_questions(asked.corpora)
+    names = list(dict.fromkeys(question.id for question in questions))[: asked.documents]
+    rows: list[dict[str, Any]] = []
+    for name in names:
+        of_document = [question for question in questions if question.id == name]
+        document = compress(of_document[0].document, encoder)
+        for question in of_document:
+            answers = dict(_answers(teacher, document, question, asked.budget))
+            right = {context: is_right(answer, question.answers) for context, answer in answers.items()}
+            rows.append({"document": name, "question": question.question, "answers": answers, "right": right})
+            print(name, question.question, right, flush=True)
+    contexts = list(dict.fromkeys(context for row in rows for context in row["right"]))
+    columns = {context: [row["right"][context] for row in rows if context in row["right"]] for context in contexts}
+    shares = {context: {"right": sum(column), "asked": len(column)} for context, column in columns.items()}
+    head = {"machine": describe_machine(), "gistnet": str(asked.gistnet), "budget": asked.budget}
+    write_json(asked.out, {**head, "shares": shares, "questions": rows})
+    print(json.dumps(shares, indent=1))
+    return 0
+
+
+def _answers(
+    teacher: Teacher, document: InMemoryDocument, question: FreeQuestion, budget: int
+) -> Iterator[tuple[str, str]]:
+    """The answer in each context, by its name."""
+    tokenizer, n, branchings = teacher.tokenizer, document.n_tokens, document.branchings
+    assert tokenizer is not None
+    choose = partial(select, document, question.question, budget, tokenizer=tokenizer)
+    start, stop = (len(tokenizer.encode(question.document[:end])) for end in question.evidence)
+    evidence = [Hit(Passage(*(max(0, start - AROUND), min(n, stop + AROUND)) * 2), 1.0)]
+    plans = {
+        "full": Plan([Raw(0, n)], branchings),
+        "recent": select(document, None, budget, tokenizer=tokenizer).plan,
+        "gists": default_plan(n, branchings, budget),
+        "retrieved": choose(gists_beside=0).plan,
+        "selected": choose().plan,
+        "oracle": choose(gists_beside=0, selector=lambda *_: evidence).plan,
+    }
+    for name, plan in plans.items():
+        if plan.vectors + 512 < teacher.max_positions:
+            answer = generate(
+                document, question.question, teacher=teacher, plan=plan, positions="compact", max_new_tokens=NEW_TOKENS
+            )
+            yield name, answer.text
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except GistNetError as error:
+        sys.exit(f"free_answers: {error}")
