@@ -4,8 +4,8 @@
 
 The contexts are those of `gistnet.evaluation.contexts.equal_budget`: the whole document, where the teacher has the
 positions for it; recent text; gists of all that is old; passages that the question needs, without and with gists beside
-them; the evidence. An answer is right where it holds an accepted form. The teacher writes greedily, in its chat
-template.
+them, found by words, or by words and states; the evidence. An answer is right where it holds an accepted form. The
+teacher writes greedily, in its chat template.
 
 `data/free_answers.jsonl` has one question a line: the file and the id of its document, the accepted answers, and a
 quote of the document that holds one of them. The documents themselves stay in the corpora that docs and configurations
@@ -22,6 +22,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 sys.path.insert(0, str(Path(__file__).parent.parent))  # so that `python benchmarks/…` works, and `-m benchmarks.…`
 
 from benchmarks.machine import RESULTS
@@ -29,12 +31,16 @@ from gistnet.context.generate import generate
 from gistnet.context.passages import Passage
 from gistnet.context.plan import Plan, Raw, default_plan
 from gistnet.context.select import select
-from gistnet.context.selectors import Hit
+from gistnet.context.selectors import Hit, Selector, by_words, fused
+from gistnet.context.states import ByStates
 from gistnet.data.sources import MatchedFile, read_rows
 from gistnet.errors import DataError, GistNetError
+from gistnet.evaluation.contexts.equal_budget import Evidence
+from gistnet.evaluation.contexts.retrieval import RECALLED, recall
 from gistnet.files import write_json
 from gistnet.machine import describe_machine
 from gistnet.model.teacher import Teacher
+from gistnet.model.tokenizer import TeacherTokenizer
 from gistnet.session import open_gistnet
 from gistnet.tree.document import InMemoryDocument, compress
 from gistnet.tree.gist_encoder import GistEncoder
@@ -81,6 +87,12 @@ def load_free_questions(corpora: Path, questions: Path = QUESTIONS) -> list[Free
     return loaded
 
 
+def evidence_of(question: FreeQuestion, tokenizer: TeacherTokenizer) -> Evidence:
+    """The tokens of the quote that holds the answer."""
+    start, stop = (len(tokenizer.encode(question.document[:end])) for end in question.evidence)
+    return [(start, stop)]
+
+
 def is_right(answer: str, accepted: Collection[str]) -> bool:
     """True if an accepted answer stands in the answer as whole words, whatever the case and the white space."""
     return any(re.search(rf"(?<!\w){_spaced(form)}(?!\w)", answer, re.IGNORECASE) for form in accepted)
@@ -116,18 +128,35 @@ def main() -> int:
     parser.add_argument("--gistnet", type=Path, default=Path("smollm2-135m"))
     parser.add_argument("--budget", type=int, default=512, help="the most vectors of the document, beside the question")
     parser.add_argument("--documents", type=int, default=12, help="the first so many")
+    parser.add_argument("--recall-only", action="store_true", help="rank passages, and answer nothing")
     parser.add_argument("--out", type=Path, default=RESULTS / "free-answers.json")
     asked = parser.parse_args()
     teacher, gistnet = open_gistnet(asked.gistnet)
-    encoder = GistEncoder(teacher, gistnet)
+    encoder, tokenizer = GistEncoder(teacher, gistnet), teacher.tokenizer
+    assert tokenizer is not None
     questions = load_free_questions(asked.corpora)
     names = list(dict.fromkeys(question.id for question in questions))[: asked.documents]
+    states = ByStates(teacher)
+    selectors: dict[str, Selector] = {"words": by_words, "states": states, "words and states": fused(by_words, states)}
     rows: list[dict[str, Any]] = []
+    recalled: list[dict[str, list[float]]] = []
     for name in names:
         of_document = [question for question in questions if question.id == name]
-        document = compress(of_document[0].document, encoder)
+        if asked.recall_only:
+            tokens = tokenizer.encode(of_document[0].document)
+            document = InMemoryDocument(tokens, (), gistnet.branchings, gistnet.positions, teacher.fingerprint)
+        else:
+            document = compress(of_document[0].document, encoder)
         for question in of_document:
-            answers = dict(_answers(teacher, document, question, asked.budget))
+            found = {
+                selector: [recall(hits[:most], evidence_of(question, tokenizer)) for most in RECALLED]
+                for selector, search in selectors.items()
+                for hits in [search(document, question.question, tokenizer)]
+            }
+            recalled.append(found)
+            if asked.recall_only:
+                continue
+            answers = dict(_answers(teacher, document, question, asked.budget, selectors["words and states"]))
             right = {context: is_right(answer, question.answers) for context, answer in answers.items()}
             rows.append({"document": name, "question": question.question, "answers": answers, "right": right})
             print(name, question.question, right, flush=True)
@@ -135,19 +164,20 @@ def main() -> int:
     columns = {context: [row["right"][context] for row in rows if context in row["right"]] for context in contexts}
     shares = {context: {"right": sum(column), "asked": len(column)} for context, column in columns.items()}
     head = {"machine": describe_machine(), "gistnet": str(asked.gistnet), "budget": asked.budget}
-    write_json(asked.out, {**head, "shares": shares, "questions": rows})
-    print(json.dumps(shares, indent=1))
+    means = {name: np.mean([of[name] for of in recalled], axis=0).tolist() for name in selectors}
+    write_json(asked.out, {**head, "recall": {"passages": RECALLED, **means}, "shares": shares, "questions": rows})
+    print(json.dumps({"recall": means, "shares": shares}, indent=1))
     return 0
 
 
 def _answers(
-    teacher: Teacher, document: InMemoryDocument, question: FreeQuestion, budget: int
+    teacher: Teacher, document: InMemoryDocument, question: FreeQuestion, budget: int, hybrid: Selector
 ) -> Iterator[tuple[str, str]]:
     """The answer in each context, by its name."""
     tokenizer, n, branchings = teacher.tokenizer, document.n_tokens, document.branchings
     assert tokenizer is not None
     choose = partial(select, document, question.question, budget, tokenizer=tokenizer)
-    start, stop = (len(tokenizer.encode(question.document[:end])) for end in question.evidence)
+    ((start, stop),) = evidence_of(question, tokenizer)
     evidence = [Hit(Passage(*(max(0, start - AROUND), min(n, stop + AROUND)) * 2), 1.0)]
     plans = {
         "full": Plan([Raw(0, n)], branchings),
@@ -155,6 +185,7 @@ def _answers(
         "gists": default_plan(n, branchings, budget),
         "retrieved": choose(gists_beside=0).plan,
         "selected": choose().plan,
+        "hybrid": choose(gists_beside=0, selector=hybrid).plan,
         "oracle": choose(gists_beside=0, selector=lambda *_: evidence).plan,
     }
     for name, plan in plans.items():

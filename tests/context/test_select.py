@@ -4,14 +4,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gistnet.context.generate import generate
-from gistnet.context.passages import LONGEST, split_passages
+from gistnet.context.passages import LONGEST, Passage, split_passages
 from gistnet.context.plan import Gists, Raw
 from gistnet.context.select import select
-from gistnet.context.selectors import by_words, word_scores
+from gistnet.context.selectors import Hit, by_words, fused, word_scores
+from gistnet.context.states import ByStates
 from gistnet.errors import ConfigError
 from gistnet.model.config import GistNetConfig, TeacherConfig
 from gistnet.model.gistnet import GistNet
@@ -86,7 +88,7 @@ def test_what_a_question_needs_is_opened(teacher: Teacher, document: InMemoryDoc
     assert last.stop - last.start >= 150 // 4
     beside = [piece for piece in selection.plan.pieces if isinstance(piece, Gists)]
     assert [8 * piece.start - opened.stop for piece in beside][-1] in range(8)  # the first whole span behind it
-    assert sum(piece.stop - piece.start for piece in beside) == 4
+    assert sum(piece.stop - piece.start for piece in beside) == 2
     explained = selection.explain(document, teacher.tokenizer)
     assert len(explained) == len(selection.plan.order)
     assert any("opened" in line and "password" in line for line in explained)
@@ -131,3 +133,38 @@ def test_generate_reads_what_its_prompt_needs(teacher: Teacher, document: InMemo
         generation.selection.opened[0]
         == select(document, "Ada Quill", 141, tokenizer=teacher.tokenizer, selector=by_words).opened[0]
     )
+
+
+def test_states_are_compared_token_by_token(teacher: Teacher, document: InMemoryDocument) -> None:
+    def states(tokens: np.ndarray) -> torch.Tensor:
+        with torch.no_grad():
+            read = teacher.model.base_model(torch.from_numpy(tokens)[None], output_hidden_states=True)
+        return torch.nn.functional.normalize(read.hidden_states[1][0], dim=-1)  # behind the first of two layers
+
+    tokens = document.tokens(0, document.n_tokens)  # fewer than are read together
+    own, asked = states(tokens), states(teacher.tokenizer.encode(FACT))
+    common = own.mean(dim=0)
+    cosine = torch.nn.functional.cosine_similarity((asked - common)[:, None], (own - common)[None], dim=-1)
+    hits = ByStates(teacher)(document, FACT, teacher.tokenizer)
+    assert [hit.passage for hit in sorted(hits)] == split_passages(tokens, teacher.tokenizer)
+    assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
+    for passage, score in hits:
+        nearest = [max(row[passage.start : passage.stop].tolist()) for row in cosine[1:]]  # nothing precedes the first
+        assert score == pytest.approx(np.mean(nearest), abs=1e-5)
+    assert ByStates(teacher)(document, "", teacher.tokenizer) == []
+
+
+def test_a_selector_forgets_the_document_before(teacher: Teacher, document: InMemoryDocument) -> None:
+    other = InMemoryDocument(document.token_ids[::-1].copy(), (), (8,), "end", document.teacher)
+    selector = ByStates(teacher)
+    expected = ByStates(teacher)(other, "rain", teacher.tokenizer)
+    selector(document, "rain", teacher.tokenizer)
+    assert selector(other, "rain", teacher.tokenizer) == expected
+
+
+def test_ranks_are_fused(teacher: Teacher, document: InMemoryDocument) -> None:
+    first, second, third = (Passage(start, start + 1, start, start + 1) for start in range(3))
+    ranked = ([Hit(first, 9), Hit(second, 8)], [Hit(second, 0.3), Hit(third, 0.2), Hit(first, 0.1)])
+    hits = fused(*(lambda *_, hits=hits: hits for hits in ranked))(document, "any", teacher.tokenizer)
+    assert [hit.passage for hit in hits] == [second, first, third]
+    assert hits[0].score == pytest.approx(1 / 7 + 1 / 6)
