@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 from gistnet.version import __version__
 
 if TYPE_CHECKING:
+    from gistnet.compressor import Compressor, load
     from gistnet.config import load_config
     from gistnet.context.assembly import assemble
     from gistnet.context.generate import generate
     from gistnet.context.plan import default_plan
+    from gistnet.context.select import select
     from gistnet.evaluation.evaluator import evaluate
     from gistnet.model.encoder import SpanEncoder
     from gistnet.model.gistnet import GistNet
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from gistnet.tree.tree import GistTree
 
 __all__ = [
+    "Compressor",
     "GistEncoder",
     "GistNet",
     "GistTree",
@@ -36,15 +39,18 @@ __all__ = [
     "default_plan",
     "evaluate",
     "generate",
+    "load",
     "load_config",
     "open_trained",
     "prepare_data",
+    "select",
     "train",
     "write_comparison",
     "write_report",
 ]
 
 _HOMES = {
+    "Compressor": "gistnet.compressor",
     "GistEncoder": "gistnet.tree.gist_encoder",
     "GistNet": "gistnet.model.gistnet",
     "GistTree": "gistnet.tree.tree",
@@ -55,9 +61,11 @@ _HOMES = {
     "default_plan": "gistnet.context.plan",
     "evaluate": "gistnet.evaluation.evaluator",
     "generate": "gistnet.context.generate",
+    "load": "gistnet.compressor",
     "load_config": "gistnet.config",
     "open_trained": "gistnet.session",
     "prepare_data": "gistnet.preparation",
+    "select": "gistnet.context.select",
     "train": "gistnet.session",
     "write_comparison": "gistnet.report.report",
     "write_report": "gistnet.report.report",

@@ -84,21 +84,11 @@ def generate(
         TeacherError: the teacher has no tokenizer, or no chat template and one was asked for; or its template does not
             render a conversation of one user's turn.
     """
-    if not prompt.strip():
-        raise DataError("Got an empty prompt, expected something for the teacher to continue or answer.")
-    require_unicode(prompt, "a prompt")
-    if teacher.tokenizer is None:
-        raise TeacherError(f"{teacher.name} has no tokenizer, expected one to read the prompt.")
     settings = _generation_settings(teacher, max_new_tokens, options)
-    before, after = _surroundings(teacher.tokenizer, prompt, chat, teacher.name)
-    selection = None
-    if plan is None and budget is not None:
-        selection = _select_within(budget, document, prompt, teacher.tokenizer, len(before), len(after))
-        plan = selection.plan
-    elif plan is None or budget is not None:
-        got = "neither" if plan is None else "both"
-        raise ConfigError(f"Got {got} of a budget and a plan, expected one of them.")
-    context = assemble(document, plan, teacher, positions=positions, before=before, after=after)
+    context, selection = prompt_context(
+        document, prompt, teacher=teacher, budget=budget, plan=plan, positions=positions, chat=chat
+    )
+    assert teacher.tokenizer is not None
     try:
         tokens, _ = continue_context(teacher, context, settings, streamer)
     except (ValueError, TypeError, LookupError, RuntimeError) as error:
@@ -108,6 +98,33 @@ def generate(
         raise _refused(error) from error
     text = teacher.tokenizer.inner.decode(tokens, skip_special_tokens=True)
     return Generation(text, tokens, context, selection)
+
+
+def prompt_context(
+    document: CompressedDocument,
+    prompt: str,
+    *,
+    teacher: Teacher,
+    budget: int | None = None,
+    plan: Plan | None = None,
+    positions: Positions | None = None,
+    chat: bool | None = None,
+) -> tuple[Context, Selection | None]:
+    """The context that `generate` lets the teacher continue, and why it is so; arguments and errors are its own."""
+    if not prompt.strip():
+        raise DataError("Got an empty prompt, expected something for the teacher to continue or answer.")
+    require_unicode(prompt, "a prompt")
+    if teacher.tokenizer is None:
+        raise TeacherError(f"{teacher.name} has no tokenizer, expected one to read the prompt.")
+    before, after = _surroundings(teacher.tokenizer, prompt, chat, teacher.name)
+    selection = None
+    if plan is None and budget is not None:
+        selection = _select_within(budget, document, prompt, teacher.tokenizer, len(before), len(after))
+        plan = selection.plan
+    elif plan is None or budget is not None:
+        got = "neither" if plan is None else "both"
+        raise ConfigError(f"Got {got} of a budget and a plan, expected one of them.")
+    return assemble(document, plan, teacher, positions=positions, before=before, after=after), selection
 
 
 def _select_within(

@@ -1,0 +1,73 @@
+"""The five lines: load, encode, compress, generate; with a tiny teacher over bytes."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import gistnet
+from gistnet.errors import CheckpointError, DataError
+from gistnet.model.config import GistNetConfig, TeacherConfig
+from gistnet.model.gistnet import GistNet
+from gistnet.model.teacher import Teacher
+
+TEXT = "the river walked over seven quiet stones and never met the bridge; " * 4  # 268 bytes
+
+
+@pytest.fixture(scope="module")
+def saved(teacher_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    teacher = Teacher.from_pretrained(TeacherConfig(name=str(teacher_folder), precision="float32"))
+    folder = tmp_path_factory.mktemp("saved") / "gistnet"
+    GistNet.build(GistNetConfig(architecture="bottleneck", width=16, heads=2), teacher, 8).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(saved: Path) -> gistnet.Compressor:
+    return gistnet.load(saved)
+
+
+def test_vectors_of_a_text_and_what_fills_no_span(model: gistnet.Compressor) -> None:
+    vectors, tail = model.encode(TEXT)
+    assert vectors.shape == (33, model.info()["dim"])
+    assert model.teacher.tokenizer.decode(tail) == TEXT[33 * 8 :]
+    with pytest.raises(DataError, match="empty text"):
+        model.encode("")
+
+
+def test_an_answer_is_that_of_generate_and_its_pieces_join_to_it(model: gistnet.Compressor) -> None:
+    document = model.compress(TEXT)
+    answer = model.generate(document, "seven stones", budget=100, max_new_tokens=5)
+    expected = gistnet.generate(document, "seven stones", teacher=model.teacher, budget=100, max_new_tokens=5)
+    assert answer.tokens == expected.tokens
+    assert "".join(model.stream(document, "seven stones", budget=100, max_new_tokens=5)) == answer.text
+    with pytest.raises(DataError, match="empty prompt"):
+        list(model.stream(document, " "))
+
+
+def test_transformers_reads_the_context(model: gistnet.Compressor) -> None:
+    document = model.compress(TEXT)
+    inputs = model.context(document, "seven stones", budget=100)
+    assert inputs["inputs_embeds"].shape[1] <= 100
+    written = model.teacher.model.generate(**inputs, max_new_tokens=5, do_sample=False)
+    assert written[0].tolist() == model.generate(document, "seven stones", budget=100, max_new_tokens=5).tokens
+
+
+def test_a_model_that_is_loaded_already_is_used_and_another_one_refused(
+    saved: Path, model: gistnet.Compressor, teacher_folder: Path
+) -> None:
+    own = AutoModelForCausalLM.from_pretrained(teacher_folder, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(teacher_folder)
+    loaded = gistnet.load(saved, model=own, tokenizer=tokenizer)
+    assert loaded.teacher.model is own
+    assert np.array_equal(loaded.encode(TEXT).vectors, model.encode(TEXT).vectors)
+    other = AutoModelForCausalLM.from_config(own.config)
+    with pytest.raises(CheckpointError, match="trained with"):
+        gistnet.load(saved, model=other, tokenizer=tokenizer)
+
+
+def test_a_name_that_there_is_not_is_refused() -> None:
+    with pytest.raises(CheckpointError, match="no-such-release"):
+        gistnet.load("no-such-release")
