@@ -30,6 +30,7 @@ demo: install
 	$(BIN)/gistnet compress $(RELEASE) README.md --tree runs/demo/readme.tree
 	$(BIN)/gistnet tree info runs/demo/readme.tree
 	$(BIN)/gistnet generate "What is a gist?" --tree runs/demo/readme.tree --budget 512 --max-new-tokens 40
+	$(BIN)/gistnet show $(RELEASE) README.md
 
 # A worker a core, each with one thread: threads of several workers would wait for each other.
 test: install

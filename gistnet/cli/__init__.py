@@ -201,6 +201,6 @@ def report(
         raise ConfigError(f"Got {len(runs)} runs, expected one, or --compare to put them side by side.")
 
 
-for command in (trees.compress, trees.generate, releases.release, releases.publish):
+for command in (trees.compress, trees.generate, trees.show, releases.release, releases.publish):
     app.command()(command)
 app.add_typer(trees.tree_app, name="tree")

@@ -1,4 +1,4 @@
-"""The commands about trees: `gistnet compress`, `gistnet generate` and `gistnet tree info|verify|search|export`.
+"""The commands about texts and trees: `gistnet compress|generate|show` and `gistnet tree info|verify|search|export`.
 
 Each reads its arguments, calls the library, and prints. What needs no model does not load PyTorch: `info`, `export`,
 and `verify` without a checkpoint.
@@ -126,6 +126,31 @@ def generate(
     )
     if not generation.text.strip():
         logger.warning("The model's answer is empty: it ended its turn at once.")
+
+
+def show(
+    checkpoint: Annotated[Path, typer.Argument(help=CHECKPOINT, **PATH)],
+    file: Annotated[Path, typer.Argument(help="A text in UTF-8.", **PATH)],
+    count: Annotated[int, typer.Option(min=1, help="How many spans to show.")] = 5,
+) -> None:
+    """Show what the model predicts after some spans of a text: read in full, read as one gist, and left out."""
+    from gistnet.compressor import load
+    from gistnet.context.show import FIRST_TOKENS, show_spans
+    from gistnet.data.sources import read_text
+
+    terminal.quieten()
+    text = next(read_text(file), "")[: 16 * FIRST_TOKENS]
+    model = load(checkpoint)
+    spans = show_spans(model.teacher, model.compress(text), count)
+    table = Table("…the span's end", "next", "after all its tokens", "after one gist", "without it")
+    for span in spans:
+        found = [f"{token!r} {share:.2f}" for token, share in span.likeliest.values()]
+        table.add_row(f"…{' '.join(span.text.split())[-28:]}", repr(span.following), *found)
+    terminal.out.print(table)
+    terminal.out.print(
+        "The likeliest next token and its probability, for the spans without which it changes most, among the first "
+        f"{FIRST_TOKENS} tokens."
+    )
 
 
 @tree_app.command()
