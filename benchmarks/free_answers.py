@@ -1,6 +1,6 @@
 """Short questions about real documents, answered freely from contexts of as many vectors, and graded.
 
-    python benchmarks/free_answers.py CORPORA [--budget 512] [--documents 12] [--gistnet smollm2-135m]
+    python benchmarks/free_answers.py CORPORA [--budget 512] [--documents 12] [--each 5]
 
 The contexts are those of `gistnet.evaluation.contexts.equal_budget`: the whole document, where the teacher has the
 positions for it; recent text; gists of all that is old; passages that the question needs, without and with gists beside
@@ -16,7 +16,7 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -45,7 +45,10 @@ from gistnet.session import open_gistnet
 from gistnet.tree.document import InMemoryDocument, compress
 from gistnet.tree.gist_encoder import GistEncoder
 
+CONTEXTS = ("full", "recent", "gists", "retrieved", "selected", "hybrid", "oracle")
 NEW_TOKENS = 32
+NOT_OF_THE_DOCUMENT = 256
+"""Positions that are kept free for template, question and answer."""
 AROUND = 16
 """Tokens on either side of a quote that the oracle opens, too."""
 QUESTIONS = Path(__file__).parent / "data" / "free_answers.jsonl"
@@ -128,6 +131,8 @@ def main() -> int:
     parser.add_argument("--gistnet", type=Path, default=Path("smollm2-135m"))
     parser.add_argument("--budget", type=int, default=512, help="the most vectors of the document, beside the question")
     parser.add_argument("--documents", type=int, default=12, help="the first so many")
+    parser.add_argument("--each", type=int, default=5, help="the first so many questions of each document")
+    parser.add_argument("--contexts", nargs="+", default=CONTEXTS, choices=CONTEXTS)
     parser.add_argument("--recall-only", action="store_true", help="rank passages, and answer nothing")
     parser.add_argument("--out", type=Path, default=RESULTS / "free-answers.json")
     asked = parser.parse_args()
@@ -141,7 +146,7 @@ def main() -> int:
     rows: list[dict[str, Any]] = []
     recalled: list[dict[str, list[float]]] = []
     for name in names:
-        of_document = [question for question in questions if question.id == name]
+        of_document = [question for question in questions if question.id == name][: asked.each]
         if asked.recall_only:
             tokens = tokenizer.encode(of_document[0].document)
             document = InMemoryDocument(tokens, (), gistnet.branchings, gistnet.positions, teacher.fingerprint)
@@ -156,7 +161,19 @@ def main() -> int:
             recalled.append(found)
             if asked.recall_only:
                 continue
-            answers = dict(_answers(teacher, document, question, asked.budget, selectors["words and states"]))
+            plans = plans_for(teacher, document, question, asked.budget, selectors["words and states"])
+            answers = {
+                context: generate(
+                    document,
+                    question.question,
+                    teacher=teacher,
+                    plan=plans[context],
+                    positions="compact",
+                    max_new_tokens=NEW_TOKENS,
+                ).text
+                for context in asked.contexts
+                if plans[context].vectors + NOT_OF_THE_DOCUMENT < teacher.max_positions
+            }
             right = {context: is_right(answer, question.answers) for context, answer in answers.items()}
             rows.append({"document": name, "question": question.question, "answers": answers, "right": right})
             print(name, question.question, right, flush=True)
@@ -170,16 +187,16 @@ def main() -> int:
     return 0
 
 
-def _answers(
+def plans_for(
     teacher: Teacher, document: InMemoryDocument, question: FreeQuestion, budget: int, hybrid: Selector
-) -> Iterator[tuple[str, str]]:
-    """The answer in each context, by its name."""
+) -> dict[str, Plan]:
+    """The plan of each of `CONTEXTS`."""
     tokenizer, n, branchings = teacher.tokenizer, document.n_tokens, document.branchings
     assert tokenizer is not None
     choose = partial(select, document, question.question, budget, tokenizer=tokenizer)
     ((start, stop),) = evidence_of(question, tokenizer)
     evidence = [Hit(Passage(*(max(0, start - AROUND), min(n, stop + AROUND)) * 2), 1.0)]
-    plans = {
+    return {
         "full": Plan([Raw(0, n)], branchings),
         "recent": select(document, None, budget, tokenizer=tokenizer).plan,
         "gists": default_plan(n, branchings, budget),
@@ -188,12 +205,6 @@ def _answers(
         "hybrid": choose(gists_beside=0, selector=hybrid).plan,
         "oracle": choose(gists_beside=0, selector=lambda *_: evidence).plan,
     }
-    for name, plan in plans.items():
-        if plan.vectors + 512 < teacher.max_positions:
-            answer = generate(
-                document, question.question, teacher=teacher, plan=plan, positions="compact", max_new_tokens=NEW_TOKENS
-            )
-            yield name, answer.text
 
 
 if __name__ == "__main__":
