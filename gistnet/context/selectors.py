@@ -1,7 +1,7 @@
 """Selectors: which passages of a document a query needs. A selector is a function; `select` takes any.
 
-`by_words` ranks by the words that a passage shares with the query: BM25 (Robertson and Zaragoza, 2009), of the library
-bm25s.
+`by_words` ranks by the words that a passage shares with the query: BM25 (Robertson and Zaragoza, 2009), by the index of
+a tree, or of the library bm25s for a document in memory.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,9 +10,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from gistnet.context.passages import Passage, split_passages
 from gistnet.model.tokenizer import TeacherTokenizer
 from gistnet.tree.document import CompressedDocument
+from gistnet.tree.passages import Passage, split_passages
+
+MOST_FOUND = 64
+"""Passages that are taken from an index."""
 
 
 class Hit(NamedTuple):
@@ -27,7 +30,12 @@ Selector = Callable[[CompressedDocument, str, TeacherTokenizer], Sequence[Hit]]
 
 
 def by_words(document: CompressedDocument, query: str, tokenizer: TeacherTokenizer) -> list[Hit]:
-    """Passages that share words with the query, by BM25: the selector of `select`."""
+    """Passages that share words with the query, by BM25: the selector of `select`.
+
+    A document of a tree has an index; any other is read, and its passages are ranked among each other.
+    """
+    if (indexed := document.find(query, MOST_FOUND)) is not None:
+        return [Hit(*found) for found in indexed]
     passages = split_passages(document.tokens(0, document.n_tokens), tokenizer)
     texts = [tokenizer.decode(document.tokens(of.start, of.stop).tolist()) for of in passages]
     found = zip(passages, word_scores(texts, query).tolist(), strict=True)
