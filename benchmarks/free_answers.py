@@ -28,7 +28,6 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # so that `python benchma
 
 from benchmarks.machine import RESULTS
 from gistnet.context.generate import generate
-from gistnet.context.passages import Passage
 from gistnet.context.plan import Plan, Raw, default_plan
 from gistnet.context.select import select
 from gistnet.context.selectors import Hit, Selector, by_words, fused
@@ -44,6 +43,7 @@ from gistnet.model.tokenizer import TeacherTokenizer
 from gistnet.session import open_gistnet
 from gistnet.tree.document import InMemoryDocument, compress
 from gistnet.tree.gist_encoder import GistEncoder
+from gistnet.tree.passages import Passage
 
 CONTEXTS = ("full", "recent", "gists", "retrieved", "selected", "hybrid", "oracle")
 NEW_TOKENS = 32

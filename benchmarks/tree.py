@@ -21,6 +21,7 @@ weights, span and index, so that a reader can tell what it must see, to the bit.
 
     before it refreshes, notes what is acknowledged; after, finds at least that
     reads tokens and the gists of all levels: all by the weights that the tree names, none torn, none missing
+    finds the passages that have the last token's word, and only such
     goes back to a generation that it has held for a while: unchanged, though the writer compacts and cleans
 
 At the end the tree is opened for writing once more, and verified with every gist made again. Exits with 1 if anything
@@ -373,6 +374,13 @@ def look(document: TreeDocument, weights: int, draw: random.Random) -> None:
     start = 0 if draw.random() < 0.2 else draw.randrange(max(1, n - 2000))
     stop = n if draw.random() < 0.2 else min(n, start + 2000)
     check(np.array_equal(document.tokens(start, stop), content(document.name, start, stop)), "tokens are wrong")
+    last = content(document.name, n - 1, n)[0]
+    word = f"w{last}"
+    passages = document.find(word, n)
+    check(passages is not None and (last < 128 or bool(passages)), "the last token is not in the index")
+    for passage, _ in passages or ():
+        text = stub.tokenizer.decode(content(document.name, passage.start, passage.stop).tolist())
+        check(word in text.split(), "a passage was found that does not have the word")
     for level in range(3):
         per_gist = 8 ** (level + 1)
         first, last = start // per_gist, stop // per_gist

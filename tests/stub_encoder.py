@@ -1,5 +1,6 @@
 """Encoder without a network, for tests and benchmarks of trees: cheap, exact, and of any size."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -7,6 +8,7 @@ from numpy.typing import NDArray
 
 from gistnet.errors import DataError
 from gistnet.model.fingerprint import TeacherFingerprint
+from gistnet.model.tokenizer import TextEnd
 from gistnet.tree.encoder import EncoderInfo
 
 TEACHER = TeacherFingerprint(
@@ -15,6 +17,17 @@ TEACHER = TeacherFingerprint(
 INFO = EncoderInfo(
     fingerprint="stub", branchings=(4, 4), dim=8, positions="center", teacher=TEACHER, vocabulary_size=1000
 )
+
+
+class StubTokenizer:
+    """`Detokenizer` of the tokens of `StubEncoder`: bytes are ASCII characters, others words of their own."""
+
+    text_ends = np.zeros(1 << 16, dtype=np.int8)
+    text_ends[ord(".")], text_ends[ord("\n")] = TextEnd.SENTENCE, TextEnd.LINE
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of token ids."""
+        return "".join(chr(token) if token < 128 else f" w{token} " for token in tokens)
 
 
 class StubEncoder:
@@ -31,6 +44,7 @@ class StubEncoder:
 
     def __init__(self, seed: int = 1, **changes: Any) -> None:
         self.seed = seed
+        self.tokenizer = StubTokenizer()
         self.info = INFO.model_copy(update={"fingerprint": f"stub{seed:04d}", **changes})
 
     def tokenize(self, text: str, *, continued: bool = False) -> NDArray[np.int64]:

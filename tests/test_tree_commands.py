@@ -23,8 +23,6 @@ from gistnet.errors import ConfigError, DataError, GistNetError, StorageError
 from gistnet.model.teacher import Teacher
 from gistnet.session import LoadEncoder, open_gistnet, open_trained, train
 from gistnet.tree.compress import CompressTotals, TextFiles, compress_files
-from gistnet.tree.document import compress as compress_text
-from gistnet.tree.gist_encoder import GistEncoder
 from gistnet.tree.quality import QualityOptions, add_quality
 from gistnet.tree.ray_compress import ReadyGists
 from gistnet.tree.tree import GistTree
@@ -227,15 +225,15 @@ def test_export_writes_what_the_tree_holds(compressed: Path, checkpoint: Path, t
 def test_the_model_answers_from_a_document_of_the_tree(
     checkpoint: Path, compressed: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What `generate` gives for the same text compressed in memory."""
+    """What `generate` gives for the same document of the tree."""
     name = "a.txt"
     caplog.set_level("INFO", "gistnet")
     result = run("generate", "The river", "--tree", compressed, "--document", name, "--budget", 150,
                  "--max-new-tokens", 9, "--explain")  # fmt: skip
-    teacher, gistnet = open_gistnet(checkpoint)
-    expected = generate(
-        compress_text(BOOK, GistEncoder(teacher, gistnet)), "The river", teacher=teacher, budget=150, max_new_tokens=9
-    )
+    teacher, _ = open_gistnet(checkpoint)
+    with GistTree.open(compressed) as tree:
+        document = tree.document(name)
+        expected = generate(document, "The river", teacher=teacher, budget=150, max_new_tokens=9)
     assert expected.context.positions == "compact"  # 804 tokens are more than the teacher's 256 positions
     assert len(expected.tokens) == 9
     assert result.stdout.strip() == expected.text.strip()
@@ -243,7 +241,7 @@ def test_the_model_answers_from_a_document_of_the_tree(
     assert f"Read {covered:,} of 804 tokens as {len(expected.context)} vectors" in caplog.text
     assert expected.selection is not None
     assert f"opened for the prompt: {expected.selection.sources}" in caplog.text
-    explained = expected.selection.explain(compress_text(BOOK, GistEncoder(teacher, gistnet)), teacher.tokenizer)
+    explained = expected.selection.explain(document, teacher.tokenizer)
     assert result.stderr.splitlines()[: len(explained)] == explained
 
 

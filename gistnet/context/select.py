@@ -12,12 +12,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from gistnet.context.passages import LONGEST, split_passages
 from gistnet.context.plan import Gists, Piece, Plan, Raw
 from gistnet.context.selectors import Hit, Selector, by_words
 from gistnet.errors import ConfigError
 from gistnet.model.tokenizer import TeacherTokenizer
 from gistnet.tree.document import CompressedDocument
+from gistnet.tree.passages import LONGEST, split_passages
 
 RECENT_SHARE = 0.125
 """Part of the budget that recent text has, whatever is opened."""

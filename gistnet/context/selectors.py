@@ -1,8 +1,8 @@
 """Selectors: which passages of a document a query needs. A selector is a function; `select` takes any.
 
-`by_words` ranks by the words that a passage shares with the query: BM25 (Robertson and Zaragoza, 2009), of the library
-bm25s. `gistnet.context.states.ByStates` compares what was meant. `fused` joins the ranks of several, and finds more
-than each (docs/ablations.md):
+`by_words` ranks by the words that a passage shares with the query: BM25 (Robertson and Zaragoza, 2009), by the index of
+a tree, or of the library bm25s for a document in memory. `gistnet.context.states.ByStates` compares what was meant.
+`fused` joins the ranks of several, and finds more than each (docs/ablations.md):
 
     select(document, query, 512, tokenizer=teacher.tokenizer, selector=fused(by_words, ByStates(teacher)))
 """
@@ -13,9 +13,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from gistnet.context.passages import Passage, split_passages
 from gistnet.model.tokenizer import TeacherTokenizer
 from gistnet.tree.document import CompressedDocument
+from gistnet.tree.passages import Passage, split_passages
+
+MOST_FOUND = 64
+"""Passages that are taken from an index."""
 
 FUSED_FROM = 5
 """Ranks below it differ little when they are fused. 60, as published, found less among some hundred passages."""
@@ -33,7 +36,12 @@ Selector = Callable[[CompressedDocument, str, TeacherTokenizer], Sequence[Hit]]
 
 
 def by_words(document: CompressedDocument, query: str, tokenizer: TeacherTokenizer) -> list[Hit]:
-    """Passages that share words with the query, by BM25: the selector of `select`."""
+    """Passages that share words with the query, by BM25: the selector of `select`.
+
+    A document of a tree has an index; any other is read, and its passages are ranked among each other.
+    """
+    if (indexed := document.find(query, MOST_FOUND)) is not None:
+        return [Hit(*found) for found in indexed]
     passages = split_passages(document.tokens(0, document.n_tokens), tokenizer)
     texts = [tokenizer.decode(document.tokens(of.start, of.stop).tolist()) for of in passages]
     found = zip(passages, word_scores(texts, query).tolist(), strict=True)

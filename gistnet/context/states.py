@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from gistnet.context.passages import split_passages
 from gistnet.context.selectors import Hit
 from gistnet.model.teacher import Teacher
 from gistnet.model.tokenizer import TeacherTokenizer
 from gistnet.tree.document import CompressedDocument
+from gistnet.tree.passages import split_passages
 
 READ_TOGETHER = 1024
 """Tokens of a document that the teacher reads at once."""

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from gistnet.errors import DataError
 from gistnet.model.fingerprint import TeacherFingerprint
 from gistnet.tree.encoder import Encoder, count_gists, encode_levels, require_tokens
+from gistnet.tree.passages import Passage
 
 
 class CompressedDocument(ABC):
@@ -55,6 +56,13 @@ class CompressedDocument(ABC):
         """
         self.require_gists(level, start, stop)
         return self._read_gists(level, start, stop)
+
+    def find(self, query: str, k: int) -> list[tuple[Passage, float]] | None:
+        """The k passages that share words with a query and fit it best, with their scores, best first.
+
+        None where no index is kept, as in memory: then it takes reading all of the document.
+        """
+        return None
 
     def require_gists(self, level: int, start: int, stop: int) -> None:
         """Refuse a range of gists that are not there.

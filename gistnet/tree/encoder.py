@@ -14,6 +14,7 @@ from pydantic import Field
 from gistnet.errors import DataError
 from gistnet.model.fingerprint import TeacherFingerprint
 from gistnet.settings import Branching, Section
+from gistnet.tree.passages import Detokenizer
 
 _NO_TOKENS = np.empty(0, dtype=np.int64)
 
@@ -66,6 +67,10 @@ class Encoder(Protocol):
     @property
     def info(self) -> EncoderInfo:
         """Fingerprint, shape and teacher; constant."""
+
+    @property
+    def tokenizer(self) -> Detokenizer | None:
+        """The teacher's, which tells the text of tokens; None where there is none, and so no search by words."""
 
     def tokenize(self, text: str, *, continued: bool = False) -> NDArray[np.int64]:
         """Token ids of a text, without BOS and EOS; `continued`: the text follows another one."""

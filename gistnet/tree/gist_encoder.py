@@ -47,9 +47,9 @@ class GistEncoder:
         context_spans: int = CONTEXT_SPANS,
     ) -> None:
         self._teacher = teacher
+        self.tokenizer = teacher.tokenizer
         self._encoders = [SpanEncoder(teacher, level) for level in gistnet.eval().levels]
-        tokenizer = teacher.tokenizer
-        self._prefix = torch.tensor(tokenizer.window_prefix if tokenizer else (), dtype=torch.long)
+        self._prefix = torch.tensor(self.tokenizer.window_prefix if self.tokenizer else (), dtype=torch.long)
         span = gistnet.branchings[0]
         # The fingerprint covers all that decides a gist: weights, number format, and what is read with a span.
         described = f"{gistnet.fingerprint} {teacher.dtype}"
@@ -78,9 +78,9 @@ class GistEncoder:
             DataError: the text is not valid Unicode.
             TeacherError: the teacher has no tokenizer.
         """
-        if self._teacher.tokenizer is None:
+        if self.tokenizer is None:
             raise TeacherError(f"{self._teacher.name} has no tokenizer, expected one to read text.")
-        return self._teacher.tokenizer.encode(text, continued=continued)
+        return self.tokenizer.encode(text, continued=continued)
 
     @torch.no_grad()
     def encode(self, level: int, spans: NDArray[np.generic], first: int) -> NDArray[np.float16]:

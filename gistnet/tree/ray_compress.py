@@ -43,7 +43,7 @@ class ReadyGists:
     """Encoder that hands out gists which the same one made in another process, and makes the rest itself."""
 
     def __init__(self, encoder: Encoder) -> None:
-        self.info, self.tokenize = encoder.info, encoder.tokenize
+        self.info, self.tokenizer, self.tokenize = encoder.info, encoder.tokenizer, encoder.tokenize
         self._encode = encoder.encode
         self._start = 0
         self._gists: Sequence[NDArray[np.float16]] = ()

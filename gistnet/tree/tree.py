@@ -3,7 +3,7 @@
     with GistTree.create("my-tree", encoder) as tree:
         tree.append("text of any length")           # acknowledged when it returns
         document = tree.document("main")            # tokens and gists, for a context to be assembled from
-        hits = tree.search("what was it about?")
+        hits = tree.find("what was it about?")          # passages that share words with it
 
 One process writes, any number read. What `append` returned for is there after `kill -9` of the writer, whenever it
 came. On a local disk it should be there after a loss of power too: files are flushed before the catalog names them, and
@@ -27,10 +27,11 @@ from gistnet.model.fingerprint import TeacherFingerprint
 from gistnet.model.tokenizer import require_unicode
 from gistnet.tree.document import require_level
 from gistnet.tree.encoder import Encoder, encode_levels, require_tokens, tokens_per_gist
+from gistnet.tree.passages import Detokenizer
 from gistnet.tree.storage import catalog, maintenance
 from gistnet.tree.storage import rows as layout
 from gistnet.tree.storage.maintenance import VerifyReport
-from gistnet.tree.storage.snapshot import Hit, Snapshot, TreeDocument
+from gistnet.tree.storage.snapshot import Found, Hit, Snapshot, TreeDocument
 from gistnet.tree.storage.tables import Location
 from gistnet.tree.storage.writing import Transaction, create_tree
 
@@ -61,6 +62,10 @@ class TreeInfo:
     token_bytes: int
     levels: list[LevelInfo]
     """From level 0 on."""
+    index_bytes: int
+    """Size of the passages that words are searched in, and of their index."""
+    unindexed: int
+    """Tokens that the index does not hold yet."""
     gist_version: str
     """The fingerprint of the GistNet whose gists are read."""
     pending_version: str | None
@@ -144,6 +149,8 @@ class GistTree:
             if writable and encoder is not None:
                 _require_encoder(tree._current, encoder)
                 tree._snapshot = maintenance.make_missing_gists(tree._current, encoder)
+                if encoder.tokenizer is not None:
+                    tree.index(encoder.tokenizer)
         except BaseException:
             tree.close()
             raise
@@ -198,6 +205,26 @@ class GistTree:
             raise ConfigError(f"The tree has {len(names)} documents, expected --document to name one.")
         return self.document(names[0] if name is None else name)
 
+    def find(self, query: str, k: int = 10, document: str | None = None) -> list[Found]:
+        """The k passages that share words with a text and fit it best (BM25), best first, by the tree's index.
+
+        Text that is not indexed is not found, see `TreeInfo.unindexed`.
+
+        Args:
+            query: words; common ones such as "the" do not count.
+            k: how many to find; fewer where fewer share a word.
+            document: to search only this one; by default all.
+
+        Raises:
+            DataError: the query is empty, there is no such document, or a passage found is damaged.
+        """
+        require_unicode(query, "a query")
+        if not query.strip():
+            raise DataError("Got an empty query, expected words to find.")
+        if k < 1:
+            raise DataError(f"Got k = {k}, expected 1 at least.")
+        return self._current.find(query, k, document)
+
     def search(
         self, query: str | NDArray[np.generic], level: int = 0, k: int = 10, document: str | None = None
     ) -> list[Hit]:
@@ -240,6 +267,8 @@ class GistTree:
             tokens=sum(each.tokens for each in counts),
             token_bytes=snapshot.table(layout.TOKENS).n_bytes,
             levels=[LevelInfo(gists=table.n_rows, bytes=table.n_bytes) for table in tables],
+            index_bytes=snapshot.table(layout.PASSAGES).n_bytes,
+            unindexed=sum(each.tokens - each.indexed for each in counts),
             gist_version=version.fingerprint,
             pending_version=None if state.pending is None else state.pending.fingerprint,
             teacher=state.teacher,
@@ -354,6 +383,22 @@ class GistTree:
             if transaction.failed:
                 raise StorageError("An append of this batch failed after it began; nothing of the batch was kept.")
 
+    def index(self, tokenizer: Detokenizer) -> None:
+        """Index text that is not yet, so that it is found by its words.
+
+        Appending with an encoder does it, and so does opening the tree for writing with one.
+
+        Args:
+            tokenizer: of the tree's teacher.
+
+        Raises:
+            StorageError: the system refused, or another writer was first.
+        """
+        self._alone("index")
+        snapshot = self._fresh()
+        with self._noticing_failure():
+            self._snapshot = maintenance.index_passages(snapshot, tokenizer)
+
     def reencode(self, encoder: Encoder) -> None:
         """Make all gists anew with another GistNet of the same teacher; readers keep those they have until `refresh`.
 
@@ -395,7 +440,7 @@ class GistTree:
         if self._batch is not None:
             yield self._batch
             return
-        transaction = Transaction(self._fresh())
+        transaction = Transaction(self._fresh(), None if self._encoder is None else self._encoder.tokenizer)
         with self._noticing_failure():
             yield transaction
             self._snapshot = transaction.commit()

@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gistnet.context.generate import generate
-from gistnet.context.passages import LONGEST, Passage, split_passages
 from gistnet.context.plan import Gists, Raw
 from gistnet.context.select import select
 from gistnet.context.selectors import Hit, by_words, fused, word_scores
@@ -20,6 +19,7 @@ from gistnet.model.gistnet import GistNet
 from gistnet.model.teacher import Teacher
 from gistnet.tree.document import InMemoryDocument, compress
 from gistnet.tree.gist_encoder import GistEncoder
+from gistnet.tree.passages import LONGEST, Passage, split_passages
 
 FILLER = "Nothing much was said of it that day, and the rain went on. " * 8
 FACT = "The password of Ada Quill is 7341."

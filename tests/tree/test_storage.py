@@ -84,14 +84,22 @@ def test_everything_is_flushed_before_the_catalog_names_it(
 
     def checked(*arguments: object) -> object:
         new = {p for p in set(root.rglob("*")) - before if p.suffix in (".lance", ".manifest") and p.is_file()}
-        assert len(new) == 6  # a data file and a manifest each of tokens, level 0, level 1
+        assert len(new) == 8  # a data file and a manifest each of tokens, level 0, level 1, passages
         assert {str(path) for path in new} | {str(path.parent) for path in new} <= flushed
         return commit(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(catalog, "commit", checked)
     tree.append(TOKENS[:100])
     ours = {p for p in set(root.rglob("*")) - before if p.suffix in (".lance", ".manifest") and p.is_file()}
-    assert {str(path) for path in ours} <= flushed and len(ours) == 8
+    assert {str(path) for path in ours} <= flushed and len(ours) == 10
+    monkeypatch.setattr(catalog, "commit", commit)
+    tree.append([10, 10, *TOKENS[:10]] * 9)
+    tree.append(TOKENS[100:110])  # replaces the passages of the last paragraph
+    deletions = list(root.rglob("_deletions/*"))
+    assert deletions and {str(path) for path in deletions} <= flushed
+    tree.compact()
+    indices = list(root.rglob("_indices/*/*"))
+    assert indices and {str(path) for path in indices if path.parent not in before} <= flushed
 
 
 def test_a_second_writer_is_refused(tree: GistTree, tmp_path: Path, stub: StubEncoder) -> None:

@@ -28,7 +28,6 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from gistnet.context.assembly import Context, continued_mask
-from gistnet.context.passages import Passage
 from gistnet.context.plan import Plan, Raw, default_plan
 from gistnet.context.select import select
 from gistnet.context.selectors import Hit
@@ -42,6 +41,7 @@ from gistnet.objective.branches import Positions
 from gistnet.objective.losses import token_nll
 from gistnet.tree.document import InMemoryDocument
 from gistnet.tree.encoder import tokens_per_gist
+from gistnet.tree.passages import Passage
 
 COARSER_BELOW = 2
 """A level is for budgets with fewer vectors than so many for each gist of the level below."""

@@ -32,7 +32,7 @@ from gistnet.tree.encoder import GistVersion
 from gistnet.tree.storage.tables import Location, Table
 
 NAME = "catalog"
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 _STATE, _CHECKSUM = b"gistnet.tree", b"gistnet.checksum"
 _PINS, _GUARD = "readers", "guard.lock"
 
@@ -44,7 +44,7 @@ class TableState(Section):
     """Lance's number."""
     n_rows: int
     since: int
-    """The generation at which the table began; one that was dropped and made anew is another table."""
+    """The generation from which on its row numbers count: in which it began, or rows before others were deleted."""
 
 
 class TreeState(Section):
@@ -71,6 +71,10 @@ class Counts(NamedTuple):
     tokens: int
     gists: tuple[int, ...]
     """By level, of the active GistNet."""
+    indexed: int = 0
+    """First tokens that the index of passages holds."""
+    settled: int = 0
+    """Those of them whose passages stay as they are, whatever is appended."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,8 @@ class Catalog:
     documents: Mapping[str, Counts]
 
 
-_SCHEMA = pa.schema([("document", pa.string()), ("tokens", pa.int64()), ("gists", pa.list_(pa.int64()))])
+_SCHEMA = pa.schema([("document", pa.string()), *((name, pa.int64()) for name in ("tokens", "indexed", "settled"))])
+_SCHEMA = _SCHEMA.append(pa.field("gists", pa.list_(pa.int64())))
 
 
 def exists(location: Location) -> bool:
@@ -112,10 +117,9 @@ def read(location: Location, generation: int | None = None) -> Catalog:
         state = TreeState.model_validate(plain)
     except (KeyError, TypeError, ValueError, ValidationError) as error:
         raise DataError(f"The catalog of {location.uri} is not one of a tree, or is damaged.") from error
-    counts = zip(rows["tokens"].to_pylist(), rows["gists"].to_pylist(), strict=True)
     documents = {
-        name: Counts(tokens, tuple(gists))
-        for name, (tokens, gists) in zip(rows["document"].to_pylist(), counts, strict=True)
+        row["document"]: Counts(row["tokens"], tuple(row["gists"]), row["indexed"], row["settled"])
+        for row in rows.to_pylist()
     }
     return Catalog(table.version, state, documents)
 
@@ -137,9 +141,8 @@ def _written(table: Table, state: TreeState, documents: Mapping[str, Counts]) ->
 
 
 def _rows(state: TreeState, documents: Mapping[str, Counts]) -> pa.Table:
-    counts = documents.values()
-    columns = [list(documents), [count.tokens for count in counts], [list(count.gists) for count in counts]]
-    rows = pa.table(columns, schema=_SCHEMA)
+    lines = [{"document": name, **counts._asdict()} for name, counts in documents.items()]
+    rows = pa.Table.from_pylist(lines, schema=_SCHEMA)
     encoded = state.model_dump_json().encode()
     return rows.replace_schema_metadata({_STATE: encoded, _CHECKSUM: str(_checksum(encoded, rows)).encode()})
 
@@ -147,7 +150,8 @@ def _rows(state: TreeState, documents: Mapping[str, Counts]) -> pa.Table:
 def _checksum(state: bytes, rows: pa.Table) -> int:
     documents = "\0".join(rows["document"].to_pylist()).encode()
     gists = rows["gists"].combine_chunks().flatten().to_numpy()
-    counts = np.concatenate([rows["tokens"].to_numpy(), gists]).astype("<i8")
+    numbers = [rows[name].to_numpy() for name in ("tokens", "indexed", "settled")]
+    counts = np.concatenate([*numbers, gists]).astype("<i8")
     return zlib.crc32(counts.tobytes(), zlib.crc32(documents, zlib.crc32(state)))
 
 

@@ -8,6 +8,7 @@ not write to a local folder cannot pin: it loses its generation at the next comp
 `refresh`.)
 """
 
+import logging
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -17,13 +18,18 @@ import numpy as np
 
 from gistnet.errors import GistNetError
 from gistnet.tree.encoder import Encoder, count_gists
+from gistnet.tree.passages import Detokenizer
 from gistnet.tree.storage import catalog
 from gistnet.tree.storage import rows as layout
-from gistnet.tree.storage.catalog import Catalog, Counts, TableState
+from gistnet.tree.storage.catalog import Catalog, TableState
 from gistnet.tree.storage.snapshot import Snapshot, TreeDocument
 from gistnet.tree.storage.tables import Table
 from gistnet.tree.storage.writing import PORTION_GISTS, Transaction, commit, create_tables, gist_schemas
 
+logger = logging.getLogger(__name__)
+
+_COMMIT_TOKENS = 1 << 19
+"""Indexed between two commits where many are missing."""
 _COMMIT_GISTS = 8192
 """Made between two commits where many are missing."""
 FEW_BYTES, MANY_BYTES = 1 << 23, 1 << 29
@@ -51,6 +57,24 @@ def _missing_gists(snapshot: Snapshot, encoder: Encoder) -> Transaction | None:
         if made == _COMMIT_GISTS:
             break
     return transaction if made else None
+
+
+def index_passages(snapshot: Snapshot, tokenizer: Detokenizer) -> Snapshot:
+    """Index the text that is not yet, with a commit every few hundred thousand tokens."""
+    missing = sum(counts.tokens - counts.indexed for counts in snapshot.catalog.documents.values())
+    done = 0
+    while done < missing:
+        logger.info("Indexing %s of %s tokens, to be found by their words.", f"{done:,}", f"{missing:,}")
+        transaction, before = Transaction(snapshot), done
+        for name, counts in snapshot.catalog.documents.items():
+            if counts.indexed < counts.tokens:
+                document = transaction.document(name)
+                transaction.index(document, tokenizer, before + _COMMIT_TOKENS - done)
+                done += document.indexed - counts.indexed
+                if done == before + _COMMIT_TOKENS:
+                    break
+        snapshot = transaction.commit()
+    return snapshot
 
 
 def reencode(snapshot: Snapshot, encoder: Encoder) -> Snapshot:
@@ -98,7 +122,7 @@ def _pending_view(snapshot: Snapshot) -> Snapshot:
     assert pending is not None
     levels = [snapshot.index(layout.gists_name(pending.fingerprint, level)) for level in range(pending.levels)]
     documents = {
-        name: Counts(counts.tokens, tuple(level.next_key(name) for level in levels))
+        name: counts._replace(gists=tuple(level.next_key(name) for level in levels))
         for name, counts in base.documents.items()
     }
     seen = Catalog(base.generation, base.state.model_copy(update={"active": pending}), documents)
@@ -200,6 +224,12 @@ def verify(snapshot: Snapshot, encoder: Encoder | None = None) -> VerifyReport:
         n_gists = {name: counts.gists[level] for name, counts in documents.items()}
         gists.append(_verify_rows(snapshot, snapshot.gists_name(level), n_gists, problems))
     measured = _verify_quality(snapshot, problems)
+    n_indexed = {name: counts.indexed for name, counts in documents.items()}
+    _verify_rows(snapshot, layout.PASSAGES, n_indexed, problems)
+    try:
+        snapshot.table(layout.PASSAGES).read_indices()
+    except GistNetError as error:
+        problems.append(str(error))
     recomputed = None
     if encoder is not None:
         recomputed = sum(_verify_gists(snapshot, encoder, name, problems) for name in documents)
@@ -240,6 +270,9 @@ def _extents(table: Table) -> Iterator[tuple[str, int, int]]:
         if table.name == layout.TOKENS:
             for document, start, tokens in layout.read_token_rows(batch):
                 yield document, start, len(tokens)
+        elif table.name == layout.PASSAGES:
+            for document, passage, _ in layout.read_passage_rows(batch):
+                yield document, passage.start, passage.stop - passage.start
         else:
             rows = layout.read_gist_rows(table.name, batch)
             for document, index in zip(rows.documents, rows.indices.tolist(), strict=True):

@@ -2,11 +2,12 @@
 
     tokens               document, start, tokens (uint32 list), checksum      one row an append, several if long
     gists/<version>/L<n> document, index, vector (float16), made, checksum    one row a gist
+    passages             document, start, stop, paragraph_start, paragraph_stop, text, checksum    one row a passage
     quality              version, document, level, start, stop, kl, delta_nll (float32 lists), checksum
 
 Lance keeps no checksums. Ours is a CRC-32 of everything in the row and of the table's name, so that a flipped bit is
 found, and so is a row that is intact but in the wrong table or of another index. A `RowIndex` tells which row holds
-what, so that reading needs no search on disk.
+what, so that reading needs no search on disk; passages are found by their words, with Lance's full-text index.
 """
 
 import struct
@@ -21,8 +22,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from gistnet.errors import DataError
+from gistnet.tree.passages import Passage
 
-TOKENS, QUALITY = "tokens", "quality"
+TOKENS, QUALITY, PASSAGES = "tokens", "quality", "passages"
 MAX_ROW_TOKENS = 8192
 """A longer append becomes several rows, so that reading a few tokens never reads many."""
 
@@ -49,6 +51,15 @@ QUALITY_SCHEMA = _schema(
     delta_nll=pa.list_(pa.float32()),
     checksum=_UINT32,
 )
+PASSAGES_SCHEMA = _schema(
+    document=_TEXT,
+    start=_INT64,
+    stop=_INT64,
+    paragraph_start=_INT64,
+    paragraph_stop=_INT64,
+    text=_TEXT,
+    checksum=_UINT32,
+)
 
 
 def gists_schema(dim: int) -> pa.Schema:
@@ -59,7 +70,13 @@ def gists_schema(dim: int) -> pa.Schema:
 
 def schema_of(name: str, dim: int) -> pa.Schema:
     """Columns of the table `name` of a tree whose gists have `dim` entries."""
-    return {TOKENS: TOKENS_SCHEMA, QUALITY: QUALITY_SCHEMA}.get(name) or gists_schema(dim)
+    fixed = {TOKENS: TOKENS_SCHEMA, QUALITY: QUALITY_SCHEMA, PASSAGES: PASSAGES_SCHEMA}
+    return fixed.get(name) or gists_schema(dim)
+
+
+def of_document(name: str) -> str:
+    """The SQL expression that is true in rows of a document."""
+    return "document = '{}'".format(name.replace("'", "''"))
 
 
 class Gists(NamedTuple):
@@ -109,6 +126,27 @@ def quality_rows(measured: Measured) -> pa.Table:
     version, document, level, start, kl, delta_nll = measured
     columns = [[version], [document], [level], [start], [start + len(kl)], [kl], [delta_nll], [_quality_sum(measured)]]
     return pa.table(columns, schema=QUALITY_SCHEMA)
+
+
+def passage_rows(document: str, passages: Sequence[Passage], texts: Sequence[str]) -> pa.Table:
+    """Rows of passages of a document, with their texts."""
+    sums = [_passage_sum(document, of, text) for of, text in zip(passages, texts, strict=True)]
+    bounds = np.array(passages, dtype=np.int64).reshape(-1, 4).T
+    return pa.table([[document] * len(passages), *bounds, texts, pa.array(sums, _UINT32)], schema=PASSAGES_SCHEMA)
+
+
+def read_passage_rows(table: pa.Table) -> Iterator[tuple[str, Passage, str]]:
+    """Document, bounds and text of each row."""
+    try:
+        texts = table.column("text").to_pylist()
+    except (ValueError, pa.ArrowException) as error:  # no longer UTF-8
+        raise DataError(f"The table {PASSAGES} is damaged: a passage is not text.") from error
+    documents, sums = _documents(table, PASSAGES), table.column("checksum").to_pylist()
+    bounds = zip(*(table.column(name).to_pylist() for name in Passage._fields), strict=True)
+    for document, passage, text, checksum in zip(documents, map(Passage._make, bounds), texts, sums, strict=True):
+        if _passage_sum(document, passage, text) != checksum:
+            raise _damage(PASSAGES, document, f"token {passage.start}")
+        yield document, passage, text
 
 
 def read_token_rows(table: pa.Table) -> Iterator[tuple[str, int, NDArray[np.int64]]]:
@@ -184,6 +222,10 @@ def _seed(name: str, document: str) -> int:
 
 def _token_sum(document: str, start: int, tokens: NDArray[np.generic]) -> int:
     return zlib.crc32(tokens.astype("<u4").tobytes(), zlib.crc32(struct.pack("<q", start), _seed(TOKENS, document)))
+
+
+def _passage_sum(document: str, passage: Passage, text: str) -> int:
+    return zlib.crc32(text.encode(), zlib.crc32(struct.pack("<qqqq", *passage), _seed(PASSAGES, document)))
 
 
 def _gist_sums(

@@ -1,6 +1,8 @@
 """One generation of a tree, to read: nothing that is written later shows in it."""
 
+import difflib
 import io
+import logging
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
@@ -17,11 +19,14 @@ from gistnet.errors import ConfigError, DataError
 from gistnet.files import write_bytes
 from gistnet.tree.document import CompressedDocument, require_level
 from gistnet.tree.encoder import GistVersion, count_gists, tokens_per_gist
+from gistnet.tree.passages import Passage
 from gistnet.tree.storage import catalog as catalogs
 from gistnet.tree.storage import rows as layout
 from gistnet.tree.storage.catalog import Catalog, Pin
 from gistnet.tree.storage.rows import RowIndex
 from gistnet.tree.storage.tables import Location, Table
+
+logger = logging.getLogger(__name__)
 
 EXPORT_SUFFIXES = (".npy", ".safetensors")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -63,6 +68,16 @@ class Node:
     """See `Quality`; NaN where not measured."""
     vector: NDArray[np.float16]
     """`[dim]`"""
+
+
+class Found(NamedTuple):
+    """A passage that shares words with a query."""
+
+    document: str
+    passage: Passage
+    text: str
+    score: float
+    """BM25 of its words among all passages of the tree."""
 
 
 @dataclass(frozen=True)
@@ -175,7 +190,7 @@ class Snapshot:
         where = None
         if document is not None:
             TreeDocument(self, document)  # refuses one that is not there
-            where = "document = '{}'".format(document.replace("'", "''"))
+            where = layout.of_document(document)
         name, columns = self.gists_name(level), layout.gists_schema(self.version.dim).names
         best: dict[tuple[str, int], float] = {}
         for vector in _directions(query, self.version.dim):
@@ -187,6 +202,23 @@ class Snapshot:
         size = tokens_per_gist(self.version.branchings, level)
         ranked = sorted(best.items(), key=lambda item: (-item[1], item[0]))[:k]
         return [Hit(name, level, index, index * size, (index + 1) * size, score) for (name, index), score in ranked]
+
+    def find(self, query: str, k: int, document: str | None) -> list[Found]:
+        """The k passages that share words with a query and fit it best, best first.
+
+        Raises:
+            DataError: there is no such document, or a passage found is damaged.
+        """
+        if document is not None:
+            TreeDocument(self, document)  # refuses one that is not there
+        if not query.strip():
+            return []
+        where = None if document is None else layout.of_document(document)
+        found = self.table(layout.PASSAGES).matching(query, k, where, layout.PASSAGES_SCHEMA.names)
+        scores = found.column("_score").to_pylist()
+        rows = layout.read_passage_rows(found.select(layout.PASSAGES_SCHEMA.names))
+        hits = [Found(name, passage, text, score) for (name, passage, text), score in zip(rows, scores, strict=True)]
+        return sorted(hits, key=lambda hit: (-hit.score, hit.document, hit.passage.start))
 
 
 def _directions(query: NDArray[np.generic], dim: int) -> NDArray[np.float32]:
@@ -210,10 +242,15 @@ class TreeDocument(CompressedDocument):
     def __init__(self, snapshot: Snapshot, name: str) -> None:
         catalog = snapshot.catalog
         if name not in catalog.documents:
-            raise DataError(f"Got the document {name!r}, expected one that is in the tree {snapshot.location.uri}.")
+            near = difflib.get_close_matches(name, catalog.documents, n=1, cutoff=0.5)
+            meant = f"; did you mean {near[0]!r}" if near else ""
+            raise DataError(
+                f"Got the document {name!r}, expected one that is in the tree {snapshot.location.uri}{meant}."
+            )
         self._snapshot = snapshot
         self.name = name
-        self.n_tokens, self.n_gists = catalog.documents[name]
+        counts = catalog.documents[name]
+        self.n_tokens, self.n_gists, self.n_indexed = counts.tokens, counts.gists, counts.indexed
         self.branchings, self.positions = snapshot.version.branchings, snapshot.version.positions
         self.teacher = catalog.state.teacher
 
@@ -221,6 +258,19 @@ class TreeDocument(CompressedDocument):
     def gist_version(self) -> str:
         """The fingerprint of the GistNet that made the gists."""
         return self._snapshot.version.fingerprint
+
+    def find(self, query: str, k: int) -> list[tuple[Passage, float]] | None:
+        """Passages that share words with a query, with their scores, best first; see `CompressedDocument.find`."""
+        if self.n_indexed < self.n_tokens:
+            logger.info(
+                "Reading all of %r, since %s of its %s tokens are not in the tree's index; opening the tree for "
+                "writing with its GistNet indexes them.",
+                self.name,
+                f"{self.n_tokens - self.n_indexed:,}",
+                f"{self.n_tokens:,}",
+            )
+            return None
+        return [(found.passage, found.score) for found in self._snapshot.find(query, k, self.name)]
 
     def below(self, level: int, start: int, stop: int) -> NDArray[np.generic]:
         """Inputs of the gists of a level: tokens for level 0, else gists of the level below."""

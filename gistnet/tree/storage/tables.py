@@ -1,11 +1,16 @@
-"""Tables of a tree on a local disk or an object store: append, read by row number, scan, search, compact, clean.
+"""Tables of a tree on a local disk or an object store: append, delete, read by row number, scan, search, compact.
 
 What Lance does not give is added here. Two appends to the same version both succeed in Lance, so an append that did
 not come directly after the version it built on is refused, and versions after the one that the catalog names are put
 back first. Lance's errors, whose types tell little, become one sentence each.
 
-Rows are only ever appended, so row numbers stay true: compaction keeps the order (after updates or merges it would
-not), and a tree does neither.
+Row numbers stay true while rows are only appended: compaction keeps the order (after updates or merges it would not,
+and a tree does neither). Deleting rows renumbers those after them.
+
+A table of texts has Lance's full-text index. It is one of the files that a version names, and so never newer or older
+than the rows: those that it does not hold yet are searched one by one, with the same scores, and it takes them in once
+they are many. Words are scored by BM25 as they stand in the text, in lower case and without accents; English stop words
+do not count.
 """
 
 import os
@@ -23,12 +28,17 @@ from urllib.request import url2pathname
 import lance
 import numpy as np
 import pyarrow as pa
+from lance.query import MatchQuery
 
 from gistnet.errors import ConfigError, DataError, StorageError
 from gistnet.files import storage_errors
 from gistnet.paths import local_path
 
 _LINE_IN_SOURCE = re.compile(r",? /[^ ,]+\.rs:\d+(:\d+)?")
+_WORD_INDEX = "words"
+MOST_UNINDEXED = 4096
+"""Rows outside the full-text index; with so many a search takes about ten times as long as within it."""
+_WORDS = {"stem": False, "remove_stop_words": True, "ascii_folding": True, "with_position": False}
 _SYSTEM_ERROR = re.compile(r"([^:]+) \(os error \d+\)")
 
 
@@ -152,6 +162,13 @@ class Table:
             dataset = lance.write_dataset(schema.empty_table(), uri, mode=mode, storage_options=options)
         return cls(location, name, dataset)
 
+    def index_words(self, text: str, key: str) -> "Table":
+        """The next version, whose column `text` can be searched for words, in the rows of a `key` too."""
+        with lance_errors("index", self.uri):
+            self._dataset.create_scalar_index(text, "INVERTED", name=_WORD_INDEX, **_WORDS)
+            self._dataset.create_scalar_index(key, "BTREE")
+        return Table(self.location, self.name, self._dataset)
+
     @classmethod
     def open(cls, location: Location, name: str, version: int | None = None) -> Self:
         """The table at a version, by default the newest."""
@@ -201,18 +218,26 @@ class Table:
 
     @property
     def n_bytes(self) -> int:
-        """Bytes of the data files of this version."""
+        """Bytes of the data files of this version, and of its indices."""
         files = [file for fragment in self._fragments() for file in fragment.data_files()]
-        return sum(file.file_size_bytes or 0 for file in files)
+        with lance_errors("read", self.uri):
+            indices = sum(index.total_size_bytes or 0 for index in self._dataset.describe_indices())
+        return sum(file.file_size_bytes or 0 for file in files) + indices
 
     def files_since(self, earlier: "Table | None") -> list[Path]:
         """The files and folders of a local disk that this version needs to be read, and `earlier` did not need."""
+        if self.location.folder is None:
+            return []
         root = Path(self.uri)
         known = set() if earlier is None else {f.fragment_id for f in earlier._fragments()}
         new = [f for f in self._fragments() if f.fragment_id not in known]
         data = [root / "data" / file.path for fragment in new for file in fragment.data_files()]
         folders = [root, root.parent] if earlier is None else []
-        return [*folders, *data, root / "_versions" / f"{2**64 - 1 - self.version:020d}.manifest"]
+        known_indices = set() if earlier is None else earlier._index_folders()
+        indices = [file for folder in self._index_folders() - known_indices for file in [folder, *folder.iterdir()]]
+        deleted = [root / path for path in self._deletions() - (set() if earlier is None else earlier._deletions())]
+        manifest = root / "_versions" / f"{2**64 - 1 - self.version:020d}.manifest"
+        return [*folders, *data, *indices, *deleted, manifest]
 
     def take(self, rows: Sequence[int] | np.ndarray, columns: list[str]) -> pa.Table:
         """The rows of these numbers, in this order."""
@@ -239,6 +264,24 @@ class Table:
             )
             return scanner.to_table().combine_chunks()
 
+    def matching(self, query: str, k: int, where: str | None, columns: list[str]) -> pa.Table:
+        """The k rows that share words with a query and fit it best by BM25, with their `_score`."""
+        with lance_errors("search", self.uri):
+            scanner = self._dataset.scanner(
+                columns=[*columns, "_score"],
+                full_text_query=MatchQuery(query, "text"),
+                limit=k,
+                filter=where,
+                prefilter=where is not None,
+            )
+            return scanner.to_table().combine_chunks()
+
+    def read_indices(self) -> None:
+        """Read all indices of this version, so that a file that is missing or damaged is noticed."""
+        with lance_errors("read", self.uri):
+            for index in self._dataset.list_indices():
+                self._dataset.prewarm_index(index["name"])
+
     def append(self, rows: pa.Table) -> "Table":
         """The next version, with these rows at the end."""
         base = self._newest()
@@ -246,6 +289,25 @@ class Table:
             dataset = lance.write_dataset(rows, base, mode="append", storage_options=self.location.storage_options)
         if dataset.version != base.version + 1:
             raise StorageError(f"Another writer appended to {self.uri} at the same moment; nothing of this was kept.")
+        return Table(self.location, self.name, dataset)
+
+    def delete(self, where: str) -> "Table":
+        """The next version, without the rows for which an SQL expression is true."""
+        base = self._newest()
+        with lance_errors("write", self.uri):
+            dataset = lance.dataset(self.uri, base.version, storage_options=self.location.storage_options)
+            dataset.delete(where)
+        if dataset.version > base.version + 1:
+            raise StorageError(f"Another writer changed {self.uri} at the same moment; nothing of this was kept.")
+        return Table(self.location, self.name, dataset)
+
+    def indexed(self) -> "Table":
+        """A version whose full-text index holds all rows, if those that it lacks are many; else this one."""
+        with lance_errors("index", self.uri):
+            if self._dataset.stats.index_stats(_WORD_INDEX)["num_unindexed_rows"] < MOST_UNINDEXED:
+                return self
+            dataset = lance.dataset(self.uri, self.version, storage_options=self.location.storage_options)
+            dataset.optimize.optimize_indices()
         return Table(self.location, self.name, dataset)
 
     def overwrite(self, rows: pa.Table) -> "Table":
@@ -269,6 +331,7 @@ class Table:
         with lance_errors("compact", self.uri):
             dataset = lance.dataset(self.uri, dataset.version, storage_options=self.location.storage_options)
             dataset.optimize.compact_files(target_rows_per_fragment=rows_per_file, num_threads=1)
+            dataset.optimize.optimize_indices()
         return Table(self.location, self.name, dataset)
 
     def versions(self) -> dict[int, float]:
@@ -285,6 +348,13 @@ class Table:
     def _fragments(self) -> list[lance.LanceFragment]:
         with lance_errors("read", self.uri):
             return list(self._dataset.get_fragments())
+
+    def _index_folders(self) -> set[Path]:
+        with lance_errors("read", self.uri):
+            return {Path(self.uri) / "_indices" / index["uuid"] for index in self._dataset.list_indices()}
+
+    def _deletions(self) -> set[str]:
+        return {file for fragment in self._fragments() if (file := fragment.deletion_file()) is not None}
 
     def _newest(self) -> lance.LanceDataset:
         """This version as the newest: what came after it was never acknowledged, and is put back."""

@@ -12,6 +12,7 @@ from gistnet.files import WRITER_LOCK, lock_for_writing, storage_errors
 from gistnet.locks import FileLock
 from gistnet.tree.document import require_level
 from gistnet.tree.encoder import Encoder, GistVersion
+from gistnet.tree.passages import Detokenizer, Passage, split_passages
 from gistnet.tree.storage import catalog
 from gistnet.tree.storage import rows as layout
 from gistnet.tree.storage.catalog import FORMAT_VERSION, Counts, TableState, TreeState
@@ -20,7 +21,7 @@ from gistnet.tree.storage.tables import Location, Table
 
 PORTION_GISTS = 512
 """Encoded at once."""
-_OURS = {WRITER_LOCK, "readers", "tokens.lance", "quality.lance", "gists", "catalog.lance"}
+_OURS = {WRITER_LOCK, "readers", "tokens.lance", "quality.lance", "passages.lance", "gists", "catalog.lance"}
 
 
 def create_tree(location: Location, encoder: Encoder) -> tuple[Snapshot, FileLock | None]:
@@ -40,7 +41,8 @@ def create_tree(location: Location, encoder: Encoder) -> tuple[Snapshot, FileLoc
     try:
         if catalog.exists(location):
             raise DataError(f"{location.uri} is a tree already; open it, or create another one.")
-        schemas = {layout.TOKENS: layout.TOKENS_SCHEMA, layout.QUALITY: layout.QUALITY_SCHEMA, **gist_schemas(version)}
+        names = (layout.TOKENS, layout.QUALITY, layout.PASSAGES)
+        schemas = {name: layout.schema_of(name, version.dim) for name in names} | gist_schemas(version)
         state = TreeState(
             format=FORMAT_VERSION,
             teacher=info.teacher,
@@ -67,6 +69,7 @@ def gist_schemas(version: GistVersion) -> dict[str, pa.Schema]:
 def create_tables(location: Location, schemas: dict[str, pa.Schema], since: int) -> dict[str, TableState]:
     """Tables without rows, to be named by the generation `since`."""
     tables = [Table.create(location, name, schema) for name, schema in schemas.items()]
+    tables = [table.index_words("text", "document") if table.name == layout.PASSAGES else table for table in tables]
     location.flush(file for table in tables for file in table.files_since(None))
     return {table.name: TableState(version=table.version, n_rows=0, since=since) for table in tables}
 
@@ -88,13 +91,14 @@ class PendingDocument:
         self._stored = snapshot.catalog.documents.get(name, Counts(0, (0,) * self._version.levels))
         self.n_tokens = self._stored.tokens
         self.n_gists = list(self._stored.gists)
+        self.indexed, self.settled = self._stored.indexed, self._stored.settled
         self._tokens: list[NDArray[np.int64]] = []
         self._gists: list[list[NDArray[np.float16]]] = [[] for _ in self.n_gists]
 
     @property
     def counts(self) -> Counts:
         """Tokens and gists that the document will have."""
-        return Counts(self.n_tokens, tuple(self.n_gists))
+        return Counts(self.n_tokens, tuple(self.n_gists), self.indexed, self.settled)
 
     @property
     def changed(self) -> bool:
@@ -151,6 +155,22 @@ class PendingDocument:
                 made += n
         return made
 
+    def passage_rows(self, tokenizer: Detokenizer, at_most: int | None = None) -> pa.Table:
+        """Rows of passages of text that is not indexed, and of the paragraph before it, whose rows they replace.
+
+        Args:
+            tokenizer: of the teacher.
+            at_most: tokens to index; more stay unindexed.
+        """
+        start, stop = self.settled, self.n_tokens
+        if at_most is not None:
+            stop = min(stop, self.indexed + at_most)
+        tokens = self._below(0, start, stop).astype(np.int64)
+        passages = split_passages(tokens, tokenizer)
+        texts = [tokenizer.decode(tokens[of.start : of.stop].tolist()) for of in passages]
+        self.indexed, self.settled = stop, start + passages[-1].paragraph_start
+        return layout.passage_rows(self.name, [Passage(*(start + bound for bound in of)) for of in passages], texts)
+
     def gist_rows(self, made: int) -> dict[str, pa.Table]:
         """Rows of the gists to be written, by table; `made` is the time in microseconds."""
         names = [layout.gists_name(self._version.fingerprint, level) for level in range(len(self.n_gists))]
@@ -175,10 +195,17 @@ class PendingDocument:
 
 
 class Transaction:
-    """Changes that one commit acknowledges together."""
+    """Changes that one commit acknowledges together.
 
-    def __init__(self, snapshot: Snapshot) -> None:
+    Args:
+        snapshot: to which they are made.
+        tokenizer: makes passages of the documents that it changes; without it they stay to be indexed.
+    """
+
+    def __init__(self, snapshot: Snapshot, tokenizer: Detokenizer | None = None) -> None:
         self._snapshot = snapshot
+        self._tokenizer = tokenizer
+        self._replaced: list[str] = []
         self._pending: dict[str, PendingDocument] = {}
         self._rows: dict[str, list[pa.Table]] = {}
         self.failed = False
@@ -204,6 +231,13 @@ class Transaction:
                     raise
         return document.n_tokens
 
+    def index(self, document: PendingDocument, tokenizer: Detokenizer, at_most: int | None = None) -> None:
+        """Index text of a document that is not, `at_most` so many tokens of it."""
+        if document.indexed < document.n_tokens:
+            if document.settled < document.indexed:
+                self._replaced.append(f"({layout.of_document(document.name)} AND start >= {document.settled})")
+            self.add_rows(layout.PASSAGES, document.passage_rows(tokenizer, at_most))
+
     def add_rows(self, table: str, rows: pa.Table) -> None:
         """Add rows to a table."""
         self._rows.setdefault(table, []).append(rows)
@@ -217,16 +251,22 @@ class Transaction:
         states = dict(self._snapshot.catalog.state.tables)
         files = []
         for name, pieces in self._rows.items():
-            before, rows = self._snapshot.table(name), pa.concat_tables(pieces)
-            after = before.append(rows)
+            before = after = self._snapshot.table(name)
+            if name == layout.PASSAGES:
+                after = after.delete(" OR ".join(self._replaced)) if self._replaced else after
+                after = after.append(pa.concat_tables(pieces)).indexed()
+            else:
+                after = after.append(pa.concat_tables(pieces))
             files += after.files_since(before)
-            state = states[name]
-            states[name] = TableState(version=after.version, n_rows=state.n_rows + rows.num_rows, since=state.since)
+            states[name] = states[name].model_copy(update={"version": after.version, "n_rows": after.n_rows})
         self._snapshot.location.flush(files)
         return states
 
     def commit(self) -> Snapshot:
         """Write everything and acknowledge it. Without changes nothing is written."""
+        if self._tokenizer is not None:
+            for document in self._pending.values():
+                self.index(document, self._tokenizer)
         changed = {name: document.counts for name, document in self._pending.items() if document.changed}
         if not self._rows and not changed:
             return self._snapshot

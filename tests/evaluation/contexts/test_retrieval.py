@@ -6,7 +6,6 @@ import re
 import numpy as np
 import pytest
 
-from gistnet.context.passages import Passage
 from gistnet.context.plan import Raw
 from gistnet.context.selectors import Hit
 from gistnet.data.synthetic import templates
@@ -25,6 +24,7 @@ from gistnet.model.config import TeacherConfig
 from gistnet.model.teacher import Teacher
 from gistnet.tree.document import compress
 from gistnet.tree.gist_encoder import GistEncoder
+from gistnet.tree.passages import Passage
 from tests.evaluation.contexts.conftest import plain_nll
 from tests.gistnets import woken_gistnet
 from tests.tokenizers import merging, sentencepiece_like

@@ -1,21 +1,35 @@
 """Passages: a document cut at the ends of paragraphs, lines and sentences, as what a selector ranks and opens.
 
 Spans of 32 tokens end in the middle of words; what a reader needs is a sentence, a row or a paragraph. Passages follow
-each other without gaps, and are made from the left, so that text that is appended changes the last one only.
+each other without gaps, and are made from the left, so that text that is appended changes the last one only, and the
+paragraph that it is of. A tree keeps them in an index.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gistnet.model.tokenizer import TeacherTokenizer, TextEnd
+from gistnet.model.tokenizer import TextEnd
 
 SHORTEST, USUAL, LONGEST = 16, 32, 64
 """Tokens of a passage: a paragraph that is shorter is joined with the next; a line or sentence ends one of at least the
 usual length; a sentence that is longer than the longest is cut."""
+LONGEST_PARAGRAPH = 1024
+"""Tokens; passages of a longer one are their own paragraphs, so that an append changes a bounded part of a text."""
+
+
+class Detokenizer(Protocol):
+    """What splitting needs of a tokenizer (`TeacherTokenizer` is one)."""
+
+    @property
+    def text_ends(self) -> NDArray[np.int8]:
+        """The `TextEnd` of each token id by its own text alone, `[vocabulary_size]`."""
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of token ids."""
 
 
 class Passage(NamedTuple):
@@ -27,7 +41,7 @@ class Passage(NamedTuple):
     paragraph_stop: int
 
 
-def split_passages(tokens: NDArray[np.int64], tokenizer: TeacherTokenizer) -> list[Passage]:
+def split_passages(tokens: NDArray[np.int64], tokenizer: Detokenizer) -> list[Passage]:
     """The passages of a document, or of the part of one from the beginning of a passage on.
 
     Args:
@@ -39,14 +53,17 @@ def split_passages(tokens: NDArray[np.int64], tokenizer: TeacherTokenizer) -> li
     found: list[Passage] = []
     first = begin = 0  # of the paragraph: its first passage, its first token
     bounds = list(pairwise(cuts))
-    for number, (_, stop) in enumerate(bounds):
+    for number, (start, stop) in enumerate(bounds):
+        if start - begin > LONGEST_PARAGRAPH:  # decided by a start, since the last stop is not final
+            found += [Passage(*bound, *bound) for bound in bounds[first:number]]
+            first, begin = number, start
         if stop == len(tokens) or ends[stop - 1] == TextEnd.PARAGRAPH:
             found += [Passage(*bound, begin, stop) for bound in bounds[first : number + 1]]
             first, begin = number + 1, stop
     return found
 
 
-def _ends(tokens: NDArray[np.int64], tokenizer: TeacherTokenizer) -> NDArray[np.int8]:
+def _ends(tokens: NDArray[np.int64], tokenizer: Detokenizer) -> NDArray[np.int8]:
     """The part of the text that each token ends, `[n]`, as `TextEnd`; of ends that follow each other the last one."""
     ends = tokenizer.text_ends[tokens]
     for index in np.flatnonzero(ends[1:]):  # the index before each that ends something
