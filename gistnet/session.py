@@ -22,8 +22,10 @@ from gistnet.machine import keep_freed_memory, require_precision, share_cores, u
 from gistnet.model.config import TeacherConfig
 from gistnet.model.fingerprint import TeacherFingerprint
 from gistnet.model.gistnet import GistNet
+from gistnet.model.loading import load_tokenizer
 from gistnet.model.saved_gistnet import WEIGHTS_FILE, read_saved
 from gistnet.model.teacher import Teacher
+from gistnet.model.tokenizer import TeacherTokenizer
 from gistnet.objective.reference import require_exact
 from gistnet.preparation import prepare_data
 from gistnet.release_folder import HELD_OUT_FOLDER, find_folder, is_release
@@ -346,6 +348,15 @@ def open_teacher(fingerprint: TeacherFingerprint) -> Teacher:
         raise TeacherError(f"Got the teacher {teacher.fingerprint.describe()}, expected {fingerprint.describe()}.")
     require_exact(teacher)
     return teacher
+
+
+def open_tokenizer(fingerprint: TeacherFingerprint) -> TeacherTokenizer:
+    """The tokenizer of the teacher that a saved GistNet or a tree names, without its weights.
+
+    Raises:
+        TeacherError: it cannot be loaded.
+    """
+    return load_tokenizer(_config_of(fingerprint))
 
 
 def _config_of(fingerprint: TeacherFingerprint) -> TeacherConfig:

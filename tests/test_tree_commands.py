@@ -190,13 +190,19 @@ def test_verify_finds_a_flipped_bit_and_exits_with_1(tmp_path: Path) -> None:
     assert "Nothing is damaged" not in result.stdout
 
 
-def test_search_finds_the_place_that_says_the_same(compressed: Path, checkpoint: Path) -> None:
-    """The query is every third span of the second document, so theirs are the first gists, with cosine 1."""
-    result = run("tree", "search", compressed, "r seven\n", "--checkpoint", checkpoint, "-k", 2)
+def test_search_shows_passages_with_their_documents(compressed: Path) -> None:
+    result = run("tree", "search", compressed, "never", "-k", 2)
     assert result.exit_code == 0, result.output
-    rows = [line.replace("│", " ").split() for line in result.stdout.splitlines() if ".txt" in line]
-    name = "b.txt"
-    assert rows == [["1.000", name, "2", "16-24", "r", "seven"], ["1.000", name, "5", "40-48", "r", "seven"]]
+    assert "b.txt" in result.stdout and "never seven" in result.stdout
+    assert "a.txt" not in result.stdout
+    nothing = run("tree", "search", compressed, "the of")
+    assert nothing.stdout == "" and "No passage" in nothing.stderr
+    assert "in its index" in run("tree", "index", compressed).stdout
+
+
+def test_list_names_the_documents(compressed: Path) -> None:
+    lines = [line.replace("│", " ").split() for line in run("tree", "list", compressed).stdout.splitlines()]
+    assert ["a.txt", "804"] in lines and ["b.txt", "108"] in lines
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".safetensors"])
@@ -265,6 +271,8 @@ def test_a_saved_gistnet_is_a_checkpoint_too(checkpoint: Path, book: Path, tmp_p
 def test_what_needs_no_model_loads_no_torch(compressed: Path, tmp_path: Path) -> None:
     arguments = [
         ["info"],
+        ["list"],
+        ["search", "river"],
         ["verify"],
         ["export", str(tmp_path / "x.npy"), "--document", "a.txt"],
     ]
@@ -285,7 +293,7 @@ def test_bad_input_is_one_sentence(checkpoint: Path, compressed: Path, book: Pat
     (tmp_path / "empty.txt").touch()
     (tmp_path / "file").write_text("not a folder")
     question = ("generate", "--tree", compressed, "--document", "a.txt")
-    search = ("tree", "search", compressed, "--checkpoint", checkpoint)
+    search = ("tree", "search", compressed)
     cases: list[tuple[type[GistNetError], str, tuple[object, ...]]] = [
         (DataError, "latin.txt is not UTF-8", ("compress", checkpoint, tmp_path / "latin.txt", "--tree", tree)),
         (DataError, "empty.txt is empty", ("compress", checkpoint, tmp_path / "empty.txt", "--tree", tree)),
@@ -296,7 +304,8 @@ def test_bad_input_is_one_sentence(checkpoint: Path, compressed: Path, book: Pat
         (ConfigError, "2 documents, expected --document", ("generate", "x", "--tree", compressed)),
         (ConfigError, "budget of 5 vectors", (*question, "x", "--budget", 5)),
         (DataError, "empty prompt", (*question, " ")),
-        (DataError, "level 3, expected", ("tree", "search", compressed, "x", "--checkpoint", checkpoint, "--level", 3)),
+        (DataError, "empty query", (*search, " ")),
+        (DataError, "did you mean 'a.txt'", (*search, "x", "--document", "a.tx")),
         (ConfigError, "2 documents, expected --document", ("tree", "export", compressed, tmp_path / "x.npy")),
         (DataError, "document ''", ("generate", "x", "--tree", compressed, "--document", "")),
         (DataError, "document ''", ("tree", "export", compressed, tmp_path / "x.npy", "--document", "")),

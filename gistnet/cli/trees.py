@@ -1,10 +1,11 @@
-"""The commands about texts and trees: `gistnet compress|generate|show` and `gistnet tree info|verify|search|export`.
+"""The commands about texts and trees: `gistnet compress|generate|show`, and those of `gistnet tree`.
 
-Each reads its arguments, calls the library, and prints. What needs no model does not load PyTorch: `info`, `export`,
-and `verify` without a checkpoint.
+Each reads its arguments, calls the library, and prints. What needs no model does not load PyTorch: `info`, `list`,
+`search`, `export`, and `verify` without a checkpoint.
 """
 
 import logging
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +13,6 @@ import typer
 from rich.table import Table
 
 from gistnet import terminal
-from gistnet.errors import TeacherError
 from gistnet.paths import required_name
 from gistnet.positions import Positions, policy_of
 from gistnet.terminal import NAME, PATH
@@ -167,6 +167,8 @@ def info(tree: TreeArgument) -> None:
         tokens = tokens_per_gist(facts.branchings, level)
         table.add_row(f"gists of level {level}", f"{row.gists:,}", f"{tokens:,}", f"{row.bytes:,}")
     terminal.out.print(table)
+    lacking = f", {facts.unindexed:,} tokens not yet" if facts.unindexed else ""
+    terminal.out.print(f"index         {facts.index_bytes:,} bytes{lacking}")
     terminal.out.print(f"documents     {facts.documents:,}")
     terminal.out.print(f"teacher       {facts.teacher.describe()}")
     terminal.out.print(f"gist version  {facts.gist_version}, {facts.dim} dimensions")
@@ -209,27 +211,62 @@ def verify(
 @tree_app.command()
 def search(
     tree: TreeArgument,
-    query: Annotated[str, typer.Argument(help="A text; gists near to its own are found.")],
-    checkpoint: Annotated[Path, typer.Option(help="Whose gists the tree holds. " + CHECKPOINT, **PATH)],
-    level: Annotated[int, typer.Option(help="Of the gists to find.")] = 0,
+    query: Annotated[str, typer.Argument(help="Words; common ones such as 'the' do not count.")],
     k: Annotated[int, typer.Option("-k", "--k", min=1, help="How many to find.")] = 10,
     document: Annotated[str | None, typer.Option(help="Search this document only.")] = None,
 ) -> None:
-    """Find the gists that are nearest to a text, with the beginning of what they stand for."""
-    from gistnet.session import open_gistnet
-    from gistnet.tree.gist_encoder import GistEncoder
+    """Find the passages that share words with a text and fit it best."""
+    from rich.text import Text
+
+    from gistnet.tree.tree import GistTree
+
+    table = Table("score", "document", "tokens", "text")
+    with GistTree.open(tree) as opened:
+        if unindexed := opened.info().unindexed:
+            logger.warning(
+                "%s tokens are not searched: `gistnet tree index %s` adds them to the index.", f"{unindexed:,}", tree
+            )
+        hits = opened.find(query, k, document)
+    for found in hits:
+        text = Text(" ".join(found.text.split()))
+        text.highlight_regex(_any_word(query), "bold reverse")
+        start, stop = found.passage[:2]
+        table.add_row(f"{found.score:.1f}", Text(found.document), f"{start}-{stop}", text)
+    if hits:
+        terminal.out.print(table)
+    else:
+        terminal.err.print(f"No passage shares a word with {query!r}; words as common as 'the' do not count.")
+
+
+def _any_word(query: str) -> str:
+    """A regular expression of the words of a query, in any case."""
+    words = "|".join(map(re.escape, re.findall(r"\w+", query))) or "(?!)"
+    return rf"(?i)\b({words})\b"
+
+
+@tree_app.command()
+def index(tree: TreeArgument) -> None:
+    """Index text that is not yet, such as what was appended without a tokenizer; needs no GistNet."""
+    from gistnet.session import open_tokenizer
     from gistnet.tree.tree import GistTree
 
     terminal.quieten()
-    teacher, gistnet = open_gistnet(checkpoint)
-    table = Table("cosine", "document", "gist", "tokens", "text")
-    with GistTree.open(tree, GistEncoder(teacher, gistnet)) as opened:
-        if teacher.tokenizer is None:
-            raise TeacherError(f"{teacher.name} has no tokenizer, expected one to show text.")
-        for hit in opened.search(query, level, k, document):
-            text = teacher.tokenizer.decode(opened.document(hit.document).tokens(hit.start, hit.stop).tolist())
-            excerpt = " ".join(text.split())[:60]
-            table.add_row(f"{hit.score:.3f}", hit.document, str(hit.index), f"{hit.start}-{hit.stop}", excerpt)
+    with GistTree.open(tree, writable=True) as opened:
+        opened.index(open_tokenizer(opened.info().teacher))
+    terminal.out.print(f"All text of {tree} is in its index.")
+
+
+@tree_app.command(name="list")
+def list_documents(tree: TreeArgument) -> None:
+    """List the documents of a tree and how many tokens each has."""
+    from rich.text import Text
+
+    from gistnet.tree.tree import GistTree
+
+    table = Table("document", "tokens")
+    with GistTree.open(tree) as opened:
+        for name in opened.documents():
+            table.add_row(Text(name), f"{opened.document(name).n_tokens:,}")
     terminal.out.print(table)
 
 
