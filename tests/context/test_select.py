@@ -110,7 +110,8 @@ def test_no_plan_is_above_its_budget_and_none_leaves_much_of_it(
     options = {"gists_beside": data.draw(st.integers(0, 3)), "recent_share": data.draw(st.floats(0, 1))}
     query = data.draw(st.sampled_from(["password Ada", "rain day", "Nothing was said", FACT]))
     plan = select(document, query, budget, tokenizer=teacher.tokenizer, **options).plan
-    assert budget - 4 <= plan.vectors <= budget
+    # Left over are the sink, where it is read anyway, and less than a gist's tokens, which would take its place.
+    assert budget - 4 - (8 - 1) <= plan.vectors <= budget
 
 
 def test_a_document_within_the_budget_is_read_whole(teacher: Teacher, document: InMemoryDocument) -> None:
