@@ -130,7 +130,7 @@ def prompt_context(
 def _select_within(
     budget: int, document: CompressedDocument, prompt: str, tokenizer: TeacherTokenizer, before: int, after: int
 ) -> Selection:
-    """What the prompt needs of the document, in the vectors that prompt and template leave."""
+    """Selection for the prompt, in the vectors that prompt and template leave."""
     sink = min(max(0, SINK_TOKENS - before), document.branchings[0] // 2)  # before the first gist, see `Plan`
     left = budget - before - after
     if left <= sink:

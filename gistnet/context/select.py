@@ -20,7 +20,7 @@ from gistnet.tree.document import CompressedDocument
 from gistnet.tree.passages import LONGEST, split_passages
 
 RECENT_SHARE = 0.125
-"""Part of the budget that recent text has, whatever is opened."""
+"""Part of the budget that recent text has beside what is opened."""
 GISTS_BESIDE = 1
 """Gists on either side of what is opened."""
 FEWEST_OPENED = 16
@@ -90,7 +90,7 @@ def select(
         selector: finds the passages that the query needs.
         sink_tokens: first tokens that stay raw (D11).
         gists_beside: gists of level 0 on either side of what is opened; 0 is retrieved text alone.
-        recent_share: part of the budget that recent text has, whatever is opened.
+        recent_share: part of the budget that recent text has beside what is opened.
 
     Raises:
         ConfigError: the budget leaves nothing beside the sink, or the share is none.
@@ -102,23 +102,25 @@ def select(
         return Selection(Plan([Raw(0, n_tokens)], branchings, min(sink_tokens, n_tokens)))
     if budget <= sink_tokens:
         raise ConfigError(f"Got a budget of {budget} vectors, expected more than the sink's {sink_tokens}.")
-    room = budget - sink_tokens
+    vectors = budget - sink_tokens
     hits = [] if query is None else selector(document, query, tokenizer)
-    opened = _opened(document, hits[:MOST_OPENED], room - int(recent_share * room), tokenizer)
+    opened = _opened(document, hits[:MOST_OPENED], vectors - int(recent_share * vectors), tokenizer)
     ranges = _merged((of.start, of.stop) for of in opened)
-    beside = _beside(ranges, document, gists_beside, room - _size(ranges))
+    beside = _beside(ranges, document, gists_beside, vectors - _size(ranges))
     pieces: list[Piece] = [*(Raw(*bounds) for bounds in ranges), *beside]
-    recent = _recent(pieces, Plan((), branchings), n_tokens, room - _size(ranges) - len(beside))
+    recent = _recent(pieces, Plan((), branchings), n_tokens, vectors - _size(ranges) - len(beside))
     plan = Plan(recent, branchings, sink_tokens)
     return Selection(plan, tuple(opened))
 
 
-def _opened(document: CompressedDocument, hits: Sequence[Hit], room: int, tokenizer: TeacherTokenizer) -> list[Opened]:
-    """Open hits, best first, in `room` tokens: each with its paragraph and what follows, or as much of that as fits."""
+def _opened(
+    document: CompressedDocument, hits: Sequence[Hit], vectors: int, tokenizer: TeacherTokenizer
+) -> list[Opened]:
+    """Open hits, best first, in so many tokens: each with its paragraph and what follows, or as much of it as fits."""
     opened: list[Opened] = []
     ranges: list[tuple[int, int]] = []
     for passage, score in hits:
-        left = room - _size(ranges)
+        left = vectors - _size(ranges)
         if left < FEWEST_OPENED:
             break
         following = document.tokens(passage.stop, min(passage.stop + 2 * LONGEST, document.n_tokens))
@@ -133,8 +135,8 @@ def _opened(document: CompressedDocument, hits: Sequence[Hit], room: int, tokeni
     return opened
 
 
-def _beside(ranges: Sequence[tuple[int, int]], document: CompressedDocument, count: int, room: int) -> list[Gists]:
-    """Gists of level 0 before and behind each range, `count` on each side, where no range is; at most `room`."""
+def _beside(ranges: Sequence[tuple[int, int]], document: CompressedDocument, count: int, vectors: int) -> list[Gists]:
+    """Gists of level 0 before and behind each range, `count` on each side, where no range is; at most `vectors`."""
     if not count or not document.levels:
         return []
     size = document.branchings[0]
@@ -146,28 +148,28 @@ def _beside(ranges: Sequence[tuple[int, int]], document: CompressedDocument, cou
             if 0 <= block < document.n_gists[0] and block not in taken:
                 taken.add(block)
                 wanted.append(block)
-    return [Gists(0, block, block + 1) for block in wanted[: max(0, room)]]
+    return [Gists(0, block, block + 1) for block in wanted[: max(0, vectors)]]
 
 
-def _recent(pieces: Sequence[Piece], extents: Plan, n_tokens: int, room: int) -> list[Piece]:
-    """The pieces in order, and recent text: as many last tokens as there is room for, gists among them opened."""
+def _recent(pieces: Sequence[Piece], extents: Plan, n_tokens: int, vectors: int) -> list[Piece]:
+    """The pieces in order, and recent text: as many last tokens as vectors are left, gists among them opened."""
     found: list[Piece] = []
     end = n_tokens
     for piece in sorted(pieces, key=lambda piece: -extents.extent(piece)[0]):
         start, stop = extents.extent(piece)
-        if room < end - stop:  # the text behind the piece does not fit
-            found += [Raw(end - room, end), piece]
-            end, room = start, 0
+        if vectors < end - stop:  # the text behind the piece does not fit
+            found += [Raw(end - vectors, end), piece]
+            end, vectors = start, 0
             continue
         found.append(Raw(stop, end))
-        room -= end - stop
+        vectors -= end - stop
         end = stop
-        if isinstance(piece, Gists) and room + 1 >= stop - start:
-            room += 1  # its tokens take its place
+        if isinstance(piece, Gists) and vectors + 1 >= stop - start:
+            vectors += 1  # its tokens take its place
         else:
             found.append(piece)
             end = start
-    found.append(Raw(max(0, end - room), end))
+    found.append(Raw(max(0, end - vectors), end))
     return found[::-1]
 
 

@@ -22,7 +22,7 @@ LONGEST_PARAGRAPH = 1024
 
 
 class Detokenizer(Protocol):
-    """What splitting needs of a tokenizer (`TeacherTokenizer` is one)."""
+    """Part of a tokenizer that splitting needs; `TeacherTokenizer` has it."""
 
     @property
     def text_ends(self) -> NDArray[np.int8]:
