@@ -97,7 +97,7 @@ def evidence_of(question: FreeQuestion, tokenizer: TeacherTokenizer) -> Evidence
 
 
 def is_right(answer: str, accepted: Collection[str]) -> bool:
-    """True if an accepted answer stands in the answer as whole words, whatever the case and the white space."""
+    """True if an accepted answer stands in the answer as whole words, in any case and with any white space."""
     return any(re.search(rf"(?<!\w){_spaced(form)}(?!\w)", answer, re.IGNORECASE) for form in accepted)
 
 

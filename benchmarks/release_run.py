@@ -1,4 +1,4 @@
-"""The releases from nothing: trains their runs by turns, over sessions and machines, then evaluates and releases them.
+"""The releases: trains their runs by turns, over sessions and machines, then evaluates and releases them.
 
     python benchmarks/release_run.py train --minutes 120 --turn 20      all runs in turn; status 130 while some go on
     python benchmarks/release_run.py train --only gist32 --threads 1    one run on one core

@@ -1,10 +1,12 @@
 """A compressor in five lines: a trained GistNet with the language model that reads its gists.
 
-import gistnet
+    import gistnet
 
-model = gistnet.load("smollm2-135m")
-document = model.compress(open("book.txt").read())
-print(model.generate(document, "Who is the captain?", budget=512).text)
+    model = gistnet.load("smollm2-135m")
+    document = model.compress(open("book.txt").read())
+    print(model.generate(document, "Who is the captain?", budget=512).text)
+
+The parts are `Teacher`, `GistNet`, `GistEncoder`, `compress` and `generate`, for programs that need one of them alone.
 """
 
 from collections.abc import Iterator, Sequence
@@ -54,9 +56,9 @@ class Compressor:
         Raises:
             DataError: there is no text, or something that is no token id.
         """
-        document = compress(text, self.encoder)
-        whole = document.n_gists[0] * document.branchings[0]
-        return Encoded(document.gists(0, 0, document.n_gists[0]), document.tokens(whole, document.n_tokens))
+        document = compress(text, self.encoder, levels=1)
+        (vectors,) = document.level_gists
+        return Encoded(vectors, document.token_ids[len(vectors) * document.branchings[0] :])
 
     def compress(self, text: str | Sequence[int] | NDArray[np.integer]) -> InMemoryDocument:
         """A document in memory: tokens, and gists of all levels. A `GistTree` keeps documents on disk.
@@ -71,7 +73,7 @@ class Compressor:
         return generate(document, prompt, teacher=self.teacher, budget=budget, **options)
 
     def stream(self, document: CompressedDocument, prompt: str, *, budget: int = 1024, **options: Any) -> Iterator[str]:
-        """The same answer, piece by piece as it is written."""
+        """Pieces of the answer that `generate` gives, as they are written; it is written to its end in any case."""
         if self.teacher.tokenizer is None:
             raise TeacherError(f"{self.teacher.name} has no tokenizer, expected one to read the prompt.")
         streamer = TextIteratorStreamer(self.teacher.tokenizer.inner, skip_special_tokens=True)

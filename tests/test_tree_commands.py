@@ -231,7 +231,7 @@ def test_export_writes_what_the_tree_holds(compressed: Path, checkpoint: Path, t
 def test_the_model_answers_from_a_document_of_the_tree(
     checkpoint: Path, compressed: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What `generate` gives for the same document of the tree."""
+    """The answer and its context are those of `generate` for the same document of the tree."""
     name = "a.txt"
     caplog.set_level("INFO", "gistnet")
     result = run("generate", "The river", "--tree", compressed, "--document", name, "--budget", 150,

@@ -21,6 +21,7 @@ from transformers.generation.streamers import BaseStreamer
 from gistnet.context.assembly import Context, assemble, continue_context
 from gistnet.context.plan import Plan
 from gistnet.context.select import Selection, select
+from gistnet.context.selectors import Selector, by_words
 from gistnet.errors import ConfigError, DataError, TeacherError
 from gistnet.model.teacher import Teacher
 from gistnet.model.tokenizer import TeacherTokenizer, require_unicode
@@ -57,6 +58,7 @@ def generate(
     plan: Plan | None = None,
     positions: Positions | None = None,
     chat: bool | None = None,
+    selector: Selector = by_words,
     max_new_tokens: int = 256,
     streamer: BaseStreamer | None = None,
     **options: Any,
@@ -72,6 +74,8 @@ def generate(
         plan: what stands in the context of the document, in place of a budget.
         positions: where gists stand; None decides as `assemble` does.
         chat: whether to use the chat template; None uses it where there is one.
+        selector: finds the passages that the prompt needs; `fused(by_words, ByStates(teacher))` finds more, for
+            which the teacher reads the document through half of its layers.
         max_new_tokens: the most tokens to write; it stops earlier at an end token.
         streamer: of transformers, given each token as it comes (`TextStreamer` prints them).
         options: of transformers' generation, such as `do_sample=True, temperature=0.7`; without any it is greedy.
@@ -86,7 +90,7 @@ def generate(
     """
     settings = _generation_settings(teacher, max_new_tokens, options)
     context, selection = prompt_context(
-        document, prompt, teacher=teacher, budget=budget, plan=plan, positions=positions, chat=chat
+        document, prompt, teacher=teacher, budget=budget, plan=plan, positions=positions, chat=chat, selector=selector
     )
     assert teacher.tokenizer is not None
     try:
@@ -109,6 +113,7 @@ def prompt_context(
     plan: Plan | None = None,
     positions: Positions | None = None,
     chat: bool | None = None,
+    selector: Selector = by_words,
 ) -> tuple[Context, Selection | None]:
     """The context that `generate` lets the teacher continue, and why it is so; arguments and errors are its own."""
     if not prompt.strip():
@@ -119,7 +124,7 @@ def prompt_context(
     before, after = _surroundings(teacher.tokenizer, prompt, chat, teacher.name)
     selection = None
     if plan is None and budget is not None:
-        selection = _select_within(budget, document, prompt, teacher.tokenizer, len(before), len(after))
+        selection = _select_within(budget, document, prompt, teacher.tokenizer, selector, len(before), len(after))
         plan = selection.plan
     elif plan is None or budget is not None:
         got = "neither" if plan is None else "both"
@@ -128,7 +133,13 @@ def prompt_context(
 
 
 def _select_within(
-    budget: int, document: CompressedDocument, prompt: str, tokenizer: TeacherTokenizer, before: int, after: int
+    budget: int,
+    document: CompressedDocument,
+    prompt: str,
+    tokenizer: TeacherTokenizer,
+    selector: Selector,
+    before: int,
+    after: int,
 ) -> Selection:
     """Selection for the prompt, in the vectors that prompt and template leave."""
     sink = min(max(0, SINK_TOKENS - before), document.branchings[0] // 2)  # before the first gist, see `Plan`
@@ -138,7 +149,7 @@ def _select_within(
             f"Got a budget of {budget} vectors, expected more than the {before + after} of the prompt with its "
             f"template and {sink} of the sink."
         )
-    return select(document, prompt, left, tokenizer=tokenizer, sink_tokens=sink)
+    return select(document, prompt, left, tokenizer=tokenizer, selector=selector, sink_tokens=sink)
 
 
 def _surroundings(

@@ -111,12 +111,15 @@ class InMemoryDocument(CompressedDocument):
         return self.level_gists[level][start:stop]
 
 
-def compress(text: str | Sequence[int] | NDArray[np.integer], encoder: Encoder) -> InMemoryDocument:
+def compress(
+    text: str | Sequence[int] | NDArray[np.integer], encoder: Encoder, *, levels: int | None = None
+) -> InMemoryDocument:
     """Gists of all levels of a text, by the rules of a tree: of complete blocks only, the tail stays tokens.
 
     Args:
         text: a text, or its token ids.
         encoder: makes the gists; a level reads those below as they are stored, in float16.
+        levels: how many to make; None for all of the encoder's.
 
     Raises:
         DataError: there is no text, or something that is no token id.
@@ -126,7 +129,7 @@ def compress(text: str | Sequence[int] | NDArray[np.integer], encoder: Encoder) 
     tokens = encoder.tokenize(text) if isinstance(text, str) else require_tokens(text, info.vocabulary_size)
     if not len(tokens):
         raise DataError("Got an empty text to compress, expected one of at least one token.")
-    gists = tuple(encode_levels(encoder, tokens))
+    gists = tuple(encode_levels(encoder, tokens, levels=levels))
     return InMemoryDocument(tokens, gists, info.branchings, info.positions, info.teacher)
 
 

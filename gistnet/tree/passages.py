@@ -65,7 +65,9 @@ def split_passages(tokens: NDArray[np.int64], tokenizer: Detokenizer) -> list[Pa
 
 def _ends(tokens: NDArray[np.int64], tokenizer: Detokenizer) -> NDArray[np.int8]:
     """The part of the text that each token ends, `[n]`, as `TextEnd`; of ends that follow each other the last one."""
-    ends = tokenizer.text_ends[tokens]
+    known = tokenizer.text_ends
+    # A teacher may have more ids than its tokenizer knows; those are no text.
+    ends = np.where(tokens < len(known), known[np.minimum(tokens, len(known) - 1)], np.int8(TextEnd.NOTHING))
     for index in np.flatnonzero(ends[1:]):  # the index before each that ends something
         before, here = ends[index], ends[index + 1]
         if here == TextEnd.CLOSING and before != TextEnd.SENTENCE:

@@ -59,7 +59,7 @@ def test_passages_end_with_sentences_lines_and_paragraphs(teacher: Teacher) -> N
 
 
 @given(st.text(alphabet="ab.\n\"' é", max_size=400))
-def test_passages_cover_a_text_whatever_it_holds(teacher: Teacher, text: str) -> None:
+def test_passages_cover_any_text(teacher: Teacher, text: str) -> None:
     tokens = teacher.tokenizer.encode(text)
     passages = split_passages(tokens, teacher.tokenizer)
     bounds = [(of.start, of.stop) for of in passages]
@@ -68,6 +68,11 @@ def test_passages_cover_a_text_whatever_it_holds(teacher: Teacher, text: str) ->
         assert of.paragraph_start <= of.start < of.stop <= min(of.paragraph_stop, of.start + LONGEST)
     longer = split_passages(np.append(tokens, teacher.tokenizer.encode(" and more")), teacher.tokenizer)
     assert [(of.start, of.stop) for of in longer][: len(bounds) - 1] == bounds[:-1]  # an append changes the last only
+
+
+def test_ids_that_the_tokenizer_does_not_know_end_nothing(teacher: Teacher) -> None:
+    tokens = np.array([ord("a"), 10**6, *teacher.tokenizer.encode(".\n\n"), 10**6])
+    assert [(of.start, of.stop) for of in split_passages(tokens, teacher.tokenizer)] == [(0, len(tokens))]
 
 
 def test_words_are_scored_but_for_stop_words() -> None:
@@ -130,6 +135,9 @@ def test_generate_reads_what_its_prompt_needs(teacher: Teacher, document: InMemo
     generation = generate(document, "Ada Quill", teacher=teacher, budget=150, max_new_tokens=2)
     assert generation.selection is not None
     assert generation.context.plan == generation.selection.plan
+    nothing = generate(document, "Ada Quill", teacher=teacher, budget=150, max_new_tokens=2, selector=lambda *_: [])
+    assert nothing.selection is not None
+    assert not nothing.selection.opened
     assert (
         generation.selection.opened[0]
         == select(document, "Ada Quill", 141, tokenizer=teacher.tokenizer, selector=by_words).opened[0]

@@ -1,4 +1,4 @@
-"""The index of passages: as up to date as the tree, whatever was appended, killed or compacted."""
+"""The index of passages: as up to date as the tree after appends, kills and compactions."""
 
 import logging
 import random

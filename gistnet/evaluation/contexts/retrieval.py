@@ -419,7 +419,7 @@ def _with(
     The first of the inserted comes last in the text. Where each stands, start and end, is in the order of `inserted`.
 
     Raises:
-        DataError: there is no room for them.
+        DataError: they do not fit.
     """
     length = len(text)
     last = length // 2 - sum(map(len, inserted))

@@ -74,7 +74,7 @@ class Counts(NamedTuple):
     indexed: int = 0
     """First tokens that the index of passages holds."""
     settled: int = 0
-    """Those of them whose passages stay as they are, whatever is appended."""
+    """Those of them whose passages no append changes."""
 
 
 @dataclass(frozen=True)
