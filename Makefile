@@ -26,11 +26,11 @@ demo: install
 	$(BIN)/gistnet evaluate runs/demo
 	$(BIN)/gistnet report runs/demo
 	$(BIN)/gistnet evaluate $(RELEASE) $(DEMO_SETTINGS) --out runs/demo/released.json
-	rm -rf runs/demo/readme.tree
-	$(BIN)/gistnet compress $(RELEASE) README.md --tree runs/demo/readme.tree
-	$(BIN)/gistnet tree info runs/demo/readme.tree
-	$(BIN)/gistnet generate "What is a gist?" --tree runs/demo/readme.tree --budget 512 --max-new-tokens 40
-	$(BIN)/gistnet show $(RELEASE) README.md
+	rm -rf runs/demo/text.tree
+	$(BIN)/gistnet compress $(RELEASE) examples/eddystone.txt --tree runs/demo/text.tree
+	$(BIN)/gistnet tree info runs/demo/text.tree
+	$(BIN)/gistnet generate "How many candles did the lamp have?" --tree runs/demo/text.tree --budget 200 --max-new-tokens 40
+	$(BIN)/gistnet show $(RELEASE) examples/eddystone.txt
 
 # A worker a core, each with one thread: threads of several workers would wait for each other.
 test: install
