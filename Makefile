@@ -3,7 +3,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
-RELEASE := smollm2-135m
+RELEASE := smollm2-135m-gist32
 
 # In the demo the released GistNet is measured on fewer documents than it brings, for which it has but a minute or two.
 DEMO_SETTINGS := evaluation.domains=[narrative] evaluation.weights={} evaluation.documents=24 evaluation.horizons=[32] \
@@ -14,7 +14,7 @@ DEMO_SETTINGS := evaluation.domains=[narrative] evaluation.weights={} evaluation
 
 install: $(VENV)/.installed
 
-$(VENV)/.installed: pyproject.toml setup.py constraints.txt Makefile
+$(VENV)/.installed: pyproject.toml constraints.txt Makefile
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[hub,dev]'

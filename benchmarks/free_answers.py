@@ -128,7 +128,7 @@ def main() -> int:
     """Ask every question in every context, and keep the answers and the shares of right ones."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("corpora", type=Path, help="folder of the documents")
-    parser.add_argument("--gistnet", type=Path, default=Path("smollm2-135m"))
+    parser.add_argument("--gistnet", type=Path, default=Path("smollm2-135m-gist32"))
     parser.add_argument("--budget", type=int, default=512, help="the most vectors of the document, beside the question")
     parser.add_argument("--documents", type=int, default=12, help="the first so many")
     parser.add_argument("--each", type=int, default=5, help="the first so many questions of each document")

@@ -1,6 +1,6 @@
 """Recall of what stands far back in a text, from every kind of context of as many vectors, for README.md.
 
-    python benchmarks/recall.py CORPORA [--gistnet smollm2-135m] [--cases 36]
+    python benchmarks/recall.py CORPORA [--gistnet smollm2-135m-gist32] [--cases 36]
 
 The cases are those of `gistnet.evaluation.contexts.retrieval` in stories and Wikipedia articles, which only surround
 what is asked for. The kind `last` is left out: the default teacher is at chance there with the whole text.
@@ -36,7 +36,7 @@ def main() -> int:
     """Measure, keep the records, and print the shares of right answers."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("corpora", type=Path, help="folder of the documents")
-    parser.add_argument("--gistnet", type=Path, default=Path("smollm2-135m"))
+    parser.add_argument("--gistnet", type=Path, default=Path("smollm2-135m-gist32"))
     parser.add_argument("--cases", type=int, default=36)
     parser.add_argument("--tokens", type=int, default=2048, help="length of the text before each question")
     parser.add_argument("--out", type=Path, default=RESULTS / "recall.json")

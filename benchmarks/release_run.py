@@ -62,12 +62,13 @@ RUNS = {
     "gist32": (),
     "gist8": ("start_from=null", "levels=[8]"),
     "gist32-context": (
-        *("start_from=smollm2-135m-context", "levels=[32]", "gistnet.reads=context"),
+        *("start_from=smollm2-135m-gist32-context", "levels=[32]", "gistnet.reads=context"),
         *("gistnet.teacher_layers=20", "gistnet.gist_scale=120"),
     ),
 }
 """Runs by name, and the changes to the configuration that make them."""
-RELEASES = {"gist32": "smollm2-135m", "gist8": "smollm2-135m-8", "gist32-context": "smollm2-135m-context"}
+RELEASES = {name: f"smollm2-135m-{name}" for name in RUNS}
+RELEASES_FOLDER = Path("src/gistnet/released")
 NARRATIVE = (
     *("evaluation.domains=[narrative]", "evaluation.weights={}", "evaluation.positions=[end]"),
     *("evaluation.highest_level=0", "evaluation.map_documents=0"),
@@ -280,7 +281,7 @@ def release(commands: Commands, configs: Mapping[str, RunConfig], settings: Sequ
 
 def left_to_release(name: str, run_folder: Path, settings: Sequence[str]) -> Iterator[list[str]]:
     """Commands still to run for the release of a run."""
-    out, spent = Path("released") / RELEASES[name], time_spent(run_folder)
+    out, spent = RELEASES_FOLDER / RELEASES[name], time_spent(run_folder)
     if not out.exists():
         moved = f", rounded to bfloat16 {spent['rounded']} times between machines" if spent["rounded"] else ""
         hardware = f"{' and '.join(spent['machines'])}, {spent['processor_hours']:.1f} hours of processor{moved}"

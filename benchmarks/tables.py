@@ -4,7 +4,7 @@
     python benchmarks/tables.py --check     exits with 1, and names the pages that are not what the results make
 
 A block of a page begins with `<!-- table: NAME -->` and ends with `<!-- /table -->`; `BLOCKS` makes what is between of
-benchmarks/results, docs/plots and released. Where a result is missing, it names the command that measures it.
+benchmarks/results, docs/plots and the releases. Where a result is missing, it names the command that measures it.
 """
 
 import argparse
@@ -37,7 +37,8 @@ FILLED = ("README.md", "docs/performance.md", "docs/ablations.md")
 """The pages that have blocks."""
 DEVICES = ("cpu", "cuda")
 ON_GPU = "on_gpu.py --out FOLDER"
-RELEASE, CONTEXT_RELEASE = "smollm2-135m", "smollm2-135m-context"
+RELEASE, CONTEXT_RELEASE = "smollm2-135m-gist32", "smollm2-135m-gist32-context"
+RELEASES_FOLDER = Path("src/gistnet/released")
 """The releases that README.md tells of: one that reads spans alone, and one that reads them where they stand."""
 _BLOCK = re.compile(r"(<!-- table: (?P<name>\S+) -->\n).*?(<!-- /table -->)", re.DOTALL)
 
@@ -323,9 +324,9 @@ def _untrained_name(row: dict[str, Any]) -> str:
 
 def release_tables(name: str, root: Path) -> str:
     """Figures of a released GistNet."""
-    folder = root / "released" / name
+    folder = root / RELEASES_FOLDER / name
     if not is_release(folder):
-        return f"There is none yet: `gistnet release RUN --out released/{name}` makes it of a finished run."
+        return f"There is none yet: `gistnet release RUN --out {RELEASES_FOLDER / name}` makes it of a finished run."
     return summary(read_release(folder).shown)
 
 
@@ -408,7 +409,7 @@ def pages(root: Path) -> dict[Path, str]:
         GistNetError: a release is damaged.
     """
     filled = {root / name: fill((root / name).read_text(encoding="utf-8"), root) for name in FILLED}
-    return filled | {folder / CARD_FILE: card(folder) for folder in releases_in(root / "released").values()}
+    return filled | {folder / CARD_FILE: card(folder) for folder in releases_in(root / RELEASES_FOLDER).values()}
 
 
 def fill(text: str, root: Path) -> str:

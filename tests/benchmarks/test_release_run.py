@@ -222,11 +222,11 @@ def test_what_is_released_is_not_released_again(workspace: Path) -> None:
     run = Path("runs/gist8")
     write_json(run / "spent.json", {"hours": 3.0, "processor_hours": 2.5, "machines": ["A", "B"], "rounded": 1})
     release, evaluate = left_to_release("gist8", run, ["seed=2"])
-    assert release[:4] == ["release", "runs/gist8", "--out", "released/smollm2-135m-8"]
+    assert release[:4] == ["release", "runs/gist8", "--out", "src/gistnet/released/smollm2-135m-gist8"]
     told = dict(zip(release[4::2], release[5::2], strict=True))
     assert told["--command"] == "python benchmarks/release_run.py train --only gist8 seed=2"
     assert all(word in told["--hardware"] for word in ("A and B", "2.5", "1 times"))
-    Path("released/smollm2-135m-8").mkdir(parents=True)
+    Path("src/gistnet/released/smollm2-135m-gist8").mkdir(parents=True)
     assert list(left_to_release("gist8", run, [])) == [evaluate]
     write_json(Path(evaluate[-1]), [])
     assert not list(left_to_release("gist8", run, []))

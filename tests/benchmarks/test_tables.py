@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.flops import TeacherSize
 from benchmarks.machine import ROOT
-from benchmarks.tables import RELEASE, counted_ratio, fill, pages
+from benchmarks.tables import RELEASE, RELEASES_FOLDER, counted_ratio, fill, pages
 from benchmarks.workload import SMOLLM2_SHAPE, build_teacher
 from gistnet.model.config import GistNetConfig
 from gistnet.model.gistnet import GistNet
@@ -29,14 +29,14 @@ def test_the_pages_are_what_the_results_make() -> None:
 def test_what_is_missing_says_what_measures_it(tmp_path: Path) -> None:
     filled = fill(block("compression-cpu"), tmp_path)
     assert filled == block("compression-cpu").replace("old", "TO MEASURE: `python benchmarks/speed.py compression`")
-    assert f"gistnet release RUN --out released/{RELEASE}" in fill(block("release"), tmp_path)
+    assert f"gistnet release RUN --out {RELEASES_FOLDER / RELEASE}" in fill(block("release"), tmp_path)
     with pytest.raises(KeyError):
         fill(block("no-such-table"), tmp_path)
 
 
 def test_the_table_of_a_release_is_that_of_its_card() -> None:
     rows = [line for line in fill(block("release"), ROOT).splitlines() if line.startswith(("| kl |", "| recovered_kl"))]
-    card = (ROOT / "released" / RELEASE / "README.md").read_text(encoding="utf-8")
+    card = (ROOT / RELEASES_FOLDER / RELEASE / "README.md").read_text(encoding="utf-8")
     assert rows and [row for row in rows if row not in card] == []
 
 

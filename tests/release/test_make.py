@@ -52,7 +52,7 @@ def test_nothing_in_it_names_a_folder_of_this_machine(finished_run: Path, releas
             assert str(release.parent) not in text, path
             assert ".partial-" not in text, path
             assert "/tmp" not in text, path
-    assert config["run_folder"] == "released/tiny-32"
+    assert config["run_folder"] == "runs/tiny-32"
     assert config["device"] == "auto"
     assert config["data"]["folder"] == "prepared"
     assert config["data"]["sources"][0]["paths"] == ["stories.jsonl"]
@@ -126,7 +126,7 @@ def test_it_is_opened_like_a_run(finished_run: Path, release: Path) -> None:
 
 def test_the_report_page_says_where_the_release_belongs(release: Path) -> None:
     page = (release / "report.html").read_text(encoding="utf-8")
-    assert '"path":"released/tiny-32"' in page
+    assert '"path":"runs/tiny-32"' in page
     assert '"name":"tiny-32"' in page
     assert '["trained parameters","' in page
 

@@ -18,17 +18,16 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where the package is, as far as releases are looked for."""
     package = tmp_path / "installed" / "gistnet"
     package.mkdir(parents=True)
-    monkeypatch.setattr("gistnet.release_folder.files", lambda name: package)
+    monkeypatch.setattr("gistnet.release_folder.RELEASES", package / "released")
     return package
 
 
-@pytest.mark.parametrize("home", ["released", "../released"])
-def test_a_name_is_the_release_inside_the_package_or_beside_it(
-    package: Path, release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home: str
+def test_a_name_is_the_release_inside_the_package(
+    package: Path, release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = shutil.copytree(release, package / home / "tiny-32")
-    (package / home / ".tiny-33.partial-1" / "held-out").mkdir(parents=True)  # one that is being made
-    (package / home / "README.md").write_text("what is here", encoding="utf-8")
+    folder = shutil.copytree(release, package / "released" / "tiny-32")
+    (package / "released" / ".tiny-33.partial-1" / "held-out").mkdir(parents=True)  # one that is being made
+    (package / "released" / "README.md").write_text("what is here", encoding="utf-8")
     assert list(included_releases()) == ["tiny-32"]
     assert find_folder("tiny-32").resolve() == folder.resolve()
     trained = open_trained(Path("tiny-32"))

@@ -14,11 +14,11 @@ ROOT = Path(__file__).parents[2]
 def test_a_wheel_brings_the_releases(release: Path, tmp_path: Path) -> None:
     pytest.importorskip("setuptools")
     source, out, installed = tmp_path / "source", tmp_path / "out", tmp_path / "installed"
-    shutil.copytree(ROOT / "gistnet", source / "gistnet", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+    package = source / "src" / "gistnet"
+    shutil.copytree(ROOT / "src" / "gistnet", package, ignore=shutil.ignore_patterns("__pycache__", "smollm2*"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
-    shutil.copytree(release, source / "released" / "tiny-32")
-    shutil.copy(ROOT / "released" / "README.md", source / "released")
+    shutil.copytree(release, package / "released" / "tiny-32")
     build = f"import setuptools.build_meta as backend; backend.build_wheel({str(out)!r})"
     out.mkdir()
     subprocess.run([sys.executable, "-c", build], cwd=source, check=True, capture_output=True)
@@ -26,7 +26,7 @@ def test_a_wheel_brings_the_releases(release: Path, tmp_path: Path) -> None:
     (wheel,) = out.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(installed)
-    modules = {path.relative_to(ROOT) for path in (ROOT / "gistnet").rglob("*.py")}
+    modules = {path.relative_to(ROOT / "src") for path in (ROOT / "src").rglob("*.py")}
     assert {path.relative_to(installed) for path in (installed / "gistnet").rglob("*.py")} == modules
     assert (installed / "gistnet" / "report" / "page" / "template.html").is_file()
     assert (installed / "gistnet" / "data" / "templates.yaml").is_file()

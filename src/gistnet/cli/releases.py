@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 def release(
     run: Annotated[Path, typer.Argument(help="A finished run's folder, or one of its checkpoints.", **PATH)],
-    out: Annotated[Path, typer.Option(help="The new folder; released/NAME in a checkout of this repository.", **PATH)],
+    out: Annotated[Path, typer.Option(help="The new folder, as src/gistnet/released/NAME.", **PATH)],
     hardware: Annotated[str, typer.Option(help="What it was trained on, for the model card.", **NAME)],
     command: Annotated[str, typer.Option(help="What trained it, for the model card.", **NAME)],
     settings: Annotated[

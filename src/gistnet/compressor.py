@@ -2,7 +2,7 @@
 
     import gistnet
 
-    model = gistnet.load("smollm2-135m")
+    model = gistnet.load("smollm2-135m-gist32")
     document = model.compress(open("book.txt").read())
     print(model.generate(document, "Who is the captain?", budget=512).text)
 

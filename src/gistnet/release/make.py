@@ -1,6 +1,6 @@
 """Making a release folder out of a finished run.
 
-    gistnet release RUN --out released/NAME
+    gistnet release RUN --out src/gistnet/released/NAME
 
 The network, the configuration and a few held-out documents are written into a new folder, and evaluated there:
 `gistnet evaluate` gives the same figures of the folder again, without any other data.
@@ -177,7 +177,7 @@ def portable_config(config: RunConfig, name: str) -> RunConfig:
     without = {"reconstruction": False, "contexts": ContextsConfig()}
     return config.model_copy(
         update={
-            "run_folder": Path("released") / name,
+            "run_folder": Path("runs") / name,
             "device": "auto",
             "teacher": config.teacher.model_copy(update={"compile": False}),
             "data": config.data.model_copy(update={"folder": default_folder, "sources": tuple(sources)}),

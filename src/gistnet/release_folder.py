@@ -11,12 +11,14 @@
 Nothing here imports torch.
 """
 
-from importlib.resources import files
 from pathlib import Path
 
 from gistnet.errors import CheckpointError
 from gistnet.paths import local_path
 from gistnet.run_folder import CONFIG_FILE, METRICS_FILE, REPORT_FILE, RESULTS_FILE, SPAN_MAP_FILE
+
+RELEASES = Path(__file__).parent / "released"
+"""Folder of the releases that come with the package."""
 
 HELD_OUT_FOLDER = "held-out"
 PROVENANCE_FILE = "release.json"
@@ -43,10 +45,8 @@ def is_release(folder: Path) -> bool:
 
 
 def included_releases() -> dict[str, Path]:
-    """The releases that come with the package, by name: in an installed one inside it, in a checkout beside it."""
-    package = Path(str(files("gistnet")))
-    home = next((home for home in (package / "released", package.parent / "released") if home.is_dir()), None)
-    return {} if home is None else releases_in(home)
+    """The releases that come with the package, by name."""
+    return releases_in(RELEASES)
 
 
 def releases_in(home: Path) -> dict[str, Path]:
