@@ -1,5 +1,5 @@
 # `make demo` trains and evaluates a small GistNet and writes its report, then evaluates and uses the released one;
-# `make test` runs the tests. Both install what they need into .venv.
+# `make test` runs the tests, `make docs` builds the site. All install what they need into .venv.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
@@ -10,7 +10,7 @@ DEMO_SETTINGS := evaluation.domains=[narrative] evaluation.weights={} evaluation
   evaluation.positions=[end] evaluation.geometry_spans=200 evaluation.map_documents=0 evaluation.minimal_pairs=0 \
   evaluation.highest_level=0
 
-.PHONY: install demo test lint release-run clean
+.PHONY: install demo test lint docs release-run clean
 
 install: $(VENV)/.installed
 
@@ -26,11 +26,10 @@ demo: install
 	$(BIN)/gistnet evaluate runs/demo
 	$(BIN)/gistnet report runs/demo
 	$(BIN)/gistnet evaluate $(RELEASE) $(DEMO_SETTINGS) --out runs/demo/released.json
-	rm -rf runs/demo/text.tree
-	$(BIN)/gistnet compress $(RELEASE) examples/eddystone.txt --tree runs/demo/text.tree
-	$(BIN)/gistnet tree info runs/demo/text.tree
-	$(BIN)/gistnet generate "How many candles did the lamp have?" --tree runs/demo/text.tree --budget 200 --max-new-tokens 40
 	$(BIN)/gistnet show $(RELEASE) examples/eddystone.txt
+	rm -rf runs/demo/book.tree
+	$(BIN)/gistnet compress $(RELEASE) examples/mad-house.txt --tree runs/demo/book.tree
+	$(BIN)/python examples/ask_a_book.py runs/demo/book.tree
 
 # A worker a core, each with one thread: threads of several workers would wait for each other.
 test: install
@@ -41,9 +40,13 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The pages of docs as a site in site/, which opens without a network. A broken link is an error.
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
 # ARGS="train --minutes 120" trains, ARGS=release evaluates and releases.
 release-run: install
 	$(BIN)/python benchmarks/release_run.py $(or $(ARGS),train)
 
 clean:
-	rm -rf $(VENV) runs prepared
+	rm -rf $(VENV) runs prepared site

@@ -25,7 +25,7 @@ from benchmarks.ablation_results import DEFAULT, PARTS, Comparison, Record, mean
 from benchmarks.flops import TeacherSize, engine_flops, loop_flops
 from benchmarks.machine import ROOT, describe_device
 from benchmarks.workload import EMBEDDED_TEACHER, SMOLLM2_SHAPE, all_starts, build_teacher
-from gistnet.evaluation.records import MetricRecord
+from gistnet.evaluation.records import BaselineName, MetricRecord
 from gistnet.model.config import GistNetConfig
 from gistnet.model.gistnet import GistNet
 from gistnet.release.card import card, results_tables, summary
@@ -33,7 +33,7 @@ from gistnet.release.contents import read_release
 from gistnet.release_folder import CARD_FILE, is_release, releases_in
 from gistnet.report.tables import markdown
 
-FILLED = ("README.md", "docs/performance.md", "docs/ablations.md")
+FILLED = ("README.md", *(f"docs/{name}.md" for name in ("results", "long-contexts", "performance", "ablations")))
 """The pages that have blocks."""
 DEVICES = ("cpu", "cuda")
 ON_GPU = "on_gpu.py --out FOLDER"
@@ -330,6 +330,32 @@ def release_tables(name: str, root: Path) -> str:
     return summary(read_release(folder).shown)
 
 
+def core_table(root: Path) -> str:
+    """Shares that one vector keeps of what its span told the model, for both releases and what costs nothing."""
+    rows: list[list[str]] = []
+    for name, said in ((RELEASE, "its gist, made of the span alone"), (CONTEXT_RELEASE, "its gist, read in context")):
+        found = {
+            record.offsets: record
+            for record in read_release(root / RELEASES_FOLDER / name).shown
+            if (record.name, record.domain, record.horizon, record.level) == ("recovered_kl", "narrative", 32, 0)
+            and record.spans_per_segment == 1
+        }
+        parts = [found[offsets] for offsets in ((1, 32), (1, 8), (9, 32))]
+        rows.append([said, *(f"**{part.value:.0%}** {_percent(part.interval)}" for part in parts)])
+    free: dict[BaselineName, str] = {
+        "last_token": "its last token",
+        "shuffled": "the gist of another document",
+        "drop": "nothing",
+    }
+    rows += [[said, *(f"{part.baselines[name]:.0%}" for part in parts)] for name, said in free.items()]
+    spans = f"{parts[0].n_spans} spans of {parts[0].n_documents} held-out documents"
+    return f"{spans}:\n\n{markdown(['read in place of 32 tokens', 'next 32 tokens', '1–8', '9–32'], rows)}"
+
+
+def _percent(interval: tuple[float, float] | None) -> str:
+    return f"({interval[0]:.0%} to {interval[1]:.0%})" if interval else ""
+
+
 def demo_table(root: Path) -> str:
     """Figures of the demo's own GistNet, on the machine it ran on."""
     content = _load(root, "demo")
@@ -394,6 +420,7 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
     "processes-cpu": processes_table,
     "release": partial(release_tables, RELEASE),
     "release-context": partial(release_tables, CONTEXT_RELEASE),
+    "core": core_table,
     "demo": demo_table,
     "long-context": partial(long_context_table, RELEASE),
     "long-context-context": partial(long_context_table, CONTEXT_RELEASE),
