@@ -18,7 +18,7 @@ from tests.conftest import Command
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 LINK = re.compile(r"\[`([\w.]+)`\]\(\.\./([\w/.]+\.py)#L(\d+)\)")
-PYTHON = re.compile(r"^```python\n(.*?)^```\n+((?:^    .*\n)*)", re.MULTILINE | re.DOTALL)
+PYTHON = re.compile(r"^```python\n(.*?)^```\n+((?:^ {4}[^\n]*\n)*)", re.MULTILINE | re.DOTALL)
 """A block of Python, and the indented block behind it, which is what it prints."""
 LIKE_PYTHON = ("spec.md", "decisions.md")
 """Pages whose Python is pseudocode."""
