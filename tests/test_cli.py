@@ -22,6 +22,7 @@ from transformers import BertConfig, LlamaConfig, LlamaForCausalLM, T5Config
 from gistnet.config import RunConfig, load_config
 from gistnet.evaluation.probes.span_map import SpanMap
 from gistnet.evaluation.records import MetricRecord
+from gistnet.extras import EXTRAS
 from gistnet.metrics_log import read_metrics
 from gistnet.run_folder import CONFIG_FILE, SPAN_MAP_FILE
 from gistnet.session import train
@@ -116,7 +117,9 @@ def test_prepare_tells_what_became_of_the_documents(gistnet, config_file, tmp_pa
 
 def test_train_leaves_configuration_metrics_and_checkpoints(gistnet, config_file, tmp_path):
     trained = tmp_path / "run"
-    assert gistnet("train", "--config", config_file).status == 0
+    outcome = gistnet("train", "--config", config_file)
+    assert outcome.status == 0
+    assert outcome.out.splitlines()[-1] == f"Next: gistnet evaluate {trained}"
     assert load_config(trained / CONFIG_FILE) == load_config(config_file)
     records = read_metrics(trained / "metrics.jsonl")
     assert [record["step"] for record in records if "loss" in record] == [1, 2, 3, 4, 5, 6]
@@ -137,7 +140,7 @@ RECORD_KEYS = {
 
 
 def test_evaluate_writes_figures_that_agree_with_each_other(gistnet, trained):
-    outcome = gistnet("evaluate", trained)
+    outcome = gistnet("evaluate", trained, "evaluation.positions=[end, center, compact]", "--full")
     assert outcome.status == 0
     figures = json.loads((trained / "results.json").read_text(encoding="utf-8"))
     assert {frozenset(figure) for figure in figures} == {frozenset(RECORD_KEYS)}
@@ -164,8 +167,8 @@ def test_evaluate_writes_figures_that_agree_with_each_other(gistnet, trained):
             assert figure["met"] == (figure["value"] < 1.5)
 
     kl = found["kl", "end", (1, 12)]
-    row = next(line for line in outcome.out.splitlines() if line.split("│")[1:2] == [f" {'kl':21} "])
-    assert [cell.strip() for cell in row.split("│")[3:9:2]] == [
+    row = next(line.split() for line in outcome.out.splitlines() if line.split()[:2] == ["kl", "1–12"])
+    assert [row[column] for column in (2, 6, 8)] == [
         f"{value:.3f}" for value in (kl["value"], kl["baselines"]["drop"], kl["baselines"]["surprisal_token"])
     ]
 
@@ -176,7 +179,19 @@ def test_evaluate_writes_figures_that_agree_with_each_other(gistnet, trained):
         if name in ("gist", "drop", "last_token"):
             of_spans = span_map.distribution["narrative"][name]
             assert sum(of_spans) / len(of_spans) == pytest.approx(value, abs=1e-5)
-    assert [line.split()[0] for line in outcome.err.splitlines()] == ["Reading", "Comparing", "Measuring"]
+    assert [line.split()[0] for line in outcome.err.splitlines()] == ["1/3", "2/3", "3/3"]
+
+
+def test_evaluate_ends_with_a_summary_of_the_positions_trained_for_and_the_next_command(gistnet, trained):
+    outcome = gistnet("evaluate", trained)
+    assert outcome.status == 0
+    figures = json.loads((trained / "results.json").read_text(encoding="utf-8"))
+    assert {figure["positions"] for figure in figures} == {"center"}
+    lines = outcome.out.splitlines()
+    assert len(lines) <= 12
+    assert [line for line in lines if len(line) > 80 and str(trained) not in line] == []
+    assert lines[-1] == f"Next: gistnet report {trained}"
+    assert f"{trained / 'results.json'}" in lines[-2]
 
 
 def test_evaluate_of_a_checkpoint_measures_that_one(gistnet, trained, tmp_path):
@@ -214,7 +229,7 @@ def test_evaluate_prints_what_it_measured_where_that_cannot_be_kept(gistnet, tra
     (tmp_path / "file").touch()
     outcome = gistnet("evaluate", trained, "evaluation.positions=[end]", "--out", tmp_path / "file" / "figures.json")
     assert outcome.status == 1
-    assert "delta_nll" in outcome.out
+    assert "recovered" in outcome.out
     assert "Could not write" in outcome.err
 
 
@@ -269,7 +284,7 @@ def test_a_run_that_was_moved_is_evaluated_where_it_is(gistnet, trained, tmp_pat
 
 def test_a_dry_run_shows_what_would_be_trained_and_leaves_no_run(gistnet, config_file, tmp_path):
     """Parameters of the bottleneck at width 16, the loss of step 1, and the memory of what is known by hand."""
-    outcome = gistnet("train", "--config", config_file, "--dry-run")
+    outcome = gistnet("train", "--config", config_file, "--dry-run", "--gpu-memory", "--show-config")
     assert outcome.status == 0
     assert not (tmp_path / "run").exists()
     run = run_of(config_file)
@@ -278,6 +293,7 @@ def test_a_dry_run_shows_what_would_be_trained_and_leaves_no_run(gistnet, config
     assert "learning_rate: 0.01\n" in outcome.out
     assert f"GistNet: {trained:,} trained and 0 frozen parameters\n" in outcome.out
     assert "24 GB (L4)" in outcome.out
+    assert outcome.out.startswith("6 steps take about ")
     assert "with a micro-batch of 2 windows and 2048 vectors: loss" in outcome.out
     fit(run)
     first = next(record for record in read_metrics(run.folder / "metrics.jsonl") if record["step"] == 1)
@@ -306,6 +322,21 @@ def test_an_empty_argument_is_not_the_current_folder(gistnet, trained, monkeypat
     before = contents(trained)
     assert_refused(gistnet(*arguments), "Got ", "expected")
     assert contents(trained) == before
+
+
+def test_doctor_shows_the_machine_and_what_is_missing(gistnet, monkeypatch):
+    """An extra that is not there is named with its command; a package that is needed is an error."""
+    monkeypatch.setitem(EXTRAS, "wandb", ("no_such_module",))
+    outcome = gistnet("doctor")
+    assert outcome.status == 0, outcome.err
+    facts = [line.split(maxsplit=1) for line in outcome.out.splitlines()]
+    assert {fact[0] for fact in facts} >= {"gistnet", "torch", "processor", "memory", "GPU", "precision", "teacher"}
+    assert ["extra", "wandb: no_such_module missing: pip install 'gistnet[wandb]'"] in facts
+    assert len(facts) <= 24
+    monkeypatch.setattr("gistnet.cli.doctor.is_installed", lambda name: name != "peft")
+    outcome = gistnet("doctor")
+    assert outcome.status == 1
+    assert "peft" in outcome.err
 
 
 # Starting again -------------------------------------------------------------------------------------------------------

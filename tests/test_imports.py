@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import gistnet
+from gistnet.extras import EXTRAS
 
 PACKAGE = Path(gistnet.__file__).parent
 ABOVE = {
@@ -61,9 +62,35 @@ def test_a_configuration_is_read_without_torch_numpy_and_what_reads_data(config_
 
 
 def test_help_loads_neither_torch_nor_a_configuration() -> None:
-    loaded = loaded_by("from gistnet import cli\ncli.app(['--help'], standalone_mode=False)")
+    loaded = loaded_by("import gistnet\nfrom gistnet import cli\ncli.app(['--help'], standalone_mode=False)")
     assert "gistnet.cli" in loaded
-    assert loaded & {"torch", "transformers", "accelerate", "gistnet.config"} == set()
+    assert loaded & {"torch", "transformers", "accelerate", "numpy", "pyarrow", "lance", "gistnet.config"} == set()
+
+
+def test_gists_in_memory_need_no_extra_and_what_does_names_it(teacher_folder: Path) -> None:
+    """Tokens are encoded and an answer is generated; trees and corpora are refused in a sentence."""
+    missing = [name for modules in EXTRAS.values() for name in modules]
+    program = f"""
+for name in {missing}:
+    sys.modules[name] = None
+import gistnet
+from gistnet.errors import MissingPackageError
+from gistnet.model.config import GistNetConfig
+teacher = gistnet.Teacher.from_pretrained({str(teacher_folder)!r})
+config = GistNetConfig(architecture="bottleneck", width=16, heads=2)
+model = gistnet.Compressor(teacher, gistnet.GistNet.build(config, teacher, 8, positions="end"))
+document = model.compress("seven quiet lanterns over a bridge " * 8)
+assert len(model.encode("seven quiet lanterns").vectors) == 2
+assert len(model.generate(document, "lantern?", budget=64, max_new_tokens=2).tokens) == 2
+for extra, use in (("tree", lambda: gistnet.GistTree), ("data", lambda: gistnet.data.dataset.read_documents("x"))):
+    try:
+        use()
+    except MissingPackageError as error:
+        assert f"pip install 'gistnet[{{extra}}]'" in str(error)
+    else:
+        raise AssertionError(extra)
+"""
+    assert "gistnet.compressor" in loaded_by(program)
 
 
 def test_preparing_a_corpus_loads_no_module_of_gistnet_that_is_made_of_torch(config_file: Path) -> None:

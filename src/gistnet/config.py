@@ -22,6 +22,7 @@ from gistnet.files import write_text
 from gistnet.model.config import GistNetConfig, TeacherConfig
 from gistnet.run_folder import CONFIG_FILE, FORMAT_VERSION, read_config_values
 from gistnet.settings import Branching, LocalPath, Name, Section, Seed
+from gistnet.settings_reference import ITEM, Group, groups_of, markdown, similar_keys
 from gistnet.training.config import Stage, Tracker
 from gistnet.yaml_format import read_yaml, write_yaml
 
@@ -49,8 +50,9 @@ class RunConfig(Section):
     the next. `[8, 4, 32]` has gists of 8, 32 and 1024 tokens. A stage says which level it trains."""
     start_from: LocalPath | None = None
     """A saved GistNet that the run begins with, in place of new weights; it may have fewer levels."""
-    stages: tuple[Stage, ...]
-    """The curriculum, in order; each begins with the best network of the one before."""
+    stages: tuple[Stage, ...] = ()
+    """The curriculum, in order; each begins with the best network of the one before. Empty: a single stage, which
+    `train` and `objective` describe."""
     evaluation: EvaluationConfig = EvaluationConfig()
     trackers: tuple[Tracker, ...] = ()
     """Experiment trackers that get the metrics as well; each needs the extra of its name."""
@@ -151,6 +153,17 @@ def config_text(config: RunConfig) -> str:
     return write_yaml(config.model_dump(mode="json"), allow_unicode=True)
 
 
+def setting_groups() -> list[Group]:
+    """Every setting of a run, group by group; those that stages share by the keys that set them for all stages."""
+    shared = {f"stages.{ITEM}.{key}": key for key in _SHARED_BY_STAGES}
+    return list(groups_of(RunConfig, renamed=shared))
+
+
+def config_reference() -> str:
+    """The reference of a run's configuration, as Markdown."""
+    return markdown(setting_groups())
+
+
 def _apply(values: dict[str, Any], setting: str) -> None:
     key, equals, text = setting.partition("=")
     if not equals or not key:
@@ -207,7 +220,8 @@ def _one_sentence(error: ValidationError, stages: Sequence[str]) -> str:
     key = ".".join(_in_the_file(first["loc"], stages)) or "the configuration"
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if first["type"] == "extra_forbidden":
-        return f"unknown key '{key}'{more}"
+        meant = " or ".join(similar_keys(setting_groups(), key))
+        return f"unknown key '{key}' ({f'did you mean {meant}?' if meant else '`gistnet config` lists all'}){more}"
     got = "" if first["type"] in ("missing", "value_error") else f", got {first['input']!r}"
     message = first["msg"].removeprefix("Value error, ")
     return f"{key}: {message}{got}{more}"

@@ -32,5 +32,9 @@ class ProcessError(TrainingError):
     """The processes of a run cannot go on together: one is gone, out of reach, or had to leave the others waiting."""
 
 
+class MissingPackageError(GistNetError, ImportError):
+    """A package that only some tasks need and that is not installed; the sentence names the extra that installs it."""
+
+
 class StorageError(GistNetError):
     """The file system refused: full disk, no permission, vanished folder."""

@@ -10,6 +10,11 @@ without gaps, as inference servers number them."""
 POLICIES: tuple[Positions, ...] = get_args(Positions)
 
 
+def policies_of(trained_for: str) -> tuple[Positions, ...]:
+    """The policies that a GistNet was trained for, by what is saved of it: one, or all where it is a mixture."""
+    return tuple(policy for policy in POLICIES if policy == trained_for) or POLICIES
+
+
 def policy_of(trained_for: str) -> Positions:
     """The policy that a GistNet was trained for, by what is saved of it.
 

@@ -265,7 +265,6 @@ def _train(run: Run, config: RunConfig, start: Start, report: bool) -> bool:
     refresh: Callable[[], object] = partial(write_report, config.run_folder) if report else lambda: None
     state = fit(run, resume=start == "resume", trackers=config.trackers, after_validation=refresh)
     if run.is_finished(state):
-        logger.info("Trained on %d spans; the run is in %s.", state.spans_seen, config.run_folder)
         return True
     stage = run.stages[state.stage - 1]
     of_stage = f" of stage '{stage.name}'" if len(run.stages) > 1 else ""
@@ -396,8 +395,12 @@ def _processes(device: str) -> Processes:
 # Dry run --------------------------------------------------------------------------------------------------------------
 
 
-def dry_run(config: RunConfig) -> Iterator[str | Table]:
-    """Estimated time, sizes, memory and configuration of a run, in lines and a table; nothing is saved.
+def dry_run(config: RunConfig, *, gpu_memory: bool = False, show_config: bool = False) -> Iterator[str | Table]:
+    """Estimated time and sizes of a run, in lines; nothing is saved.
+
+    Args:
+        gpu_memory: also a table of the micro-batches that fit on GPUs; there is one anyway on a machine with a GPU.
+        show_config: also the resolved configuration.
 
     On the device `meta` neither weights nor data are read, only the shape of the teacher is, and no step is made.
 
@@ -420,27 +423,30 @@ def dry_run(config: RunConfig) -> Iterator[str | Table]:
     yield f"teacher: {teacher.fingerprint.describe()}, {teacher.dtype}".replace("torch.", "")
     yield f"GistNet: {budget.trained:,} trained and {budget.frozen:,} frozen parameters"
     yield f"compute per span: {budget.flops_per_span / 1e9:.2f} GFLOP, {share:.1%} of the teacher's on the same tokens"
-    yield _memory_table(teacher, gistnet, config, processes)
-    yield from config_text(config).rstrip("\n").split("\n")
+    if gpu_memory or config.device == "meta" or torch.cuda.is_available():
+        yield _memory_table(teacher, gistnet, config, processes)
+    if show_config:
+        yield from config_text(config).rstrip("\n").split("\n")
 
 
 def _describe_steps(run: Run) -> Iterator[str]:
     """Make one step of each stage; lines on how long all of them would take, and on what the step gave."""
-    seconds_of_all = 0.0
+    seconds_of_all, of_stages = 0.0, []
     for stage in run.stages:
         state = TrainState.at_start_of(stage)
         began = time.monotonic()
         metrics = train_step(run, stage, state, stage.optimiser())
         seconds = time.monotonic() - began
         seconds_of_all += seconds * stage.train.steps
-        yield (
-            f"stage '{stage.name}': {stage.train.steps:,} steps take about {_duration(seconds * stage.train.steps)} "
-            f"here, validations and checkpoints left out; one step of {metrics['spans_seen']} spans took "
-            f"{seconds:.1f} s with a micro-batch of {state.micro_batch}: loss {metrics['loss']:.4f}, "
+        takes = f"{stage.train.steps:,} steps in about {_duration(seconds * stage.train.steps)}; "
+        of_stages.append(
+            f"stage '{stage.name}': {takes if len(run.stages) > 1 else ''}one step of {metrics['spans_seen']} spans "
+            f"took {seconds:.1f} s with a micro-batch of {state.micro_batch}: loss {metrics['loss']:.4f}, "
             f"ΔNLL {metrics['delta_nll']:+.4f}"
         )
-    if len(run.stages) > 1:
-        yield f"the whole run: about {_duration(seconds_of_all)}"
+    steps = sum(stage.train.steps for stage in run.stages)
+    yield f"{steps:,} steps take about {_duration(seconds_of_all)} here, validations and checkpoints left out."
+    yield from of_stages
 
 
 def _memory_table(teacher: Teacher, gistnet: GistNet, config: RunConfig, processes: int) -> Table:
@@ -474,4 +480,6 @@ def _memory_table(teacher: Teacher, gistnet: GistNet, config: RunConfig, process
 
 def _duration(seconds: float) -> str:
     hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours:,} h {minutes} min" if hours else f"{minutes} min" if minutes else f"{seconds:.0f} s"
+    if hours:
+        return f"{hours:,} hours {minutes} minutes"
+    return f"{minutes} minutes" if minutes else f"{seconds:.0f} seconds"

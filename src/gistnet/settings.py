@@ -62,7 +62,9 @@ class Target(Section):
     """Target of a value: above a bound, below one, or between the two."""
 
     above: FiniteFloat | None = None
+    """Bound that the value must exceed; None has no such bound."""
     below: FiniteFloat | None = None
+    """Bound that the value must stay under; None has no such bound."""
 
     def is_met_by(self, value: float) -> bool:
         """True if `value` is strictly within the bounds."""

@@ -7,16 +7,20 @@ writes is the exception: a streamer of transformers prints it as it is.
 
 import logging
 import os
+import shlex
 import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from gistnet.paths import local_path, required_name
+
+if TYPE_CHECKING:
+    from rich.status import Status
 
 PATH: dict[str, Any] = {"parser": local_path, "metavar": "PATH"}
 """Options of a `typer` argument that is a path."""
@@ -46,12 +50,30 @@ class PlainConsole(Console):
     def __init__(self, **options: Any) -> None:
         super().__init__(highlight=False, soft_wrap=True, markup=False, emoji=False, **options)
 
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Print; where it is no terminal, a table has neither lines nor broken ones, for programs that read it."""
+        if not self.is_terminal:
+            for table in objects:
+                if isinstance(table, Table):
+                    table.box = None
+                    at_full_width(table)
+        super().print(*objects, **options)
+
     def render_str(self, text: str, **options: Any) -> Text:
         """The text as Rich prints it; Rich calls this for every text and every cell."""
         return super().render_str(escaped(text), **options)
 
 
-out = PlainConsole()
+class _Results(PlainConsole):
+    """The standard output, on which nothing is printed while something waits on the standard error."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Print, without a spinner in between."""
+        stop_waiting()
+        super().print(*objects, **options)
+
+
+out = _Results()
 err = PlainConsole(stderr=True)
 
 
@@ -60,6 +82,20 @@ class _Messages(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         err.print(record.getMessage())
+
+
+_showing = False
+_waiting: "Status | None" = None
+
+
+def is_showing() -> bool:
+    """True while a command runs in the main process, which shows its progress; a library's caller is shown nothing."""
+    return _showing
+
+
+def shows_bars() -> bool:
+    """True while a command runs whose standard error is a terminal."""
+    return _showing and err.is_terminal
 
 
 @contextmanager
@@ -71,19 +107,43 @@ def showing_messages() -> Iterator[None]:
     before = logger.level
     logger.setLevel(logging.INFO)
     logger.addHandler(handler)
+    global _showing
+    _showing = is_main
     try:
         yield
     finally:
+        _showing = False
+        stop_waiting()
         logger.removeHandler(handler)
         logger.setLevel(before)
 
 
-def quieten() -> None:
-    """No progress bars and warnings of libraries between our own lines."""
+def start_loading() -> None:
+    """Show on a terminal that a command has begun, before it imports what takes seconds; silence other libraries.
+
+    What shows that it goes on, a result or a bar, takes the place of the spinner.
+    """
+    global _waiting
+    if shows_bars() and _waiting is None:
+        _waiting = err.status("Loading …")
+        _waiting.start()
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+
+
+def stop_waiting() -> None:
+    """Take away the spinner of `start_loading`, where there is one."""
+    global _waiting
+    if _waiting is not None:
+        _waiting.stop()
+        _waiting = None
+
+
+def next_command(*words: object) -> None:
+    """Print the command that one would type next; a word in capitals is to be filled in."""
+    out.print(f"Next: gistnet {' '.join(shlex.quote(str(word)) for word in words)}")
 
 
 def at_full_width(table: Table) -> Table:

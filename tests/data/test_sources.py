@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from gistnet.data.config import SourceConfig
 from gistnet.data.sources import Document, read_documents, read_lines
-from gistnet.errors import DataError
+from gistnet.errors import DataError, MissingPackageError
 
 RECORDS = [{"id": "first", "text": "one\ntwo"}, {"text": "drei"}, {"id": 7, "text": "四", "domain": "code"}]
 LINES = "\n".join(json.dumps(record) for record in RECORDS) + "\n"
@@ -156,7 +156,7 @@ def test_parquet_without_the_column_or_not_parquet_is_named(tmp_path: Path) -> N
 
 def test_hub_streams_what_datasets_reads(tmp_path: Path) -> None:
     """Local files stand for those of the Hub."""
-    pytest.importorskip("datasets", reason="needs gistnet[hub]")
+    pytest.importorskip("datasets", reason="needs gistnet[data]")
     write_parquet(tmp_path / "x.parquet")
     (tmp_path / "x.json").write_text('{"text": "hello"}\n')
     fields = {"kind": "hub", "path": "parquet", "text_field": "body", "id_field": "name"}
@@ -175,7 +175,7 @@ def test_hub_streams_what_datasets_reads(tmp_path: Path) -> None:
 
 def test_hub_without_the_datasets_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(DataError, match=r"gistnet\[hub\]"):
+    with pytest.raises(MissingPackageError, match=r"gistnet\[data\]"):
         texts(kind="hub", path="parquet")
 
 

@@ -37,7 +37,14 @@ SUBSTITUTION = {
 GEOMETRY = {
     "gist_diversity", "adjacent_distance", "contrastive_gap", "gist_variance", "gist_norm", "attention_entropy",
 }  # fmt: skip
-CONFIG = EvaluationConfig(documents=5, segments_per_window=2, horizons=(4, 12), resamples=200, minimal_pairs=0)
+CONFIG = EvaluationConfig(
+    documents=5,
+    segments_per_window=2,
+    horizons=(4, 12),
+    positions=("end", "center", "compact"),
+    resamples=200,
+    minimal_pairs=0,
+)
 
 
 def written_out_kl(run, horizon: int, gists: int = 1) -> np.ndarray:
@@ -142,7 +149,11 @@ def test_evaluation_is_the_same_every_time(run):
 def test_each_longer_part_is_logged_before_it_begins(run, caplog):
     with caplog.at_level("INFO", logger="gistnet.evaluation"):
         evaluate(run.teacher, run.gistnet, run.dataset, CONFIG)
-    assert [message.split()[0] for message in caplog.messages] == ["Reading", "Comparing", "Measuring"]
+    assert [message.split()[:2] for message in caplog.messages] == [
+        ["1/3", "Reading"],
+        ["2/3", "Comparing"],
+        ["3/3", "Measuring"],
+    ]
 
 
 @pytest.fixture

@@ -98,7 +98,13 @@ def test_shares_of_processes_make_the_whole(run):
 
 def test_records_name_row_tail_and_baselines(run):
     config = EvaluationConfig(
-        documents=4, segments_per_window=1, horizons=(4,), resamples=100, minimal_pairs=0, rows=CONFIG
+        documents=4,
+        segments_per_window=1,
+        horizons=(4,),
+        positions=("end", "center", "compact"),
+        resamples=100,
+        minimal_pairs=0,
+        rows=CONFIG,
     )
     records = [r for r in evaluate(run.teacher, run.gistnet, run.dataset, config).records if r.name.startswith("row_")]
     losses = held_out(run).measure(SpanEncoder(run.teacher, run.gistnet), config.positions)

@@ -57,11 +57,11 @@ def test_three_kinds_of_tables_and_neither_offsets_nor_heads():
             [["metric", "offsets", *head, *baselines, "target"], ["kl", "1–12", "0.450", "", *costs, ""]],
         ),
         (
-            "narrative · by kind of token · H = 12 · positions end · 8 spans of 4 documents",
+            "narrative · by kind of token · H = 12 · positions end · level 0 · 8 spans of 4 documents",
             [["metric", "kind", *head, *baselines, "target"], ["kl_by_kind", "names", "1.250", "", *costs, ""]],
         ),
         (
-            "narrative · gists by themselves · 1000 spans of 4 documents",
+            "narrative · gists by themselves · level 0 · positions end · 1000 spans of 4 documents",
             [
                 ["metric", *head, "last token", "mean", "target"],
                 ["gist_diversity", "0.875", "", "0.500", "0.250", "> 0.5: met"],
@@ -69,6 +69,22 @@ def test_three_kinds_of_tables_and_neither_offsets_nor_heads():
             ],
         ),
     ]
+
+
+def test_tables_of_one_evaluation_have_different_titles():
+    losses = {"horizon": 12, "offsets": (1, 12), "baselines": BASELINES}
+    policies = ("end", "center", "compact")
+    records = [
+        record(name, 0.5, **losses | {"positions": policy, "level": level, "kind": kind})
+        for level in (0, 1)
+        for policy in policies
+        for name, kind in (("kl", ""), ("kl_by_kind", "names"))
+    ]
+    records += [record("gist_diversity", 0.5, domain=of, level=level) for level in (0, 1) for of in ("a", "b")]
+    records += [record("pair_accuracy", 0.5, positions=policy) for policy in policies]
+    records += [record("reconstruction_ce", 0.5, domain=domain) for domain in ("a", "b")]
+    titles = [title for title, _ in shown(records)]
+    assert len(set(titles)) == len(titles)
 
 
 def test_no_records_have_no_tables():

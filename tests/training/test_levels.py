@@ -25,7 +25,13 @@ from gistnet.tree.tree import GistTree
 from tests.conftest import Command, tiny_values
 
 EVALUATION = EvaluationConfig(
-    documents=4, segments_per_window=2, horizons=(12,), resamples=100, map_documents=0, minimal_pairs=0
+    documents=4,
+    segments_per_window=2,
+    horizons=(12,),
+    positions=("end", "center", "compact"),
+    resamples=100,
+    map_documents=0,
+    minimal_pairs=0,
 )
 
 

@@ -1,6 +1,5 @@
 """Metrics file, display and trackers of a run: every step once, whatever happened in between."""
 
-import io
 import json
 import signal
 import subprocess
@@ -16,8 +15,7 @@ from gistnet.config import load_config
 from gistnet.errors import ConfigError, DataError, StorageError
 from gistnet.metrics_log import MetricsLog, read_metrics
 from gistnet.session import train
-from gistnet.terminal import PlainConsole
-from gistnet.training.recording import ProgressDisplay, Trackers, require_installed
+from gistnet.training.recording import Trackers, _shown, require_installed
 
 
 def write(path: Path, steps: range, resumed_after: tuple[int, int] | None = None) -> None:
@@ -123,66 +121,10 @@ def test_a_killed_run_leaves_a_log_that_reads_and_resumes(tmp_path: Path) -> Non
     assert [record["step"] for record in read_metrics(path)] == list(range(30))
 
 
-class Clock:
-    """A clock that stands still until told."""
-
-    def __init__(self) -> None:
-        self.seconds = 100.0
-
-    def __call__(self) -> float:
-        return self.seconds
-
-
-METRICS = {
-    "loss": 0.51234,
-    "kl": 0.5,
-    "delta_nll": 0.25,
-    "gist_norm": 3.219,
-    "spans_per_second": 12.04,
-    "learning_rate": 1e-4,
-}
-
-
-def test_plain_lines_come_every_few_seconds_and_at_the_first_and_last_step() -> None:
-    output, clock = io.StringIO(), Clock()
-    console = PlainConsole(file=output, force_terminal=False, width=20)
-    with ProgressDisplay("narrative", 6, console=console, every_seconds=10, clock=clock) as display:
-        for step in range(1, 7):
-            clock.seconds += 4
-            display.update(step, METRICS)
-    shown = "loss 0.5123  KL 0.5000  ΔNLL +0.2500  gist norm 3.22  spans/s 12.0"
-    assert output.getvalue().splitlines() == [
-        f"narrative  step 1/6  {shown}  0:00:20 left",
-        f"narrative  step 4/6  {shown}  0:00:08 left",
-        f"narrative  step 6/6  {shown}  0:00:00 left",
-    ]
-
-
-def test_the_time_left_of_a_resumed_stage_counts_only_its_own_steps() -> None:
-    """8 of 100 steps were done before; 2 more in 20 s leave 90 at 10 s each: 15 minutes."""
-    output, clock = io.StringIO(), Clock()
-    console = PlainConsole(file=output, force_terminal=False)
-    with ProgressDisplay("code", 100, completed_steps=8, console=console, clock=clock) as display:
-        display.update(8, {})
-        clock.seconds += 20
-        display.update(10, {"loss": float("nan")})
-    assert output.getvalue().splitlines() == [
-        "code  step 8/100    unknown time left",
-        "code  step 10/100  loss nan  0:15:00 left",
-    ]
-
-
-def test_on_a_terminal_the_bar_shows_step_metrics_and_messages() -> None:
-    output = io.StringIO()
-    console = PlainConsole(file=output, force_terminal=True, width=200, color_system=None)
-    with ProgressDisplay("mixed [a]", 50, console=console) as display:
-        display.update(5, METRICS)
-        console.print("checkpoint saved")
-    text = output.getvalue()
-    assert "mixed [a]" in text
-    assert "5/50" in text
-    assert "loss 0.5123  KL 0.5000  ΔNLL +0.2500  gist norm 3.22  spans/s 12.0" in text
-    assert "checkpoint saved" in text
+def test_a_loss_that_is_the_kl_is_shown_once():
+    metrics = {"gist_norm": 3.219, "loss": 0.51234, "kl": 0.5, "delta_nll": 0.25, "spans_per_second": 12.04}
+    assert _shown(metrics) == ["loss 0.5123", "KL 0.5000", "ΔNLL +0.250", "12.0 spans/s", "gist norm 3"]
+    assert _shown({"loss": 0.5, "kl": 0.5}) == ["loss 0.5000"]
 
 
 class Remembering(tracking.GeneralTracker):

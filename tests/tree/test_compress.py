@@ -212,6 +212,6 @@ def test_messages_tell_rate_and_time_left(
         tracker.count(module.Portion("b", 0, np.arange(tokens or 1000), characters, is_last=False), tokens)
         tracker.log("b")
     assert [re.findall(r"[\d:,]+", message) for message in caplog.messages] == [
-        ["26", "0", "3", "300", "20", "0:03:05"],
-        ["100", "0", "3", "4,000", "50", "0:00:00"],
+        ["26", "0:03:05", "0", "3", "300", "20"],
+        ["100", "0:00:00", "0", "3", "4,000", "50"],
     ]

@@ -1,10 +1,10 @@
 """Compression under Ray: the tree of a single process to the bit, also when workers are killed on the way."""
 
-import builtins
 import os
 import pickle
 import random
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from gistnet.errors import CheckpointError, ConfigError, DataError
+from gistnet.errors import CheckpointError, DataError, MissingPackageError
 from gistnet.tree.compress import CompressTotals, Portion, TextFiles, compress_files
 from gistnet.tree.encoder import encode_levels
 from gistnet.tree.ray_compress import (
@@ -139,16 +139,9 @@ def test_an_error_of_a_worker_reaches_us_in_its_words(
 def test_without_ray_the_package_to_install_is_named(
     files: TextFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    importing = builtins.__import__
-
-    def without_ray(name: str, *arguments: Any) -> Any:
-        if name.partition(".")[0] == "ray":
-            raise ImportError(name)
-        return importing(name, *arguments)
-
     GistTree.create(str(tmp_path / "tree"), ENCODER).close()
-    monkeypatch.setattr(builtins, "__import__", without_ray)
-    with pytest.raises(ConfigError, match=r"pip install 'gistnet\[ray\]'"):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(MissingPackageError, match=r"pip install 'gistnet\[ray\]'"):
         compress(files, tmp_path / "tree", ENCODER)
 
 

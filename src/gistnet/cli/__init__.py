@@ -7,6 +7,8 @@ gistnet report    show a run, or several side by side, on a page that opens offl
 gistnet compress  compress documents into a tree of gists on disk
 gistnet generate  let the frozen model answer from a document in a tree
 gistnet tree      look into a tree: info, verify, search, export
+gistnet config    explain the settings of a configuration
+gistnet doctor    show what this machine and installation have
 gistnet release   make a folder of a finished run that anyone can load and evaluate
 gistnet publish   upload such a folder to the Hugging Face Hub
 
@@ -18,6 +20,7 @@ import io
 import logging
 import re
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -25,6 +28,7 @@ import typer
 
 from gistnet import terminal
 from gistnet.cli import releases, trees
+from gistnet.cli.doctor import doctor
 from gistnet.errors import ConfigError, GistNetError
 from gistnet.paths import local_path
 from gistnet.terminal import PATH
@@ -72,11 +76,11 @@ def _common(version: Annotated[bool, typer.Option("--version", help="Print the v
 @app.command()
 def prepare(config: ConfigOption, settings: Settings = None) -> None:
     """Tokenise documents into memory-mapped windows, split into training and held-out documents."""
+    terminal.start_loading()
     from gistnet.config import load_config
     from gistnet.preparation import prepare_data
     from gistnet.report.tables import dataset_table
 
-    terminal.quieten()
     dataset = prepare_data(load_config(config, settings or ()))
     terminal.out.print(dataset_table(dataset.statistics))
     terminal.out.print(f"{len(dataset)} windows in {dataset.folder}")
@@ -89,23 +93,40 @@ def train(
     resume: Annotated[bool, typer.Option(help="Continue from the newest checkpoint of the run folder.")] = False,
     restart: Annotated[bool, typer.Option(help="Delete what an earlier run left in the run folder.")] = False,
     report: Annotated[bool, typer.Option(help="Write the report page anew after each validation.")] = False,
-    dry_run: Annotated[bool, typer.Option(help="Show configuration, sizes, memory and a step of each stage.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Make a step of each stage, and say how long all of them would take.")
+    ] = False,
+    gpu_memory: Annotated[
+        bool, typer.Option("--gpu-memory", help="With --dry-run: also what fits on GPUs of several sizes.")
+    ] = False,
+    show_config: Annotated[
+        bool, typer.Option("--show-config", help="With --dry-run: also the resolved configuration.")
+    ] = False,
 ) -> None:
     """Train a GistNet."""
+    terminal.start_loading()
     from gistnet import session
     from gistnet.config import load_config
+    from gistnet.metrics_log import read_metrics
+    from gistnet.report.summary import training_summary
+    from gistnet.run_folder import METRICS_FILE
 
-    terminal.quieten()
     run_config = load_config(config, settings or ())
     if dry_run:
-        for line in session.dry_run(run_config):
+        for line in session.dry_run(run_config, gpu_memory=gpu_memory, show_config=show_config):
             terminal.out.print(line)
         return
     if resume and restart:
         raise ConfigError("Got both --resume and --restart, expected one of them.")
     start: session.Start = "resume" if resume else "restart" if restart else "new"
+    began = time.monotonic()
     if not session.train(run_config, start=start, report=report):
         raise typer.Exit(130)
+    if terminal.is_showing():  # of several processes the main one
+        folder = run_config.run_folder
+        for line in training_summary(read_metrics(folder / METRICS_FILE), time.monotonic() - began):
+            terminal.out.print(line)
+        terminal.next_command("evaluate", folder)
 
 
 @app.command()
@@ -135,17 +156,19 @@ def evaluate(
         Path | None,
         typer.Option(help="Also answer a file of questions: {article, question, options, gold} a line.", **PATH),
     ] = None,
+    full: Annotated[bool, typer.Option("--full", help="Print every table in place of a summary.")] = False,
 ) -> None:
     """Measure a trained GistNet on held-out documents, beside its baselines."""
+    terminal.start_loading()
     from gistnet.evaluation.evaluator import evaluate as measure
     from gistnet.evaluation.records import read_records
     from gistnet.files import require_writable
     from gistnet.release.contents import compare_results
+    from gistnet.report.summary import evaluation_summary
     from gistnet.report.tables import results_tables
     from gistnet.run_folder import RESULTS_FILE
     from gistnet.session import open_trained
 
-    terminal.quieten()
     trained = open_trained(path, settings or ())
     config = _with_probes(trained.config.evaluation, reconstruction, oracle, long_context, mcq)
     target = out if out is not None or trained.is_released else trained.run_folder / RESULTS_FILE
@@ -153,16 +176,20 @@ def evaluate(
         require_writable(target)
     dataset = trained.dataset()
     evaluation = measure(trained.teacher, trained.gistnet, dataset, config)
-    for table in results_tables(evaluation.records):  # before anything is written, which may fail
-        terminal.out.print(table)
+    span_tokens = trained.gistnet.levels[0].tokens_per_gist
+    # Before anything is written, which may fail.
+    for part in results_tables(evaluation.records) if full else evaluation_summary(evaluation.records, span_tokens):
+        terminal.out.print(part)
     if trained.is_released:
         released = read_records(trained.run_folder / RESULTS_FILE)
         terminal.out.print(compare_results(evaluation.records, released))
-    kept = "nothing was written; --out keeps it"
-    if target is not None:
-        figures, *spans = evaluation.write(target)
-        kept = f"every figure is in {figures}" + "".join(f", the spans in {path}" for path in spans)
-    terminal.out.print(f"Evaluated {trained.folder}; {kept}.")
+    tables = "" if full else "; --full prints every table"
+    if target is None:
+        terminal.out.print(f"Nothing was written: --out keeps every figure{tables}.")
+    else:
+        terminal.out.print(f"Every figure: {' and '.join(map(str, evaluation.write(target)))}{tables}.")
+    run = path if path.is_dir() and trained.run_folder == path.resolve() else trained.run_folder
+    terminal.next_command("show", path, "TEXT") if trained.is_released else terminal.next_command("report", run)
 
 
 def _with_probes(
@@ -201,6 +228,28 @@ def report(
         raise ConfigError(f"Got {len(runs)} runs, expected one, or --compare to put them side by side.")
 
 
-for command in (trees.compress, trees.generate, trees.show, releases.release, releases.publish):
+@app.command(name="config")
+def show_config(
+    key: Annotated[str | None, typer.Argument(help="A setting or a group, such as train.optimiser.")] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the whole reference as Markdown.")] = False,
+) -> None:
+    """Explain the settings of a configuration: type, default, and what each is for."""
+    from gistnet.config import config_reference, setting_groups
+    from gistnet.settings_reference import described, matching, similar_keys
+
+    if markdown:
+        for line in config_reference().splitlines():
+            terminal.out.print(line)
+        return
+    groups = setting_groups()
+    found = groups if key is None else matching(groups, key)
+    if not found:
+        meant = " or ".join(similar_keys(groups, key or "")) or "one of `gistnet config`"
+        raise ConfigError(f"Got the setting '{key}', which there is not; expected {meant}.")
+    for line in described(found):
+        terminal.out.print(line)
+
+
+for command in (doctor, trees.compress, trees.generate, trees.show, releases.release, releases.publish):
     app.command()(command)
 app.add_typer(trees.tree_app, name="tree")

@@ -41,10 +41,10 @@ def release(
 
     It is evaluated on the held-out documents that the folder brings, evaluation.documents (64) of each kind of text.
     """
+    terminal.start_loading()
     from gistnet.release.make import make_release
     from gistnet.report.tables import results_tables
 
-    terminal.quieten()
     records = make_release(
         run,
         out,

@@ -43,6 +43,7 @@ def compress(
     gpus_per_worker: Annotated[float, typer.Option(min=0, help="GPUs, or a share of one, for each of them.")] = 0,
 ) -> None:
     """Compress documents into a tree; what is there already is passed over, what was interrupted is continued."""
+    terminal.start_loading()
     from gistnet.release_folder import find_folder
     from gistnet.session import LoadEncoder, open_gistnet
     from gistnet.tree.compress import TextFiles, compress_files
@@ -51,7 +52,6 @@ def compress(
     from gistnet.tree.ray_compress import ReadyGists, compress_files_with_ray
     from gistnet.tree.tree import GistTree
 
-    terminal.quieten()
     texts = TextFiles(paths=tuple(files), text_field=text_field, id_field=id_field)
     load = LoadEncoder(find_folder(checkpoint).resolve())
     teacher, gistnet = open_gistnet(load.checkpoint)
@@ -90,16 +90,17 @@ def generate(
     ] = False,
 ) -> None:
     """Let the frozen model answer from a document in a tree: what the prompt needs of it, opened, and recent text."""
+    terminal.start_loading()
     from transformers import TextStreamer
 
     from gistnet.context.generate import generate as answer
     from gistnet.session import open_teacher
     from gistnet.tree.tree import GistTree
 
-    terminal.quieten()
     with GistTree.open(tree) as opened:
         compressed = opened.only_document(document)
         teacher = open_teacher(compressed.teacher)
+        terminal.stop_waiting()  # the streamer prints by itself
         generation = answer(
             compressed,
             prompt,
@@ -134,11 +135,11 @@ def show(
     count: Annotated[int, typer.Option(min=1, help="How many spans to show.")] = 5,
 ) -> None:
     """Show what the model predicts after some spans of a text: read in full, read as one gist, and left out."""
+    terminal.start_loading()
     from gistnet.compressor import load
     from gistnet.context.show import FIRST_TOKENS, show_spans
     from gistnet.data.sources import read_text
 
-    terminal.quieten()
     text = next(read_text(file), "")[: 16 * FIRST_TOKENS]
     model = load(checkpoint)
     spans = show_spans(model.teacher, model.compress(text), count)
@@ -189,9 +190,9 @@ def verify(
 
     encoder = None
     if checkpoint is not None:
+        terminal.start_loading()
         from gistnet.session import LoadEncoder
 
-        terminal.quieten()
         encoder = LoadEncoder(checkpoint)()
     with GistTree.open(tree, encoder) as opened:
         report = opened.verify()
@@ -247,10 +248,10 @@ def _any_word(query: str) -> str:
 @tree_app.command()
 def index(tree: TreeArgument) -> None:
     """Index text that is not yet, such as what was appended without a tokenizer; needs no GistNet."""
+    terminal.start_loading()
     from gistnet.session import open_tokenizer
     from gistnet.tree.tree import GistTree
 
-    terminal.quieten()
     with GistTree.open(tree, writable=True) as opened:
         opened.index(open_tokenizer(opened.info().teacher))
     terminal.out.print(f"All text of {tree} is in its index.")

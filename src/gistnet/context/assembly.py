@@ -12,6 +12,7 @@ the index does not tell which of them are near enough. Everything else is left t
 """
 
 import copy
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -216,7 +217,10 @@ def continue_context(
     settings = copy.copy(settings)
     settings.return_dict_in_generate = True
     cache = DynamicCache() if _slides(teacher) and context.positions != "compact" else None
-    with _sliding_by_position(teacher, context, settings.max_new_tokens if cache is not None else 0):
+    sliding = _sliding_by_position(teacher, context, settings.max_new_tokens if cache is not None else 0)
+    with sliding, warnings.catch_warnings():
+        # Penalties see the new tokens only, as `generate` documents: gists have no ids.
+        warnings.filterwarnings("ignore", message="Passing `.*` with `inputs_embeds`")
         output = teacher.model.generate(
             **context.model_inputs,
             generation_config=settings,

@@ -48,6 +48,7 @@ class FilesSource(_Texts):
     """
 
     kind: Literal["files"] = "files"
+    """Files on this machine."""
     paths: tuple[Name, ...] = Field(min_length=1)
     """Files or glob patterns; `~` is the home folder, `**` any depth of folders."""
 
@@ -56,6 +57,7 @@ class HubSource(_Texts):
     """A data set of the Hugging Face Hub, streamed; or files there, read by one of the `datasets` builders."""
 
     kind: Literal["hub"] = "hub"
+    """The Hugging Face Hub."""
     path: Name
     """Data set repository, or `parquet` or `json` to read `data_files` directly."""
     config_name: Name | None = None
@@ -72,6 +74,7 @@ class InstallationSource(_Source):
     """Text that comes with every Python: its manual, docstrings, descriptions, source code, data files."""
 
     kind: Literal["installation"] = "installation"
+    """This Python installation."""
     domain: InstallationDomain
     """Kind of text that is taken of it, and that it counts as."""
 
@@ -80,6 +83,7 @@ class SyntheticSource(_Source):
     """Documents made from a seed, hard to compress: adversarial pairs, repetition, noise, tables, mixtures."""
 
     kind: Literal["synthetic"] = "synthetic"
+    """Made from a seed."""
     max_documents: int = Field(ge=1)
     """Number of documents to make, of each kind in turn."""
     seed: Seed = 0

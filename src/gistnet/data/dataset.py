@@ -18,13 +18,11 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self, get_args
 
 import numpy as np
-import pyarrow
-import pyarrow.compute
 from numpy.typing import NDArray
-from pyarrow import parquet
 from pydantic import ValidationError
 
 from gistnet.errors import DataError
+from gistnet.extras import needing
 from gistnet.settings import Section
 
 Split = Literal["train", "held_out"]
@@ -51,9 +49,24 @@ class DocumentLabels(NamedTuple):
 
 
 NUMBER_COLUMNS = ("start", "n_tokens")
-DOCUMENT_SCHEMA = pyarrow.schema(
-    [(name, pyarrow.string()) for name in DocumentLabels._fields] + [(name, pyarrow.int64()) for name in NUMBER_COLUMNS]
-)
+DOCUMENT_COLUMNS = (*DocumentLabels._fields, *NUMBER_COLUMNS)
+"""Columns of `documents.parquet`: texts, and then whole numbers."""
+
+
+def read_documents(folder: Path) -> Any:
+    """The table in `documents.parquet`, of pyarrow.
+
+    Raises:
+        OSError, ValueError: it cannot be read, or is damaged.
+        MissingPackageError: pyarrow is not installed.
+    """
+    with needing("data", "A prepared corpus"):
+        import pyarrow
+        from pyarrow import parquet
+    try:
+        return parquet.read_table(folder / DOCUMENTS_FILE)
+    except pyarrow.ArrowException as error:
+        raise ValueError(str(error)) from error
 
 
 class SplitStatistics(Section):
@@ -119,7 +132,7 @@ class PreparedDataset:
         self.description = description
         self._prefix = np.array(description.window_prefix, dtype=np.int64)
         self._tokens = np.memmap(folder / TOKENS_FILE, dtype=description.token_type, mode="r")
-        self._documents = parquet.read_table(folder / DOCUMENTS_FILE)
+        self._documents = read_documents(folder)
         self._windows: NDArray[np.int64] = np.load(folder / WINDOWS_FILE, mmap_mode="r")
 
     @classmethod
@@ -139,7 +152,7 @@ class PreparedDataset:
                 )
         try:
             return cls(folder, description)
-        except (OSError, ValueError, pyarrow.ArrowException) as error:
+        except (OSError, ValueError) as error:
             raise DataError(f"{folder} cannot be read: {error}. Delete it and prepare it again.") from error
 
     @property
@@ -208,7 +221,7 @@ class PreparedDataset:
         chosen = np.ones(len(self._documents), dtype=bool)
         for column, wanted in (("split", split), ("domain", domain), ("source", source)):
             if wanted is not None:
-                chosen &= pyarrow.compute.equal(self._documents[column], wanted).to_numpy()
+                chosen &= np.array(self._documents[column].to_pylist()) == wanted
         return chosen
 
     def read(self, window: int) -> NDArray[np.int64]:
@@ -241,7 +254,7 @@ def content_fingerprint(folder: Path, window_prefix: Sequence[int]) -> str:
     digest = hashlib.sha256(b"".join(token.to_bytes(4, "little") for token in window_prefix))
     digest.update(np.memmap(folder / TOKENS_FILE, mode="r").data)
     digest.update(np.load(folder / WINDOWS_FILE).data)
-    documents = parquet.read_table(folder / DOCUMENTS_FILE)
+    documents = read_documents(folder)
     # Of the name of a source only counts which documents share it.
     numbers = {name: number for number, name in enumerate(documents["source"].unique().to_pylist())}
     digest.update(json.dumps([numbers[name] for name in documents["source"].to_pylist()]).encode())

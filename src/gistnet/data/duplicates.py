@@ -21,8 +21,9 @@ from typing import IO, Any, Self
 from zlib import crc32
 
 import numpy as np
-import rensa
 from numpy.typing import NDArray
+
+from gistnet.extras import needing
 
 # Letters that a line may be broken between, or only by a dictionary (classes ID and SA of UAX #14): Thai, Lao, Tibetan,
 # Myanmar, Khmer, Tai scripts, kana, Bopomofo, and Han.
@@ -137,6 +138,8 @@ class NearDuplicates:
 
 def signature_of(text: str) -> NDArray[np.uint32]:
     """MinHash signature of the text's set of word 5-grams: [128]."""
+    with needing("data", "Finding near duplicates"):
+        import rensa
     shingles = shingle_hashes(text, SHINGLE_WORDS)
     matrix = rensa.RMinHash.digest_matrix_from_flat_token_hashes(shingles, [0, len(shingles)], HASHES, SEED)
     return np.array(matrix.to_rows()[0], dtype=np.uint32)

@@ -12,22 +12,22 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Self
 
 import numpy as np
-import pyarrow
 from numpy.typing import NDArray
-from pyarrow import parquet
 from pydantic import ValidationError
 
 from gistnet.data.config import DataConfig, FilesSource, HubSource, InstallationSource, SourceConfig, SyntheticSource
 from gistnet.data.dataset import (
     DESCRIPTION_FILE,
-    DOCUMENT_SCHEMA,
+    DOCUMENT_COLUMNS,
     DOCUMENTS_FILE,
     FORMAT_VERSION,
+    NUMBER_COLUMNS,
     SPLITS,
     TOKENS_FILE,
     WINDOWS_FILE,
@@ -46,6 +46,7 @@ from gistnet.data.sources import Document, match_files, read_documents, reading,
 from gistnet.data.synthetic import synthetic_identity
 from gistnet.data.tokenise import WindowTokenizer, cut_windows, tokenise
 from gistnet.errors import ConfigError, DataError
+from gistnet.extras import needing
 from gistnet.files import atomic_folder, write_json
 
 logger = logging.getLogger(__name__)
@@ -253,14 +254,21 @@ class DatasetWriter:
         self._token_type: TokenType = token_type
         self._files = ExitStack()
         self._tokens = self._files.enter_context((folder / TOKENS_FILE).open("wb"))
-        self._documents = self._files.enter_context(parquet.ParquetWriter(folder / DOCUMENTS_FILE, DOCUMENT_SCHEMA))
+        with needing("data", "Preparing a corpus"):
+            import pyarrow
+            from pyarrow import parquet
+        schema = pyarrow.schema(
+            [(name, pyarrow.int64() if name in NUMBER_COLUMNS else pyarrow.string()) for name in DOCUMENT_COLUMNS]
+        )
+        self._as_table = partial(pyarrow.Table.from_pylist, schema=schema)
+        self._documents = self._files.enter_context(parquet.ParquetWriter(folder / DOCUMENTS_FILE, schema))
         self._rows: list[dict[str, Any]] = []
         self._windows: list[NDArray[np.int64]] = []
 
     def add(self, labels: DocumentLabels, tokens: NDArray[np.int64], windows: NDArray[np.int64]) -> None:
         """Append a document: its tokens [n_tokens] and its windows [windows, 2] of offset and length."""
         self._tokens.write(tokens.astype(self._token_type).tobytes())
-        self._rows.append(dict(zip(DOCUMENT_SCHEMA.names, (*labels, self.n_tokens, len(tokens)), strict=True)))
+        self._rows.append(dict(zip(DOCUMENT_COLUMNS, (*labels, self.n_tokens, len(tokens)), strict=True)))
         if len(self._rows) == DOCUMENTS_PER_WRITE:
             self._write_rows()
         self._windows.append(np.insert(windows, 0, self.n_documents, axis=1))
@@ -294,7 +302,7 @@ class DatasetWriter:
         write_json(self._folder / DESCRIPTION_FILE, description.model_dump(mode="json"))
 
     def _write_rows(self) -> None:
-        self._documents.write_table(pyarrow.Table.from_pylist(self._rows, DOCUMENT_SCHEMA))
+        self._documents.write_table(self._as_table(self._rows))
         self._rows = []
 
     def __enter__(self) -> Self:

@@ -24,6 +24,7 @@ from gistnet.data.config import Domain, FilesSource, HubSource, InstallationSour
 from gistnet.data.installation import read_installation
 from gistnet.data.synthetic import read_synthetic
 from gistnet.errors import DataError, GistNetError
+from gistnet.extras import needing
 from gistnet.paths import local_path
 
 Format = Literal["text", "jsonl", "parquet"]
@@ -238,9 +239,9 @@ def read_rows(file: MatchedFile, text_field: str, id_field: str) -> Iterator[tup
 
 
 def _read_parquet(file: MatchedFile, text_field: str, id_field: str) -> Iterator[tuple[str, str]]:
-    import pyarrow
-    from pyarrow import parquet
-
+    with needing("data", f"Reading {file.path}"):
+        import pyarrow
+        from pyarrow import parquet
     path, number = file.path, 0
     try:
         with parquet.ParquetFile(path) as table:
@@ -292,8 +293,8 @@ class _Decompressed(io.RawIOBase):
     """The content of a Zstandard file, of any number of frames."""
 
     def __init__(self, file: io.BufferedReader, path: Path) -> None:
-        import zstandard
-
+        with needing("data", f"Reading {path}"):
+            import zstandard
         self._file, self._path, self._error = file, path, zstandard.ZstdError
         self._frames = zstandard.ZstdDecompressor(max_window_size=2**31)
         self._frame = self._frames.decompressobj()
@@ -341,12 +342,8 @@ def _data_files(config: HubSource) -> tuple[str, ...]:
 
 
 def _read_hub(config: HubSource) -> Iterator[tuple[str, str]]:
-    try:
+    with needing("data", f"Source {config.name!r}"):
         from datasets import load_dataset
-    except ImportError as error:
-        raise DataError(
-            f"Source {config.name!r} needs the package `datasets`, which is missing: pip install 'gistnet[hub]'."
-        ) from error
     try:
         rows = load_dataset(
             config.path,

@@ -61,8 +61,8 @@ class EvaluationConfig(Section):
     """Segments of each window."""
     horizons: tuple[PositiveInt, ...] = Field(default=(32,), min_length=1)
     """The horizons H that are reported, in tokens; all are measured on the spans that have room for the longest."""
-    positions: tuple[Positions, ...] = Field(default=("end", "center", "compact"), min_length=1)
-    """The position policies under which gists are read."""
+    positions: tuple[Positions, ...] = ()
+    """The position policies under which gists are read; empty is what they were trained for."""
     spans_per_segment: int = Field(default=1, ge=1)
     """k, how many consecutive spans are replaced at once."""
     highest_level: int | None = Field(default=None, ge=0)

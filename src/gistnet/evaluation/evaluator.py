@@ -40,6 +40,7 @@ from gistnet.model.encoder import SpanEncoder
 from gistnet.model.gistnet import GistNet
 from gistnet.model.teacher import Teacher
 from gistnet.model.tokenizer import TeacherTokenizer
+from gistnet.positions import policies_of
 from gistnet.run_folder import SPAN_MAP_FILE
 
 CACHE_GIGABYTES = 2.0
@@ -86,26 +87,31 @@ def evaluate(teacher: Teacher, gistnet: GistNet, dataset: PreparedDataset, confi
         TeacherError: the teacher has no tokenizer.
         StorageError: oracle vectors are to be kept in a file that cannot be written.
     """
+    config = config.model_copy(update={"positions": config.positions or policies_of(gistnet.positions)})
     tokenizer = _tokenizer(teacher)
     _require_weighted(dataset, config.weights)
     if config.oracle_vectors is not None:
         require_writable(config.oracle_vectors)
     passages = choose_passages(dataset, gistnet.branchings, config.domains or dataset.domains("held_out"), config)
-    level_0 = _measure(teacher, gistnet.levels[0], dataset, config)
-    levels = [level_0, *_measure_above(teacher, gistnet, dataset, config)]
+    parts = _Parts(gistnet, config)
+    level_0 = _measure(teacher, gistnet.levels[0], dataset, config, parts)
+    levels = [level_0, *_measure_above(teacher, gistnet, dataset, config, parts)]
     records = [record for level in levels for record in _substitution_records(level, config)]
 
     domains = sorted(set(level_0.held_out.domains.tolist()))
-    logger.info("Comparing up to %d gists of %s.", config.geometry_spans, ", ".join(domains))
+    parts.begin("Comparing up to %d gists of %s.", config.geometry_spans, ", ".join(domains))
     for level in levels:
         statistics = _geometry(teacher, level.gistnet, dataset, domains, config)
         records += geometry_records(statistics, positions=config.positions[0], level=level.gistnet.level)
-    records += _probes(teacher, level_0, dataset, config)
-    records += _rows(teacher, level_0.gistnet, dataset, domains, config)
+    records += _probes(teacher, level_0, dataset, config, parts)
+    records += _rows(teacher, level_0.gistnet, dataset, domains, config, parts)
+    if config.contexts.long_context or config.contexts.questions is not None:
+        parts.begin("Reading long contexts, most of them gists.")
     records += context_records(teacher, gistnet, passages, config)
-    records += _oracle(teacher, level_0, dataset, config)
+    records += _oracle(teacher, level_0, dataset, config, parts)
 
-    logger.info("Measuring every span of %d windows of each domain, for the span map.", config.map_documents)
+    if config.map_documents:
+        parts.begin("Measuring every span of %d windows of each domain, for the span map.", config.map_documents)
     span_map = SpanMap(
         positions=config.positions[0],
         horizon=config.horizons[0],
@@ -127,6 +133,25 @@ def evaluate(teacher: Teacher, gistnet: GistNet, dataset: PreparedDataset, confi
     return Evaluation(records, span_map)
 
 
+class _Parts:
+    """Announces each part of an evaluation, as the second of five."""
+
+    def __init__(self, gistnet: GistNet, config: EvaluationConfig) -> None:
+        levels = gistnet.levels[: None if config.highest_level is None else config.highest_level + 1]
+        contexts = config.contexts.long_context or config.contexts.questions is not None
+        some = (config.minimal_pairs, config.reconstruction, config.rows.documents, contexts, config.oracle_spans)
+        self._begun, self._total = 0, len(levels) + 1 + sum(map(bool, (*some, config.map_documents)))
+
+    def leave_out(self, count: int) -> None:
+        """Count on fewer parts."""
+        self._total -= count
+
+    def begin(self, message: str, *values: object) -> None:
+        """Log that the next part begins, and what it does."""
+        self._begun += 1
+        logger.info("%d/%d  %s", self._begun, self._total, message % values)
+
+
 class _MeasuredLevel(NamedTuple):
     """Held-out spans of one level, and the losses after each replacement."""
 
@@ -140,7 +165,9 @@ class _MeasuredLevel(NamedTuple):
     populations: list[Population]
 
 
-def _measure(teacher: Teacher, gistnet: GistNet, dataset: PreparedDataset, config: EvaluationConfig) -> _MeasuredLevel:
+def _measure(
+    teacher: Teacher, gistnet: GistNet, dataset: PreparedDataset, config: EvaluationConfig, parts: _Parts
+) -> _MeasuredLevel:
     """Measure the gists of GistNet's own level, and every baseline."""
     layout = SpanLayout(
         gistnet.branchings,
@@ -171,7 +198,7 @@ def _measure(teacher: Teacher, gistnet: GistNet, dataset: PreparedDataset, confi
     gists, _ = held_out.encode(gistnet)
     below = None if gistnet.below is None else held_out.encode(gistnet.below)[0]
     replacements = every_replacement(gists, documents, config.positions, config.seed, below)
-    logger.info(
+    parts.begin(
         "Reading %d held-out windows: %d spans of level %d with %d replacements each.",
         len(samples),
         len(held_out),
@@ -190,29 +217,30 @@ def _measure(teacher: Teacher, gistnet: GistNet, dataset: PreparedDataset, confi
 
 
 def _measure_above(
-    teacher: Teacher, gistnet: GistNet, dataset: PreparedDataset, config: EvaluationConfig
+    teacher: Teacher, gistnet: GistNet, dataset: PreparedDataset, config: EvaluationConfig, parts: _Parts
 ) -> Iterator[_MeasuredLevel]:
     """The levels above 0 (spec, Hierarchical Consistency); where not asked for by number, those that have room."""
     for above in gistnet.levels[1:]:
         if config.highest_level is not None and above.level > config.highest_level:
             return
         try:
-            yield _measure(teacher, above, dataset, config)
+            yield _measure(teacher, above, dataset, config, parts)
         except DataError as error:
             if config.highest_level is not None:
                 raise
             logger.info("Level %d is left out. %s", above.level, error)
+            parts.leave_out(gistnet.level + 1 - above.level)
             return
 
 
 def _probes(
-    teacher: Teacher, level_0: _MeasuredLevel, dataset: PreparedDataset, config: EvaluationConfig
+    teacher: Teacher, level_0: _MeasuredLevel, dataset: PreparedDataset, config: EvaluationConfig, parts: _Parts
 ) -> Iterator[MetricRecord]:
     """Records of the minimal pairs and of reconstruction."""
     gistnet = level_0.gistnet
     chance: dict[str, Any] = {"seed": config.seed, "resamples": config.resamples}
     if config.minimal_pairs:
-        logger.info("Telling %d adversarial pairs apart.", config.minimal_pairs)
+        parts.begin("Telling %d adversarial pairs apart.", config.minimal_pairs)
         yield from minimal_pairs(
             teacher,
             gistnet,
@@ -222,12 +250,17 @@ def _probes(
             **chance,
         )
     if config.reconstruction:
-        logger.info("Training probes to read the tokens from gists, and from baselines.")
+        parts.begin("Training probes to read the tokens from gists, and from baselines.")
         yield from reconstruction(teacher, gistnet, dataset, **chance)
 
 
 def _rows(
-    teacher: Teacher, gistnet: GistNet, dataset: PreparedDataset, domains: Sequence[str], config: EvaluationConfig
+    teacher: Teacher,
+    gistnet: GistNet,
+    dataset: PreparedDataset,
+    domains: Sequence[str],
+    config: EvaluationConfig,
+    parts: _Parts,
 ) -> Iterator[MetricRecord]:
     """Records of rows of gists beside raw tails, where they are asked for."""
     if not config.rows.documents:
@@ -239,18 +272,18 @@ def _rows(
         tokens_per_gist=gistnet.tokens_per_gist,
         sink_tokens=config.sink_tokens,
     )
-    logger.info("Reading rows of gists beside raw tails, on %d passages.", len(held_out.passages))
+    parts.begin("Reading rows of gists beside raw tails, on %d passages.", len(held_out.passages))
     losses = held_out.measure(SpanEncoder(teacher, gistnet), config.positions)
     yield from row_records(losses, held_out, config, gistnet.level)
 
 
 def _oracle(
-    teacher: Teacher, level_0: _MeasuredLevel, dataset: PreparedDataset, config: EvaluationConfig
+    teacher: Teacher, level_0: _MeasuredLevel, dataset: PreparedDataset, config: EvaluationConfig, parts: _Parts
 ) -> Iterator[MetricRecord]:
     """Records of oracle vectors, where they are asked for."""
     if not config.oracle_spans:
         return
-    logger.info("Optimising a vector for each of %d spans.", config.oracle_spans)
+    parts.begin("Optimising a vector for each of %d spans.", config.oracle_spans)
     yield from oracle_records(
         teacher,
         level_0.gistnet,

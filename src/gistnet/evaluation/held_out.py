@@ -17,6 +17,7 @@ from gistnet.model.gistnet import GistNet
 from gistnet.model.teacher import PrefillOutput, Teacher
 from gistnet.objective.branches import Positions, SegmentBatch, replaced_hidden_of_each
 from gistnet.objective.losses import encode_segments, token_losses_of_each
+from gistnet.progress import track
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ class HeldOut:
                 and the position policy.
         """
         columns: dict[str, list[NDArray[np.float64]]] = {name: [] for name in replacements}
-        for window, prefill in self._prefilled():
+        for window, prefill in track(self._prefilled(), len(self.windows), "windows read"):
             segments = window.segments
             made = {
                 name: vectors_in_place(segments, kind[window.rows], positions)
@@ -124,7 +125,7 @@ class HeldOut:
     def encode(self, gistnet: GistNet) -> tuple[Tensor, Tensor]:
         """Gists of the segments, all of k spans, `[segments, k, dim]`, and `encode_with_attention`'s attention."""
         encoder, encoded = SpanEncoder(self.teacher, gistnet), []
-        for window, prefill in self._prefilled_for(encoder):
+        for window, prefill in track(self._prefilled_for(encoder), len(self.windows), "windows encoded"):
             segments = window.segments
             context = encoder.context(segments.tokens, segments.starts, segments.windows, prefill)
             encoded.append(encoder.encode_with_attention(segments.replaced, context))

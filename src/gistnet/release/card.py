@@ -6,9 +6,8 @@ from math import prod
 from pathlib import Path
 
 import yaml
-from pyarrow import parquet
 
-from gistnet.data.dataset import DOCUMENTS_FILE
+from gistnet.data.dataset import read_documents
 from gistnet.evaluation.records import MetricRecord
 from gistnet.model.embedded_teacher import EMBEDDED_TEACHER
 from gistnet.model.saved_gistnet import SavedGistNet
@@ -189,7 +188,7 @@ def _notes(path: Path) -> list[str]:
 
 def _documents(folder: Path) -> str:
     """Every document of which a piece lies in the release, by source."""
-    rows = parquet.read_table(folder / HELD_OUT_FOLDER / DOCUMENTS_FILE).to_pylist()
+    rows = read_documents(folder / HELD_OUT_FOLDER).to_pylist()
     by_source: dict[tuple[str, str], list[str]] = defaultdict(list)
     for row in rows:
         by_source[row["source"], row["domain"]].append(f"`{escaped(row['id']).replace('`', chr(39))}`")

@@ -12,7 +12,7 @@ from gistnet.data.dataset import PreparedDataset
 from gistnet.errors import CheckpointError, DataError
 from gistnet.evaluation.records import MetricRecord, read_records
 from gistnet.model.saved_gistnet import BELOW, SavedGistNet, read_saved
-from gistnet.positions import POLICIES
+from gistnet.positions import policies_of
 from gistnet.release_folder import ALWAYS_THERE, HELD_OUT_FOLDER, PROVENANCE_FILE, is_release
 from gistnet.run_folder import CONFIG_FILE, RESULTS_FILE
 from gistnet.settings import Section
@@ -60,7 +60,7 @@ class Release(NamedTuple):
     @property
     def shown(self) -> list[MetricRecord]:
         """Figures under the position policy that it was trained for; under all, where that is a mixture."""
-        policies = [self.network.positions] if self.network.positions in POLICIES else list(POLICIES)
+        policies = policies_of(self.network.positions)
         return [record for record in self.records if record.positions in policies]
 
 
@@ -106,6 +106,8 @@ def compare_results(measured: Sequence[MetricRecord], released: Sequence[MetricR
     """
     before = {record_identity(record): record.value for record in released}
     pairs = [(record, before[record_identity(record)]) for record in measured if record_identity(record) in before]
+    if not pairs:
+        return "None of these figures is of the spans that the release was measured on, so none can be compared."
     different = [(abs(record.value - value), record) for record, value in pairs if record.value != value]
     sentence = f"{len(pairs) - len(different)} of {len(pairs)} figures are those of the release to the digit"
     if different:

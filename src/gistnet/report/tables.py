@@ -35,14 +35,19 @@ def results_tables(records: Sequence[MetricRecord]) -> Iterator[Table]:
         title = f"{domain} · H = {horizon} · positions {positions} · level {level} · {segments}"
         yield _table(title, shown)
     by_kind = [r for r in records if r.name in _BY_KIND and r.positions == first_policy]
-    for (domain, positions, horizon, _, _), shown in grouped(by_kind):
-        yield _table(f"{domain} · by kind of token · H = {horizon} · positions {positions}", shown, second="kind")
+    for (domain, positions, horizon, level, _), shown in grouped(by_kind):
+        title = f"{domain} · by kind of token · H = {horizon} · positions {positions} · level {level}"
+        yield _table(title, shown, second="kind")
     for domain, positions in dict.fromkeys((r.domain, r.positions) for r in of_rows):
         shown = [r for r in of_rows if (r.domain, r.positions) == (domain, positions)]
         yield _table(f"{domain} · gists in a row + raw tail · positions {positions}", shown, second="row")
     alone = [r for r in records if r.horizon is None and r.is_whole]
-    for (domain, *_), shown in grouped(alone):
-        yield _table(f"{domain} · gists by themselves", shown, second=None)
+    pairs = [record for record in alone if record.name == "pair_accuracy"]
+    for (domain, positions, *_), shown in grouped(pairs):
+        yield _table(f"{domain} · minimal pairs · positions {positions}", shown, second=None)
+    rest = sorted((record for record in alone if record not in pairs), key=lambda r: (r.level, r.domain, r.positions))
+    for (domain, positions, _, level, _), shown in grouped(rest):
+        yield _table(f"{domain} · gists by themselves · level {level} · positions {positions}", shown, second=None)
 
 
 def grouped(records: Sequence[MetricRecord]) -> Iterator[tuple[tuple[Any, ...], list[MetricRecord]]]:
@@ -109,9 +114,16 @@ def target_text(record: MetricRecord) -> str:
     if record.target is None:
         return ""
     also = " and ".join(name.replace("_", " ") for name in met_for_free(record)) if record.met else ""
+    return f"{bounds_text(record)}: {'met' if record.met else 'not met'}{also and f', also by {also}'}"
+
+
+def bounds_text(record: MetricRecord) -> str:
+    """The bounds of a figure's target, or nothing."""
+    if record.target is None:
+        return ""
     bounds = [f"> {record.target.above}"] if record.target.above is not None else []
     bounds += [f"< {record.target.below}"] if record.target.below is not None else []
-    return f"{' and '.join(bounds)}: {'met' if record.met else 'not met'}{also and f', also by {also}'}"
+    return " and ".join(bounds)
 
 
 def met_for_free(record: MetricRecord) -> list[BaselineName]:

@@ -16,6 +16,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -25,9 +26,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from gistnet import terminal
 from gistnet.data.sources import MatchedFile, format_of, matching_paths, read_rows, read_text
 from gistnet.data.tokenise import Tokenize, pieces_of_blocks
 from gistnet.errors import DataError
+from gistnet.progress import ProgressDisplay
 from gistnet.settings import Name, Section
 from gistnet.tree.encoder import Encoder
 from gistnet.tree.storage.snapshot import TreeDocument
@@ -148,16 +151,18 @@ def append_portions(
     Raises:
         DataError: as `compress_files`.
     """
-    tracker = ResumeTracker(tree, total)
-    for batch in _batches(portions, batch_tokens):
-        missing = [tracker.missing(portion) for portion in batch]
-        with tree.batch():
+    bar = ProgressDisplay("", total.characters) if terminal.shows_bars() else None
+    tracker = ResumeTracker(tree, total, bar)
+    with bar or nullcontext():
+        for batch in _batches(portions, batch_tokens):
+            missing = [tracker.missing(portion) for portion in batch]
+            with tree.batch():
+                for portion, tokens in zip(batch, missing, strict=True):
+                    if len(tokens):
+                        append(tokens, portion)
             for portion, tokens in zip(batch, missing, strict=True):
-                if len(tokens):
-                    append(tokens, portion)
-        for portion, tokens in zip(batch, missing, strict=True):
-            tracker.count(portion, len(tokens))
-        tracker.log(batch[-1].document)
+                tracker.count(portion, len(tokens))
+            tracker.log(batch[-1].document)
     tracker.require_same_texts()
     return tracker.totals
 
@@ -179,9 +184,10 @@ def _batches(portions: Iterable[Portion], tokens: int) -> Iterator[list[Portion]
 class ResumeTracker:
     """Comparison of the texts with the documents that the tree held before, and counts of the run."""
 
-    def __init__(self, tree: GistTree, total: Survey) -> None:
+    def __init__(self, tree: GistTree, total: Survey, bar: ProgressDisplay | None = None) -> None:
+        """Compare with what a tree holds; progress, in characters, goes to the bar, or to the log without one."""
         self.totals = CompressTotals()
-        self._tree, self._total = tree, total
+        self._tree, self._total, self._bar = tree, total, bar
         self._in_tree = set(tree.documents())
         self._held: TreeDocument | None = None
         self._refused: dict[str, int] = {}
@@ -232,27 +238,30 @@ class ResumeTracker:
         totals.empty += portion.start == 0 and portion.is_last and not len(portion.tokens)
 
     def log(self, document: str) -> None:
-        """Log the share that is done, the rate, and the time left, every few seconds."""
+        """Show the share that is done, the time left, and the rate; without a bar every few seconds."""
         totals, now = self.totals, time.monotonic()
         if not totals.appended_tokens:
             self._started = now  # finding what the tree held is no measure of the rate
+        seconds = now - self._started
+        details = [
+            f"{totals.documents}/{self._total.documents} documents",
+            f"{totals.appended_tokens:,} tokens",
+            f"{totals.appended_tokens / seconds if seconds else 0:,.0f} tokens/s",
+        ]
+        if self._bar is not None:
+            if not totals.appended_tokens:
+                self._bar.begin_at(totals.characters)
+            self._bar.update(totals.characters, details, document)
+            return
         if now - self._logged < LOG_SECONDS and totals.characters != self._total.characters:
             return
-        self._logged, seconds = now, now - self._started
+        self._logged = now
         left = "unknown time"
         if totals.appended_characters:
             remaining = self._total.characters - totals.characters
             left = str(timedelta(seconds=round(seconds / totals.appended_characters * remaining)))
-        logger.info(
-            "%.0f%%  %s  documents %d/%d  %s tokens  %s tokens/s  %s left",
-            100 * totals.characters / self._total.characters,
-            document,
-            totals.documents,
-            self._total.documents,
-            f"{totals.appended_tokens:,}",
-            f"{totals.appended_tokens / seconds if seconds else 0:,.0f}",
-            left,
-        )
+        share = totals.characters / self._total.characters
+        logger.info("%.0f%%  %s left  %s  %s", 100 * share, left, "  ".join(details), document)
 
 
 def read_texts(files: TextFiles) -> Iterator[Text]:

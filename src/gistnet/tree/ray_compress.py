@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gistnet.errors import CheckpointError, ConfigError, GistNetError
+from gistnet.errors import CheckpointError, GistNetError
+from gistnet.extras import needing
 from gistnet.tree.compress import (
     PORTION_TOKENS,
     CompressTotals,
@@ -97,7 +98,7 @@ def compress_files_with_ray(
         portion_tokens: given to a worker at a time; rounded so that as many levels as possible fit.
 
     Raises:
-        ConfigError: Ray is not installed.
+        MissingPackageError: Ray is not installed.
         CheckpointError: a worker's encoder has another fingerprint.
         GistNetError: as `compress_files`, or raised by making or running an encoder.
     """
@@ -194,12 +195,8 @@ def _aligned(portion_tokens: int, branchings: Sequence[int]) -> int:
 
 
 def _import_ray() -> Any:
-    try:
+    with needing("ray", "Compressing with several workers"):
         import ray
-    except ImportError as error:
-        raise ConfigError(
-            "Compressing with several workers needs the package `ray`, which is missing: pip install 'gistnet[ray]'."
-        ) from error
     return ray
 
 

@@ -20,6 +20,7 @@ from gistnet.evaluation.resampling import DocumentDraws, percentile_interval
 from gistnet.model.encoder import SpanEncoder
 from gistnet.model.gistnet import GistNet, SpanContext
 from gistnet.model.teacher import Teacher
+from gistnet.progress import track
 
 TOKENS_PER_PASS = 8192
 """Tokens whose spans are encoded at once; only memory and speed depend on it."""
@@ -108,7 +109,9 @@ def encode_spans(teacher: Teacher, gistnet: GistNet, spans: DrawnSpans, dataset:
     """Encode spans of tokens_per_gist tokens, in passes of bounded memory; the windows are read only where needed."""
     encoder = SpanEncoder(teacher, gistnet)
     parts: list[EncodedSpans] = []
-    for rows, context in _batches(encoder, spans, dataset):
+    batches = _batches(encoder, spans)
+    for rows in track(batches, len(batches), "batches of spans"):
+        context = _context(encoder, spans, rows, dataset)
         ids = torch.from_numpy(spans.tokens[rows]).to(teacher.device)
         gists, attention = encoder.encode_with_attention(ids, context)
         embeddings = teacher.embed(ids)
@@ -118,20 +121,23 @@ def encode_spans(teacher: Teacher, gistnet: GistNet, spans: DrawnSpans, dataset:
     return EncodedSpans(*map(np.concatenate, zip(*parts, strict=True)))
 
 
-def _batches(
-    encoder: SpanEncoder, spans: DrawnSpans, dataset: PreparedDataset
-) -> Iterator[tuple[slice, SpanContext | None]]:
-    """Spans to encode together, and their context; those that are read in context a window at a time."""
+def _batches(encoder: SpanEncoder, spans: DrawnSpans) -> list[slice]:
+    """Spans to encode together; those that are read in context a window at a time."""
+    if encoder.reads_context:
+        begins = np.flatnonzero(np.diff(spans.windows, prepend=-1)).tolist()
+        return list(map(slice, begins, [*begins[1:], len(spans.windows)]))
+    together = max(1, TOKENS_PER_PASS // spans.tokens.shape[1])
+    return [slice(first, first + together) for first in range(0, len(spans.tokens), together)]
+
+
+def _context(encoder: SpanEncoder, spans: DrawnSpans, rows: slice, dataset: PreparedDataset) -> SpanContext | None:
+    """What a batch of spans is read in, or None where each is read alone."""
     if not encoder.reads_context:
-        together = max(1, TOKENS_PER_PASS // spans.tokens.shape[1])
-        yield from ((slice(first, first + together), None) for first in range(0, len(spans.tokens), together))
-        return
-    begins = np.flatnonzero(np.diff(spans.windows, prepend=-1)).tolist()
-    for rows in map(slice, begins, [*begins[1:], len(spans.windows)]):
-        starts = torch.from_numpy(spans.starts[rows]).to(encoder.teacher.device)
-        tokens = dataset.read(int(spans.windows[rows.start]))[: spans.starts[rows].max() + spans.tokens.shape[1]]
-        window = torch.from_numpy(tokens).to(encoder.teacher.device)[None]
-        yield rows, encoder.context(window, starts)
+        return None
+    starts = torch.from_numpy(spans.starts[rows]).to(encoder.teacher.device)
+    tokens = dataset.read(int(spans.windows[rows.start]))[: spans.starts[rows].max() + spans.tokens.shape[1]]
+    window = torch.from_numpy(tokens).to(encoder.teacher.device)[None]
+    return encoder.context(window, starts)
 
 
 def domain_geometry(spans: DrawnSpans, encoded: EncodedSpans, *, resamples: int, seed: int | Sequence[int]) -> Geometry:

@@ -25,6 +25,7 @@ from gistnet.model.teacher import PrefillOutput, Teacher
 from gistnet.model.tokenizer import TeacherTokenizer, shared_beginning
 from gistnet.objective.branches import Positions, Replacements, SegmentBatch, gist_replacements, replaced_hidden
 from gistnet.objective.losses import token_nll
+from gistnet.progress import track
 
 DOMAIN = "adversarial"
 PAIRS_PER_PASS = 8
@@ -163,7 +164,8 @@ def _right(
     `vectors` `[trials, k, dim]`, by name, are placed as gists; beside them stand the baselines.
     """
     columns: dict[str, list[Tensor]] = {}
-    for first in range(0, len(pairs), PAIRS_PER_PASS):
+    passes = range(0, len(pairs), PAIRS_PER_PASS)
+    for first in track(passes, len(passes), "passes over pairs"):
         batch = pairs[first : first + PAIRS_PER_PASS]
         contexts = [context for pair in batch for context in pair.contexts]
         # A trial's own continuation, then that of the other text.

@@ -33,6 +33,7 @@ from gistnet.model.gistnet import GistNet
 from gistnet.model.teacher import Teacher
 from gistnet.objective.branches import Positions, SegmentBatch, gist_replacements, replaced_hidden
 from gistnet.objective.losses import token_losses
+from gistnet.progress import track
 
 
 class Search(NamedTuple):
@@ -174,7 +175,7 @@ def find_vectors(
     """
     kept = {} if file is None else read_vectors(file, teacher.hidden_size)
     found = []
-    for window in windows:
+    for window in track(windows, len(windows), "spans"):
         name = _vector_name(teacher, window, layout, search, positions, seed)
         if name not in kept:
             generator = span_generator(window, seed)

@@ -20,6 +20,7 @@ from gistnet.evaluation.records import MetricRecord
 from gistnet.evaluation.resampling import Measure, Population
 from gistnet.model.gistnet import GistNet
 from gistnet.model.teacher import Teacher
+from gistnet.progress import track
 
 
 class Training(NamedTuple):
@@ -92,7 +93,7 @@ def train_probe(vectors: Tensor, tokens: Tensor, table: Tensor, training: Traini
     generator = torch.Generator().manual_seed(seed)
     optimiser = torch.optim.AdamW(probe.parameters(), lr=training.learning_rate, weight_decay=0.1)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, training.steps)
-    for _ in range(training.steps):
+    for _ in track(range(training.steps), training.steps, "steps"):
         chosen = torch.randint(tokens.numel(), (training.tokens_per_step,), generator=generator).to(vectors.device)
         spans, offsets = chosen // tokens.shape[1], chosen % tokens.shape[1]
         optimiser.zero_grad()
