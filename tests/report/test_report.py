@@ -143,7 +143,7 @@ def damage(run: Path, name: str, text: str) -> None:
 
 def newer_map(run: Path) -> None:
     content = json.loads((run / SPAN_MAP_FILE).read_text())
-    damage(run, SPAN_MAP_FILE, json.dumps(content | {"format_version": 2, "layers": []}))
+    damage(run, SPAN_MAP_FILE, json.dumps(content | {"format_version": 3, "layers": []}))
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ def newer_map(run: Path) -> None:
             DataError,
             ("9", "telepathy"),
         ),
-        (newer_map, DataError, ("format 2, expected 1", "newer version")),
+        (newer_map, DataError, ("format 3, expected 2", "newer version")),
         (lambda run: damage(run, SPAN_MAP_FILE, "[]"), DataError, (SPAN_MAP_FILE, "damaged")),
         (lambda run: (run / "report.html").mkdir(), StorageError, ("report.html",)),
     ],
