@@ -178,7 +178,7 @@ def test_evaluate_writes_figures_that_agree_with_each_other(gistnet, trained):
     for name, value in {"gist": delta_nll["value"], **delta_nll["baselines"]}.items():
         if name in ("gist", "drop", "last_token"):
             of_spans = span_map.distribution["narrative"][name]
-            assert sum(of_spans) / len(of_spans) == pytest.approx(value, abs=1e-5)
+            assert sum(of_spans) / len(of_spans) == pytest.approx(value, abs=1e-3)  # the map is rounded
     assert [line.split()[0] for line in outcome.err.splitlines()] == ["1/3", "2/3", "3/3"]
 
 

@@ -1,6 +1,5 @@
 """A release holds all that is needed to load it and to measure it again, and nothing that names a machine."""
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from gistnet.evaluation.records import read_records
 from gistnet.model.config import GistNetConfig
 from gistnet.model.gistnet import GistNet
 from gistnet.model.teacher import Teacher
+from gistnet.release.contents import released_records
 from gistnet.release.make import make_release, portable_config, require_small
 from gistnet.release_folder import ALWAYS_THERE
 from gistnet.session import open_gistnet, open_trained
@@ -102,8 +102,10 @@ def test_evaluating_it_gives_its_figures_to_the_digit_and_writes_nothing(
     before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
     outcome = gistnet("evaluate", copy, "--out", tmp_path / "again.json")
     assert outcome.status == 0, outcome.err
-    assert json.loads((tmp_path / "again.json").read_bytes()) == json.loads((release / "results.json").read_bytes())
-    count = len(read_records(release / "results.json"))
+    again, kept = read_records(tmp_path / "again.json"), read_records(release / "results.json")
+    assert released_records(again) == kept
+    assert {record.index for record in again} > {None} == {record.index for record in kept}  # no single heads
+    count = len(kept)
     assert f"{count} of {count} figures are those of the release to the digit." in outcome.out
     assert {record.level for record in read_records(release / "results.json")} == {0, 1}
 
@@ -208,7 +210,7 @@ def test_release_is_a_command(gistnet: Command, finished_run: Path, tmp_path: Pa
     card = (out / "README.md").read_text(encoding="utf-8")
     assert "`gistnet evaluate mine 'evaluation.horizons=[4,12]'` those that it leaves out" in card
     again = gistnet("evaluate", out, "evaluation.horizons=[4, 12]")
-    assert "figures are those of the release to the digit." in again.out
+    assert "figures are those of the release to the digit" in again.out
     missing = gistnet("release", finished_run, "--out", tmp_path / "no", *told[:4], "--limits", tmp_path / "none.md")
     assert missing.status == 1
     assert str(tmp_path / "none.md") in missing.err

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from gistnet.evaluation.probes.span_map import MappedDocument, MappedSpan, Neighbour, SpanMap
+from gistnet.evaluation.probes.span_map import MappedDocument, MappedSpan, Neighbour, Prediction, SpanMap
 from gistnet.evaluation.records import MetricRecord, target_for
 from gistnet.run_folder import SPAN_MAP_FILE
 
@@ -259,6 +259,12 @@ def prose(seed: int, document: int, spans: int = 9) -> list[str]:
     return [f" {word}" for word in draw.choices(WORDS.split(), k=SPAN * spans + 14)]
 
 
+def predictions(draw: random.Random) -> list[Prediction]:
+    """Three next tokens, likeliest first."""
+    words = draw.sample(WORDS.split(), 3)
+    return [Prediction(text=f" {word}", probability=0.6 / 3**n) for n, word in enumerate(words)]
+
+
 def span_map(seed: int, documents: Sequence[Sequence[str]]) -> SpanMap:
     """A span map of documents given as tokens: the first four tokens and the last few are in no span."""
     draw = random.Random(seed)
@@ -297,6 +303,7 @@ def _span(draw: random.Random, index: int, others: Sequence[tuple[int, int]]) ->
         kl={name: abs(value) + 0.05 for name, value in mean.items()},
         delta_nll=mean,
         delta_nll_by_offset=by_offset,
+        next_tokens={name: predictions(draw) for name in ("full", "gist", "drop")},
         attention=tuple([share / sum(shares) for share in shares] for shares in attention),
         gist_norm=draw.uniform(2.4, 3.2),
         nearest=[Neighbour(document=d, span=s, cosine=0.9 - 0.1 * n) for n, (d, s) in enumerate(near)],

@@ -61,10 +61,12 @@ def run(tmp_path: Path) -> Path:
 def test_a_report_lies_in_the_run_folder_and_holds_every_figure(run: Path) -> None:
     assert write_report(run) == run / "report.html"
     shown = data_of(run / "report.html")["run"]
-    assert [figure["value"] for figure in shown["results"]] == [record.value for record in records(0)]
+    assert [figure["value"] for figure in shown["results"]] == [round(record.value, 5) for record in records(0)]
     assert shown["results"][0]["interval"] == pytest.approx([0.588, 0.648])  # center: 1.03 of 0.6, ± 0.03
     assert ["teacher", "tiny-teacher"] in shown["facts"]
-    assert ["spans seen", "16,800"] in shown["facts"]  # 600 steps of 28
+    assert ["spans seen", "16,800 (narrative 5,600, structured 5,600, mixed 5,600)"] in shown[
+        "facts"
+    ]  # 600 steps of 28
     assert [stage["name"] for stage in shown["stages"]] == ["narrative", "structured", "mixed"]
     assert shown["stages"][1]["settings"]["H"] == 64
     assert shown["stages"][0]["targets"][0]["met"] is False
@@ -80,6 +82,10 @@ def test_the_best_checkpoint_and_its_network_are_named(run: Path) -> None:
     mark_best(run, "mixed", 400, 0.5)
     facts = data_of(write_report(run))["run"]["facts"]
     assert ["trained parameters", "521,090"] in facts
+    (checkpoint / "gistnet" / "below").mkdir()
+    (checkpoint / "gistnet" / "below" / "config.json").write_text('{"trained_parameters": 310000}')
+    of_levels = ["trained parameters", "521,090 (level 0 0.31M, level 1 0.21M)"]
+    assert of_levels in data_of(write_report(run))["run"]["facts"]
     assert ["best checkpoint", "step-00000400"] in facts
 
 
@@ -143,7 +149,7 @@ def damage(run: Path, name: str, text: str) -> None:
 
 def newer_map(run: Path) -> None:
     content = json.loads((run / SPAN_MAP_FILE).read_text())
-    damage(run, SPAN_MAP_FILE, json.dumps(content | {"format_version": 2, "layers": []}))
+    damage(run, SPAN_MAP_FILE, json.dumps(content | {"format_version": 3, "layers": []}))
 
 
 @pytest.mark.parametrize(
@@ -169,7 +175,7 @@ def newer_map(run: Path) -> None:
             DataError,
             ("9", "telepathy"),
         ),
-        (newer_map, DataError, ("format 2, expected 1", "newer version")),
+        (newer_map, DataError, ("format 3, expected 2", "newer version")),
         (lambda run: damage(run, SPAN_MAP_FILE, "[]"), DataError, (SPAN_MAP_FILE, "damaged")),
         (lambda run: (run / "report.html").mkdir(), StorageError, ("report.html",)),
     ],
@@ -193,6 +199,7 @@ def test_runs_to_compare_are_at_least_two_and_exist(run: Path, tmp_path: Path) -
 
 def test_a_network_is_looked_for_where_it_is_saved() -> None:
     assert report.NETWORK_FILE == saved_gistnet.CONFIG_FILE
+    assert report.BELOW_FOLDER == saved_gistnet.BELOW
 
 
 def test_writing_a_report_does_not_import_torch() -> None:

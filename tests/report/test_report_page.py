@@ -73,8 +73,9 @@ def chosen(page: Any) -> str:
 @needs_browser
 def test_figures_stand_beside_their_baselines(run: Path, open_page: Open) -> None:
     page = open_page(run / "report.html")
-    narrative = {r.name: r for r in records(0) if r.domain == "narrative" and r.positions == "end" and r.is_whole}
-    assert page.locator(".big b").inner_text() == f"{narrative['recovered_kl'].value:.3f}"
+    sentence = page.locator(".big").inner_text()
+    assert re.findall(r"\S+ %", sentence) == ["37 %", "95 %", "33 %", "0 %"]  # 1 − 0.6 / 0.95, and 0.64 for 0.6
+    assert "34–40" in sentence
     row = page.locator("#results tbody tr").first.inner_text()
     kl = MetricRecord.model_validate(next(r for r in records(0) if r.positions == "end" and r.name == "kl"))
     for value in (kl.value, *(kl.interval or ()), *kl.baselines.values()):
@@ -97,6 +98,9 @@ def test_a_span_opens_by_mouse_and_leads_to_its_neighbours(run: Path, open_page:
         assert f"{value:.3f}".replace("-", "−") in losses
     assert page.locator(".panel .tokens li").count() == 32
     assert page.locator(".panel .tokens .token").first.inner_text() == document.tokens[4 + 64].replace(" ", "·")
+    for name in ("full", "gist", "drop"):
+        shown = page.locator(f".panel .predictions .{name} .token").all_inner_texts()
+        assert shown == [token.text.replace(" ", "·") for token in document.spans[2].next_tokens[name]]
     near = document.spans[2].nearest[0]
     page.locator(".panel .nearest button").first.click()
     assert chosen(page) == f"Span {near.span + 1}"
@@ -179,6 +183,40 @@ def test_what_was_not_measured_names_its_command(tmp_path: Path, open_page: Open
 
 
 @needs_browser
+def test_a_release_names_no_command_that_would_add_to_it(tmp_path: Path, open_page: Open) -> None:
+    folder = write_run(tmp_path / "released", evaluated=False)
+    (folder / "held-out").mkdir()
+    assert open_page(write_report(folder)).locator(".missing").count() == 0
+
+
+@needs_browser
+def test_each_stage_has_curves_of_its_own(run: Path, open_page: Open) -> None:
+    page = open_page(run / "report.html")
+    kl = page.locator("#curves figure").first.locator(".key li").first
+    assert kl.inner_text().split() == ["gist", "0.669"]  # 0.72 − 0.08 (1 − e⁻¹), at the end of the first
+    page.locator("#curves").get_by_text("3 mixed").click()
+    assert kl.inner_text().split() == ["gist", "0.844"]  # 0.92 − 0.08 (1 − e⁻³)
+    assert page.locator("#curves h3:visible").all_inner_texts()[-1] == "Training loss"
+    page.get_by_text("More curves").click()
+    sync_api.expect(page.locator("#curves").get_by_text("Learning rate", exact=True)).to_be_visible()
+
+
+@needs_browser
+def test_no_table_is_cut_on_a_desk_and_no_text_is_small_on_a_phone(run: Path, open_page: Open) -> None:
+    for width in (1440, 1024):
+        assert open_page(run / "report.html", width=width).locator(".scroll.cut").count() == 0
+    page = open_page(run / "report.html", width=390)
+    page.locator(".text .span").nth(2).click()
+    small = page.evaluate(
+        """() => [...document.querySelectorAll("body *")]
+            .filter((node) => [...node.childNodes].some((child) => child.nodeType === 3 && child.data.trim()))
+            .filter((node) => node.getClientRects().length && parseFloat(getComputedStyle(node).fontSize) < 14)
+            .map((node) => node.textContent)"""
+    )
+    assert small == []
+
+
+@needs_browser
 def test_a_large_map_is_walked_through_by_keyboard(tmp_path: Path, open_page: Open) -> None:
     run = write_run(tmp_path / "large", documents=[prose(0, n, spans=127) for n in range(16)])  # of 4,096 tokens
     page = open_page(write_report(run))
@@ -201,6 +239,10 @@ def test_compared_runs_are_overlaid(run: Path, tmp_path: Path, open_page: Open) 
     assert page.locator("#overview tbody tr").nth(3).inner_text().split()[:1] == ["KL"]
     assert page.locator("#curves figure").first.locator(".key li").all_inner_texts()[0].startswith("a run")
     assert "narrative.train.optimiser.learning_rate" in page.locator("#settings").inner_text()
+    # Dropping the other's spans costs 5 % more: they are not the same spans.
+    assert "different spans" in page.locator("#overview .warning").inner_text()
+    again = write_run(tmp_path / "again", documents=DOCUMENTS)
+    assert open_page(write_comparison([run, again], tmp_path / "same.html")).locator(".warning").count() == 0
 
 
 @needs_browser

@@ -1,8 +1,9 @@
 """Held-out spans, and how well the teacher predicts after them when they are replaced."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from gistnet.evaluation.baselines import Baseline, vectors_in_place
 from gistnet.model.encoder import SpanEncoder
 from gistnet.model.gistnet import GistNet
 from gistnet.model.teacher import PrefillOutput, Teacher
-from gistnet.objective.branches import Positions, SegmentBatch, replaced_hidden_of_each
+from gistnet.objective.branches import Positions, Replacements, SegmentBatch, replaced_hidden_of_each
 from gistnet.objective.losses import encode_segments, token_losses_of_each
 from gistnet.progress import track
 
@@ -44,6 +45,13 @@ class Measured:
 
     kl: NDArray[np.float64]
     delta_nll: NDArray[np.float64]
+
+
+class NextTokens(NamedTuple):
+    """Likeliest tokens right behind each segment, likeliest first, each `[segments, n]`."""
+
+    tokens: NDArray[np.int64]
+    probabilities: NDArray[np.float64]
 
 
 class HeldOut:
@@ -109,17 +117,36 @@ class HeldOut:
         columns: dict[str, list[NDArray[np.float64]]] = {name: [] for name in replacements}
         for window, prefill in track(self._prefilled(), len(self.windows), "windows read"):
             segments = window.segments
-            made = {
-                name: vectors_in_place(segments, kind[window.rows], positions)
-                if isinstance(kind, Tensor)
-                else kind(self.teacher, segments, prefill, positions)
-                for name, (kind, positions) in replacements.items()
-            }
-            replaced = replaced_hidden_of_each(self.teacher, prefill, segments, made)
+            replaced = replaced_hidden_of_each(
+                self.teacher, prefill, segments, self._made(window, prefill, replacements)
+            )
             original = segments.original_hidden(prefill)
             for name, losses in token_losses_of_each(self.teacher, original, replaced, segments.targets).items():
                 columns[name].append(torch.stack([losses.kl, losses.delta_nll]).double().cpu().numpy())
         return {name: Measured(*np.concatenate(parts, axis=1)) for name, parts in columns.items()}
+
+    @torch.no_grad()
+    def next_tokens(
+        self, replacements: Mapping[str, tuple[Baseline | Tensor, Positions]], count: int
+    ) -> dict[str, NextTokens]:
+        """The `count` likeliest tokens at offset 1, after the text itself (`full`) and after each replacement.
+
+        Args:
+            replacements: as for `measure`.
+        """
+        columns: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in ("full", *replacements)}
+        for window, prefill in self._prefilled():
+            segments = replace(window.segments, horizon=1)
+            made = self._made(window, prefill, replacements)
+            hidden = {"full": segments.original_hidden(prefill)}
+            hidden |= replaced_hidden_of_each(self.teacher, prefill, segments, made)
+            for name, states in hidden.items():
+                probabilities, tokens = self.teacher.logits(states[:, 0]).double().softmax(dim=-1).topk(count)
+                columns[name].append((tokens, probabilities))
+        return {
+            name: NextTokens(*(torch.cat(column).cpu().numpy() for column in zip(*parts, strict=True)))
+            for name, parts in columns.items()
+        }
 
     @torch.no_grad()
     def encode(self, gistnet: GistNet) -> tuple[Tensor, Tensor]:
@@ -146,6 +173,19 @@ class HeldOut:
             ]
         )
         return (gists[:, :-1], gists[:, -1]) if has_next else (gists, None)
+
+    def _made(
+        self,
+        window: HeldOutWindow,
+        prefill: PrefillOutput,
+        replacements: Mapping[str, tuple[Baseline | Tensor, Positions]],
+    ) -> dict[str, Replacements]:
+        return {
+            name: vectors_in_place(window.segments, kind[window.rows], positions)
+            if isinstance(kind, Tensor)
+            else kind(self.teacher, window.segments, prefill, positions)
+            for name, (kind, positions) in replacements.items()
+        }
 
     def _prefilled_for(self, encoder: SpanEncoder) -> Iterator[tuple[HeldOutWindow, PrefillOutput | None]]:
         """The windows, prefilled only where spans are read in context."""

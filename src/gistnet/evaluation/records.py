@@ -1,11 +1,14 @@
 """The record that one measurement becomes, and the targets that the spec sets for measurements."""
 
+import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import Field, FiniteFloat, TypeAdapter, ValidationError, computed_field, model_validator
 
 from gistnet.errors import DataError
+from gistnet.files import write_text
 from gistnet.settings import Section, Target
 
 UNITS = {
@@ -196,3 +199,25 @@ def read_records(path: Path) -> list[MetricRecord]:
             f"{path} does not hold records of this version of gistnet ({reason.replace('Value error, ', '')}): it is "
             "damaged, or a newer version wrote it."
         ) from error
+
+
+def write_records(path: Path, records: Iterable[MetricRecord]) -> None:
+    """Write records in short, one a line, for `read_records`: without what is default or computed.
+
+    Raises:
+        StorageError: they cannot be written.
+    """
+    lines = (
+        json.dumps(record.model_dump(mode="json", exclude_defaults=True, exclude={"unit", "met"}), ensure_ascii=False)
+        for record in records
+    )
+    write_text(path, "[\n" + ",\n".join(lines) + "\n]\n")
+
+
+def rounded_record(record: MetricRecord, decimals: int) -> MetricRecord:
+    """The record with numbers of so many decimals."""
+    low_high = record.interval and (round(record.interval[0], decimals), round(record.interval[1], decimals))
+    baselines = {name: round(value, decimals) for name, value in record.baselines.items()}
+    return record.model_copy(
+        update={"value": round(record.value, decimals), "interval": low_high, "baselines": baselines}
+    )

@@ -216,11 +216,8 @@ def results_tables(records: Sequence[MetricRecord]) -> str:
     KL, ΔNLL, the substitutability rate and the perplexity ratio over the whole horizon, and the shares recovered for
     each range of offsets, beside their baselines.
     """
-    shown = [
-        r
-        for r in records
-        if r.is_whole and (r.name == _EACH_RANGE or (r.name in _WHOLE_HORIZON and r.offsets == (1, r.horizon)))
-    ]
+    of_rows = [r for r in records if r.name.startswith("row_recovered")]
+    shown = [r for r in records if _in_results(r) and r not in of_rows]
     tables = []
     for (domain, positions, horizon, level, spans), members in grouped(shown):
         several = f", {spans} spans a segment" if spans > 1 else ""
@@ -228,7 +225,6 @@ def results_tables(records: Sequence[MetricRecord]) -> str:
             f"{domain}, H = {horizon}, positions {positions}, level {level}{several}: {members[0].n_spans} spans of "
             f"{members[0].n_documents} documents\n\n{markdown(*results_rows(members), bold='gist')}"
         )
-    of_rows = [r for r in records if r.name.startswith("row_recovered")]
     for domain, positions in dict.fromkeys((r.domain, r.positions) for r in of_rows):
         members = [r for r in of_rows if (r.domain, r.positions) == (domain, positions)]
         tables.append(
@@ -238,9 +234,25 @@ def results_tables(records: Sequence[MetricRecord]) -> str:
     return "\n\n".join(tables)
 
 
+def on_card(record: MetricRecord) -> bool:
+    """True for a figure that the card shows, in a table of results or of targets."""
+    return _in_results(record) or _is_aimed(record)
+
+
+def _in_results(record: MetricRecord) -> bool:
+    if record.name.startswith("row_recovered"):
+        return True
+    whole_horizon = record.name in _WHOLE_HORIZON and record.offsets == (1, record.horizon)
+    return record.is_whole and (record.name == _EACH_RANGE or whole_horizon)
+
+
+def _is_aimed(record: MetricRecord) -> bool:
+    return record.target is not None and record.is_whole
+
+
 def targets_table(records: Sequence[MetricRecord]) -> str:
     """Every figure that has a target, whether it is met, and whether replacements that cost nothing meet it too."""
-    aimed = [record for record in records if record.target is not None and record.is_whole]
+    aimed = [record for record in records if _is_aimed(record)]
     if not aimed:
         return "None of the figures has a target."
     rows = [

@@ -1,7 +1,7 @@
 """Contents of a release folder: its network, figures and provenance, and whether it is whole."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,12 +10,15 @@ from pydantic import ValidationError
 from gistnet.config import RunConfig, load_config
 from gistnet.data.dataset import PreparedDataset
 from gistnet.errors import CheckpointError, DataError
-from gistnet.evaluation.records import MetricRecord, read_records
+from gistnet.evaluation.records import MetricRecord, read_records, rounded_record
 from gistnet.model.saved_gistnet import BELOW, SavedGistNet, read_saved
 from gistnet.positions import policies_of
 from gistnet.release_folder import ALWAYS_THERE, HELD_OUT_FOLDER, PROVENANCE_FILE, is_release
 from gistnet.run_folder import CONFIG_FILE, RESULTS_FILE
 from gistnet.settings import Section
+
+DECIMALS = 6
+"""Decimals of a release's figures: more than its card and its page show."""
 
 
 class DomainOverlap(Section):
@@ -99,11 +102,17 @@ def check_release(folder: Path) -> None:
     PreparedDataset.open(folder / HELD_OUT_FOLDER)
 
 
+def released_records(records: Iterable[MetricRecord]) -> list[MetricRecord]:
+    """The figures that a release keeps of an evaluation, rounded: all but those of single heads and tokens."""
+    return [rounded_record(record, DECIMALS) for record in records if record.index is None]
+
+
 def compare_results(measured: Sequence[MetricRecord], released: Sequence[MetricRecord]) -> str:
     """A sentence that compares figures measured again with those that a release came with.
 
-    Figures of the same measure and of as many spans and documents are compared by their values.
+    Figures of the same measure and of as many spans and documents are compared by their values, rounded alike.
     """
+    measured = released_records(measured)
     before = {record_identity(record): record.value for record in released}
     pairs = [(record, before[record_identity(record)]) for record in measured if record_identity(record) in before]
     if not pairs:

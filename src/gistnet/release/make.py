@@ -27,17 +27,17 @@ from gistnet.data.sampling import SpanLayout, validation_windows
 from gistnet.data.sources import read_text
 from gistnet.errors import CheckpointError, ConfigError, DataError
 from gistnet.evaluation.config import ContextsConfig, EvaluationConfig
-from gistnet.evaluation.evaluator import Evaluation, evaluate
-from gistnet.evaluation.records import MetricRecord
+from gistnet.evaluation.evaluator import evaluate
+from gistnet.evaluation.records import MetricRecord, write_records
 from gistnet.files import atomic_folder, write_json, write_text
 from gistnet.machine import describe_machine
 from gistnet.model.gistnet import GistNet
 from gistnet.model.loading import load_tokenizer
-from gistnet.release.card import card
-from gistnet.release.contents import DomainOverlap, Provenance, record_identity
+from gistnet.release.card import card, on_card
+from gistnet.release.contents import DomainOverlap, Provenance, record_identity, released_records
 from gistnet.release_folder import CARD_FILE, DATA_NOTES_FILE, HELD_OUT_FOLDER, LIMITS_FILE, PROVENANCE_FILE
 from gistnet.report.report import write_report
-from gistnet.run_folder import CHECKPOINTS_FOLDER, CONFIG_FILE, METRICS_FILE, RESULTS_FILE
+from gistnet.run_folder import CHECKPOINTS_FOLDER, CONFIG_FILE, METRICS_FILE, RESULTS_FILE, SPAN_MAP_FILE
 from gistnet.session import open_trained
 from gistnet.training.checkpoint import load_checkpoint
 from gistnet.version import __version__
@@ -71,8 +71,8 @@ def make_release(
         data_notes: file of what its card says of the documents and their licences, Markdown.
         limits: file of what its card says it cannot do, Markdown.
         also: further changes to the settings, for each of which it is evaluated once more. What `gistnet evaluate`
-            measures of the release without settings is the first evaluation; the figures of all stand in
-            `results.json`.
+            measures of the release without settings is the first evaluation; of the others `results.json` has what
+            the card shows.
 
     Returns:
         What was measured of it, as `results.json` has it.
@@ -117,8 +117,10 @@ def make_release(
         for evaluation in further:
             known = {record_identity(record) for record in records}
             more = evaluate(trained.teacher, trained.gistnet, held_out, evaluation).records
-            records += [record for record in more if record_identity(record) not in known]
-        Evaluation(records, first.span_map).write(folder / RESULTS_FILE)
+            records += [record for record in more if on_card(record) and record_identity(record) not in known]
+        records = released_records(records)
+        write_records(folder / RESULTS_FILE, records)
+        first.span_map.write(folder / SPAN_MAP_FILE)
         logger.info("Comparing the held-out documents with those it was trained on.")
         checkpoint = load_checkpoint(trained.folder.parent)
         provenance = Provenance(

@@ -18,7 +18,7 @@ import json
 import math
 import re
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
@@ -28,9 +28,10 @@ import numpy as np
 
 from gistnet.errors import DataError
 from gistnet.evaluation.probes.span_map import SpanMap
-from gistnet.evaluation.records import MetricRecord, read_records
+from gistnet.evaluation.records import MetricRecord, read_records, rounded_record
 from gistnet.files import write_text
 from gistnet.metrics_log import read_metrics
+from gistnet.release_folder import is_release
 from gistnet.run_folder import (
     BEST_FILE,
     CHECKPOINTS_FOLDER,
@@ -136,12 +137,15 @@ def _hash(script: str) -> str:
 
 # A run folder as data -------------------------------------------------------------------------------------------------
 
+DECIMALS = 5
+"""Decimals of figures in the page, which shows four at most."""
 MOST_POINTS = 800
 """Points of a training curve; a longer log is shown as means of consecutive lines."""
 
 _EVENTS = ("validation", "stage_end", "contrastive_weight_raised", "alarm")
-NETWORK_FILE = "config.json"
-"""Configuration that `GistNet.save_pretrained` writes. Importing its module would import torch."""
+NETWORK_FILE, BELOW_FOLDER = "config.json", "below"
+"""Configuration that `GistNet.save_pretrained` writes, and the folder of the level below. Importing its module would
+import torch."""
 
 
 @dataclass(frozen=True)
@@ -159,8 +163,11 @@ class RunRecord:
     """The span map, or None before there is one."""
     best: str | None
     """Name of the best checkpoint."""
-    network: dict[str, Any]
-    """Description of the best checkpoint's, or a release's, network: trained parameters, compute; empty without one."""
+    is_released: bool
+    """True for a release, to which no command adds anything."""
+    networks: list[dict[str, Any]]
+    """Description of the best checkpoint's, or a release's, network and of those below it, highest level first: trained
+    parameters together with all below, compute; empty without one."""
 
 
 def read_run(folder: Path) -> RunRecord:
@@ -188,8 +195,16 @@ def read_run(folder: Path) -> RunRecord:
         results=read_records(results) if results.exists() else None,
         span_map=SpanMap.read(span_map) if span_map.exists() else None,
         best=best if isinstance(best, str) else None,
-        network=_read_if_there((folder if best is None else checkpoints / str(best) / "gistnet") / NETWORK_FILE),
+        is_released=is_release(folder),
+        networks=list(_networks(folder if best is None else checkpoints / str(best) / "gistnet")),
     )
+
+
+def _networks(folder: Path) -> Iterator[dict[str, Any]]:
+    """Descriptions of a saved network and of those below it."""
+    while description := _read_if_there(folder / NETWORK_FILE):
+        yield description
+        folder = folder / BELOW_FOLDER
 
 
 def _read_if_there(path: Path) -> dict[str, Any]:
@@ -208,6 +223,7 @@ def run_data(run: RunRecord) -> dict[str, Any]:
     """Everything the page shows of one run."""
     return comparable_data(run) | {
         "path": shlex.quote(str(run.folder)),
+        "released": run.is_released,
         "facts": _facts(run),
         "stages": _stages(run),
         "events": _events(run.log),
@@ -220,10 +236,17 @@ def comparable_data(run: RunRecord) -> dict[str, Any]:
     return {
         "name": run.folder.resolve().name,
         "positions": _positions(run.config),
+        "span_tokens": (run.config.get("levels") or [None])[0],
         "curves": curves(run.log),
         "periods": _periods(run),
-        "results": None if run.results is None else [record.model_dump(mode="json") for record in run.results],
+        "results": None if run.results is None else [_record(record) for record in run.results],
     }
+
+
+def _record(record: MetricRecord) -> dict[str, Any]:
+    """The record without what is default, which the page fills in, and with numbers that nobody sees rounded."""
+    fields = rounded_record(record, DECIMALS).model_dump(mode="json", exclude_defaults=True)
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def differences(configs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -272,6 +295,7 @@ def _columns(lines: Sequence[Mapping[str, Any]], log: Sequence[Mapping[str, Any]
     return {
         "step": steps,
         "spans": _spans_at(steps, log),
+        "stage": [group[-1].get("stage", 1) for group in groups],
         "values": {name: column for name, column in values.items() if any(item is not None for item in column)},
         "averaged": averaged,
     }
@@ -304,11 +328,15 @@ def _periods(run: RunRecord) -> list[dict[str, Any]]:
     return [
         {
             "name": stage["name"],
+            "stage": number,
+            "level": stage["settings"]["level"] or 0,
+            "horizon": stage["settings"]["H"],
             "step": steps[n : n + 2],
             "spans": None if spans is None else spans[n : n + 2],
             "targets": stage["targets"],
         }
-        for n, stage in enumerate(configured.get(number, _stage({}, False)) for number in sorted(last_step))
+        for n, number in enumerate(sorted(last_step))
+        for stage in (configured.get(number, _stage({}, False)),)
     ]
 
 
@@ -371,23 +399,46 @@ def _event_texts(line: Mapping[str, Any]) -> Iterable[str]:
 
 def _facts(run: RunRecord) -> list[tuple[str, str]]:
     """Facts about the run, as label and value; unknown ones are left out."""
-    config, network = run.config, run.network
-    spans = [line["spans_seen"] for line in run.log if isinstance(line.get("spans_seen"), int)]
+    config, network = run.config, run.networks[0] if run.networks else {}
     steps = max(line["step"] for line in run.log)
-    trained, share = network.get("trained_parameters"), network.get("share_of_teacher")
+    share = network.get("share_of_teacher")
     shape = network.get("config", {})
     beside = f", beside its own first {shape.get('teacher_layers')} layers" if shape.get("reads") == "context" else ""
     facts = [
         ("teacher", config.get("teacher", {}).get("name")),
         ("architecture", config.get("gistnet", {}).get("architecture")),
-        ("trained parameters", None if trained is None else f"{trained:,}"),
+        ("trained parameters", _trained_parameters(run.networks)),
         ("compute per span", None if share is None else f"{share:.3g} of the teacher's{beside}"),
-        ("spans seen", f"{max(spans):,}" if spans else None),
+        ("spans seen", _spans_seen(run)),
         ("optimiser steps", f"{steps:,}"),
         ("positions", _positions(config)),
         ("best checkpoint", run.best),
     ]
     return [(label, str(value)) for label, value in facts if value]
+
+
+def _trained_parameters(networks: Sequence[Mapping[str, Any]]) -> str | None:
+    """Trained parameters of all levels, and of each where there are several."""
+    totals = [n for network in networks if isinstance(n := network.get("trained_parameters"), int)]
+    if not totals:
+        return None
+    own = [total - below for total, below in zip(totals, [*totals[1:], 0], strict=True)]
+    each = ", ".join(f"level {level} {count / 1e6:.2f}M" for level, count in enumerate(reversed(own)))
+    return f"{totals[0]:,}" + (f" ({each})" if len(own) > 1 else "")
+
+
+def _spans_seen(run: RunRecord) -> str | None:
+    """Spans seen in this run, those of each stage, and what they do not count."""
+    spans = [line["spans_seen"] for line in run.log if isinstance(line.get("spans_seen"), int)]
+    if not spans:
+        return None
+    periods = [period for period in _periods(run) if period["spans"]]
+    each = ", ".join(f"{p['name']} {p['spans'][1] - p['spans'][0]:,}" for p in periods) if len(periods) > 1 else ""
+    begun = run.config.get("start_from")
+    return (
+        f"{max(spans):,}{f' ({each})' if each else ''}"
+        f"{f'; those of {begun}, with whose weights it began, are not counted' if begun else ''}"
+    )
 
 
 def _positions(config: Mapping[str, Any]) -> str:

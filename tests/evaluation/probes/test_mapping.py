@@ -25,6 +25,12 @@ CONFIG = EvaluationConfig(
 )
 
 
+@pytest.fixture(autouse=True)
+def finer(monkeypatch):
+    """Losses of so small a teacher need more decimals than a page shows."""
+    monkeypatch.setattr("gistnet.evaluation.probes.mapping.DECIMALS", 6)
+
+
 def test_the_map_agrees_with_the_evaluation_of_the_same_spans(run):
     records, span_map = evaluate(run.teacher, run.gistnet, run.dataset, CONFIG)
     assert (span_map.positions, span_map.horizon, span_map.span_tokens) == ("end", H, K)
@@ -70,6 +76,27 @@ def test_all_aligned_spans_with_room_are_mapped_with_their_own_gists(run):
                 assert sum(span.attention[slot]) == pytest.approx(1, abs=1e-4)
 
 
+def test_the_next_tokens_are_those_of_the_text_with_and_without_the_span(run):
+    """By the teacher's own forward pass; without the span, on a text that ends before it."""
+    span_map = evaluate(run.teacher, run.gistnet, run.dataset, CONFIG).span_map
+    document = span_map.documents[0]
+    number = next(
+        number
+        for number in run.dataset.window_indices("held_out").tolist()
+        if run.teacher.tokenizer.decode(run.dataset.read(number)) == "".join(document.tokens)
+    )
+    window = torch.from_numpy(run.dataset.read(number))[None]
+    for span in document.spans[:3]:
+        assert span.next_tokens.keys() == {"full", "gist", "drop"}
+        for name, end in (("full", span.start + K), ("drop", span.start)):
+            with torch.no_grad():
+                hidden = run.teacher.prefill(window[:, :end]).hidden[0, -1]
+                probabilities, tokens = run.teacher.logits(hidden).softmax(-1).topk(3)
+            found = span.next_tokens[name]
+            assert [p.text for p in found] == [run.teacher.tokenizer.decode([token]) for token in tokens.tolist()]
+            assert [p.probability for p in found] == pytest.approx(probabilities.tolist(), abs=1e-5)
+
+
 def test_passes_of_few_spans_give_the_same_map(run, monkeypatch):
     whole = evaluate(run.teacher, run.gistnet, run.dataset, CONFIG).span_map
     monkeypatch.setattr("gistnet.evaluation.probes.mapping.SPANS_PER_PASS", 2)
@@ -77,7 +104,7 @@ def test_passes_of_few_spans_give_the_same_map(run, monkeypatch):
     prefill = run.teacher.prefill
     monkeypatch.setattr(run.teacher, "prefill", lambda tokens, **_: reads.append(tokens) or prefill(tokens))
     parts = evaluate(run.teacher, run.gistnet, run.dataset, CONFIG).span_map
-    assert len(reads) == 3 + 3  # the evaluation's three windows, and the map's
+    assert len(reads) == 3 + 2 * 3  # the evaluation's three windows; the map's, for losses and for next tokens
     for a, b in zip(whole.documents, parts.documents, strict=True):
         assert (a.id, a.tokens, len(a.spans)) == (b.id, b.tokens, len(b.spans))
         for x, y in zip(a.spans, b.spans, strict=True):

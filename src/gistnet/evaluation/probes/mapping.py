@@ -11,7 +11,7 @@ from gistnet.data.dataset import PreparedDataset
 from gistnet.data.sampling import SpanLayout, validation_windows
 from gistnet.evaluation import baselines
 from gistnet.evaluation.held_out import HeldOut
-from gistnet.evaluation.probes.span_map import MappedDocument, MappedSpan, Neighbour
+from gistnet.evaluation.probes.span_map import MappedDocument, MappedSpan, Neighbour, Prediction
 from gistnet.model.gistnet import GistNet
 from gistnet.model.teacher import Teacher
 from gistnet.model.tokenizer import TeacherTokenizer
@@ -21,8 +21,10 @@ SPANS_PER_PASS = 32
 """Spans that run through the teacher at once; only memory and speed depend on it."""
 NEIGHBOURS = 5
 """Nearest spans that are named, at most."""
-DECIMALS = 5
-"""More than anyone can see, and a third of the file that all of them would make."""
+NEXT_TOKENS = 3
+"""Predicted tokens that are kept of each span and replacement."""
+DECIMALS = 3
+"""As many as the page shows, and a quarter of the file that all of them would make."""
 
 
 def map_documents(
@@ -60,13 +62,9 @@ def map_documents(
     )
     gists, attention = held_out.encode(gistnet)  # [spans, 1, dim], [2, spans, heads, K]
     first_slot, second_slot = attention.mean(dim=2).double().cpu().numpy()
-    measured = held_out.measure(
-        {
-            "gist": (gists, positions),
-            "drop": (baselines.drop, positions),
-            "last_token": (baselines.last_token, positions),
-        }
-    )
+    gist, drop = (gists, positions), (baselines.drop, positions)
+    measured = held_out.measure({"gist": gist, "drop": drop, "last_token": (baselines.last_token, positions)})
+    likeliest = held_out.next_tokens({"gist": gist, "drop": drop}, NEXT_TOKENS)
 
     vectors = gists[:, 0].double().cpu().numpy()
     nearest = nearest_spans(vectors, [len(sample.starts) for sample in samples])
@@ -76,6 +74,13 @@ def map_documents(
             kl={name: rounded(m.kl[row].mean()) for name, m in measured.items()},
             delta_nll={name: rounded(m.delta_nll[row].mean()) for name, m in measured.items()},
             delta_nll_by_offset={name: rounded(m.delta_nll[row]) for name, m in measured.items()},
+            next_tokens={
+                name: [
+                    Prediction(text=tokenizer.decode([token]), probability=rounded(probability))
+                    for token, probability in zip(of.tokens[row].tolist(), of.probabilities[row], strict=True)
+                ]
+                for name, of in likeliest.items()
+            },
             attention=(rounded(first_slot[row]), rounded(second_slot[row])),
             gist_norm=rounded(np.linalg.norm(vectors[row])),
             nearest=nearest[row],

@@ -11,7 +11,7 @@ from gistnet.errors import DataError
 from gistnet.files import write_text
 from gistnet.settings import Section
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 class Neighbour(Section):
@@ -25,6 +25,13 @@ class Neighbour(Section):
     """Cosine similarity of the two gists, -1 to 1."""
 
 
+class Prediction(Section):
+    """A token that the teacher predicts."""
+
+    text: str
+    probability: float
+
+
 class MappedSpan(Section):
     """One span: what reading its gist costs, and what the gist looked at. Losses are in nats per token."""
 
@@ -36,6 +43,8 @@ class MappedSpan(Section):
     """ΔNLL@H after the same."""
     delta_nll_by_offset: dict[str, list[float]]
     """ΔNLL at each offset 1 … H after the same, [H] each."""
+    next_tokens: dict[str, list[Prediction]]
+    """The likeliest tokens right behind the span after `full`, `gist` and `drop`, likeliest first."""
     attention: tuple[list[float], list[float]]
     """Where the two slots look: shares of the span's K tokens, [K] each, the mean over heads."""
     gist_norm: float

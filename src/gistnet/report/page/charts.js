@@ -27,23 +27,24 @@ function heights(shown, lines) {
   return [low >= 0 && low < room ? 0 : low - room, high + room];
 }
 
-const LETTER = 6.1; // about the width of a letter of the axes, in pixels
+const LETTER = 0.56; // about the width of a letter of the axes, as a share of their size
 
 function drawChart(plot, chart) {
   const width = plot.clientWidth;
   if (!width || width === chart.width) return;
   chart.width = width;
-  const xTicks = ticks(...chart.x, Math.max(2, Math.min(8, Math.floor(width / 80))), chart.counts ? 1 : 0);
+  const size = parseFloat(getComputedStyle(plot).fontSize), letter = LETTER * size;
+  const xTicks = ticks(...chart.x, Math.max(2, Math.min(8, Math.floor(width / (7 * size)))), chart.counts ? 1 : 0);
   const yTicks = ticks(...chart.y, 5);
   const places = chart.lines.filter((line) => line.y === undefined);
-  const left = 8 + LETTER * Math.max(...tickTexts(yTicks).map((text) => text.length));
-  const box = { left, right: width - 8, top: places.some((line) => line.label) ? 34 : 20, bottom: chart.height - 36 };
+  const left = 8 + letter * Math.max(...tickTexts(yTicks).map((text) => text.length));
+  const box = { left, right: width - 8, top: places.some((line) => line.label) ? 36 : 22, bottom: chart.height - 28 - size };
   const sx = (value) => box.left + ((value - chart.x[0]) / (chart.x[1] - chart.x[0] || 1)) * (box.right - box.left);
   const sy = (value) => box.bottom - ((value - chart.y[0]) / (chart.y[1] - chart.y[0] || 1)) * (box.bottom - box.top);
   const clip = `clip-${(drawChart.count = (drawChart.count || 0) + 1)}`;
   const svg = el("svg", { width, height: chart.height, "aria-hidden": "true" },
     el("clipPath", { id: clip }, el("rect", { x: box.left - 5, y: box.top - 5, width: box.right - box.left + 10, height: box.bottom - box.top + 10 })),
-    ...axes(chart, box, sx, sy, xTicks, yTicks), ...placeLines(places, chart, box, sx),
+    ...axes(chart, box, sx, sy, xTicks, yTicks), ...placeLines(places, box, sx, letter),
     el("g", { "clip-path": `url(#${clip})` }, ...chart.shown.toReversed().flatMap((one) => drawSeries(one, sx, sy))),
     ...levelLines(chart.lines.filter((line) => line.y !== undefined), box, sx, sy));
   plot.replaceChildren(svg);
@@ -66,17 +67,17 @@ function axes(chart, box, sx, sy, xTicks, yTicks) {
       text(box.left - 6, sy(value) + 3.5, "end", yTexts[n])]),
     ...xTicks.flatMap((value, n) => [
       el("line", { x1: sx(value), x2: sx(value), y1: box.bottom, y2: box.bottom + 4, class: "rule" }),
-      text(sx(value), box.bottom + 16, sx(value) > box.right - 14 ? "end" : "middle", xTexts[n])]),
+      text(sx(value), box.bottom + 17, sx(value) > box.right - 14 ? "end" : "middle", xTexts[n])]),
     text(0, 10, "start", chart.yTitle, "title"),
     text(box.right, chart.height - 3, "end", chart.xTitle, "title"),
   ];
 }
 
 /** Vertical lines; a label that would run into the next is cut to its first word. */
-function placeLines(places, chart, box, sx) {
+function placeLines(places, box, sx, letter) {
   return places.flatMap(({ x, label = "" }, n) => {
     const room = (n + 1 < places.length ? sx(places[n + 1].x) : box.right + 8) - sx(x);
-    const short = label.length * LETTER + 6 > room ? label.split(" ")[0] : label;
+    const short = label.length * letter + 6 > room ? label.split(" ")[0] : label;
     return [el("line", { x1: sx(x), x2: sx(x), y1: box.top - 6, y2: box.bottom, class: "place" }),
       el("text", { x: sx(x) + 4, y: box.top - 2, class: "tick", text: short })];
   });

@@ -11,11 +11,13 @@ const RUN_CURVES = [
     note: "How much worse the true continuation is predicted." },
   { title: "Recovered KL", unit: "share of drop", columns: Object.entries(RANGES).map(([end, label], n) => ["validation", `recovered_kl${end}`, n ? equal(n, label) : { ...look("gist"), label }]),
     note: "1 is a perfect replacement, 0 no better than dropping. Early offsets are local syntax, late ones what the span was about." },
+  { title: "Training loss", unit: "nats per token", columns: [["training", "loss", { ...look("gist"), label: "loss" }], ["training", "kl", equal(1, "KL")], ["training", "delta_nll", equal(2, "ΔNLL")]] },
+];
+const MORE_RUN_CURVES = [
   { title: "Distances between gists", unit: "cosine distance", target: "adjacent_distance",
     columns: [["validation", "gist_diversity", { ...look("gist"), label: "diversity" }], ["validation", "adjacent_distance", equal(1, "adjacent spans")], ["validation", "contrastive_gap", equal(2, "contrastive gap")], ["validation", "gist_variance", equal(4, "variance")]],
     note: "Below 0.3 gists begin to collapse into one." },
   { title: "Substitutability rate", unit: "share of spans", target: "substitutability_rate", columns: [["validation", "substitutability_rate", "gist"]], note: "Spans whose ΔNLL is below 1.0." },
-  { title: "Training loss", unit: "nats per token", columns: [["training", "loss", "gist"], ["training", "kl", equal(1, "KL")], ["training", "delta_nll", equal(2, "ΔNLL")]] },
   { title: "Gist norm", unit: "length", columns: [["training", "gist_norm", { ...look("gist"), label: "training" }], ["validation", "gist_norm", equal(1, "held out")]] },
   { title: "Contrastive weight λ", unit: "weight", columns: [["training", "contrastive_weight", { ...look("gist"), label: "λ" }]] },
   { title: "Learning rate", unit: "per step", columns: [["training", "learning_rate", { ...look("gist"), label: "learning rate" }]] },
@@ -26,22 +28,55 @@ const COMPARED_CURVES = [
   ["KL", "nats per token", "validation", "kl"], ["ΔNLL", "nats per token", "validation", "delta_nll"],
   ["Recovered KL", "share of drop", "validation", "recovered_kl"], ["Recovered KL, offsets 1–8", "share of drop", "validation", "recovered_kl_1_8"],
   ["Recovered KL, offsets 9–32", "share of drop", "validation", "recovered_kl_9_32"], ["Training loss", "nats per token", "training", "loss"],
+];
+const MORE_COMPARED_CURVES = [
   ["Diversity of gists", "cosine distance", "validation", "gist_diversity"], ["Contrastive gap", "cosine distance", "validation", "contrastive_gap"],
   ["Gist norm", "length", "training", "gist_norm"], ["Contrastive weight λ", "weight", "training", "contrastive_weight"], ["Learning rate", "per step", "training", "learning_rate"],
 ];
 
-/** The horizontal axis: spans seen where the log knows them, else steps; a switch where it knows both. */
-function curvesSection(runs, chartsOf) {
-  const node = section("curves", "Curves", runs.length > 1
-    ? "The same held-out measurements while each run trained. Runs that validated on other spans are not strictly comparable."
-    : "Measured on held-out spans while training. A dotted line begins a stage, a dashed one is a target of its stage.");
-  const grid = el("div", { class: "grid" });
-  const draw = (by) => grid.replaceChildren(...chartsOf(by).filter(Boolean));
+/**
+ * Curves of one run, a stage at a time: a stage has its own level, horizon and texts, so that its figures are no
+ * continuation of those before it.
+ */
+function runCurvesSection(run) {
+  const node = section("curves", "Curves", "Measured on held-out spans while training. A key gives the last value of its curve in the stage, a dashed line is a target of the stage.");
+  const longest = run.periods.reduce((best, period) => (period.step[1] - period.step[0] > best.step[1] - best.step[0] ? period : best));
+  const shown = { period: longest, by: run.curves.validation.spans ? "spans" : "step" };
+  const body = el("div");
+  const draw = () => body.replaceChildren(
+    el("div", { class: "grid" }, ...RUN_CURVES.map((figure) => stageCurve(run, shown, figure)).filter(Boolean)),
+    moreCurves(() => [...MORE_RUN_CURVES, ...domainCurves(run)].map((figure) => stageCurve(run, shown, figure)).filter(Boolean)));
+  const names = run.periods.map((period, n) => [String(n), `${n + 1} ${period.name}`]);
+  const bar = el("div", { class: "choices" });
+  if (names.length > 1) bar.append(choice("Stage", names, String(run.periods.indexOf(longest)), (n) => { shown.period = run.periods[n]; draw(); }));
+  if (run.curves.validation.spans) bar.append(axisChoice((by) => { shown.by = by; draw(); }));
+  node.append(bar, body);
+  draw();
+}
+
+/** Curves of several runs overlaid: of their stages like the first, for another level or horizon has another scale. */
+function comparedCurvesSection(runs) {
+  const node = section("curves", "Curves", "The same measurements on held-out spans while each run trained, in its stages of the first one's level and horizon. Runs that validated on other spans are not strictly comparable.");
+  const body = el("div");
+  const figures = (curves, by) => curves.map((curve) => comparedCurve(runs, by, curve)).filter(Boolean);
+  const draw = (by) => body.replaceChildren(el("div", { class: "grid" }, ...figures(COMPARED_CURVES, by)), moreCurves(() => figures(MORE_COMPARED_CURVES, by)));
   const bySpans = runs.every((run) => run.curves.validation.spans);
-  if (bySpans) node.append(choice("Horizontal axis", [["spans", "spans seen"], ["step", "optimiser steps"]], "spans", draw));
-  node.append(grid);
+  if (bySpans) node.append(axisChoice(draw));
+  node.append(body);
   draw(bySpans ? "spans" : "step");
-  return node;
+}
+
+/** The horizontal axis: spans seen where the log knows them, else steps; a switch where it knows both. */
+function axisChoice(onChange) {
+  return choice("Horizontal axis", [["spans", "spans seen"], ["step", "optimiser steps"]], "spans", onChange);
+}
+
+/** What few look at, drawn when it is unfolded. */
+function moreCurves(make) {
+  const grid = el("div", { class: "grid" });
+  const details = el("details", { class: "more" }, el("summary", { text: "More curves: distances, learning rate, λ, gist norm" }), grid);
+  details.addEventListener("toggle", () => details.open && !grid.childElementCount && grid.append(...make()));
+  return details;
 }
 
 function axisTitle(by) {
@@ -53,38 +88,38 @@ function averagedNote(note, curves, columns) {
   return [note, averaged > 1 && `Each training point is the mean of ${averaged} logged steps.`].filter(Boolean).join(" ") || null;
 }
 
-/** The charts of one run against `by`, "spans" or "step". */
-function runCurves(run, by) {
-  const stages = run.periods.length > 1 ? run.periods.map((period, n) => ({ x: period[by][0], label: `${n + 1} ${period.name}` })) : [];
-  const figure = ({ title, unit, columns, note, target }) => {
-    const targets = run.periods.flatMap((period) => period.targets.filter(({ name }) => name === target).flatMap((wanted) =>
-      ["above", "below"].filter((side) => isNumber(wanted[side])).map((side) =>
-        ({ y: wanted[side], from: period[by][0], to: period[by][1], label: `${side} ${wanted[side]}` }))));
-    return lineChart({
-      title, note: averagedNote(note, run.curves, columns), yTitle: unit, xTitle: axisTitle(by), counts: true, lines: [...stages, ...targets],
-      xRange: extent(run.periods.flatMap((period) => period[by])),
-      series: columns.filter(([from, name]) => run.curves[from].values[name]).map(([from, name, role]) =>
-        ({ role, x: run.curves[from][by], y: run.curves[from].values[name] })),
-    });
-  };
-  return [...RUN_CURVES.map(figure), ...domainCurves(run).map(figure)];
+/** One chart of a stage: its part of the columns, one that repeats another left out. */
+function stageCurve(run, { period, by }, { title, unit, columns, note, target }) {
+  const ofStage = (curves, values) => values.filter((_, n) => curves.stage[n] === period.stage);
+  const targets = period.targets.filter(({ name }) => name === target).flatMap((wanted) =>
+    ["above", "below"].filter((side) => isNumber(wanted[side])).map((side) => ({ y: wanted[side], label: `${side} ${wanted[side]}` })));
+  const series = columns.filter(([from, name]) => run.curves[from].values[name]).map(([from, name, role]) => {
+    const curves = run.curves[from];
+    return { role, x: ofStage(curves, curves[by]), y: ofStage(curves, curves.values[name]) };
+  });
+  const distinct = series.filter(({ y }, n) => y.some(Boolean) && !series.slice(0, n).some((other) => other.y.join() === y.join()));
+  return lineChart({ title, note: averagedNote(note, run.curves, columns), yTitle: unit, xTitle: axisTitle(by), counts: true, lines: targets, xRange: period[by], series: distinct });
 }
 
 /** Charts by kind of text, where training reads more than one. */
 function domainCurves(run) {
   const names = Object.keys(run.curves.validation.values);
   return [["KL by kind of text", "kl/"], ["ΔNLL by kind of text", "delta_nll/"]].map(([title, start]) => ({
-    title, unit: "nats per token",
-    columns: names.filter((name) => name.startsWith(start))
+    title, unit: "nats per token", note: "After the gist.",
+    columns: names.filter((name) => name.startsWith(start) && !/_(drop|last_token)$/.test(name))
       .map((name, n) => ["validation", name, equal(n, plain(name.slice(start.length)))]),
   }));
 }
 
-/** The charts of several runs against `by`. */
-function comparedCurves(runs, by) {
-  return COMPARED_CURVES.map(([title, unit, from, name]) => lineChart({
+/** One chart of several runs against `by`. */
+function comparedCurve(runs, by, [title, unit, from, name]) {
+  return lineChart({
     title, yTitle: unit, xTitle: axisTitle(by), counts: true,
-    series: runs.flatMap((run, n) => run.curves[from].values[name]
-      ? [{ role: equal(n, run.name), x: run.curves[from][by], y: run.curves[from].values[name] }] : []),
-  }));
+    series: runs.flatMap((run, n) => {
+      const curves = run.curves[from];
+      const stages = run.periods.filter(({ level, horizon }) => level === run.periods[0].level && horizon === run.periods[0].horizon).map(({ stage }) => stage);
+      const ofStages = (values) => values.filter((_, at) => stages.includes(curves.stage[at]));
+      return curves.values[name] ? [{ role: equal(n, run.name), x: ofStages(curves[by]), y: ofStages(curves.values[name]) }] : [];
+    }),
+  });
 }

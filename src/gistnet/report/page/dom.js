@@ -29,8 +29,9 @@ function section(id, title, introduction) {
   return node;
 }
 
-/** What stands in the place of something that was not measured. `command` adds it. */
+/** What stands in the place of something that was not measured. `command` adds it; where none does, nothing stands. */
 function missing(what, command) {
+  if (content.run?.released) return null;
   return el("p", { class: "missing" }, `${what} To add this: `, el("code", { text: command }));
 }
 
@@ -48,6 +49,16 @@ function number(value, digits = 3) {
 
 function whole(value) {
   return isNumber(value) ? value.toLocaleString("en") : "–";
+}
+
+/** A share as "47 %"; a small one with a decimal. */
+function percent(value, digits = Math.abs(value) < 0.1 && value !== 0 ? 1 : 0) {
+  return isNumber(value) ? `${(100 * value).toFixed(digits).replace("-", "−")} %` : "–";
+}
+
+/** Two shares as "44–50". */
+function percents(pair) {
+  return pair.map((value) => (100 * value).toFixed(0).replace("-", "−")).join(pair[0] < 0 ? " to " : "–");
 }
 
 function interval(pair) {

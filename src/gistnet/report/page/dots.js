@@ -3,7 +3,7 @@
 
 /**
  * A figure of rows [{label, detail, marks: [{role, value, interval}], target: {above, below}}].
- * The scale fits the gist, drop, last token, full text and targets; a replacement beyond it is shown at the edge.
+ * The scale fits the gist, drop, last token, full text and targets; a replacement beyond it is not drawn but named below.
  */
 function dotPlot({ title, note, unit, rows, range, references = [] }) {
   rows = rows.map((row) => ({ ...row, marks: row.marks.filter((mark) => isNumber(mark.value)).map((mark) => ({ ...mark, style: look(mark.role) })) }))
@@ -19,8 +19,15 @@ function dotPlot({ title, note, unit, rows, range, references = [] }) {
     el("div", { class: "axis", "aria-hidden": "true" }, el("div", {},
       ...ticks(low, high).map((value) => el("span", { style: { left: at(value) }, text: number(value, 4).replace(/\.?0+$/, "") })),
     )),
-    el("p", { class: "unit", text: [unit, ...references.map((line) => `vertical line: ${line.label}`)].join(" · ") }),
+    el("p", { class: "unit", text: [unit, ...offScale(rows, low, high), ...references.map((line) => `vertical line: ${line.label}`)].join(" · ") }),
     dotNumbers(title ?? unit, rows, [...styles.keys()]));
+}
+
+/** Which replacements are off the scale of every row, or of some. */
+function offScale(rows, low, high) {
+  const off = rows.flatMap(({ marks }) => marks.filter(({ value }) => value < low || value > high)).map(({ style }) => style.label);
+  const each = [...new Set(off)].map((label) => (off.filter((other) => other === label).length === rows.length ? label : `${label} in places`));
+  return each.length ? [`off the scale, see Numbers: ${each.join(", ")}`] : [];
 }
 
 function dotNumbers(title, rows, names) {
@@ -48,11 +55,10 @@ function dotRow({ label, detail, marks, target }, at, low, high, references) {
     const [from, to] = [target.above ?? low, target.below ?? high];
     track.append(el("i", { class: "wanted", style: { left: at(from), width: `calc(${at(to)} - ${at(from)})` } }));
   }
-  for (const mark of [...marks].reverse()) {
+  for (const mark of marks.filter(({ value }) => low <= value && value <= high).reverse()) {
     if (mark.interval) track.append(el("i", { class: "interval", style: { left: at(mark.interval[0]), width: `calc(${at(mark.interval[1])} - ${at(mark.interval[0])})`, background: `var(--${mark.style.colour})` } }));
-    const beyond = mark.value < low ? "below" : mark.value > high ? "above" : "";
-    track.append(el("span", { class: `dot ${mark === first ? "first" : ""} ${beyond}`, style: { left: at(mark.value) }, title: `${mark.style.label} ${number(mark.value)}` },
-      marker(mark.style, mark === first ? 15 : 11), beyond && el("b", { text: beyond === "below" ? "‹" : "›" })));
+    track.append(el("span", { class: mark === first ? "dot first" : "dot", style: { left: at(mark.value) }, title: `${mark.style.label} ${number(mark.value)}` },
+      marker(mark.style, mark === first ? 15 : 11)));
   }
   return el("li", {},
     el("span", { class: "label" }, label, detail && el("small", { text: detail })),

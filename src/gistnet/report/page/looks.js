@@ -78,18 +78,26 @@ function numbers(title, xName, shown, xText = (at) => number(at, Number.isIntege
   });
 }
 
-/** "Numbers", which unfolds what `make` returns. */
-function unfolding(make) {
-  const details = el("details", { class: "numbers" }, el("summary", { text: "Numbers" }));
+/** A title that unfolds what `make` returns. */
+function unfolding(make, title = "Numbers") {
+  const details = el("details", { class: "numbers" }, el("summary", { text: title }));
   details.addEventListener("toggle", () => details.open && details.childElementCount === 1 && details.append(...make()));
   return details;
 }
 
-/** A table that scrolls in its own box. Cells are text or nodes; the first column heads its row. */
-function table(caption, columns, rows, { numeric = true } = {}) {
-  const cell = (content, n) => n === 0 ? el("th", { scope: "row" }, content) : el("td", { class: numeric && "number" }, content ?? "");
-  return el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": caption },
-    el("table", {}, el("caption", { class: "hidden", text: caption }),
+/**
+ * A table that scrolls in its own box; `stacked`, on a phone a list a row. Cells are text or nodes; the first column heads
+ * its row.
+ */
+function table(caption, columns, rows, { numeric = true, stacked = false } = {}) {
+  const cell = (content, n) => n === 0 ? el("th", { scope: "row" }, content)
+    : el("td", { class: [numeric && "number", (content ?? "") === "" && "empty"].filter(Boolean).join(" ") || null, "data-label": stacked && columns[n] }, content ?? "");
+  const box = el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": caption },
+    el("table", { class: stacked && "stacked" }, el("caption", { class: "hidden", text: caption }),
       el("thead", {}, el("tr", {}, ...columns.map((name, n) => el("th", { scope: "col", class: numeric && n > 0 && "number", text: name })))),
       el("tbody", {}, ...rows.map((row) => el("tr", {}, ...row.map(cell))))));
+  const say = () => box.classList.toggle("cut", box.scrollWidth > box.clientWidth + 1 && box.scrollLeft + box.clientWidth < box.scrollWidth - 1);
+  new ResizeObserver(say).observe(box);
+  box.addEventListener("scroll", say, { passive: true });
+  return box;
 }

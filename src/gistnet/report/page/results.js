@@ -22,12 +22,12 @@ function shownResults(run, selection) {
   const { results } = run;
   return [
     metricsTable(results, selection),
-    el("div", { class: "grid" }, byOffset(results, selection) ?? missing("ΔNLL by offset is not in results.json.", `gistnet evaluate ${run.path}`),
-      run.map ? distribution(run.map, selection) : missing("The distribution over spans comes with the span map.", `gistnet evaluate ${run.path}`)),
-    el("div", { class: "grid" }, ...byKind(results, selection, run.path)),
+    el("div", { class: "grid" }, ...[byOffset(results, selection) ?? missing("ΔNLL by offset is not in results.json.", `gistnet evaluate ${run.path}`),
+      run.map ? distribution(run.map, selection) : missing("The distribution over spans comes with the span map.", `gistnet evaluate ${run.path}`)].filter(Boolean)),
+    el("div", { class: "grid" }, ...byKind(results, selection, run.path).filter(Boolean)),
     rows(results, selection),
-    el("div", { class: "grid" }, geometry(results, selection, run.path), entropy(results, selection, run.path), minimalPairs(results, selection, run.path),
-      oracle(results, selection, run.path), reconstruction(results, selection, run.path)),
+    el("div", { class: "grid" }, ...[geometry(results, selection, run.path), entropy(results, selection, run.path), minimalPairs(results, selection, run.path),
+      oracle(results, selection, run.path), reconstruction(results, selection, run.path)].filter(Boolean)),
   ];
 }
 
@@ -44,7 +44,8 @@ function metricsTable(results, selection) {
   ];
   const columns = ["metric", "offsets", "gist", "95 % interval", ...used.map(plain), "target"];
   return el("figure", { class: "chart" }, el("figcaption", {}, el("h3", { text: "All measures" }), el("p", { text: measuredOn(rows[0]) })),
-    table("All measures", columns, rows.map(cells)));
+    table("All measures", columns, rows.filter(isOverHorizon).map(cells), { stacked: true }),
+    rows.every(isOverHorizon) ? null : unfolding(() => [table("By range of offsets", columns, rows.filter((record) => !isOverHorizon(record)).map(cells), { stacked: true })], "Near and far offsets"));
 }
 
 function byOffset(results, selection) {

@@ -3,6 +3,11 @@
 
 const SELECTED_BY = { domain: "text", horizon: "horizon H", positions: "positions", level: "level", spans_per_segment: "spans a segment" };
 
+/** A record with what is not written because it is so by default. */
+function completed(record) {
+  return { kind: "", index: null, tokens_per_vector: null, horizon: null, offsets: null, level: 0, spans_per_segment: 1, interval: null, target: null, met: null, baselines: {}, ...record };
+}
+
 /** The values each key takes among `results`, in their order. */
 function choices(results) {
   return Object.fromEntries(Object.keys(SELECTED_BY).map((key) =>
@@ -48,10 +53,15 @@ function isWhole(record) {
   return record.kind === "" && record.index === null && record.tokens_per_vector === null;
 }
 
+/** A measure of all offsets, or of none. */
+function isOverHorizon(record) {
+  return record.offsets === null || (record.offsets[0] === 1 && record.offsets[1] === record.horizon) || record.name.startsWith("row_");
+}
+
 /** One record of a selection: the whole over a range of offsets, all unless given. */
 function pickOne(results, name, selection, offsets) {
   return pick(results, name, selection).find((record) => isWhole(record) &&
-    (record.offsets === null || (offsets ? record.offsets.join() === offsets : record.offsets[0] === 1 && record.offsets[1] === record.horizon)));
+    (offsets && record.offsets ? record.offsets.join() === offsets : isOverHorizon(record)));
 }
 
 /** What a record was measured on, in words. */

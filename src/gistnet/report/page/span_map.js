@@ -8,7 +8,7 @@ const SHADES = {
 };
 
 function mapSection(run) {
-  const node = section("map", "Span map", "Held-out text as the gists saw it. The deeper the shade, the more the model loses when it reads one vector instead of the span. Choose a span, with the mouse or with the arrow keys and Enter, to look inside.");
+  const node = section("map", "Span map", "Held-out text, cut into the spans that gists stand for. The deeper the shade, the more the model loses when it reads one vector instead of the span. Choose a span, with the mouse or with the arrow keys and Enter, to see what the model expects next.");
   if (!run.map || !run.map.documents.length) return node.append(missing("There is no span map yet.", `gistnet evaluate ${run.path}`));
   new SpanMap(run.map, node);
 }
@@ -173,7 +173,7 @@ class SpanMap {
   drawPanel() {
     this.panel.classList.toggle("open", this.isOpen);
     this.node.classList.toggle("opened", this.isOpen);
-    if (!this.isOpen) return this.panel.replaceChildren(el("p", { class: "hint", text: "Choose a span to see its tokens, where the two slots look, what it loses at each offset, and the spans whose gists are nearest." }));
+    if (!this.isOpen) return this.panel.replaceChildren(el("p", { class: "hint", text: "Choose a span to see what the model expects next after the full text, after its gist and without it; what it loses at each offset, where the two slots look, and the spans whose gists are nearest." }));
     const one = this.documents[this.document];
     const span = one.spans[this.span];
     this.status.textContent = `Span ${this.span + 1}: ΔNLL ${number(span.delta_nll.gist)}, dropped ${number(span.delta_nll.drop)}.`;

@@ -9,6 +9,8 @@ function spanPanel(map, one, span) {
       el("h3", { text: `Span ${map.span + 1}` }),
       el("p", { class: "small", dir: "auto", text: `tokens ${span.start}–${span.start + tokens.length - 1} of ${one.id}` }),
       el("button", { type: "button", class: "quiet", "aria-label": "Close the panel", text: "Close", on: { click: () => map.close() } })),
+    el("h4", { text: "What the model expects next" }),
+    predictions(span, one.tokens[span.start + map.map.span_tokens]),
     table("Losses of the span", ["nats per token", ...roles.map(plain)], [
       ["ΔNLL", ...roles.map((role) => number(span.delta_nll[role]))],
       ["KL", ...roles.map((role) => number(span.kl[role]))],
@@ -20,6 +22,17 @@ function spanPanel(map, one, span) {
     neighbours(map, span),
     el("p", { class: "small", text: `Length of the gist: ${number(span.gist_norm, 2)}.` }),
   ];
+}
+
+const CONTEXTS = { full: "full text", gist: "gist", drop: "dropped" };
+
+/** The likeliest next tokens after each replacement, with the one that stands in the text marked. */
+function predictions(span, actual) {
+  const line = ({ text, probability }) => el("li", { class: text === actual && "actual" },
+    el("span", { class: "token", dir: "auto", text: tokenText(text) }), el("i", { "aria-hidden": "true", style: { "--p": `${100 * probability}%` } }), el("b", { text: percent(probability) }));
+  return el("div", { class: "predictions" }, ...Object.entries(CONTEXTS).map(([name, label]) =>
+    el("div", { class: name }, el("h4", { text: label }), el("ol", {}, ...span.next_tokens[name].map(line)))),
+    actual ? el("p", { class: "small" }, "The text goes on with ", el("span", { class: "token", dir: "auto", text: tokenText(actual) }), ".") : null);
 }
 
 /** Whitespace of a token made visible. */
