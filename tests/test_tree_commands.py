@@ -205,6 +205,17 @@ def test_list_names_the_documents(compressed: Path) -> None:
     assert ["a.txt", "804"] in lines and ["b.txt", "108"] in lines
 
 
+def test_documents_are_removed_all_or_none(tmp_path: Path) -> None:
+    with GistTree.create(tmp_path / "tree", StubEncoder()) as tree:
+        for name in ("one", "two", "three"):
+            tree.append("some words of " + name, name)
+    assert "did you mean 'three'" in str(refused("tree", "remove", tmp_path / "tree", "one", "thre"))
+    result = run("tree", "remove", tmp_path / "tree", "one", "three", "one")
+    assert result.stdout == f"Removed 2 of 3 documents from {tmp_path / 'tree'}.\n"
+    with GistTree.open(tmp_path / "tree") as tree:
+        assert tree.documents() == ["two"] and tree.verify().ok
+
+
 @pytest.mark.parametrize("suffix", [".npy", ".safetensors"])
 def test_export_writes_what_the_tree_holds(compressed: Path, checkpoint: Path, tmp_path: Path, suffix: str) -> None:
     name = "a.txt"

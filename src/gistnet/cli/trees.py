@@ -271,6 +271,26 @@ def list_documents(tree: TreeArgument) -> None:
 
 
 @tree_app.command()
+def remove(
+    tree: TreeArgument,
+    documents: Annotated[
+        list[str], typer.Argument(help="Names, as `list` shows them.", parser=required_name, metavar="DOCUMENT…")
+    ],
+) -> None:
+    """Remove documents from a tree, all of them or none; programs that read the tree keep theirs until they refresh."""
+    from gistnet.tree.tree import GistTree
+
+    with GistTree.open(tree, writable=True) as opened:
+        before = len(opened.documents())
+        with opened.batch():
+            for name in dict.fromkeys(documents):
+                opened.remove(name)
+        opened.compact()
+        left = len(opened.documents())
+    terminal.out.print(f"Removed {before - left:,} of {before:,} documents from {tree}.")
+
+
+@tree_app.command()
 def export(
     tree: TreeArgument,
     out: Annotated[Path, typer.Argument(help="A file that ends in .npy or .safetensors.", **PATH)],
