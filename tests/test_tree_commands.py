@@ -105,6 +105,21 @@ def test_compress_makes_a_tree_and_a_second_call_finds_it(checkpoint: Path, book
     assert np.allclose(gists, expected.detach().numpy(), atol=2e-2, rtol=1e-3)
 
 
+def test_documents_change_and_come_by_name_and_from_the_input(checkpoint: Path, book: Path, tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    arguments = ("compress", str(checkpoint), "-", "--tree", str(tree), "--name", "notes")
+    assert CliRunner().invoke(APP, arguments, input="a quiet bridge").exit_code == 0
+    assert "--replace" in str(CliRunner().invoke(APP, arguments, input="a quiet river").exception)
+    result = CliRunner().invoke(APP, (*arguments, "--replace"), input="a quiet river")
+    assert "5 tokens appended, 8 found there. 1 took the place" in result.stdout, result.output
+    assert run("compress", checkpoint, book.parent, "--tree", tree).exit_code == 0
+    with GistTree.open(tree) as opened:
+        assert {name: opened.document(name).n_tokens for name in opened.documents()} == {
+            "notes": 13,
+            "library/book.txt": 804,
+        }
+
+
 def test_documents_without_text_are_counted_apart(checkpoint: Path, book: Path, tmp_path: Path) -> None:
     lines = [{"id": "a", "text": "the river"}, {"id": "b", "text": ""}, {"id": "c", "text": "a stone"}]
     (tmp_path / "docs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -329,6 +344,8 @@ def test_bad_input_is_one_sentence(checkpoint: Path, compressed: Path, book: Pat
         (ConfigError, "path ''", ("tree", "export", compressed, "", "--document", "a")),
         (ConfigError, "path '~nosuchuser/x", ("compress", checkpoint, "~nosuchuser/x", "--tree", tree)),
         (ConfigError, "empty name", ("compress", checkpoint, "", "--tree", tree)),
+        (ConfigError, "--name", ("compress", checkpoint, "-", "--tree", tree)),
+        (ConfigError, "alone", ("compress", checkpoint, "-", book, "--tree", tree, "--name", "x")),
         (ConfigError, "empty name", ("compress", checkpoint, book, "--tree", tree, "--text-field", "")),
         (ConfigError, "x.txt, expected a name that ends in .npy", export(compressed, tmp_path / "x.txt")),
         (DataError, "level 4, expected", export(compressed, tmp_path / "x.npy", "--level", 4)),
