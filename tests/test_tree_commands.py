@@ -171,7 +171,8 @@ def test_workers_are_those_of_ray(
     options = ("--workers", 3, "--gpus-per-worker", 0.5)
     assert run("compress", checkpoint, book, "--tree", tmp_path / "tree", *options).exit_code == 0
     fingerprint = LoadEncoder(checkpoint)().info.fingerprint
-    assert asked == {"workers": 3, "gpus_per_worker": 0.5, "paths": (str(book),), "encoder": fingerprint}
+    expected = {"workers": 3, "gpus_per_worker": 0.5, "replace": False}
+    assert asked == expected | {"paths": (str(book),), "encoder": fingerprint}
 
 
 def test_info_counts_documents_tokens_and_gists(compressed: Path) -> None:
