@@ -273,14 +273,19 @@ def _any_word(query: str) -> str:
 
 
 @tree_app.command()
-def index(tree: TreeArgument) -> None:
+def index(
+    tree: TreeArgument,
+    rebuild: Annotated[
+        bool, typer.Option("--rebuild", help="Index all text anew, where `verify` found the index damaged.")
+    ] = False,
+) -> None:
     """Index text that is not yet, such as what was appended without a tokenizer; needs no GistNet."""
     from gistnet.session import open_tokenizer
     from gistnet.tree.tree import GistTree
 
     terminal.quieten()
     with GistTree.open(tree, writable=True) as opened:
-        opened.index(open_tokenizer(opened.info().teacher))
+        opened.index(open_tokenizer(opened.info().teacher), rebuild=rebuild)
     terminal.out.print(f"All text of {tree} is in its index.")
 
 

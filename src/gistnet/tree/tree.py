@@ -421,21 +421,24 @@ class GistTree:
             if transaction.failed:
                 raise StorageError("An append of this batch failed after it began; nothing of the batch was kept.")
 
-    def index(self, tokenizer: Detokenizer) -> None:
+    def index(self, tokenizer: Detokenizer, *, rebuild: bool = False) -> None:
         """Index text that is not yet, so that it is found by its words.
 
         Appending with an encoder does it, and so does opening the tree for writing with one.
 
         Args:
             tokenizer: of the tree's teacher.
+            rebuild: index all text anew, where `verify` found the index damaged.
 
         Raises:
+            TeacherError: the tokenizer makes other text of the tree's tokens than the index has.
             StorageError: the system refused, or another writer was first.
         """
         self._alone("index")
         snapshot = self._fresh()
         with self._noticing_failure():
-            self._snapshot = maintenance.index_passages(snapshot, tokenizer)
+            index = maintenance.rebuild_passages if rebuild else maintenance.index_passages
+            self._snapshot = index(snapshot, tokenizer)
 
     def reencode(self, encoder: Encoder) -> None:
         """Make all gists anew with another GistNet of the same teacher; readers keep those they have until `refresh`.
