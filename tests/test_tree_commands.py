@@ -214,6 +214,8 @@ def test_search_shows_passages_with_their_documents(compressed: Path) -> None:
     nothing = run("tree", "search", compressed, "the of")
     assert nothing.stdout == "" and "No passage" in nothing.stderr
     assert "in its index" in run("tree", "index", compressed).stdout
+    meant = run("tree", "search", compressed, "never", "--meaning", "--document", "b.txt", "-k", 1)
+    assert "never seven" in meant.stdout, meant.output
 
 
 def test_list_names_the_documents(compressed: Path) -> None:

@@ -242,6 +242,9 @@ def search(
     query: Annotated[str, typer.Argument(help="Words; common ones such as 'the' do not count.")],
     k: Annotated[int, typer.Option("-k", "--k", min=1, help="How many to find.")] = 10,
     document: Annotated[str | None, typer.Option(help="Search this document only.")] = None,
+    meaning: Annotated[
+        bool, typer.Option("--meaning", help="Rank what words find by what is meant, too; loads the language model.")
+    ] = False,
 ) -> None:
     """Find the passages that share words with a text and fit it best."""
     from rich.text import Text
@@ -254,12 +257,21 @@ def search(
             logger.warning(
                 "%s tokens are not searched: `gistnet tree index %s` adds them to the index.", f"{unindexed:,}", tree
             )
-        hits = opened.find(query, k, document)
+        if meaning:
+            from gistnet.context.states import find_by_meaning
+            from gistnet.session import open_teacher
+
+            terminal.quieten()
+            hits = find_by_meaning(opened, query, open_teacher(opened.info().teacher), k, document)
+        else:
+            hits = opened.find(query, k, document)
     for found in hits:
         text = Text(" ".join(found.text.split()))
         text.highlight_regex(_any_word(query), "bold reverse")
         start, stop = found.passage[:2]
-        table.add_row(f"{found.score:.1f}", Text(found.document), f"{start}-{stop}", text)
+        table.add_row(
+            f"{found.score:.2f}" if meaning else f"{found.score:.1f}", Text(found.document), f"{start}-{stop}", text
+        )
     if hits:
         terminal.out.print(table)
     else:
