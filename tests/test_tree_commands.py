@@ -105,6 +105,21 @@ def test_compress_makes_a_tree_and_a_second_call_finds_it(checkpoint: Path, book
     assert np.allclose(gists, expected.detach().numpy(), atol=2e-2, rtol=1e-3)
 
 
+def test_documents_change_and_come_by_name_and_from_the_input(checkpoint: Path, book: Path, tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    arguments = ("compress", str(checkpoint), "-", "--tree", str(tree), "--name", "notes")
+    assert CliRunner().invoke(APP, arguments, input="a quiet bridge").exit_code == 0
+    assert "--replace" in str(CliRunner().invoke(APP, arguments, input="a quiet river").exception)
+    result = CliRunner().invoke(APP, (*arguments, "--replace"), input="a quiet river")
+    assert "5 tokens appended, 8 found there. 1 took the place" in result.stdout, result.output
+    assert run("compress", checkpoint, book.parent, "--tree", tree).exit_code == 0
+    with GistTree.open(tree) as opened:
+        assert {name: opened.document(name).n_tokens for name in opened.documents()} == {
+            "notes": 13,
+            "library/book.txt": 804,
+        }
+
+
 def test_documents_without_text_are_counted_apart(checkpoint: Path, book: Path, tmp_path: Path) -> None:
     lines = [{"id": "a", "text": "the river"}, {"id": "b", "text": ""}, {"id": "c", "text": "a stone"}]
     (tmp_path / "docs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -156,7 +171,8 @@ def test_workers_are_those_of_ray(
     options = ("--workers", 3, "--gpus-per-worker", 0.5)
     assert run("compress", checkpoint, book, "--tree", tmp_path / "tree", *options).exit_code == 0
     fingerprint = LoadEncoder(checkpoint)().info.fingerprint
-    assert asked == {"workers": 3, "gpus_per_worker": 0.5, "paths": (str(book),), "encoder": fingerprint}
+    expected = {"workers": 3, "gpus_per_worker": 0.5, "replace": False}
+    assert asked == expected | {"paths": (str(book),), "encoder": fingerprint}
 
 
 def test_info_counts_documents_tokens_and_gists(compressed: Path) -> None:
@@ -198,11 +214,24 @@ def test_search_shows_passages_with_their_documents(compressed: Path) -> None:
     nothing = run("tree", "search", compressed, "the of")
     assert nothing.stdout == "" and "No passage" in nothing.stderr
     assert "in its index" in run("tree", "index", compressed).stdout
+    meant = run("tree", "search", compressed, "never", "--meaning", "--document", "b.txt", "-k", 1)
+    assert "never seven" in meant.stdout, meant.output
 
 
 def test_list_names_the_documents(compressed: Path) -> None:
     lines = [line.replace("│", " ").split() for line in run("tree", "list", compressed).stdout.splitlines()]
     assert ["a.txt", "804"] in lines and ["b.txt", "108"] in lines
+
+
+def test_documents_are_removed_all_or_none(tmp_path: Path) -> None:
+    with GistTree.create(tmp_path / "tree", StubEncoder()) as tree:
+        for name in ("one", "two", "three"):
+            tree.append("some words of " + name, name)
+    assert "did you mean 'three'" in str(refused("tree", "remove", tmp_path / "tree", "one", "thre"))
+    result = run("tree", "remove", tmp_path / "tree", "one", "three", "one")
+    assert result.stdout == f"Removed 2 of 3 documents from {tmp_path / 'tree'}.\n"
+    with GistTree.open(tmp_path / "tree") as tree:
+        assert tree.documents() == ["two"] and tree.verify().ok
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".safetensors"])
@@ -318,6 +347,8 @@ def test_bad_input_is_one_sentence(checkpoint: Path, compressed: Path, book: Pat
         (ConfigError, "path ''", ("tree", "export", compressed, "", "--document", "a")),
         (ConfigError, "path '~nosuchuser/x", ("compress", checkpoint, "~nosuchuser/x", "--tree", tree)),
         (ConfigError, "empty name", ("compress", checkpoint, "", "--tree", tree)),
+        (ConfigError, "--name", ("compress", checkpoint, "-", "--tree", tree)),
+        (ConfigError, "alone", ("compress", checkpoint, "-", book, "--tree", tree, "--name", "x")),
         (ConfigError, "empty name", ("compress", checkpoint, book, "--tree", tree, "--text-field", "")),
         (ConfigError, "x.txt, expected a name that ends in .npy", export(compressed, tmp_path / "x.txt")),
         (DataError, "level 4, expected", export(compressed, tmp_path / "x.npy", "--level", 4)),

@@ -353,9 +353,13 @@ def open_tokenizer(fingerprint: TeacherFingerprint) -> TeacherTokenizer:
     """The tokenizer of the teacher that a saved GistNet or a tree names, without its weights.
 
     Raises:
-        TeacherError: it cannot be loaded.
+        TeacherError: it cannot be loaded, or another model has that name by now.
     """
-    return load_tokenizer(_config_of(fingerprint))
+    config = _config_of(fingerprint)
+    found = Teacher.without_weights(config).fingerprint
+    if found.config_hash != fingerprint.config_hash:
+        raise TeacherError(f"Got the teacher {found.describe()}, expected {fingerprint.describe()}.")
+    return load_tokenizer(config)
 
 
 def _config_of(fingerprint: TeacherFingerprint) -> TeacherConfig:

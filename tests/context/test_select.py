@@ -12,7 +12,7 @@ from gistnet.context.generate import generate
 from gistnet.context.plan import Gists, Raw
 from gistnet.context.select import select
 from gistnet.context.selectors import Hit, by_words, fused, word_scores
-from gistnet.context.states import ByStates
+from gistnet.context.states import ByStates, find_by_meaning
 from gistnet.errors import ConfigError
 from gistnet.model.config import GistNetConfig, TeacherConfig
 from gistnet.model.gistnet import GistNet
@@ -20,6 +20,8 @@ from gistnet.model.teacher import Teacher
 from gistnet.tree.document import InMemoryDocument, compress
 from gistnet.tree.gist_encoder import GistEncoder
 from gistnet.tree.passages import LONGEST, Passage, split_passages
+from gistnet.tree.tree import GistTree
+from tests.stub_encoder import StubEncoder
 
 FILLER = "Nothing much was said of it that day, and the rain went on. " * 8
 FACT = "The password of Ada Quill is 7341."
@@ -161,6 +163,22 @@ def test_states_are_compared_token_by_token(teacher: Teacher, document: InMemory
         nearest = [max(row[passage.start : passage.stop].tolist()) for row in cosine[1:]]  # nothing precedes the first
         assert score == pytest.approx(np.mean(nearest), abs=1e-5)
     assert ByStates(teacher)(document, "", teacher.tokenizer) == []
+
+
+def test_words_and_states_rank_passages_of_a_tree(teacher: Teacher, tmp_path: Path) -> None:
+    """Words find both; states rank the passage that is the query itself first, and the fused rank with it."""
+    texts = {"near": "Rain fell on the harbour all night.", "far": "harbour harbour harbour, 1912, harbour. " * 2}
+    with GistTree.create(tmp_path / "tree", stub := StubEncoder(vocabulary_size=teacher.vocabulary_size)) as tree:
+        stub.tokenizer = teacher.tokenizer  # type: ignore[assignment]
+        for name, text in texts.items():
+            tree.append(teacher.tokenizer.encode(text), name)
+        hits = find_by_meaning(tree, texts["near"], teacher, k=2)
+        passages = [tree.document(hit.document).tokens(*hit.passage[:2]) for hit in hits]
+        scores = ByStates(teacher).scores(teacher.tokenizer.encode(texts["near"]), passages)
+        assert hits[0].document == "near" and scores[0] == max(scores) == pytest.approx(1, abs=1e-2)
+        assert hits[0].score == pytest.approx(2 / 6)  # the first of both ranks
+        assert find_by_meaning(tree, "harbour", teacher, document="far", k=1)[0].document == "far"
+        assert find_by_meaning(tree, "zebra", teacher) == []
 
 
 def test_a_selector_forgets_the_document_before(teacher: Teacher, document: InMemoryDocument) -> None:

@@ -138,6 +138,55 @@ def test_changed_documents_are_refused_and_all_others_completed(
     assert contents(tree) == expected
 
 
+@pytest.mark.parametrize("portion_tokens", [64, 16384])
+def test_changed_documents_take_the_place_of_the_old_where_asked(
+    files: TextFiles, tree: GistTree, tmp_path: Path, portion_tokens: int
+) -> None:
+    """One that differs at token 200, one that is shorter, one that is empty, and one that has grown."""
+    compress_files(files, tree, ENCODER)
+    changed = {"a.txt": TEXTS["a.txt"][:200] + "X" + TEXTS["a.txt"][201:], "b.txt": "and", "c.txt": "xyz"}
+    for name, text in changed.items():
+        (tmp_path / "books" / name).write_text(text)
+    (tmp_path / "books" / "d.jsonl").write_text(json.dumps({"id": "first", "text": ""}))
+    done = compress_files(files, tree, ENCODER, replace=True, portion_tokens=portion_tokens)
+    expected = expected_contents({f"books/{name}": text for name, text in changed.items()})
+    assert contents(tree) == expected and tree.verify().ok
+    assert (done.replaced, done.empty, done.appended_tokens) == (3, 1, 160 + 0 + 2)
+    assert done.found_tokens == sum(map(len, changed.values())) - 162
+    again = compress_files(files, tree, ENCODER, replace=True, portion_tokens=portion_tokens)
+    assert (again.replaced, again.appended_tokens) == (0, 0)
+
+
+def test_a_folder_stands_for_the_texts_below_it(
+    tree: GistTree, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The tree itself lies in it."""
+    texts = {"z.md": "last", "a/b.txt": "deep", "a/c.json": "[1]"}
+    for name, text in texts.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    (tmp_path / "a" / "rows.jsonl").write_text(json.dumps({"id": "row", "text": "of a line"}))
+    for name, content in {".env": b"hidden", "a/x.png": b"\x89PNG\0", "a/empty": b"", "a/l.txt": b"caf\xe9"}.items():
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".git" / "config").write_text("hidden, too")
+    caplog.set_level("INFO", "gistnet")
+    compress_files(TextFiles(paths=(str(tmp_path),)), tree, ENCODER)
+    assert tree.documents() == ["a/b.txt", "a/c.json", "row", "z.md"]
+    assert re.findall(r"(\d+) hidden, (\d+)", caplog.text) == [("2", "4")]  # .env, .git; three files, and the tree
+    (tmp_path / "none").mkdir()
+    with pytest.raises(DataError, match="no text"):
+        compress_files(TextFiles(paths=(str(tmp_path / "none"),)), tree, ENCODER)
+
+
+def test_a_name_is_that_of_one_document(files: TextFiles, tree: GistTree, tmp_path: Path) -> None:
+    one = TextFiles(paths=(str(tmp_path / "books" / "c.txt"),), name="cee")
+    compress_files(one, tree, ENCODER)
+    assert contents(tree) == expected_contents({"cee": "x"})
+    with pytest.raises(DataError, match="two documents"):
+        compress_files(files.model_copy(update={"name": "cee"}), tree, ENCODER)
+
+
 def test_short_documents_share_acknowledgements(
     tree: GistTree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -2,6 +2,7 @@
 
 import logging
 import random
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gistnet.context.selectors import by_words, word_scores
-from gistnet.errors import DataError
+from gistnet.errors import DataError, GistNetError, TeacherError
 from gistnet.tree.passages import LONGEST_PARAGRAPH, Passage, split_passages
 from gistnet.tree.storage import tables
 from gistnet.tree.tree import GistTree
@@ -138,6 +139,91 @@ def test_many_rows_are_taken_into_the_index_at_once(tree: GistTree, monkeypatch:
     for _ in range(5):
         tree.append("needle. " * 40)
     assert passages_of(tree, "main") == expected("needle. " * 200)
+
+
+@pytest.fixture
+def indexed(tmp_path: Path) -> Path:
+    """A tree of two documents whose passages are in Lance's index."""
+    with GistTree.create(tmp_path / "tree", StubEncoder()) as tree:
+        tree.append(TEXT * 4)
+        tree.append("Lanterns and harbours. " * 20, "other")
+        tree.compact()
+        tree.compact()
+    return tmp_path / "tree"
+
+
+def found(tree: GistTree) -> list[list[tuple[str, Passage]]]:
+    return [sorted((hit.document, hit.passage) for hit in tree.find(word, 1000)) for word in ("harbour", "Lanterns")]
+
+
+def test_an_index_that_loses_words_is_noticed_and_made_anew(indexed: Path) -> None:
+    with GistTree.open(indexed) as tree:
+        whole, report = found(tree), tree.verify()
+    assert report.ok and all(whole)
+    (documents,) = indexed.glob("passages.lance/_indices/*/part_0_docs.lance")
+    (words,) = indexed.glob("passages.lance/_indices/*/part_0_tokens.lance")
+    original, random_ = documents.read_bytes(), np.random.default_rng(0)
+    silent = 0
+    for place in random_.integers(0, len(original), 60).tolist():
+        changed = bytearray(original)
+        changed[place] ^= 4
+        documents.write_bytes(changed)
+        with GistTree.open(indexed) as tree:
+            problems = tree.verify().problems
+            try:
+                lost = found(tree) != whole
+            except GistNetError:
+                lost = True
+            assert problems or not lost, place
+            silent += any("does not find" in problem for problem in problems)
+    assert silent, "Lance notices some damage by itself, and this not"
+    words.unlink()
+    with GistTree.open(indexed, writable=True) as tree, GistTree.open(indexed) as reader:
+        assert any("--rebuild" in problem for problem in tree.verify().problems)
+        tree.index(TOKENIZER, rebuild=True)
+        assert found(tree) == whole and tree.verify().ok and tree.info().unindexed == 0
+        reader.refresh()
+        assert found(reader) == whole
+    with GistTree.open(indexed, StubEncoder(), writable=True) as tree:
+        tree.append("A harbour again.")
+        tree.compact()
+        assert tree.verify().ok
+
+
+def test_a_rebuild_that_was_interrupted_is_continued(indexed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with GistTree.open(indexed, writable=True) as tree:
+        whole = found(tree)
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(StubTokenizer, "decode", interrupted_after(3))
+            tree.index(TOKENIZER, rebuild=True)
+    with GistTree.open(indexed, writable=True) as tree:
+        assert tree.info().unindexed > 0
+        tree.index(TOKENIZER)
+        assert found(tree) == whole and tree.verify().ok
+
+
+def interrupted_after(calls: int) -> Callable[[StubTokenizer, Sequence[int]], str]:
+    decode, left = StubTokenizer.decode, iter(range(calls))
+
+    def interrupted(self: StubTokenizer, tokens: Sequence[int]) -> str:
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        return decode(self, tokens)
+
+    return interrupted
+
+
+@pytest.mark.parametrize("rebuild", [False, True])
+def test_another_tokenizer_is_refused(indexed: Path, rebuild: bool) -> None:
+    class Other(StubTokenizer):
+        def decode(self, tokens: Sequence[int]) -> str:
+            return super().decode(tokens).swapcase()
+
+    with GistTree.open(indexed, writable=True) as tree:
+        tree.append([65, 100, 97], gists=False)
+        with pytest.raises(TeacherError, match="tokenizer"):
+            tree.index(Other(), rebuild=rebuild)
+        assert tree.info().unindexed == 3
 
 
 def test_bad_queries_are_refused(tree: GistTree) -> None:

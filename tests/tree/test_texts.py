@@ -43,11 +43,11 @@ def test_files_and_lines_are_documents_with_their_names(tmp_path: Path) -> None:
     (tmp_path / "d.md").write_bytes("\ufeffvier\r\n".encode())
     three = files(tmp_path / "d.md", tmp_path / "a.jsonl", tmp_path / "b.jsonl.gz")
     expected = {"d.md": "vier\r\n", "first": "one", "a.jsonl:2": "zwei", "second": "one", "b.jsonl.gz:2": "zwei"}
-    assert whole(three.named_from(tmp_path / "a.tree")) == expected
+    assert whole(three.for_tree(tmp_path / "a.tree")) == expected
     assert set(whole(three)) == {name if "." not in name else f"{tmp_path}/{name}" for name in expected}
     assert list(whole(files(tmp_path / "c.jsonl.zst", text_field="body", id_field="body"))) == ["one", "zwei"]
     parquet.write_table(pyarrow.table({"id": ["third", None], "text": ["one", "zwei"]}), tmp_path / "e.parquet")
-    rows = files(tmp_path / "e.parquet").named_from(tmp_path / "a.tree")
+    rows = files(tmp_path / "e.parquet").for_tree(tmp_path / "a.tree")
     assert whole(rows) == {"third": "one", "e.parquet:2": "zwei"}
 
 
@@ -137,9 +137,9 @@ def test_a_file_has_one_name_however_its_path_is_typed(tmp_path: Path, monkeypat
     monkeypatch.chdir(tmp_path / "lib")
     typed = ["a/part.txt", "../lib/./a/part.txt", str(tmp_path / "lib" / "**" / "part.txt"), "*/part.*", "../link/a/*"]
     expected = ["lib/a/part.jsonl:1", "lib/a/part.txt", "lib/b/part.jsonl:1", "lib/b/part.txt"]
-    assert sorted(whole(TextFiles(paths=tuple(typed)).named_from(Path("../x.tree")))) == expected
+    assert sorted(whole(TextFiles(paths=tuple(typed)).for_tree(Path("../x.tree")))) == expected
     for path in typed:
-        assert set(whole(TextFiles(paths=(path,)).named_from(tmp_path / "x.tree"))) <= set(expected)
+        assert set(whole(TextFiles(paths=(path,)).for_tree(tmp_path / "x.tree"))) <= set(expected)
 
 
 @pytest.mark.parametrize(

@@ -6,13 +6,18 @@ Each reads its arguments, calls the library, and prints. What needs no model doe
 
 import logging
 import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
 from rich.table import Table
 
 from gistnet import terminal
+from gistnet.errors import ConfigError
 from gistnet.paths import required_name
 from gistnet.positions import Positions, policy_of
 from gistnet.terminal import NAME, PATH
@@ -30,7 +35,7 @@ def compress(
     files: Annotated[
         list[str],
         typer.Argument(
-            help="Text in UTF-8, .jsonl, .jsonl.gz, .jsonl.zst or .parquet; patterns.",
+            help="Text in UTF-8, .jsonl, .jsonl.gz, .jsonl.zst or .parquet; patterns, folders, or - for the input.",
             parser=required_name,
             metavar="FILES…",
         ),
@@ -38,6 +43,10 @@ def compress(
     tree: Annotated[str, typer.Option(help="A folder, or a URI such as s3://bucket/tree; made if it is not there.")],
     text_field: Annotated[str, typer.Option(help="JSONL: the key of a document's text.", **NAME)] = "text",
     id_field: Annotated[str, typer.Option(help="JSONL: the key of a document's name.", **NAME)] = "id",
+    name: Annotated[str | None, typer.Option(help="Of the only document, in place of its own.", **NAME)] = None,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Let a text that has changed take the place of the old one.")
+    ] = False,
     quality: Annotated[bool, typer.Option("--quality", help="Also measure what each gist costs its reader.")] = False,
     workers: Annotated[int, typer.Option(min=0, help="Make gists in so many processes, with Ray.")] = 0,
     gpus_per_worker: Annotated[float, typer.Option(min=0, help="GPUs, or a share of one, for each of them.")] = 0,
@@ -52,27 +61,46 @@ def compress(
     from gistnet.tree.ray_compress import ReadyGists, compress_files_with_ray
     from gistnet.tree.tree import GistTree
 
-    texts = TextFiles(paths=tuple(files), text_field=text_field, id_field=id_field)
     load = LoadEncoder(find_folder(checkpoint).resolve())
-    teacher, gistnet = open_gistnet(load.checkpoint)
-    encoder = GistEncoder(teacher, gistnet)
-    ready = ReadyGists(encoder)
-    exists = GistTree.exists(tree)
-    with GistTree.open(tree, ready, writable=True) if exists else GistTree.create(tree, ready) as opened:
-        if workers:
-            done = compress_files_with_ray(texts, opened, ready, load, workers=workers, gpus_per_worker=gpus_per_worker)
-        else:
-            done = compress_files(texts, opened, ready)
+    with _input_as_file(files, name) as paths:
+        texts = TextFiles(paths=paths, text_field=text_field, id_field=id_field, name=name)
+        teacher, gistnet = open_gistnet(load.checkpoint)
+        encoder = GistEncoder(teacher, gistnet)
+        ready = ReadyGists(encoder)
+        exists = GistTree.exists(tree)
+        with GistTree.open(tree, ready, writable=True) if exists else GistTree.create(tree, ready) as opened:
+            if workers:
+                done = compress_files_with_ray(
+                    texts, opened, ready, load, workers=workers, gpus_per_worker=gpus_per_worker, replace=replace
+                )
+            else:
+                done = compress_files(texts, opened, ready, replace=replace)
     empty = f"; {done.empty} without text are not" if done.empty else ""
+    replaced = f" {done.replaced} took the place of another text." if done.replaced else ""
     terminal.out.print(
         f"{done.documents - done.empty} of {done.documents} documents are in {tree}{empty}: "
-        f"{done.appended_tokens:,} tokens appended, {done.found_tokens:,} found there."
+        f"{done.appended_tokens:,} tokens appended, {done.found_tokens:,} found there.{replaced}"
     )
     if quality:
         options = QualityOptions(positions=policy_of(gistnet.positions))
         with GistTree.open(tree, encoder, writable=True) as opened:
             measured = add_quality(opened, teacher, options)
         terminal.out.print(f"Measured {measured:,} gists.")
+
+
+@contextmanager
+def _input_as_file(files: list[str], name: str | None) -> Iterator[tuple[str, ...]]:
+    """The files; `-`, which can be read only once, as a file of its own that holds the standard input."""
+    if "-" not in files:
+        yield tuple(files)
+        return
+    if len(files) > 1 or name is None:
+        raise ConfigError("Got '-', the standard input, expected it alone, and --name to name its document.")
+    with TemporaryDirectory() as folder:
+        path = Path(folder, "standard-input")
+        with path.open("wb") as file:
+            shutil.copyfileobj(typer.get_binary_stream("stdin"), file)
+        yield (str(path),)
 
 
 def generate(
@@ -215,6 +243,9 @@ def search(
     query: Annotated[str, typer.Argument(help="Words; common ones such as 'the' do not count.")],
     k: Annotated[int, typer.Option("-k", "--k", min=1, help="How many to find.")] = 10,
     document: Annotated[str | None, typer.Option(help="Search this document only.")] = None,
+    meaning: Annotated[
+        bool, typer.Option("--meaning", help="Rank what words find by what is meant, too; loads the language model.")
+    ] = False,
 ) -> None:
     """Find the passages that share words with a text and fit it best."""
     from rich.text import Text
@@ -227,12 +258,21 @@ def search(
             logger.warning(
                 "%s tokens are not searched: `gistnet tree index %s` adds them to the index.", f"{unindexed:,}", tree
             )
-        hits = opened.find(query, k, document)
+        if meaning:
+            from gistnet.context.states import find_by_meaning
+            from gistnet.session import open_teacher
+
+            terminal.start_loading()
+            hits = find_by_meaning(opened, query, open_teacher(opened.info().teacher), k, document)
+        else:
+            hits = opened.find(query, k, document)
     for found in hits:
         text = Text(" ".join(found.text.split()))
         text.highlight_regex(_any_word(query), "bold reverse")
         start, stop = found.passage[:2]
-        table.add_row(f"{found.score:.1f}", Text(found.document), f"{start}-{stop}", text)
+        table.add_row(
+            f"{found.score:.2f}" if meaning else f"{found.score:.1f}", Text(found.document), f"{start}-{stop}", text
+        )
     if hits:
         terminal.out.print(table)
     else:
@@ -246,14 +286,19 @@ def _any_word(query: str) -> str:
 
 
 @tree_app.command()
-def index(tree: TreeArgument) -> None:
+def index(
+    tree: TreeArgument,
+    rebuild: Annotated[
+        bool, typer.Option("--rebuild", help="Index all text anew, where `verify` found the index damaged.")
+    ] = False,
+) -> None:
     """Index text that is not yet, such as what was appended without a tokenizer; needs no GistNet."""
     terminal.start_loading()
     from gistnet.session import open_tokenizer
     from gistnet.tree.tree import GistTree
 
     with GistTree.open(tree, writable=True) as opened:
-        opened.index(open_tokenizer(opened.info().teacher))
+        opened.index(open_tokenizer(opened.info().teacher), rebuild=rebuild)
     terminal.out.print(f"All text of {tree} is in its index.")
 
 
@@ -269,6 +314,26 @@ def list_documents(tree: TreeArgument) -> None:
         for name in opened.documents():
             table.add_row(Text(name), f"{opened.document(name).n_tokens:,}")
     terminal.out.print(table)
+
+
+@tree_app.command()
+def remove(
+    tree: TreeArgument,
+    documents: Annotated[
+        list[str], typer.Argument(help="Names, as `list` shows them.", parser=required_name, metavar="DOCUMENT…")
+    ],
+) -> None:
+    """Remove documents from a tree, all of them or none; programs that read the tree keep theirs until they refresh."""
+    from gistnet.tree.tree import GistTree
+
+    with GistTree.open(tree, writable=True) as opened:
+        before = len(opened.documents())
+        with opened.batch():
+            for name in dict.fromkeys(documents):
+                opened.remove(name)
+        opened.compact()
+        left = len(opened.documents())
+    terminal.out.print(f"Removed {before - left:,} of {before:,} documents from {tree}.")
 
 
 @tree_app.command()

@@ -7,8 +7,8 @@ a tree, or of the library bm25s for a document in memory. `gistnet.context.state
     select(document, query, 512, tokenizer=teacher.tokenizer, selector=fused(by_words, ByStates(teacher)))
 """
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from gistnet.model.tokenizer import TeacherTokenizer
 from gistnet.tree.document import CompressedDocument
 from gistnet.tree.passages import Passage, split_passages
+
+Item = TypeVar("Item", bound=Hashable)
 
 MOST_FOUND = 64
 """Passages that are taken from an index."""
@@ -69,10 +71,16 @@ def fused(*selectors: Selector) -> Selector:
     """
 
     def selector(document: CompressedDocument, query: str, tokenizer: TeacherTokenizer) -> list[Hit]:
-        scores: dict[Passage, float] = {}
-        for part in selectors:
-            for rank, hit in enumerate(part(document, query, tokenizer), start=1):
-                scores[hit.passage] = scores.get(hit.passage, 0.0) + 1 / (FUSED_FROM + rank)
-        return sorted((Hit(*item) for item in scores.items()), key=lambda hit: -hit.score)
+        found = (part(document, query, tokenizer) for part in selectors)
+        return [Hit(*scored) for scored in fuse(*([hit.passage for hit in hits] for hits in found))]
 
     return selector
+
+
+def fuse(*rankings: Iterable[Item]) -> list[tuple[Item, float]]:
+    """What several rankings hold, best first, with the sum of 1 / (`FUSED_FROM` + rank) as score."""
+    scores: dict[Item, float] = {}
+    for ranking in rankings:
+        for rank, item in enumerate(ranking, start=1):
+            scores[item] = scores.get(item, 0.0) + 1 / (FUSED_FROM + rank)
+    return sorted(scores.items(), key=lambda scored: -scored[1])

@@ -5,20 +5,27 @@ counts, by cosine, and a passage has their mean. What all states have in common,
 out first, or all of them would be near each other. Nothing is trained for it.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from gistnet.context.selectors import Hit
+from gistnet.context.selectors import Hit, fuse
+from gistnet.errors import TeacherError
 from gistnet.model.teacher import Teacher
 from gistnet.model.tokenizer import TeacherTokenizer
 from gistnet.tree.document import CompressedDocument
 from gistnet.tree.passages import split_passages
+from gistnet.tree.storage.snapshot import Found
+from gistnet.tree.tree import GistTree
 
 READ_TOGETHER = 1024
 """Tokens of a document that the teacher reads at once."""
+RERANKED = 32
+"""Passages that words find in a tree, and states rank again."""
 
 
 class ByStates:
@@ -49,13 +56,21 @@ class ByStates:
         if document is not self._document:
             states = self._read(document.tokens(0, document.n_tokens))
             self._common = states.mean(dim=0)
-            self._states, self._document = self._centred(states), document
-        wanted = self._centred(self._read(asked))
+            self._states, self._document = self._centred(states, self._common), document
+        wanted = self._centred(self._read(asked), self._common)
         # Before the first token of a text stands nothing: its state is like no other's, and says nothing of it.
         nearness = wanted[1 if len(asked) > 1 else 0 :] @ self._states.T
         passages = split_passages(document.tokens(0, document.n_tokens), tokenizer)
         scores = [float(nearness[:, of.start : of.stop].amax(dim=1).float().mean()) for of in passages]
         return sorted(map(Hit, passages, scores), key=lambda hit: -hit.score)
+
+    def scores(self, query: NDArray[np.int64], passages: Sequence[NDArray[np.int64]]) -> list[float]:
+        """Nearness of each passage to a query, all of them read alone: token ids `[n]` of either, none without."""
+        # The first state of a passage, like that of a query, is that of a beginning.
+        states = [self._read(tokens)[1 if len(tokens) > 1 else 0 :] for tokens in passages]
+        common = torch.cat(states).mean(dim=0)
+        wanted = self._centred(self._read(query), common)[1 if len(query) > 1 else 0 :]
+        return [float((wanted @ self._centred(of, common).T).amax(dim=1).float().mean()) for of in states]
 
     def _read(self, tokens: NDArray[np.int64]) -> Tensor:
         """States `[n, dim]` of unit length."""
@@ -66,5 +81,29 @@ class ByStates:
         ]
         return normalize(torch.cat(windows).float(), dim=-1)
 
-    def _centred(self, states: Tensor) -> Tensor:
-        return normalize(states - self._common, dim=-1).to(self._teacher.dtype)
+    def _centred(self, states: Tensor, common: Tensor) -> Tensor:
+        return normalize(states - common, dim=-1).to(self._teacher.dtype)
+
+
+def find_by_meaning(
+    tree: GistTree, query: str, teacher: Teacher, k: int = 10, document: str | None = None
+) -> list[Found]:
+    """The k passages of a tree that fit a query best, by words and by meaning.
+
+    The first `RERANKED` passages by words are ranked again by states, and both ranks fused: the teacher reads some
+    hundred tokens, however large the tree. A passage that shares no word with the query is not found.
+
+    Raises:
+        DataError: as `GistTree.find`.
+        TeacherError: the teacher has no tokenizer.
+    """
+    if teacher.tokenizer is None:
+        raise TeacherError(f"{teacher.name} has no tokenizer, expected one to read a query.")
+    by_words = tree.find(query, max(k, RERANKED), document)
+    if not by_words:
+        return []
+    documents = {name: tree.document(name) for name in {found.document for found in by_words}}
+    passages = [documents[found.document].tokens(*found.passage[:2]) for found in by_words]
+    scores = ByStates(teacher).scores(teacher.tokenizer.encode(query), passages)
+    by_states = sorted(range(len(scores)), key=lambda index: -scores[index])
+    return [by_words[index]._replace(score=score) for index, score in fuse(range(len(scores)), by_states)[:k]]

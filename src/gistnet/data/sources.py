@@ -184,6 +184,25 @@ def read_text(path: Path) -> Iterator[str]:
             read_bytes += len(block)
 
 
+def is_text(path: Path) -> bool:
+    """True where a file is UTF-8 without zero bytes, and not empty.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    decoder, found = getincrementaldecoder("utf-8")(), False
+    with reading(path), path.open("rb") as file:
+        try:
+            while block := file.read(READ_BYTES):
+                found = True
+                if "\0" in decoder.decode(block):
+                    return False
+            decoder.decode(b"", final=True)
+        except UnicodeDecodeError:
+            return False
+    return found
+
+
 def format_of(path: Path, text_field: str) -> Format:
     """Format of a file: JSON lines, Parquet, or else a text.
 

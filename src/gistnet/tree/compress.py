@@ -3,13 +3,13 @@
 The tokens of the tree are the record of what has been done: a run reads and tokenises every text again, which costs
 little beside making gists, compares with what the tree holds of it, and appends what is missing. So a text that is in
 the tree entirely is passed over, a part of one is continued, one that has grown is too if its tokens so far are the
-same, and one that has changed is refused: the tree never holds a mixture. A portion is acknowledged when the tree has
-it on disk, and gists have the same bits whatever the portions, so that killing a run and running it again gives the
-tree of one run. Memory does not grow with a text.
+same, and one that has changed is refused, or replaced in one step: the tree never holds a mixture. A portion is
+acknowledged when the tree has it on disk, and gists have the same bits whatever the portions, so that killing a run and
+running it again gives the tree of one run. Memory does not grow with a text, but for one that is replaced.
 
 A text file is one document, named by its path from the folder in which the tree lies (`books/emma.txt`), however that
-path was typed; each line of a JSON lines file, or row of a Parquet file, is one, named by its id. Nothing here holds
-more of a text file than a piece of it; of a JSON lines file one line is held.
+path was typed; each line of a JSON lines file, or row of a Parquet file, is one, named by its id. A folder stands for
+all texts below it. Nothing here holds more of a text file than a piece of it; of a JSON lines file one line is held.
 """
 
 import logging
@@ -27,12 +27,22 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from gistnet import terminal
-from gistnet.data.sources import MatchedFile, format_of, matching_paths, read_rows, read_text
+from gistnet.data.sources import (
+    MatchedFile,
+    format_of,
+    is_text,
+    matching_paths,
+    read_rows,
+    read_text,
+    reading,
+)
 from gistnet.data.tokenise import Tokenize, pieces_of_blocks
 from gistnet.errors import DataError
+from gistnet.paths import local_path
 from gistnet.progress import ProgressDisplay
 from gistnet.settings import Name, Section
 from gistnet.tree.encoder import Encoder
+from gistnet.tree.storage import catalog
 from gistnet.tree.storage.snapshot import TreeDocument
 from gistnet.tree.tree import GistTree
 
@@ -47,17 +57,56 @@ class TextFiles(Section):
     """Files whose documents are to be compressed."""
 
     paths: tuple[Name, ...] = Field(min_length=1)
-    """Files or glob patterns; `~` is the home folder, `**` any depth of folders."""
+    """Files, folders or glob patterns; `~` is the home folder, `**` any depth of folders."""
     text_field: Name = "text"
     """Key or column of a document's text in a line of JSONL or a row of Parquet."""
     id_field: Name = "id"
     """Key of its name; a line without it is called `<file>:<line>`."""
+    name: Name | None = None
+    """Name of the only document, in place of its own."""
     base: Path | None = None
     """Folder from which paths are names; None makes absolute paths names, as for a tree in an object store."""
 
-    def named_from(self, tree: Path | None) -> Self:
-        """Files with `base` set for the tree in a local folder, or for one that is elsewhere."""
-        return self.model_copy(update={"base": None if tree is None else tree.resolve().parent})
+    def for_tree(self, tree: Path | None) -> Self:
+        """The files for a tree in a local folder, or for one elsewhere: `base` set, and the texts of folders listed.
+
+        Raises:
+            DataError: a folder has no text, or cannot be read.
+        """
+        paths: list[str] = []
+        for path in self.paths:
+            folder = local_path(path)
+            paths += map(str, _texts_below(folder, self.text_field)) if folder.is_dir() else [path]
+        return self.model_copy(update={"paths": tuple(paths), "base": None if tree is None else tree.resolve().parent})
+
+
+def _texts_below(folder: Path, text_field: str) -> list[Path]:
+    """The texts below a folder, in order; hidden files, trees, and what is no text are passed over and counted."""
+    found: list[Path] = []
+    hidden = other = 0
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    with reading(folder):
+        for parent, folders, names in os.walk(folder, onerror=refuse):
+            if Path(parent, f"{catalog.NAME}.lance").is_dir():
+                folders[:] = []
+                other += 1
+                continue
+            hidden += sum(name.startswith(".") for name in (*folders, *names))
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            for path in (Path(parent, name) for name in names if not name.startswith(".")):
+                if path.is_file() and (format_of(path, text_field) != "text" or is_text(path)):
+                    found.append(path)
+                else:
+                    other += 1
+    passed = f"{hidden:,} hidden, {other:,} empty or no text in UTF-8"
+    if not found:
+        raise DataError(f"Found no text below {folder} ({passed}), expected some.")
+    if hidden or other:
+        logger.info("Passed over files and folders below %s: %s.", folder, passed)
+    return sorted(found)
 
 
 class Text(NamedTuple):
@@ -106,6 +155,8 @@ class CompressTotals:
     """Tokens that were in the tree before."""
     empty: int = 0
     """Documents without tokens, of which a tree keeps nothing."""
+    replaced: int = 0
+    """Documents whose text took the place of another one."""
 
 
 def compress_files(
@@ -113,6 +164,7 @@ def compress_files(
     tree: GistTree,
     encoder: Encoder,
     *,
+    replace: bool = False,
     portion_tokens: int = PORTION_TOKENS,
 ) -> CompressTotals:
     """Append the documents of files to a tree, each under its name.
@@ -121,19 +173,23 @@ def compress_files(
         files: which files; everything in them is read once before anything is appended.
         tree: open for writing, with the encoder.
         encoder: makes tokens of the texts; the tree makes gists of them with it.
+        replace: put a text that has changed in the place of the one that the tree holds, each in one commit.
         portion_tokens: appended and acknowledged at a time, of one document or of many short ones.
 
     Raises:
         DataError: a file cannot be read, is empty or not UTF-8, or two documents share a name (the tree is then as it
-            was); or the tree holds another text under the name of a document (all other documents are then in it).
+            was); or the tree holds another text under the name of a document, which is not to be replaced (all other
+            documents are then in it).
         StorageError: the tree cannot be written; what was acknowledged stays.
     """
-    files = files.named_from(tree.folder)
+    files = files.for_tree(tree.folder)
     total = survey(files)
     portions = read_portions(read_texts(files), encoder.tokenize, portion_tokens)
-    return append_portions(
-        tree, total, portions, lambda tokens, portion: tree.append(tokens, portion.document), portion_tokens
-    )
+
+    def append(tokens: NDArray[np.int64], portion: Portion) -> None:
+        tree.append(tokens, portion.document)
+
+    return append_portions(tree, total, portions, append, portion_tokens, replace=replace)
 
 
 def append_portions(
@@ -142,26 +198,33 @@ def append_portions(
     portions: Iterable[Portion],
     append: Callable[[NDArray[np.int64], Portion], object],
     batch_tokens: int,
+    *,
+    replace: bool,
 ) -> CompressTotals:
     """Append the tokens that a tree lacks of portions that come in order; acknowledge `batch_tokens` at a time.
 
     Args:
         append: appends tokens of a portion to its document.
+        replace: as for `compress_files`.
 
     Raises:
         DataError: as `compress_files`.
     """
     bar = ProgressDisplay("", total.characters) if terminal.shows_bars() else None
-    tracker = ResumeTracker(tree, total, bar)
+    tracker = ResumeTracker(tree, total, bar, replace=replace)
     with bar or nullcontext():
         for batch in _batches(portions, batch_tokens):
             missing = [tracker.missing(portion) for portion in batch]
+            kept = [0] * len(batch)
             with tree.batch():
-                for portion, tokens in zip(batch, missing, strict=True):
-                    if len(tokens):
+                for number, (portion, (tokens, replaces)) in enumerate(zip(batch, missing, strict=True)):
+                    if replaces:
+                        kept[number] = tree.replace(tokens, portion.document)
+                    elif len(tokens):
                         append(tokens, portion)
-            for portion, tokens in zip(batch, missing, strict=True):
-                tracker.count(portion, len(tokens))
+            for portion, (tokens, replaces), n_kept in zip(batch, missing, kept, strict=True):
+                tracker.count(portion, len(tokens) - n_kept)
+                tracker.totals.replaced += replaces
             tracker.log(batch[-1].document)
     tracker.require_same_texts()
     return tracker.totals
@@ -181,37 +244,54 @@ def _batches(portions: Iterable[Portion], tokens: int) -> Iterator[list[Portion]
         yield batch
 
 
+class Missing(NamedTuple):
+    """Tokens that a tree lacks."""
+
+    tokens: NDArray[np.int64]
+    replaces: bool = False
+    """True where they are a whole text that takes the place of the one that the tree holds."""
+
+
 class ResumeTracker:
     """Comparison of the texts with the documents that the tree held before, and counts of the run."""
 
-    def __init__(self, tree: GistTree, total: Survey, bar: ProgressDisplay | None = None) -> None:
+    def __init__(
+        self, tree: GistTree, total: Survey, bar: ProgressDisplay | None = None, *, replace: bool = False
+    ) -> None:
         """Compare with what a tree holds; progress, in characters, goes to the bar, or to the log without one."""
         self.totals = CompressTotals()
-        self._tree, self._total, self._bar = tree, total, bar
+        self._tree, self._total, self._bar, self._replace = tree, total, bar, replace
         self._in_tree = set(tree.documents())
         self._held: TreeDocument | None = None
+        self._changed: list[NDArray[np.int64]] | None = None  # all tokens so far of a text that differs from the held
         self._refused: dict[str, int] = {}
         self._started = self._logged = time.monotonic()
 
-    def missing(self, portion: Portion) -> NDArray[np.int64]:
-        """The tokens of a portion that the tree does not hold yet; none of a text that differs from the one it holds.
+    def missing(self, portion: Portion) -> Missing:
+        """The tokens of a portion that the tree does not hold yet.
 
-        Portions come in order, so a text is found to differ before anything of it has been appended.
+        Of a text that differs from the one it holds, there are none; or all of the text with its last portion, if it is
+        to be replaced. Portions come in order, so a text is found to differ before anything of it has been appended.
         """
         name, start, tokens = portion.document, portion.start, portion.tokens
         if start == 0:
             self._held = self._tree.document(name) if name in self._in_tree else None
+            self._changed = None
         if self._held is None:
-            return tokens
+            return Missing(tokens)
         known = self._held.n_tokens
-        common = min(max(known - start, 0), len(tokens))
-        held = self._held.tokens(start, start + common) if common else tokens[:0]
-        differs = np.flatnonzero(held != tokens[:common])
-        if len(differs):
-            self._refused.setdefault(name, start + int(differs[0]))
-        elif portion.is_last and known > start + common:
-            self._refused.setdefault(name, start + common)
-        return tokens[:0] if name in self._refused else tokens[common:]
+        if self._changed is None:
+            common = min(max(known - start, 0), len(tokens))
+            held = self._held.tokens(start, start + common) if common else tokens[:0]
+            differs = np.flatnonzero(held != tokens[:common])
+            if not len(differs) and not (portion.is_last and known > start + common):
+                return Missing(tokens[common:])
+            if not self._replace:
+                self._refused[name] = start + int(differs[0] if len(differs) else common)
+            self._changed = [self._held.tokens(0, start)]
+        self._changed.append(tokens)
+        replaces = self._replace and portion.is_last
+        return Missing(np.concatenate(self._changed) if replaces else tokens[:0], replaces)
 
     def require_same_texts(self) -> None:
         """Refuse texts that differ from those that the tree holds under their names, once all others are in the tree.
@@ -224,7 +304,7 @@ class ResumeTracker:
             more = f" (as do {len(self._refused) - 1} others under theirs)" if len(self._refused) > 1 else ""
             raise DataError(
                 f"The text of {name!r} differs from token {index} on from the one that the tree holds under that name"
-                f"{more}; expected the same text, or another name."
+                f"{more}; expected the same text, another name (--name), or --replace to put it in the other's place."
             )
 
     def count(self, portion: Portion, appended_tokens: int) -> None:
@@ -273,10 +353,10 @@ def read_texts(files: TextFiles) -> Iterator[Text]:
     for path in matching_paths("files", files.paths):
         name = (path if files.base is None else Path(os.path.relpath(path, files.base))).as_posix()
         if format_of(path, files.text_field) == "text":
-            yield Text(name, read_text(path))
+            yield Text(files.name or name, read_text(path))
             continue
         for row_name, text in read_rows(MatchedFile(path, name), files.text_field, files.id_field):
-            yield Text(row_name, iter((text,)))
+            yield Text(files.name or row_name, iter((text,)))
 
 
 def survey(files: TextFiles) -> Survey:

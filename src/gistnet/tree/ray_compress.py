@@ -80,6 +80,7 @@ def compress_files_with_ray(
     *,
     workers: int,
     gpus_per_worker: float = 0,
+    replace: bool = False,
     portion_tokens: int = PORTION_TOKENS,
 ) -> CompressTotals:
     """Run `compress_files` with gists made by workers of the Ray cluster that this process is connected to.
@@ -95,6 +96,7 @@ def compress_files_with_ray(
             find its files on every machine.
         workers: processes that make gists, each with one CPU.
         gpus_per_worker: GPUs of each, or a share of one.
+        replace: as for `compress_files`; gists of such texts are made by this process.
         portion_tokens: given to a worker at a time; rounded so that as many levels as possible fit.
 
     Raises:
@@ -103,7 +105,7 @@ def compress_files_with_ray(
         GistNetError: as `compress_files`, or raised by making or running an encoder.
     """
     ray = _import_ray()
-    files = files.named_from(tree.folder)
+    files = files.for_tree(tree.folder)
     total = survey(files)
     portion_tokens = _aligned(portion_tokens, ready.info.branchings)
     portions = with_preceding(read_portions(read_texts(files), ready.tokenize, portion_tokens), ready.info)
@@ -117,7 +119,7 @@ def compress_files_with_ray(
         actor = ray.remote(num_cpus=1, num_gpus=gpus_per_worker, max_restarts=-1, max_task_retries=-1)(Worker)
         pool = [actor.remote(make_encoder, ready.info.fingerprint) for _ in range(workers)]
         made = _with_gists(portions, known, [worker.encode.remote for worker in pool], ray.get)
-        return append_portions(tree, total, made, append, portion_tokens)
+        return append_portions(tree, total, made, append, portion_tokens, replace=replace)
 
 
 class Worker:

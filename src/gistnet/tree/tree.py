@@ -317,6 +317,44 @@ class GistTree:
                 self._need_encoder("to make gists (or append with gists=False and add them)")
             return transaction.append(document, ids, self._encoder if gists else None)
 
+    def remove(self, document: str = MAIN) -> None:
+        """Remove a document: its tokens, gists, qualities and passages.
+
+        Who has the tree open keeps it until `refresh`. Its space is free after the next `compact` that no such reader
+        precedes.
+
+        Raises:
+            DataError: there is no such document.
+            StorageError: the system refused, or another writer was first.
+        """
+        with self._transaction() as transaction:
+            transaction.remove(document)
+
+    def replace(self, tokens: str | Sequence[int] | NDArray[Any], document: str = MAIN, *, gists: bool = True) -> int:
+        """Put other tokens, or another text, in the place of a document, in one step: none reads a mixture.
+
+        Gists of the beginning that both have in common are kept; those behind it are made anew, so that the document
+        is, bit for bit, the one that `append` would have made. Qualities are not kept.
+
+        Args:
+            tokens: as for `append`.
+            document: which; it must be there.
+            gists: as for `append`.
+
+        Returns:
+            The tokens at the beginning that stayed as they were.
+
+        Raises:
+            DataError: as `append`, or there is no such document.
+            ConfigError: as `append`.
+            StorageError: as `append`.
+        """
+        with self._transaction() as transaction:
+            ids = self._token_ids(tokens, self._current.catalog.state.vocabulary_size)
+            if gists and len(ids) >= self._current.version.branchings[0]:
+                self._need_encoder("to make gists (or replace with gists=False and add them)")
+            return transaction.replace(document, ids, self._encoder if gists else None)
+
     def add_gists(self, gists: NDArray[np.generic], level: int, document: str = MAIN) -> int:
         """Put gists that were made elsewhere, by the GistNet of this tree, at the end of a level.
 
@@ -383,21 +421,24 @@ class GistTree:
             if transaction.failed:
                 raise StorageError("An append of this batch failed after it began; nothing of the batch was kept.")
 
-    def index(self, tokenizer: Detokenizer) -> None:
+    def index(self, tokenizer: Detokenizer, *, rebuild: bool = False) -> None:
         """Index text that is not yet, so that it is found by its words.
 
         Appending with an encoder does it, and so does opening the tree for writing with one.
 
         Args:
             tokenizer: of the tree's teacher.
+            rebuild: index all text anew, where `verify` found the index damaged.
 
         Raises:
+            TeacherError: the tokenizer makes other text of the tree's tokens than the index has.
             StorageError: the system refused, or another writer was first.
         """
         self._alone("index")
         snapshot = self._fresh()
         with self._noticing_failure():
-            self._snapshot = maintenance.index_passages(snapshot, tokenizer)
+            index = maintenance.rebuild_passages if rebuild else maintenance.index_passages
+            self._snapshot = index(snapshot, tokenizer)
 
     def reencode(self, encoder: Encoder) -> None:
         """Make all gists anew with another GistNet of the same teacher; readers keep those they have until `refresh`.

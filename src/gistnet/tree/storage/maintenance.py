@@ -9,16 +9,18 @@ not write to a local folder cannot pin: it loses its generation at the next comp
 """
 
 import logging
+import string
 import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 
-from gistnet.errors import GistNetError
+from gistnet.errors import GistNetError, TeacherError
 from gistnet.tree.encoder import Encoder, count_gists
-from gistnet.tree.passages import Detokenizer
+from gistnet.tree.passages import Detokenizer, Passage
 from gistnet.tree.storage import catalog
 from gistnet.tree.storage import rows as layout
 from gistnet.tree.storage.catalog import Catalog, TableState
@@ -37,6 +39,10 @@ FEW_BYTES, MANY_BYTES = 1 << 23, 1 << 29
 needs memory for the files that it puts together: what comes by itself must stay small however large the tree."""
 KEPT_SECONDS = 24 * 3600
 _BATCH_ROWS = 4096
+MOST_LOOKED_UP = 1000
+"""Words that `verify` looks up in the index, a few milliseconds each."""
+_LONGEST_STOP_WORD = 5
+"""Characters; Lance's English ones are no longer."""
 
 
 def make_missing_gists(snapshot: Snapshot, encoder: Encoder) -> Snapshot:
@@ -60,8 +66,14 @@ def _missing_gists(snapshot: Snapshot, encoder: Encoder) -> Transaction | None:
 
 
 def index_passages(snapshot: Snapshot, tokenizer: Detokenizer) -> Snapshot:
-    """Index the text that is not yet, with a commit every few hundred thousand tokens."""
+    """Index the text that is not yet, with a commit every few hundred thousand tokens.
+
+    Raises:
+        TeacherError: the tokenizer makes other text of the tree's tokens than the one that indexed them before.
+    """
     missing = sum(counts.tokens - counts.indexed for counts in snapshot.catalog.documents.values())
+    if missing:
+        _require_tokenizer(snapshot, tokenizer)
     done = 0
     while done < missing:
         logger.info("Indexing %s of %s tokens, to be found by their words.", f"{done:,}", f"{missing:,}")
@@ -75,6 +87,37 @@ def index_passages(snapshot: Snapshot, tokenizer: Detokenizer) -> Snapshot:
                     break
         snapshot = transaction.commit()
     return snapshot
+
+
+def rebuild_passages(snapshot: Snapshot, tokenizer: Detokenizer) -> Snapshot:
+    """Make passages and their index anew from the tokens; killed in the middle, the rest is text that is not indexed.
+
+    Raises:
+        TeacherError: as `index_passages`.
+    """
+    _require_tokenizer(snapshot, tokenizer)
+    base = snapshot.catalog
+    schema = layout.schema_of(layout.PASSAGES, snapshot.version.dim)
+    created = create_tables(snapshot.location, {layout.PASSAGES: schema}, since=base.generation + 1)
+    documents = {name: counts._replace(indexed=0, settled=0) for name, counts in base.documents.items()}
+    state = base.state.model_copy(update={"tables": {**base.state.tables, **created}})
+    return index_passages(commit(snapshot, state, documents), tokenizer)
+
+
+def _require_tokenizer(snapshot: Snapshot, tokenizer: Detokenizer) -> None:
+    """Refuse a tokenizer that makes other text of some tokens than the index has; one that is damaged refuses none."""
+    try:
+        stored = snapshot.table(layout.PASSAGES).first(1, layout.PASSAGES_SCHEMA.names)
+        rows = list(layout.read_passage_rows(stored))
+        tokens = [TreeDocument(snapshot, name).tokens(of.start, of.stop).tolist() for name, of, _ in rows]
+    except GistNetError:
+        return
+    for ids, (document, passage, text) in zip(tokens, rows, strict=True):
+        if (decoded := tokenizer.decode(ids)) != text:
+            raise TeacherError(
+                f"The tokenizer makes {decoded[:40]!r} of the tokens of {document!r} from {passage.start} on, expected "
+                f"{text[:40]!r} as in the index: it is not the one that the tree was made with."
+            )
 
 
 def reencode(snapshot: Snapshot, encoder: Encoder) -> Snapshot:
@@ -228,8 +271,9 @@ def verify(snapshot: Snapshot, encoder: Encoder | None = None) -> VerifyReport:
     _verify_rows(snapshot, layout.PASSAGES, n_indexed, problems)
     try:
         snapshot.table(layout.PASSAGES).read_indices()
+        problems += _lost_words(snapshot)
     except GistNetError as error:
-        problems.append(str(error))
+        problems.append(f"{str(error).removesuffix('.')}; `gistnet tree index --rebuild` makes the index anew.")
     recomputed = None
     if encoder is not None:
         recomputed = sum(_verify_gists(snapshot, encoder, name, problems) for name in documents)
@@ -262,6 +306,42 @@ def _verify_rows(snapshot: Snapshot, name: str, expected: dict[str, int], proble
                 f"The table {name} has {found[document]} of {document!r}, expected the {count} of the catalog."
             )
     return found.total()
+
+
+def _lost_words(snapshot: Snapshot) -> list[str]:
+    """A sentence if the index misses words that stand in passages: one of each passage, or of `MOST_LOOKED_UP`."""
+    table = snapshot.table(layout.PASSAGES)
+
+    def passages() -> Iterator[tuple[str, Passage, str]]:
+        for batch in table.batches(_BATCH_ROWS):
+            yield from layout.read_passage_rows(batch)
+
+    every = -(-table.n_rows // MOST_LOOKED_UP)
+    longest = [max(_words(text), key=len, default="") for _, _, text in islice(passages(), 0, None, every or 1)]
+    places: dict[str, set[tuple[str, int]]] = {word: set() for word in longest if word}
+    for document, passage, text in passages():
+        for word in places.keys() & set(_words(text)):
+            places[word].add((document, passage.start))
+    lost = []
+    for word, expected in places.items():
+        name = min(expected)[0]
+        for where, wanted in ((None, expected), (layout.of_document(name), {at for at in expected if at[0] == name})):
+            rows = table.matching(word, table.n_rows, where, ["document", "start"])
+            found = zip(rows["document"].to_pylist(), rows["start"].to_pylist(), strict=True)
+            lost += [(word, *at) for at in wanted.difference(found)]
+    if not lost:
+        return []
+    word, document, start = min(lost)
+    return [
+        f"The index of words does not find {word!r} at token {start} of {document!r}, among {len(lost)} that it lost; "
+        "`gistnet tree index --rebuild` makes it anew."
+    ]
+
+
+def _words(text: str) -> list[str]:
+    """The words that are surely words to the index, too: between white space or punctuation, and no stop words."""
+    words = (word.strip(string.punctuation) for word in text.split())
+    return [word for word in words if word.isalnum() and len(word) > _LONGEST_STOP_WORD and len(word.encode()) <= 32]
 
 
 def _extents(table: Table) -> Iterator[tuple[str, int, int]]:

@@ -113,6 +113,9 @@ class Snapshot:
         self.pin = pin
         self._tables: dict[str, Table] = {} if earlier is None else dict(earlier._tables)
         self._indices: dict[tuple[str, int], RowIndex] = {} if earlier is None else earlier._indices
+        for name, since in list(self._indices):  # of rows that were renumbered since
+            if (state := catalog.state.tables.get(name)) is None or state.since != since:
+                del self._indices[name, since]
         self._measured: dict[_NodeKey, _Extents] | None = None
 
     @classmethod

@@ -249,6 +249,11 @@ class Table:
         with lance_errors("read", self.uri):
             return self._dataset.scanner(columns=columns, offset=start).to_table().combine_chunks()
 
+    def first(self, count: int, columns: list[str]) -> pa.Table:
+        """The first rows, `count` at most."""
+        with lance_errors("read", self.uri):
+            return self._dataset.scanner(columns=columns, limit=count).to_table().combine_chunks()
+
     def batches(self, rows: int) -> Iterator[pa.Table]:
         """All rows and columns in their order, about `rows` at a time."""
         with lance_errors("read", self.uri):

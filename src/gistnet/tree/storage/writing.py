@@ -11,7 +11,7 @@ from gistnet.errors import DataError
 from gistnet.files import WRITER_LOCK, lock_for_writing, storage_errors
 from gistnet.locks import FileLock
 from gistnet.tree.document import require_level
-from gistnet.tree.encoder import Encoder, GistVersion
+from gistnet.tree.encoder import Encoder, GistVersion, count_gists
 from gistnet.tree.passages import Detokenizer, Passage, split_passages
 from gistnet.tree.storage import catalog
 from gistnet.tree.storage import rows as layout
@@ -82,13 +82,20 @@ def commit(snapshot: Snapshot, state: TreeState, documents: Mapping[str, Counts]
 
 
 class PendingDocument:
-    """A document of a snapshot, perhaps a new one, with tokens and gists that are still to be written."""
+    """A document of a snapshot, perhaps a new one, with tokens and gists that are still to be written.
 
-    def __init__(self, snapshot: Snapshot, name: str) -> None:
+    Args:
+        snapshot: of the tree.
+        name: of the document.
+        emptied: begin without what the snapshot has of it.
+    """
+
+    def __init__(self, snapshot: Snapshot, name: str, *, emptied: bool = False) -> None:
         self.name = name
         self._version = snapshot.version
-        self._document = TreeDocument(snapshot, name) if name in snapshot.catalog.documents else None
-        self._stored = snapshot.catalog.documents.get(name, Counts(0, (0,) * self._version.levels))
+        stored = not emptied and name in snapshot.catalog.documents
+        self._document = TreeDocument(snapshot, name) if stored else None
+        self._stored = snapshot.catalog.documents[name] if stored else Counts(0, (0,) * self._version.levels)
         self.n_tokens = self._stored.tokens
         self.n_gists = list(self._stored.gists)
         self.indexed, self.settled = self._stored.indexed, self._stored.settled
@@ -205,8 +212,9 @@ class Transaction:
     def __init__(self, snapshot: Snapshot, tokenizer: Detokenizer | None = None) -> None:
         self._snapshot = snapshot
         self._tokenizer = tokenizer
-        self._replaced: list[str] = []
         self._pending: dict[str, PendingDocument] = {}
+        self._removed: set[str] = set()
+        self._deleted: dict[str, list[str]] = {}  # by table, what is true in rows that go before others come
         self._rows: dict[str, list[pa.Table]] = {}
         self.failed = False
         """Set once a change was added only in part, so that none must be committed."""
@@ -216,6 +224,41 @@ class Transaction:
         if name not in self._pending:
             self._pending[name] = PendingDocument(self._snapshot, name)
         return self._pending[name]
+
+    def remove(self, name: str) -> None:
+        """Remove a document, with what this transaction has added to it; what comes after begins it anew.
+
+        Raises:
+            DataError: there is no such document.
+        """
+        if not self.document(name).n_tokens:
+            TreeDocument(self._snapshot, name)  # refuses it, in the words of one that is not there
+        if name in self._snapshot.catalog.documents:
+            self._removed.add(name)
+            for table in self._snapshot.catalog.state.tables:
+                self._deleted.setdefault(table, []).append(layout.of_document(name))
+        for table, pieces in self._rows.items():
+            self._rows[table] = [rows for rows in pieces if rows["document"][0].as_py() != name]
+        self._pending[name] = PendingDocument(self._snapshot, name, emptied=True)
+
+    def replace(self, name: str, tokens: NDArray[np.int64], encoder: Encoder | None) -> int:
+        """Put other tokens in the place of a stored document's; returns how many of its first ones stayed.
+
+        Raises:
+            DataError: there is no such document.
+        """
+        held, branchings = TreeDocument(self._snapshot, name), self._snapshot.version.branchings
+        before = held.tokens(0, min(held.n_tokens, len(tokens)))
+        common = int(np.append(before != tokens[: len(before)], True).argmax())
+        counts = [min(made, count_gists(common, branchings, level)) for level, made in enumerate(held.n_gists)]
+        kept = [held.gists(level, 0, count) for level, count in enumerate(counts)]
+        self.remove(name)
+        self.append(name, tokens[:common], None)
+        for level, gists in enumerate(kept):
+            if len(gists):
+                self.document(name).add_gists(level, gists)
+        self.append(name, tokens[common:], encoder)
+        return common
 
     def append(self, name: str, tokens: NDArray[np.int64], encoder: Encoder | None) -> int:
         """Add tokens, and the gists that they complete if there is an encoder; returns the document's tokens then."""
@@ -235,11 +278,12 @@ class Transaction:
         """Index text of a document that is not, `at_most` so many tokens of it."""
         if document.indexed < document.n_tokens:
             if document.settled < document.indexed:
-                self._replaced.append(f"({layout.of_document(document.name)} AND start >= {document.settled})")
+                replaced = f"({layout.of_document(document.name)} AND start >= {document.settled})"
+                self._deleted.setdefault(layout.PASSAGES, []).append(replaced)
             self.add_rows(layout.PASSAGES, document.passage_rows(tokenizer, at_most))
 
     def add_rows(self, table: str, rows: pa.Table) -> None:
-        """Add rows to a table."""
+        """Add rows of one document to a table."""
         self._rows.setdefault(table, []).append(rows)
 
     def write(self) -> dict[str, TableState]:
@@ -250,15 +294,18 @@ class Transaction:
                 self.add_rows(name, rows)
         states = dict(self._snapshot.catalog.state.tables)
         files = []
-        for name, pieces in self._rows.items():
+        for name in dict.fromkeys([*self._deleted, *self._rows]):
             before = after = self._snapshot.table(name)
-            if name == layout.PASSAGES:
-                after = after.delete(" OR ".join(self._replaced)) if self._replaced else after
-                after = after.append(pa.concat_tables(pieces)).indexed()
-            else:
+            update: dict[str, int] = {}
+            if gone := self._deleted.get(name):
+                after = after.delete(" OR ".join(gone))
+                if after.n_rows < before.n_rows:
+                    update["since"] = self._snapshot.catalog.generation + 1
+            if pieces := self._rows.get(name):
                 after = after.append(pa.concat_tables(pieces))
+                after = after.indexed() if name == layout.PASSAGES else after
             files += after.files_since(before)
-            states[name] = states[name].model_copy(update={"version": after.version, "n_rows": after.n_rows})
+            states[name] = states[name].model_copy(update={**update, "version": after.version, "n_rows": after.n_rows})
         self._snapshot.location.flush(files)
         return states
 
@@ -268,8 +315,11 @@ class Transaction:
             for document in self._pending.values():
                 self.index(document, self._tokenizer)
         changed = {name: document.counts for name, document in self._pending.items() if document.changed}
-        if not self._rows and not changed:
+        if not self._rows and not self._deleted and not changed:
             return self._snapshot
         base = self._snapshot.catalog
         state = base.state.model_copy(update={"tables": self.write()})
-        return commit(self._snapshot, state, {**base.documents, **changed})
+        documents = {**base.documents, **changed}
+        for name in self._removed - changed.keys():
+            del documents[name]
+        return commit(self._snapshot, state, documents)
