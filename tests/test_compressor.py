@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import gistnet
-from gistnet.errors import CheckpointError, DataError
+from gistnet.errors import CheckpointError, ConfigError, DataError
 from gistnet.model.config import GistNetConfig, TeacherConfig
 from gistnet.model.gistnet import GistNet
 from gistnet.model.teacher import Teacher
@@ -66,6 +66,16 @@ def test_a_model_that_is_loaded_already_is_used_and_another_one_refused(
     other = AutoModelForCausalLM.from_config(own.config)
     with pytest.raises(CheckpointError, match="trained with"):
         gistnet.load(saved, model=other, tokenizer=tokenizer)
+
+
+def test_the_device_and_the_precision_are_those_asked_for(saved: Path, model: gistnet.Compressor) -> None:
+    assert (model.teacher.device.type, model.teacher.dtype) == ("cpu", torch.float32)
+    wide = gistnet.load(saved, device="cpu", precision="float64")
+    assert wide.teacher.dtype == torch.float64
+    assert wide.info()["fingerprint"] != model.info()["fingerprint"]
+    for options in ({"device": "abacus"}, {"precision": "float16"}, {"precision": "float32", "model": object()}):
+        with pytest.raises(ConfigError, match=next(iter(options))):
+            gistnet.load(saved, **options)
 
 
 def test_a_name_that_there_is_not_is_refused() -> None:

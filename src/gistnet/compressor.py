@@ -20,10 +20,12 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextIteratorStreamer
 
 from gistnet.context.generate import Generation, generate, prompt_context
-from gistnet.errors import TeacherError
+from gistnet.errors import ConfigError, TeacherError
+from gistnet.model.fingerprint import Precision
 from gistnet.model.gistnet import GistNet
 from gistnet.model.teacher import Teacher
 from gistnet.model.tokenizer import TeacherTokenizer
+from gistnet.release_folder import find_folder
 from gistnet.session import open_gistnet
 from gistnet.tree.document import CompressedDocument, InMemoryDocument, compress
 from gistnet.tree.gist_encoder import GistEncoder
@@ -113,22 +115,37 @@ class Compressor:
 
 
 def load(
-    name: str | Path, *, model: PreTrainedModel | None = None, tokenizer: PreTrainedTokenizerBase | None = None
+    name: str | Path,
+    *,
+    device: str = "auto",
+    precision: Precision | None = None,
+    revision: str | None = None,
+    model: PreTrainedModel | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> Compressor:
     """A trained GistNet with its language model.
 
     Args:
-        name: of a release that comes with the package; or a run folder, one of its checkpoints, a saved GistNet.
+        name: of a run folder, one of its checkpoints, or a saved GistNet; of a release that comes with the package; or
+            USER/NAME on the Hugging Face Hub, which is downloaded once.
+        device: of the language model: auto (the GPU where there is one), cpu, cuda.
+        precision: its number format, bfloat16, float32 or float64; by default the one that the GistNet was trained
+            with. Gists made in another one are of another version: a tree takes those of one only.
+        revision: branch, tag or commit of the repository on the Hub.
         model: the language model, where it is loaded already; by default the one that the GistNet was trained with is
             loaded, on the GPU where there is one. Its attention becomes this package's, and its weights are frozen.
         tokenizer: of the model given.
 
     Raises:
-        CheckpointError: there is none of that name, it is damaged, or it belongs to another language model.
+        CheckpointError: there is none of that name, it is damaged, or it belongs to another language model; or the Hub
+            cannot be reached.
         TeacherError: the language model cannot be loaded, or cannot be a teacher.
+        ConfigError: there is no such device, or it does not compute in that precision; or both are given with a model.
     """
     if model is None:
-        return Compressor(*open_gistnet(Path(name)))
+        return Compressor(*open_gistnet(name, device=device, precision=precision, revision=revision))
+    if device != "auto" or precision is not None:
+        raise ConfigError("Got a model, and a device or precision to load it in; expected either.")
     wrapped = None if tokenizer is None else TeacherTokenizer(tokenizer)
     teacher = Teacher(model, wrapped, name=model.config.name_or_path or type(model).__name__)
-    return Compressor(teacher, GistNet.from_pretrained(name, teacher))
+    return Compressor(teacher, GistNet.from_pretrained(find_folder(name, revision=revision), teacher))

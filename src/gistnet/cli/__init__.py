@@ -111,7 +111,7 @@ def train(
 @app.command()
 def evaluate(
     path: Annotated[
-        Path, typer.Argument(help="A run folder, one of its checkpoints, a release, or a release's name.", **PATH)
+        Path, typer.Argument(help="A run folder, one of its checkpoints, a release, its name, or USER/NAME.", **PATH)
     ],
     settings: Settings = None,
     out: Annotated[

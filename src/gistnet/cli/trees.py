@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 tree_app = typer.Typer(no_args_is_help=True, help="Look into a tree of gists.")
 
-CHECKPOINT = "A run folder, one of its checkpoints, a saved GistNet, or the name of a release."
+CHECKPOINT = "A run folder, one of its checkpoints, a saved GistNet, a release's name, or USER/NAME on the Hub."
 TreeArgument = Annotated[str, typer.Argument(help="A folder, or a URI such as s3://bucket/tree.", metavar="TREE")]
 
 
