@@ -57,8 +57,7 @@ def compress(
     teacher, gistnet = open_gistnet(load.checkpoint)
     encoder = GistEncoder(teacher, gistnet)
     ready = ReadyGists(encoder)
-    exists = GistTree.exists(tree)
-    with GistTree.open(tree, ready, writable=True) if exists else GistTree.create(tree, ready) as opened:
+    with GistTree.open_or_create(tree, ready) as opened:
         if workers:
             done = compress_files_with_ray(texts, opened, ready, load, workers=workers, gpus_per_worker=gpus_per_worker)
         else:
