@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gistnet.context.generate import Generation, generate, prompt_context, streamed
+from gistnet.context.memory import Memory
 from gistnet.data.sources import read_text
 from gistnet.errors import ConfigError, DataError
 from gistnet.model.fingerprint import Precision
@@ -147,6 +148,10 @@ class Compressor:
         return streamed(
             self.teacher, lambda streamer: self.generate(document, prompt, budget=budget, streamer=streamer, **options)
         )
+
+    def memory(self, uri: str | Path) -> Memory:
+        """A conversation that is kept on disk, the one that is there or a new one; see `gistnet.context.memory`."""
+        return Memory(self.teacher, self.encoder, uri)
 
     def context(self, document: CompressedDocument, prompt: str, *, budget: int = 1024) -> dict[str, Tensor]:
         """Arguments with which `model.generate(**arguments)` of transformers reads what `generate` would.

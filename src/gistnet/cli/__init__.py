@@ -6,6 +6,7 @@ gistnet evaluate  measure a trained GistNet on held-out documents, beside its ba
 gistnet report    show a run, or several side by side, on a page that opens offline
 gistnet compress  compress documents into a tree of gists on disk
 gistnet generate  let the frozen model answer from a document in a tree
+gistnet chat      talk with the model in a conversation that is kept on disk
 gistnet tree      look into a tree: info, verify, search, export
 gistnet release   make a folder of a finished run that anyone can load and evaluate
 gistnet publish   upload such a folder to the Hugging Face Hub
@@ -201,6 +202,6 @@ def report(
         raise ConfigError(f"Got {len(runs)} runs, expected one, or --compare to put them side by side.")
 
 
-for command in (trees.compress, trees.generate, trees.show, releases.release, releases.publish):
+for command in (trees.compress, trees.generate, trees.chat, trees.show, releases.release, releases.publish):
     app.command()(command)
 app.add_typer(trees.tree_app, name="tree")

@@ -1,4 +1,4 @@
-"""The commands about texts and trees: `gistnet compress|generate|show`, and those of `gistnet tree`.
+"""The commands about texts and trees: `gistnet compress|generate|chat|show`, and those of `gistnet tree`.
 
 Each reads its arguments, calls the library, and prints. What needs no model does not load PyTorch: `info`, `list`,
 `search`, `export`, and `verify` without a checkpoint.
@@ -6,6 +6,8 @@ Each reads its arguments, calls the library, and prints. What needs no model doe
 
 import logging
 import re
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +15,7 @@ import typer
 from rich.table import Table
 
 from gistnet import terminal
+from gistnet.errors import DataError, GistNetError
 from gistnet.paths import required_name
 from gistnet.positions import Positions, policy_of
 from gistnet.terminal import NAME, PATH
@@ -125,6 +128,59 @@ def generate(
     )
     if not generation.text.strip():
         logger.warning("The model's answer is empty: it ended its turn at once.")
+
+
+def chat(
+    name: Annotated[Path, typer.Argument(help=CHECKPOINT, **PATH)],
+    memory: Annotated[str, typer.Option(help="The conversation: a folder or URI, made if it is not there.", **NAME)],
+    budget: Annotated[int, typer.Option(min=1, help="The most vectors the model reads, prompt included.")] = 1024,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="The most tokens of an answer.")] = 256,
+) -> None:
+    """Talk with the model in a conversation that is kept on disk: a line is a prompt, Ctrl-C stops an answer."""
+    from gistnet.compressor import load
+
+    terminal.quieten()
+    model = load(name)
+    with model.memory(memory) as conversation:
+        logger.info(
+            "%s with gists of %s, on %s; the conversation in %s has %s tokens. Ctrl-D ends it.",
+            model.teacher.name,
+            name,
+            model.teacher.device,
+            memory,
+            f"{conversation.document.n_tokens:,}",
+        )
+        for prompt in _prompts():
+            answer = conversation.stream(prompt, budget=budget, max_new_tokens=max_new_tokens)
+            try:
+                for piece in answer:
+                    print(piece, end="", flush=True)
+            except KeyboardInterrupt:
+                answer.close()
+                print()
+            except GistNetError as error:
+                if not sys.stdin.isatty():
+                    raise
+                terminal.err.print(str(error))
+            else:
+                print()
+
+
+def _prompts() -> Iterator[str]:
+    """Lines of the standard input that are not blank; of a terminal, with a sign that one is expected."""
+    shown = "> " if sys.stdin.isatty() else ""
+    while True:
+        try:
+            line = input(shown)
+        except EOFError:
+            return
+        except KeyboardInterrupt:
+            print()  # a line that is given up
+            continue
+        except UnicodeDecodeError as error:
+            raise DataError(f"Got a line that is not {error.encoding} ({error.reason}), expected text.") from error
+        if line.strip():
+            yield line
 
 
 def show(
