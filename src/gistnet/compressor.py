@@ -58,12 +58,12 @@ class Compressor:
         self.encoder = GistEncoder(teacher, gistnet)
 
     @overload
-    def encode(self, text: str | NDArray[np.integer]) -> Encoded: ...
+    def encode(self, text: list[str] | tuple[str, ...]) -> list[Encoded]: ...
     @overload
-    def encode(self, text: Sequence[str]) -> list[Encoded]: ...
-    @overload
-    def encode(self, text: Sequence[int]) -> Encoded: ...
-    def encode(self, text: str | Sequence[str] | Sequence[int] | NDArray[np.integer]) -> Encoded | list[Encoded]:
+    def encode(self, text: str | Sequence[int] | NDArray[np.integer]) -> Encoded: ...
+    def encode(
+        self, text: list[str] | tuple[str, ...] | str | Sequence[int] | NDArray[np.integer]
+    ) -> Encoded | list[Encoded]:
         """Gists of level 0 of a text, of each of a list of texts, or of token ids.
 
         The spans of all texts share batches of one size, so that vectors are those of each text alone (no bit differed
@@ -73,10 +73,8 @@ class Compressor:
         Raises:
             DataError: there is no text, or something that is no token id.
         """
-        several = (
-            isinstance(text, Sequence) and not isinstance(text, str) and all(isinstance(each, str) for each in text)
-        )
-        texts = [self._tokens(each) for each in (text if several else [text])]  # type: ignore[arg-type, list-item]
+        several = isinstance(text, list | tuple) and all(isinstance(each, str) for each in text)
+        texts = [self._tokens(each) for each in (text if several else [text])]  # type: ignore[arg-type]
         groups = [[tokens] for tokens in texts] if self.gistnet.config.reads == "context" else [texts]
         encoded = [each for group in groups if group for each in self._encode_together(group)]
         return encoded if several else encoded[0]
