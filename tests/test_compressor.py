@@ -8,10 +8,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import gistnet
-from gistnet.errors import CheckpointError, DataError
+from gistnet.errors import CheckpointError, ConfigError, DataError
 from gistnet.model.config import GistNetConfig, TeacherConfig
 from gistnet.model.gistnet import GistNet
 from gistnet.model.teacher import Teacher
+from tests.gistnets import context_gistnet
 
 TEXT = "the river walked over seven quiet stones and never met the bridge; " * 4  # 268 bytes
 
@@ -35,6 +36,49 @@ def test_vectors_of_a_text_and_what_fills_no_span(model: gistnet.Compressor) -> 
     assert model.teacher.tokenizer.decode(tail) == TEXT[33 * 8 :]
     with pytest.raises(DataError, match="empty text"):
         model.encode("")
+
+
+def test_texts_together_have_the_vectors_of_each_alone(model: gistnet.Compressor) -> None:
+    texts = [TEXT, "seven", TEXT[5:70], "a bridge", TEXT * 3]
+    for compressor in (model, gistnet.Compressor(model.teacher, context_gistnet(model.teacher))):
+        together = compressor.encode(texts)
+        assert [len(each.vectors) for each in together] == [33, 0, 8, 1, 100]
+        for text, encoded in zip(texts, together, strict=True):
+            assert np.array_equal(encoded.vectors, compressor.encode(text).vectors)
+            assert np.array_equal(encoded.tail, compressor.encode(text).tail)
+    assert model.encode([]) == []
+    ids = model.teacher.tokenizer.encode(TEXT)
+    assert np.array_equal(model.encode(ids.tolist()).vectors, model.encode(ids).vectors)
+    with pytest.raises(DataError, match="empty text"):
+        model.encode(["a", ""])
+
+
+def test_a_bar_is_shown_for_many_batches_on_a_terminal_only(
+    model: gistnet.Compressor, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("gistnet.tree.gist_encoder.MANY_BATCHES", 2)
+    plain = model.encode(TEXT * 3).vectors
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    assert np.array_equal(model.encode(TEXT * 3).vectors, plain)
+    assert capsys.readouterr().err != ""
+    model.encode(TEXT)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_file_is_compressed_into_a_tree(model: gistnet.Compressor, tmp_path: Path) -> None:
+    (tmp_path / "river.txt").write_text(TEXT, encoding="utf-8")
+    in_memory = model.compress(tmp_path / "river.txt")
+    for _ in range(2):  # the second time all of it is there
+        document = model.compress(tmp_path / "river.txt", tree=tmp_path / "tree")
+    assert (document.name, document.n_tokens) == ("river.txt", in_memory.n_tokens)
+    assert np.array_equal(document.gists(0, 0, 33), in_memory.gists(0, 0, 33))
+    assert model.compress(TEXT[:9], tree=tmp_path / "tree").name == "main"
+    assert model.compress(TEXT[:90], tree=tmp_path / "tree").n_tokens == 90  # goes on
+    with pytest.raises(DataError, match="differs"):
+        model.compress("another text", tree=tmp_path / "tree")
+    with pytest.raises(ConfigError, match="tree"):
+        model.compress(TEXT, name="river")
 
 
 def test_an_answer_is_that_of_generate_and_its_pieces_join_to_it(model: gistnet.Compressor) -> None:
@@ -66,6 +110,16 @@ def test_a_model_that_is_loaded_already_is_used_and_another_one_refused(
     other = AutoModelForCausalLM.from_config(own.config)
     with pytest.raises(CheckpointError, match="trained with"):
         gistnet.load(saved, model=other, tokenizer=tokenizer)
+
+
+def test_the_device_and_the_precision_are_those_asked_for(saved: Path, model: gistnet.Compressor) -> None:
+    assert (model.teacher.device.type, model.teacher.dtype) == ("cpu", torch.float32)
+    wide = gistnet.load(saved, device="cpu", precision="float64")
+    assert wide.teacher.dtype == torch.float64
+    assert wide.info()["fingerprint"] != model.info()["fingerprint"]
+    for options in ({"device": "abacus"}, {"precision": "float16"}, {"precision": "float32", "model": object()}):
+        with pytest.raises(ConfigError, match=next(iter(options))):
+            gistnet.load(saved, **options)
 
 
 def test_a_name_that_there_is_not_is_refused() -> None:

@@ -1,4 +1,4 @@
-"""Files of a release folder, by name, and the releases that come with the package.
+"""Files of a release folder, by name, and finding one: on disk, in the package, or on the Hugging Face Hub.
 
     RELEASE/model.safetensors, config.json, below/   a saved GistNet, see `model.saved_gistnet`
     RELEASE/config.yaml     the resolved configuration of its run, in which no path says anything of a machine
@@ -11,15 +11,18 @@
 Nothing here imports torch.
 """
 
+import json
 from pathlib import Path
 
-from gistnet.errors import CheckpointError
+from gistnet.errors import CheckpointError, ConfigError
 from gistnet.paths import local_path
 from gistnet.run_folder import CONFIG_FILE, METRICS_FILE, REPORT_FILE, RESULTS_FILE, SPAN_MAP_FILE
 
 RELEASES = Path(__file__).parent / "released"
 """Folder of the releases that come with the package."""
 
+GISTNET_CONFIG_FILE = "config.json"
+"""Of the saved GistNet, as `model.saved_gistnet` has it, which imports torch."""
 HELD_OUT_FOLDER = "held-out"
 PROVENANCE_FILE = "release.json"
 DATA_NOTES_FILE = "data.md"
@@ -54,14 +57,26 @@ def releases_in(home: Path) -> dict[str, Path]:
     return {folder.name: folder for folder in sorted(home.glob("[!.]*")) if is_release(folder)}
 
 
-def find_folder(path: Path | str) -> Path:
-    """The folder itself, or the release of that name where it is a plain name and no folder is called so.
+def find_folder(path: Path | str, *, revision: str | None = None) -> Path:
+    """The folder itself where it exists; or the release of that name; or the copy of a repository of the Hub.
+
+    A repository USER/NAME is downloaded to the client's cache, with the token of the environment where there is one.
+    Without a network, or with HF_HUB_OFFLINE=1, what the cache has is used. Other paths are returned as they are.
+
+    Args:
+        path: of a folder, a release's name, or USER/NAME.
+        revision: branch, tag or commit of the repository; None is its main branch.
 
     Raises:
-        CheckpointError: it is neither.
-        ConfigError: it is empty, or names a user without a home folder.
+        CheckpointError: it is none of them; or the repository cannot be reached, or holds no GistNet.
+        ConfigError: it is empty, or names a user without a home folder; or a revision of what is not on the Hub.
     """
     path = local_path(path)
+    on_the_hub = _is_repository(path) and not path.exists()
+    if revision is not None and not on_the_hub:
+        raise ConfigError(f"Got the revision '{revision}' of '{path}', expected one of a repository USER/NAME only.")
+    if on_the_hub:
+        return _from_hub(path.as_posix(), revision)
     if len(path.parts) != 1 or path.name == ".." or path.exists():
         return path
     included = included_releases()
@@ -69,3 +84,53 @@ def find_folder(path: Path | str) -> Path:
         return included[path.name]
     named = f"or one of the releases {', '.join(included)}" if included else "for this package comes without releases"
     raise CheckpointError(f"There is no folder '{path}' and no release of that name; expected a folder, {named}.")
+
+
+def _is_repository(path: Path) -> bool:
+    """True for USER/NAME, as the Hub allows them."""
+    if len(path.parts) != 2 or path.is_absolute() or ".." in path.parts:
+        return False
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(path.as_posix())
+    except HFValidationError:
+        return False
+    return True
+
+
+def _from_hub(repository: str, revision: str | None) -> Path:
+    """The folder of the client's cache with a repository that holds a GistNet.
+
+    Raises:
+        CheckpointError: as `find_folder`.
+    """
+    from huggingface_hub import errors, hf_hub_download, snapshot_download
+
+    where = repository if revision is None else f"{repository} at revision '{revision}'"
+    try:
+        # The configuration first: the files of what is no GistNet may be large.
+        config = Path(hf_hub_download(repository, GISTNET_CONFIG_FILE, revision=revision))
+        if "gistnet_version" not in json.loads(config.read_bytes()):
+            raise CheckpointError(f"The repository {where} holds a model that is no GistNet, expected a saved GistNet.")
+        return Path(snapshot_download(repository, revision=revision))
+    except errors.RepositoryNotFoundError as error:
+        raise CheckpointError(
+            f"There is no folder '{repository}', and no repository of that name on the Hugging Face Hub that is public "
+            "or open to the token."
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise CheckpointError(f"The repository {repository} has no revision '{revision}'.") from error
+    except errors.LocalEntryNotFoundError as error:
+        raise CheckpointError(
+            f"There is no folder '{repository}', and the Hugging Face Hub cannot be asked for {where}, which is not in "
+            "the cache; expected a network (or, with HF_HUB_OFFLINE=1, an earlier download)."
+        ) from error
+    except (errors.EntryNotFoundError, ValueError) as error:  # the latter: no JSON
+        raise CheckpointError(
+            f"The repository {where} holds no GistNet, expected one, as `gistnet publish` uploads it."
+        ) from error
+    except OSError as error:  # the client's errors of the HTTP library, and of the disk
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        raise CheckpointError(f"Could not download {where} from the Hugging Face Hub ({reason}).") from error

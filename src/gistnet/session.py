@@ -7,7 +7,7 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from rich.table import Table
@@ -20,7 +20,7 @@ from gistnet.evaluation.validation import Validator
 from gistnet.files import lock_for_writing
 from gistnet.machine import keep_freed_memory, require_precision, share_cores, usable_devices
 from gistnet.model.config import TeacherConfig
-from gistnet.model.fingerprint import TeacherFingerprint
+from gistnet.model.fingerprint import Precision, TeacherFingerprint
 from gistnet.model.gistnet import GistNet
 from gistnet.model.loading import load_tokenizer
 from gistnet.model.saved_gistnet import WEIGHTS_FILE, read_saved
@@ -278,7 +278,7 @@ def open_trained(path: Path, settings: Sequence[str] = ()) -> TrainedGistNet:
     """The GistNet of a run folder (its best checkpoint, otherwise its newest), of a checkpoint, or of a release.
 
     Args:
-        path: where it is, or the name of a release that comes with the package.
+        path: where it is, the name of a release that comes with the package, or USER/NAME on the Hub.
         settings: `key=value` changes to the run's configuration.
 
     Raises:
@@ -305,19 +305,30 @@ def _run_of(path: Path, settings: Sequence[str] = ()) -> tuple[Path, RunConfig]:
     return run_folder, load_config(run_folder / CONFIG_FILE, settings)
 
 
-def open_gistnet(path: Path) -> tuple[Teacher, GistNet]:
-    """A GistNet and its teacher, from a run folder, one of its checkpoints, a saved GistNet, or a release's name.
+def open_gistnet(
+    path: Path | str, *, device: str = "auto", precision: Precision | None = None, revision: str | None = None
+) -> tuple[Teacher, GistNet]:
+    """A GistNet and its teacher, from anything that `find_folder` finds: a run folder, a checkpoint, a saved GistNet.
+
+    Args:
+        path: where it is, a release's name, or USER/NAME on the Hub.
+        device: of the teacher, as in `open_teacher`.
+        precision: of the teacher; None is the one that the GistNet was trained with.
+        revision: of the repository on the Hub.
 
     Raises:
         CheckpointError: there is none at `path`, it is damaged, or it belongs to another teacher than the one named.
         TeacherError: the teacher cannot be loaded.
+        ConfigError: there is no such device, or it does not compute in that precision.
     """
-    path = find_folder(path)
+    path = find_folder(path, revision=revision)
     if not (path / WEIGHTS_FILE).is_file():
-        trained = open_trained(path)
+        settings = [] if device == "auto" else [f"device={device}"]
+        settings += [] if precision is None else [f"teacher.precision={precision}"]
+        trained = open_trained(path, settings)
         return trained.teacher, trained.gistnet
     saved, _ = read_saved(path)
-    teacher = open_teacher(saved.teacher)
+    teacher = open_teacher(saved.teacher, device=device, precision=precision)
     return teacher, GistNet.from_pretrained(path, teacher)
 
 
@@ -336,13 +347,28 @@ class LoadEncoder:
         return GistEncoder(*open_gistnet(self.checkpoint))
 
 
-def open_teacher(fingerprint: TeacherFingerprint) -> Teacher:
-    """The teacher that a saved GistNet or a tree names, in its precision, on the GPU where there is one.
+def open_teacher(
+    fingerprint: TeacherFingerprint, *, device: str = "auto", precision: Precision | None = None
+) -> Teacher:
+    """The teacher that a saved GistNet or a tree names.
+
+    Args:
+        fingerprint: of the teacher.
+        device: auto (the GPU where there is one), cpu, cuda, or another device of PyTorch.
+        precision: number format; None is that of the fingerprint.
 
     Raises:
         TeacherError: it cannot be loaded, or is another one by now.
+        ConfigError: there is no such device, or it does not compute in that precision.
     """
-    teacher = Teacher.from_pretrained(_config_of(fingerprint), _processes("auto").device)
+    if precision not in (None, *get_args(Precision)):
+        raise ConfigError(f"Got the precision '{precision}', expected one of {', '.join(get_args(Precision))}.")
+    config = _config_of(fingerprint)
+    if precision is not None:
+        config = config.model_copy(update={"precision": precision})
+    found = _processes(device).device
+    require_precision(found, config.precision)
+    teacher = Teacher.from_pretrained(config, found)
     if not teacher.fingerprint.same_model(fingerprint):
         raise TeacherError(f"Got the teacher {teacher.fingerprint.describe()}, expected {fingerprint.describe()}.")
     require_exact(teacher)

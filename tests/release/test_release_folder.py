@@ -54,10 +54,10 @@ def test_an_unknown_name_is_told_which_there_are(package: Path, release: Path) -
 
 
 def test_paths_are_left_alone(package: Path) -> None:
-    for path in ("runs/demo", "/nowhere/at/all", ".", ".."):
+    for path in ("runs/demo/checkpoints", "../demo", "/nowhere/at/all", "/nowhere", ".", ".."):
         assert find_folder(path) == Path(path)
-    with pytest.raises(CheckpointError, match="runs/demo is not a saved GistNet"):
-        GistNet.from_pretrained("runs/demo", tiny_teacher("llama"))
+    with pytest.raises(CheckpointError, match="/nowhere/demo is not a saved GistNet"):
+        GistNet.from_pretrained("/nowhere/demo", tiny_teacher("llama"))
 
 
 def test_a_tilde_is_the_home_folder_and_an_empty_name_is_none(monkeypatch: pytest.MonkeyPatch) -> None:

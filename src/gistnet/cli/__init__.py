@@ -6,6 +6,7 @@ gistnet evaluate  measure a trained GistNet on held-out documents, beside its ba
 gistnet report    show a run, or several side by side, on a page that opens offline
 gistnet compress  compress documents into a tree of gists on disk
 gistnet generate  let the frozen model answer from a document in a tree
+gistnet chat      talk with the model in a conversation that is kept on disk
 gistnet tree      look into a tree: info, verify, search, export
 gistnet config    explain the settings of a configuration
 gistnet doctor    show what this machine and installation have
@@ -132,7 +133,7 @@ def train(
 @app.command()
 def evaluate(
     path: Annotated[
-        Path, typer.Argument(help="A run folder, one of its checkpoints, a release, or a release's name.", **PATH)
+        Path, typer.Argument(help="A run folder, one of its checkpoints, a release, its name, or USER/NAME.", **PATH)
     ],
     settings: Settings = None,
     out: Annotated[
@@ -250,6 +251,6 @@ def show_config(
         terminal.out.print(line)
 
 
-for command in (doctor, trees.compress, trees.generate, trees.show, releases.release, releases.publish):
+for command in (doctor, trees.compress, trees.generate, trees.chat, trees.show, releases.release, releases.publish):
     app.command()(command)
 app.add_typer(trees.tree_app, name="tree")

@@ -1,4 +1,4 @@
-"""The commands about texts and trees: `gistnet compress|generate|show`, and those of `gistnet tree`.
+"""The commands about texts and trees: `gistnet compress|generate|chat|show`, and those of `gistnet tree`.
 
 Each reads its arguments, calls the library, and prints. What needs no model does not load PyTorch: `info`, `list`,
 `search`, `export`, and `verify` without a checkpoint.
@@ -7,6 +7,7 @@ Each reads its arguments, calls the library, and prints. What needs no model doe
 import logging
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,7 @@ import typer
 from rich.table import Table
 
 from gistnet import terminal
-from gistnet.errors import ConfigError
+from gistnet.errors import ConfigError, DataError, GistNetError
 from gistnet.paths import required_name
 from gistnet.positions import Positions, policy_of
 from gistnet.terminal import NAME, PATH
@@ -26,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 tree_app = typer.Typer(no_args_is_help=True, help="Look into a tree of gists.")
 
-CHECKPOINT = "A run folder, one of its checkpoints, a saved GistNet, or the name of a release."
+CHECKPOINT = "A run folder, one of its checkpoints, a saved GistNet, a release's name, or USER/NAME on the Hub."
 TreeArgument = Annotated[str, typer.Argument(help="A folder, or a URI such as s3://bucket/tree.", metavar="TREE")]
 
 
@@ -67,8 +68,7 @@ def compress(
         teacher, gistnet = open_gistnet(load.checkpoint)
         encoder = GistEncoder(teacher, gistnet)
         ready = ReadyGists(encoder)
-        exists = GistTree.exists(tree)
-        with GistTree.open(tree, ready, writable=True) if exists else GistTree.create(tree, ready) as opened:
+        with GistTree.open_or_create(tree, ready) as opened:
             if workers:
                 done = compress_files_with_ray(
                     texts, opened, ready, load, workers=workers, gpus_per_worker=gpus_per_worker, replace=replace
@@ -155,6 +155,59 @@ def generate(
     )
     if not generation.text.strip():
         logger.warning("The model's answer is empty: it ended its turn at once.")
+
+
+def chat(
+    name: Annotated[Path, typer.Argument(help=CHECKPOINT, **PATH)],
+    memory: Annotated[str, typer.Option(help="The conversation: a folder or URI, made if it is not there.", **NAME)],
+    budget: Annotated[int, typer.Option(min=1, help="The most vectors the model reads, prompt included.")] = 1024,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="The most tokens of an answer.")] = 256,
+) -> None:
+    """Talk with the model in a conversation that is kept on disk: a line is a prompt, Ctrl-C stops an answer."""
+    from gistnet.compressor import load
+
+    terminal.start_loading()
+    model = load(name)
+    with model.memory(memory) as conversation:
+        logger.info(
+            "%s with gists of %s, on %s; the conversation in %s has %s tokens. Ctrl-D ends it.",
+            model.teacher.name,
+            name,
+            model.teacher.device,
+            memory,
+            f"{conversation.document.n_tokens:,}",
+        )
+        for prompt in _prompts():
+            answer = conversation.stream(prompt, budget=budget, max_new_tokens=max_new_tokens)
+            try:
+                for piece in answer:
+                    print(piece, end="", flush=True)
+            except KeyboardInterrupt:
+                answer.close()
+                print()
+            except GistNetError as error:
+                if not sys.stdin.isatty():
+                    raise
+                terminal.err.print(str(error))
+            else:
+                print()
+
+
+def _prompts() -> Iterator[str]:
+    """Lines of the standard input that are not blank; of a terminal, with a sign that one is expected."""
+    shown = "> " if sys.stdin.isatty() else ""
+    while True:
+        try:
+            line = input(shown)
+        except EOFError:
+            return
+        except KeyboardInterrupt:
+            print()  # a line that is given up
+            continue
+        except UnicodeDecodeError as error:
+            raise DataError(f"Got a line that is not {error.encoding} ({error.reason}), expected text.") from error
+        if line.strip():
+            yield line
 
 
 def show(

@@ -11,23 +11,31 @@ Without a template the prompt follows the document, as text.
 
 import copy
 import hashlib
+from collections.abc import Callable, Generator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import GenerationConfig
+from torch import Tensor
+from transformers import GenerationConfig, TextIteratorStreamer
 from transformers.generation.streamers import BaseStreamer
 
 from gistnet.context.assembly import Context, assemble, continue_context
 from gistnet.context.plan import Plan
-from gistnet.context.select import Selection, select
+from gistnet.context.select import RECENT_SHARE, Selection, select
 from gistnet.context.selectors import Selector, by_words
+from gistnet.context.turns import render
 from gistnet.errors import ConfigError, DataError, TeacherError
 from gistnet.model.teacher import Teacher
 from gistnet.model.tokenizer import TeacherTokenizer, require_unicode
 from gistnet.positions import Positions
 from gistnet.tree.document import CompressedDocument
 
+Surroundings = tuple[list[int], list[int]]
+"""Tokens before a document, and tokens after it, which end with a prompt."""
+
+MAX_NEW_TOKENS = 256
 SINK_TOKENS = 4
 """So many tokens at least are raw at the beginning of a context (D11): the template's head, or else the document's."""
 
@@ -59,7 +67,9 @@ def generate(
     positions: Positions | None = None,
     chat: bool | None = None,
     selector: Selector = by_words,
-    max_new_tokens: int = 256,
+    surroundings: Surroundings | None = None,
+    recent_share: float = RECENT_SHARE,
+    max_new_tokens: int = MAX_NEW_TOKENS,
     streamer: BaseStreamer | None = None,
     **options: Any,
 ) -> Generation:
@@ -76,6 +86,9 @@ def generate(
         chat: whether to use the chat template; None uses it where there is one.
         selector: finds the passages that the prompt needs; `fused(by_words, ByStates(teacher))` finds more, for
             which the teacher reads the document through half of its layers.
+        surroundings: the tokens before and after the document, the prompt among them; None makes them of the prompt
+            and the chat template.
+        recent_share: part of the budget that recent text has at least; see `select`.
         max_new_tokens: the most tokens to write; it stops earlier at an end token.
         streamer: of transformers, given each token as it comes (`TextStreamer` prints them).
         options: of transformers' generation, such as `do_sample=True, temperature=0.7`; without any it is greedy.
@@ -90,7 +103,16 @@ def generate(
     """
     settings = _generation_settings(teacher, max_new_tokens, options)
     context, selection = prompt_context(
-        document, prompt, teacher=teacher, budget=budget, plan=plan, positions=positions, chat=chat, selector=selector
+        document,
+        prompt,
+        teacher=teacher,
+        budget=budget,
+        plan=plan,
+        positions=positions,
+        chat=chat,
+        selector=selector,
+        surroundings=surroundings,
+        recent_share=recent_share,
     )
     assert teacher.tokenizer is not None
     try:
@@ -114,6 +136,8 @@ def prompt_context(
     positions: Positions | None = None,
     chat: bool | None = None,
     selector: Selector = by_words,
+    surroundings: Surroundings | None = None,
+    recent_share: float = RECENT_SHARE,
 ) -> tuple[Context, Selection | None]:
     """The context that `generate` lets the teacher continue, and why it is so; arguments and errors are its own."""
     if not prompt.strip():
@@ -121,10 +145,19 @@ def prompt_context(
     require_unicode(prompt, "a prompt")
     if teacher.tokenizer is None:
         raise TeacherError(f"{teacher.name} has no tokenizer, expected one to read the prompt.")
-    before, after = _surroundings(teacher.tokenizer, prompt, chat, teacher.name)
+    before, after = surroundings or _surroundings(teacher.tokenizer, prompt, chat, teacher.name)
     selection = None
     if plan is None and budget is not None:
-        selection = _select_within(budget, document, prompt, teacher.tokenizer, selector, len(before), len(after))
+        sink, left = _room(budget, document, len(before), len(after))
+        selection = select(
+            document,
+            prompt,
+            left,
+            tokenizer=teacher.tokenizer,
+            selector=selector,
+            sink_tokens=sink,
+            recent_share=recent_share,
+        )
         plan = selection.plan
     elif plan is None or budget is not None:
         got = "neither" if plan is None else "both"
@@ -132,29 +165,19 @@ def prompt_context(
     return assemble(document, plan, teacher, positions=positions, before=before, after=after), selection
 
 
-def _select_within(
-    budget: int,
-    document: CompressedDocument,
-    prompt: str,
-    tokenizer: TeacherTokenizer,
-    selector: Selector,
-    before: int,
-    after: int,
-) -> Selection:
-    """Selection for the prompt, in the vectors that prompt and template leave."""
+def _room(budget: int, document: CompressedDocument, before: int, after: int) -> tuple[int, int]:
+    """Tokens of the document that are raw as the sink, and the vectors that prompt and template leave for all of it."""
     sink = min(max(0, SINK_TOKENS - before), document.branchings[0] // 2)  # before the first gist, see `Plan`
     left = budget - before - after
     if left <= sink:
         raise ConfigError(
-            f"Got a budget of {budget} vectors, expected more than the {before + after} of the prompt with its "
-            f"template and {sink} of the sink."
+            f"Got a budget of {budget} vectors, expected more than the {before + after} of the prompt with what stands "
+            f"around it and {sink} of the sink."
         )
-    return select(document, prompt, left, tokenizer=tokenizer, selector=selector, sink_tokens=sink)
+    return sink, left
 
 
-def _surroundings(
-    tokenizer: TeacherTokenizer, prompt: str, chat: bool | None, teacher_name: str
-) -> tuple[list[int], list[int]]:
+def _surroundings(tokenizer: TeacherTokenizer, prompt: str, chat: bool | None, teacher_name: str) -> Surroundings:
     """The tokens before and after the document."""
     has_template = bool(getattr(tokenizer.inner, "chat_template", None))
     if chat and not has_template:
@@ -179,20 +202,59 @@ def _surroundings(
 
 def _rendered_around(marker: str, message: str, tokenizer: TeacherTokenizer, teacher_name: str) -> tuple[str, str]:
     """Text of the chat template before and after the document in a user's message."""
-    turn = {"role": "user", "content": message}
-    try:
-        rendered = tokenizer.inner.apply_chat_template([turn], tokenize=False, add_generation_prompt=True)
-    except Exception as error:  # a template is a program, and may raise anything
-        raise TeacherError(
-            f"The chat template of {teacher_name} refuses a conversation of one user's turn ({_reason(error)}), "
-            "expected it to render one; chat=False goes without it."
-        ) from error
+    instead = "; chat=False goes without it"
+    rendered = render(tokenizer, [("user", message)], teacher_name, answer=True, instead=instead)
     if rendered.count(marker) != 1:
         raise TeacherError(
             f"The chat template of {teacher_name} shows a message {rendered.count(marker)} times, expected once."
         )
     head, tail = rendered.split(marker)
     return head, tail
+
+
+class _Stopped(Exception):
+    """Ends generation whose text nobody reads any more."""
+
+
+class _StoppableStreamer(TextIteratorStreamer):
+    """An iterator over pieces of text; once `stopped`, the next token ends the generation."""
+
+    stopped = False
+
+    def put(self, value: Tensor) -> None:
+        """Take tokens."""
+        if self.stopped:
+            raise _Stopped
+        super().put(value)
+
+
+def streamed(teacher: Teacher, write: Callable[[BaseStreamer], Generation]) -> Generator[str, None, Generation]:
+    """Pieces of text as a generation writes them in a thread of its own, then what it returned; closing stops it.
+
+    Args:
+        teacher: whose tokens are written.
+        write: calls `generate` with the streamer that it is given.
+
+    Raises:
+        TeacherError: the teacher has no tokenizer.
+    """
+    if teacher.tokenizer is None:
+        raise TeacherError(f"{teacher.name} has no tokenizer, expected one to read the prompt.")
+    streamer = _StoppableStreamer(teacher.tokenizer.inner, skip_special_tokens=True)
+
+    def run() -> Generation:
+        try:
+            return write(streamer)
+        finally:
+            streamer.on_finalized_text("", stream_end=True)  # or who reads would wait for ever after an error
+
+    with ThreadPoolExecutor(1) as pool:
+        written = pool.submit(run)
+        try:
+            yield from streamer
+        finally:
+            streamer.stopped = True
+        return written.result()
 
 
 def _generation_settings(teacher: Teacher, max_new_tokens: int, options: dict[str, Any]) -> GenerationConfig:

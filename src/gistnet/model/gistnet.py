@@ -434,7 +434,7 @@ class GistNet(nn.Module):
         """Load a saved GistNet for the teacher it was trained with.
 
         Args:
-            folder: where it is, or the name of a release that comes with the package.
+            folder: where it is, the name of a release that comes with the package, or USER/NAME on the Hub.
 
         Raises:
             CheckpointError: a file is missing or damaged, is of another format, or belongs to another teacher; or there

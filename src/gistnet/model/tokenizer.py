@@ -129,6 +129,12 @@ class TeacherTokenizer:
         cut = min((index for index in found if index >= 0), default=len(text))
         return text[:cut], text[cut:]
 
+    def split_after_control(self, text: str) -> tuple[str, str]:
+        """A rendered text, cut behind the last of its control tokens."""
+        ends = [found + len(control) for control in self._control_strings if (found := text.rfind(control)) >= 0]
+        cut = max(ends, default=0)
+        return text[:cut], text[cut:]
+
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of token ids."""
         return str(self.inner.decode(list(tokens), clean_up_tokenization_spaces=False))

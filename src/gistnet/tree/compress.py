@@ -192,6 +192,21 @@ def compress_files(
     return append_portions(tree, total, portions, append, portion_tokens, replace=replace)
 
 
+def compress_tokens(tokens: NDArray[np.int64], tree: GistTree, name: str, portion_tokens: int = PORTION_TOKENS) -> None:
+    """Append the tokens of one document to a tree, in portions, but for those that it holds already.
+
+    Raises:
+        DataError: the tree holds other tokens under that name.
+        StorageError: the tree cannot be written; what was acknowledged stays.
+    """
+    parts = [tokens[start : start + portion_tokens] for start in range(0, len(tokens), portion_tokens)]
+    portions = (
+        Portion(name, number * portion_tokens, part, len(part), is_last=number == len(parts) - 1)
+        for number, part in enumerate(parts)
+    )
+    append_portions(tree, Survey(1, len(tokens)), portions, lambda part, _: tree.append(part, name), portion_tokens)
+
+
 def append_portions(
     tree: GistTree,
     total: Survey,
@@ -199,7 +214,7 @@ def append_portions(
     append: Callable[[NDArray[np.int64], Portion], object],
     batch_tokens: int,
     *,
-    replace: bool,
+    replace: bool = False,
 ) -> CompressTotals:
     """Append the tokens that a tree lacks of portions that come in order; acknowledge `batch_tokens` at a time.
 

@@ -1,11 +1,15 @@
 """A GistNet, with all levels below it, as the encoder of a tree."""
 
 import hashlib
+import sys
+from collections.abc import Iterable
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from rich.progress import track
 
+from gistnet import terminal
 from gistnet.errors import DataError, TeacherError
 from gistnet.model.encoder import SpanEncoder
 from gistnet.model.gistnet import GistNet
@@ -16,6 +20,8 @@ BATCH_SPANS = 64
 BATCH_SPANS_IN_CONTEXT, CONTEXT_SPANS = 32, 16
 """A batch, and how many spans before it are read with it, of a GistNet that reads spans where they stand: short, since
 the attention of a CPU is slow over long windows."""
+MANY_BATCHES = 16
+"""Batches that a progress bar is shown for: some ten seconds of a CPU."""
 
 
 class GistEncoder:
@@ -97,16 +103,14 @@ class GistEncoder:
         given = self.info.reads_from(level, first)
         stop = given + len(spans)
         gists = np.empty((stop - first, self.info.dim), dtype=np.float16)
-        done = first
-        while done < stop:
-            start = done - done % self._batch_spans
+        for start in _with_progress(range(first - first % self._batch_spans, stop, self._batch_spans)):
+            done = max(first, start)
             read_from = self.info.reads_from(level, start)
             rows = np.zeros((start + self._batch_spans - read_from, *spans.shape[1:]), dtype=spans.dtype)
             begin, end = max(given, read_from), min(stop, start + self._batch_spans)
             rows[begin - read_from : end - read_from] = spans[begin - given : end - given]
             made = self._encode_batch(level, rows, start - read_from)
             gists[done - first : end - first] = made[done - start : end - start]
-            done = end
         return gists
 
     def _encode_batch(self, level: int, rows: NDArray[np.generic], before: int) -> NDArray[np.float16]:
@@ -123,3 +127,10 @@ class GistEncoder:
         if not bool(torch.isfinite(gists).all()):
             raise DataError(f"A gist of level {level} is not a finite float16 vector, expected entries below 65504.")
         return gists.cpu().numpy()
+
+
+def _with_progress(batches: range) -> Iterable[int]:
+    """The batches, with a bar on the standard error where there are many and it is a terminal."""
+    if len(batches) < MANY_BATCHES or not sys.stderr.isatty():
+        return batches
+    return track(batches, "making gists", console=terminal.err, transient=True)

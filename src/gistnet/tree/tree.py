@@ -156,6 +156,15 @@ class GistTree:
             raise
         return tree
 
+    @classmethod
+    def open_or_create(
+        cls, uri: str | Path, encoder: Encoder, *, storage_options: dict[str, str] | None = None
+    ) -> Self:
+        """The tree that is there, or a new one, open for writing; arguments and errors are those of both."""
+        if cls.exists(uri, storage_options=storage_options):
+            return cls.open(uri, encoder, writable=True, storage_options=storage_options)
+        return cls.create(uri, encoder, storage_options=storage_options)
+
     def close(self) -> None:
         """Give up the lock, and the generation that was read. What was acknowledged needs no closing."""
         self._snapshot = None
