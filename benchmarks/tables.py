@@ -25,6 +25,7 @@ from benchmarks.ablation_results import DEFAULT, PARTS, Comparison, Record, mean
 from benchmarks.flops import TeacherSize, engine_flops, loop_flops
 from benchmarks.machine import ROOT, describe_device
 from benchmarks.workload import EMBEDDED_TEACHER, SMOLLM2_SHAPE, all_starts, build_teacher
+from gistnet.config import config_reference
 from gistnet.evaluation.records import BaselineName, MetricRecord
 from gistnet.model.config import GistNetConfig
 from gistnet.model.gistnet import GistNet
@@ -33,7 +34,10 @@ from gistnet.release.contents import read_release
 from gistnet.release_folder import CARD_FILE, is_release, releases_in
 from gistnet.report.tables import markdown
 
-FILLED = ("README.md", *(f"docs/{name}.md" for name in ("results", "long-contexts", "performance", "ablations")))
+FILLED = (
+    "README.md",
+    *(f"docs/{name}.md" for name in ("results", "long-contexts", "performance", "ablations", "configuration")),
+)
 """The pages that have blocks."""
 DEVICES = ("cpu", "cuda")
 ON_GPU = "on_gpu.py --out FOLDER"
@@ -420,6 +424,7 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
     "processes-cpu": processes_table,
     "release": partial(release_tables, RELEASE),
     "release-context": partial(release_tables, CONTEXT_RELEASE),
+    "configuration": lambda root: config_reference(),
     "core": core_table,
     "demo": demo_table,
     "long-context": partial(long_context_table, RELEASE),
