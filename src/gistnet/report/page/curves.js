@@ -111,13 +111,18 @@ function domainCurves(run) {
   }));
 }
 
+/** Numbers of the stages with the first one's level and horizon: their figures are comparable. */
+function likeTheFirst({ periods }) {
+  return periods.filter(({ level, horizon }) => level === periods[0].level && horizon === periods[0].horizon).map(({ stage }) => stage);
+}
+
 /** One chart of several runs against `by`. */
 function comparedCurve(runs, by, [title, unit, from, name]) {
   return lineChart({
     title, yTitle: unit, xTitle: axisTitle(by), counts: true,
     series: runs.flatMap((run, n) => {
       const curves = run.curves[from];
-      const stages = run.periods.filter(({ level, horizon }) => level === run.periods[0].level && horizon === run.periods[0].horizon).map(({ stage }) => stage);
+      const stages = likeTheFirst(run);
       const ofStages = (values) => values.filter((_, at) => stages.includes(curves.stage[at]));
       return curves.values[name] ? [{ role: equal(n, run.name), x: ofStages(curves[by]), y: ofStages(curves.values[name]) }] : [];
     }),

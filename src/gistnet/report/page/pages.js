@@ -28,7 +28,7 @@ function reportPage(run) {
 function keptRows(run) {
   const selection = run.results && firstSelection(run.results, run.positions);
   const records = run.results ? [...new Set([undefined, "1,8", "9,32"].map((offsets) => pickOne(run.results, "recovered_kl", selection, offsets)).filter(Boolean))] : [];
-  if (!records.length) return validatedRows(run.curves.validation.values);
+  if (!records.length) return validatedRows(run);
   return records.map((record) => {
     const { marks, ...row } = recordRow(record, `tokens ${offsetsOf(record)} after it`);
     return { ...row, measured: measuredOn(record), marks: marks.filter(({ role }) => ["gist", "last_token", "drop"].includes(role)) };
@@ -83,9 +83,11 @@ function trainingSection(run) {
   runCurvesSection(run);
 }
 
-/** The newest validation as rows, for a run that has not been evaluated. */
-function validatedRows(values) {
-  const last = (name) => values[name]?.filter(isNumber).at(-1);
+/** The newest validation in stages like the first as rows, for a run that has not been evaluated. */
+function validatedRows(run) {
+  const { values, stage } = run.curves.validation;
+  const stages = likeTheFirst(run);
+  const last = (name) => values[name]?.filter((value, n) => isNumber(value) && stages.includes(stage[n])).at(-1);
   return Object.entries(RANGES).map(([end, label]) => ({
     label: end ? `${label.replace("offsets", "tokens")} after it` : label, marks: [{ role: "gist", value: last(`recovered_kl${end}`) }, { role: "last_token", value: 1 - last(`kl${end}_last_token`) / last(`kl${end}_drop`) }, { role: "drop", value: 0 }],
   })).filter((row, n) => n === 0 || isNumber(row.marks[0].value));
