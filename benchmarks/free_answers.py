@@ -31,7 +31,7 @@ from gistnet.context.generate import generate
 from gistnet.context.plan import Plan, Raw, default_plan
 from gistnet.context.select import select
 from gistnet.context.selectors import Hit, Selector, by_words, fused
-from gistnet.context.states import ByStates
+from gistnet.context.states import RERANKED, ByStates, rerank
 from gistnet.data.sources import MatchedFile, read_rows
 from gistnet.errors import DataError, GistNetError
 from gistnet.evaluation.contexts.equal_budget import Evidence
@@ -41,7 +41,7 @@ from gistnet.machine import describe_machine
 from gistnet.model.teacher import Teacher
 from gistnet.model.tokenizer import TeacherTokenizer
 from gistnet.session import open_gistnet
-from gistnet.tree.document import InMemoryDocument, compress
+from gistnet.tree.document import CompressedDocument, InMemoryDocument, compress
 from gistnet.tree.gist_encoder import GistEncoder
 from gistnet.tree.passages import Passage
 
@@ -143,6 +143,7 @@ def main() -> int:
     names = list(dict.fromkeys(question.id for question in questions))[: asked.documents]
     states = ByStates(teacher)
     selectors: dict[str, Selector] = {"words": by_words, "states": states, "words and states": fused(by_words, states)}
+    selectors["words, ranked again"] = partial(reranked, teacher)
     rows: list[dict[str, Any]] = []
     recalled: list[dict[str, list[float]]] = []
     for name in names:
@@ -185,6 +186,14 @@ def main() -> int:
     write_json(asked.out, {**head, "recall": {"passages": RECALLED, **means}, "shares": shares, "questions": rows})
     print(json.dumps({"recall": means, "shares": shares}, indent=1))
     return 0
+
+
+def reranked(teacher: Teacher, document: CompressedDocument, query: str, tokenizer: TeacherTokenizer) -> list[Hit]:
+    """The first passages by words, ranked again as by `gistnet tree search --meaning`."""
+    hits = by_words(document, query, tokenizer)[:RERANKED]
+    passages = [document.tokens(*hit.passage[:2]) for hit in hits]
+    ranked = rerank(teacher, tokenizer.encode(query), passages) if hits else []
+    return [Hit(hits[index].passage, score) for index, score in ranked]
 
 
 def plans_for(

@@ -104,6 +104,19 @@ def find_by_meaning(
         return []
     documents = {name: tree.document(name) for name in {found.document for found in by_words}}
     passages = [documents[found.document].tokens(*found.passage[:2]) for found in by_words]
-    scores = ByStates(teacher).scores(teacher.tokenizer.encode(query), passages)
-    by_states = sorted(range(len(scores)), key=lambda index: -scores[index])
-    return [by_words[index]._replace(score=score) for index, score in fuse(range(len(scores)), by_states)[:k]]
+    ranked = rerank(teacher, teacher.tokenizer.encode(query), passages)
+    return [by_words[index]._replace(score=score) for index, score in ranked[:k]]
+
+
+def rerank(
+    teacher: Teacher, query: NDArray[np.int64], passages: Sequence[NDArray[np.int64]]
+) -> list[tuple[int, float]]:
+    """Indices of ranked passages by that rank and by states, fused; best first, with their scores.
+
+    Args:
+        teacher: reads each passage alone.
+        query: token ids `[n]`.
+        passages: token ids of each, best first by another selector.
+    """
+    scores = ByStates(teacher).scores(query, passages)
+    return fuse(range(len(scores)), sorted(range(len(scores)), key=lambda index: -scores[index]))
