@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -134,6 +135,11 @@ def test_what_was_added_is_there_after_a_kill(model: gistnet.Compressor, tmp_pat
         assert tree.verify().ok
 
 
+def raise_next(errors: Iterator[type[BaseException]]) -> None:
+    for error in errors:
+        raise error
+
+
 def test_a_chat_in_a_pipe_goes_on_where_it_ended(
     gistnet: Command, model: gistnet.Compressor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -152,6 +158,13 @@ def test_a_chat_in_a_pipe_goes_on_where_it_ended(
         "user: a stone?",
         "user: quiet?",
     ]
+    interrupted = iter([KeyboardInterrupt])  # by the first piece that is printed
+    monkeypatch.setattr("builtins.print", lambda *pieces, **how: raise_next(interrupted))
+    monkeypatch.setattr("sys.stdin", io.StringIO("never?\nseven?\n"))
+    assert gistnet(*arguments).status == 0
+    with GistTree.open(tmp_path / "memory") as tree:
+        document = tree.document(CONVERSATION)
+        assert "user: seven?" in model.teacher.tokenizer.decode(document.tokens(0, document.n_tokens))
     monkeypatch.setattr("sys.stdin", io.StringIO("the river?\n"))
     refused = gistnet(*arguments, "--budget", "20")
     assert refused.status == 1
