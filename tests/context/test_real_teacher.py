@@ -6,7 +6,7 @@ from pydoc_data.topics import topics
 import pytest
 import torch
 
-from gistnet.context.generate import generate
+from gistnet.context.generate import ASKED, generate
 from gistnet.model.config import GistNetConfig, TeacherConfig
 from gistnet.model.gistnet import GistNet
 from gistnet.model.teacher import Teacher
@@ -33,7 +33,7 @@ def document(teacher: Teacher) -> InMemoryDocument:
 
 def test_a_text_that_fits_is_answered_as_by_transformers_alone(teacher: Teacher, document: InMemoryDocument) -> None:
     answer = generate(document, PROMPT, teacher=teacher, budget=1000, max_new_tokens=24)
-    conversation = [{"role": "user", "content": f"{TEXT}\n\n{PROMPT}"}]
+    conversation = [{"role": "user", "content": f"{TEXT}\n\n{ASKED.format(PROMPT)}"}]
     ids = teacher.tokenizer.inner.apply_chat_template(
         conversation, add_generation_prompt=True, return_tensors="pt", return_dict=False
     )

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-import gistnet
 from gistnet.data.config import DataConfig
 from gistnet.data.dataset import PreparedDataset
 from gistnet.data.prepare import dataset_fingerprint, prepare, split_of
@@ -330,7 +329,7 @@ prepare(config_for(Path(sys.argv[1])), SlowTokenizer())
 
 def test_killed_preparation_leaves_nothing_and_the_next_one_equals_an_undisturbed_one(tmp_path: Path) -> None:
     write_lengths(tmp_path, {f"d{place}": 500_000 for place in range(5)})
-    root = Path(gistnet.__file__).parents[1]
+    root = Path(__file__).parents[2]
     process = subprocess.Popen(
         [sys.executable, "-c", KILLED, str(tmp_path)], cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )

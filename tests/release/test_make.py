@@ -111,7 +111,7 @@ def test_evaluating_it_gives_its_figures_to_the_digit_and_writes_nothing(
 
     outcome = gistnet("evaluate", copy, "evaluation.documents=2", "evaluation.positions=[end]")
     assert outcome.status == 0, outcome.err
-    assert "nothing was written" in outcome.out
+    assert "Nothing was written" in outcome.out
     assert "are of other spans than the release's" in outcome.out
     assert {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()} == before
 
@@ -205,7 +205,7 @@ def test_release_is_a_command(gistnet: Command, finished_run: Path, tmp_path: Pa
     assert f"The release is in {out}" in outcome.out
     assert NOTES in (out / "README.md").read_text(encoding="utf-8")
     assert len(PreparedDataset.open(out / "held-out")) == 3
-    kl = [r for r in read_records(out / "results.json") if (r.name, r.level, r.positions) == ("kl", 0, "end")]
+    kl = [r for r in read_records(out / "results.json") if (r.name, r.level, r.positions) == ("kl", 0, "center")]
     assert sorted((r.horizon, r.offsets) for r in kl if r.offsets[0] == 1) == [(4, (1, 4)), (12, (1, 8)), (12, (1, 12))]
     card = (out / "README.md").read_text(encoding="utf-8")
     assert "`gistnet evaluate mine 'evaluation.horizons=[4,12]'` those that it leaves out" in card

@@ -28,8 +28,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gistnet import terminal
-from gistnet.cli import releases, trees
-from gistnet.cli.doctor import doctor
+from gistnet.cli import doctor, releases, trees
 from gistnet.errors import ConfigError, GistNetError
 from gistnet.paths import local_path
 from gistnet.terminal import PATH
@@ -251,6 +250,9 @@ def show_config(
         terminal.out.print(line)
 
 
-for command in (doctor, trees.compress, trees.generate, trees.chat, trees.show, releases.release, releases.publish):
+for command in (
+    *(doctor.doctor, trees.compress, trees.generate, trees.chat, trees.show),
+    *(releases.release, releases.publish),
+):
     app.command()(command)
 app.add_typer(trees.tree_app, name="tree")

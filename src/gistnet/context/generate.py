@@ -3,10 +3,10 @@
     document = compress(text, encoder)
     print(generate(document, "Who crossed the bridge?", teacher=teacher, budget=512).text)
 
-Where the tokenizer has a chat template, document and prompt are one turn of the user: the document, an empty line, the
-prompt. The template is rendered around a marker for the document and cut there and at the prompt, so that every control
-token is the template's own, whatever the prompt says, and the document's tokens are exactly those that were compressed.
-Without a template the prompt follows the document, as text.
+Where the tokenizer has a chat template, document and prompt are one turn of the user: the document, an empty line, and
+the prompt as `ASKED` puts it. The template is rendered around a marker for the document and cut there and at the
+prompt, so that every control token is the template's own, whatever the prompt says, and the document's tokens are
+exactly those that were compressed. Without a template the prompt follows the document, as text.
 """
 
 import copy
@@ -36,6 +36,9 @@ Surroundings = tuple[list[int], list[int]]
 """Tokens before a document, and tokens after it, which end with a prompt."""
 
 MAX_NEW_TOKENS = 256
+ASKED = "Answer the question from the text above.\n\nQuestion: {}"
+"""A prompt behind a document. Set apart so, a small model answers the question more often and writes on less often
+(docs/ablations.md)."""
 SINK_TOKENS = 4
 """So many tokens at least are raw at the beginning of a context (D11): the template's head, or else the document's."""
 
@@ -187,7 +190,7 @@ def _surroundings(tokenizer: TeacherTokenizer, prompt: str, chat: bool | None, t
         return list(tokenizer.window_prefix), after
     marker = f"document-{hashlib.sha256(prompt.encode()).hexdigest()}"  # in no prompt but by design
     head, tail = _rendered_around(marker, marker, tokenizer, teacher_name)
-    same_head, rest = _rendered_around(marker, f"{marker}\n\n{prompt}", tokenizer, teacher_name)
+    same_head, rest = _rendered_around(marker, f"{marker}\n\n{ASKED.format(prompt)}", tokenizer, teacher_name)
     if same_head != head or not rest.endswith(tail):
         raise TeacherError(
             f"The chat template of {teacher_name} writes other things around another message, expected the same; "

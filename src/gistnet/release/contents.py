@@ -116,7 +116,7 @@ def compare_results(measured: Sequence[MetricRecord], released: Sequence[MetricR
     before = {record_identity(record): record.value for record in released}
     pairs = [(record, before[record_identity(record)]) for record in measured if record_identity(record) in before]
     if not pairs:
-        return "None of these figures is of the spans that the release was measured on, so none can be compared."
+        return "These figures are of other spans than the release's, or not in it: none can be compared."
     different = [(abs(record.value - value), record) for record, value in pairs if record.value != value]
     sentence = f"{len(pairs) - len(different)} of {len(pairs)} figures are those of the release to the digit"
     if different:
