@@ -39,6 +39,8 @@ MAX_NEW_TOKENS = 256
 ASKED = "Answer the question from the text above.\n\nQuestion: {}"
 """A prompt behind a document. Set apart so, a small model answers the question more often and writes on less often
 (docs/ablations.md)."""
+CONTINUED_SHARE = 0.5
+"""Part of the budget that recent text has where the prompt continues the document."""
 SINK_TOKENS = 4
 """So many tokens at least are raw at the beginning of a context (D11): the template's head, or else the document's."""
 
@@ -71,7 +73,7 @@ def generate(
     chat: bool | None = None,
     selector: Selector = by_words,
     surroundings: Surroundings | None = None,
-    recent_share: float = RECENT_SHARE,
+    recent_share: float | None = None,
     max_new_tokens: int = MAX_NEW_TOKENS,
     streamer: BaseStreamer | None = None,
     **options: Any,
@@ -85,13 +87,14 @@ def generate(
         budget: the most vectors that the teacher reads, template and prompt included; `select` chooses what, with
             the prompt as its query.
         plan: what stands in the context of the document, in place of a budget.
-        positions: where gists stand; None decides as `assemble` does.
+        positions: where gists stand; None is `compact` where passages are opened, or else as `assemble` decides.
         chat: whether to use the chat template; None uses it where there is one.
         selector: finds the passages that the prompt needs; `fused(by_words, ByStates(teacher))` finds more, for
             which the teacher reads the document through half of its layers.
         surroundings: the tokens before and after the document, the prompt among them; None makes them of the prompt
             and the chat template.
-        recent_share: part of the budget that recent text has at least; see `select`.
+        recent_share: part of the budget that recent text has at least; None gives it none beside the passages of a
+            question, and `CONTINUED_SHARE` where the prompt continues the text.
         max_new_tokens: the most tokens to write; it stops earlier at an end token.
         streamer: of transformers, given each token as it comes (`TextStreamer` prints them).
         options: of transformers' generation, such as `do_sample=True, temperature=0.7`; without any it is greedy.
@@ -140,7 +143,7 @@ def prompt_context(
     chat: bool | None = None,
     selector: Selector = by_words,
     surroundings: Surroundings | None = None,
-    recent_share: float = RECENT_SHARE,
+    recent_share: float | None = None,
 ) -> tuple[Context, Selection | None]:
     """The context that `generate` lets the teacher continue, and why it is so; arguments and errors are its own."""
     if not prompt.strip():
@@ -150,6 +153,9 @@ def prompt_context(
         raise TeacherError(f"{teacher.name} has no tokenizer, expected one to read the prompt.")
     before, after = surroundings or _surroundings(teacher.tokenizer, prompt, chat, teacher.name)
     selection = None
+    if recent_share is None:
+        continues = surroundings is None and (chat is False or not _has_template(teacher.tokenizer))
+        recent_share = CONTINUED_SHARE if continues else RECENT_SHARE
     if plan is None and budget is not None:
         sink, left = _room(budget, document, len(before), len(after))
         selection = select(
@@ -162,6 +168,8 @@ def prompt_context(
             recent_share=recent_share,
         )
         plan = selection.plan
+        if selection.opened and positions is None:
+            positions = "compact"  # over the gaps between passages, small models find less
     elif plan is None or budget is not None:
         got = "neither" if plan is None else "both"
         raise ConfigError(f"Got {got} of a budget and a plan, expected one of them.")
@@ -180,9 +188,13 @@ def _room(budget: int, document: CompressedDocument, before: int, after: int) ->
     return sink, left
 
 
+def _has_template(tokenizer: TeacherTokenizer) -> bool:
+    return bool(getattr(tokenizer.inner, "chat_template", None))
+
+
 def _surroundings(tokenizer: TeacherTokenizer, prompt: str, chat: bool | None, teacher_name: str) -> Surroundings:
     """The tokens before and after the document."""
-    has_template = bool(getattr(tokenizer.inner, "chat_template", None))
+    has_template = _has_template(tokenizer)
     if chat and not has_template:
         raise TeacherError(f"The tokenizer of {teacher_name} has no chat template, expected one or chat=False.")
     if chat is False or not has_template:
