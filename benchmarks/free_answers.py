@@ -1,6 +1,6 @@
 """Short questions about real documents, answered freely from contexts of as many vectors, and graded.
 
-    python benchmarks/free_answers.py CORPORA [--budget 512] [--documents 12] [--each 5]
+    python benchmarks/free_answers.py CORPORA [--budget 256] [--documents 12] [--each 5]
 
 The contexts are those of `gistnet.evaluation.contexts.equal_budget`: the whole document, where the teacher has the
 positions for it; recent text; gists of all that is old; passages that the question needs, without and with gists beside
@@ -31,7 +31,7 @@ from gistnet.context.generate import generate
 from gistnet.context.plan import Plan, Raw, default_plan
 from gistnet.context.select import select
 from gistnet.context.selectors import Hit, Selector, by_words, fused
-from gistnet.context.states import RERANKED, ByStates, rerank
+from gistnet.context.states import ByStates, by_words_and_meaning
 from gistnet.data.sources import MatchedFile, read_rows
 from gistnet.errors import DataError, GistNetError
 from gistnet.evaluation.contexts.equal_budget import Evidence
@@ -41,11 +41,11 @@ from gistnet.machine import describe_machine
 from gistnet.model.teacher import Teacher
 from gistnet.model.tokenizer import TeacherTokenizer
 from gistnet.session import open_gistnet
-from gistnet.tree.document import CompressedDocument, InMemoryDocument, compress
+from gistnet.tree.document import InMemoryDocument, compress
 from gistnet.tree.gist_encoder import GistEncoder
 from gistnet.tree.passages import Passage
 
-CONTEXTS = ("full", "recent", "gists", "retrieved", "selected", "hybrid", "oracle")
+CONTEXTS = ("full", "recent", "gists", "retrieved", "selected", "reranked", "hybrid", "oracle")
 NEW_TOKENS = 32
 NOT_OF_THE_DOCUMENT = 256
 """Positions that are kept free for template, question and answer."""
@@ -129,7 +129,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("corpora", type=Path, help="folder of the documents")
     parser.add_argument("--gistnet", type=Path, default=Path("smollm2-135m-gist32"))
-    parser.add_argument("--budget", type=int, default=512, help="the most vectors of the document, beside the question")
+    parser.add_argument("--budget", type=int, default=256, help="the most vectors of the document, beside the question")
     parser.add_argument("--documents", type=int, default=12, help="the first so many")
     parser.add_argument("--each", type=int, default=5, help="the first so many questions of each document")
     parser.add_argument("--contexts", nargs="+", default=CONTEXTS, choices=CONTEXTS)
@@ -143,7 +143,7 @@ def main() -> int:
     names = list(dict.fromkeys(question.id for question in questions))[: asked.documents]
     states = ByStates(teacher)
     selectors: dict[str, Selector] = {"words": by_words, "states": states, "words and states": fused(by_words, states)}
-    selectors["words, ranked again"] = partial(reranked, teacher)
+    selectors["words, ranked again"] = by_words_and_meaning(teacher)
     rows: list[dict[str, Any]] = []
     recalled: list[dict[str, list[float]]] = []
     for name in names:
@@ -162,7 +162,7 @@ def main() -> int:
             recalled.append(found)
             if asked.recall_only:
                 continue
-            plans = plans_for(teacher, document, question, asked.budget, selectors["words and states"])
+            plans = plans_for(teacher, document, question, asked.budget, selectors)
             answers = {
                 context: generate(
                     document,
@@ -188,16 +188,8 @@ def main() -> int:
     return 0
 
 
-def reranked(teacher: Teacher, document: CompressedDocument, query: str, tokenizer: TeacherTokenizer) -> list[Hit]:
-    """The first passages by words, ranked again as by `gistnet tree search --meaning`."""
-    hits = by_words(document, query, tokenizer)[:RERANKED]
-    passages = [document.tokens(*hit.passage[:2]) for hit in hits]
-    ranked = rerank(teacher, tokenizer.encode(query), passages) if hits else []
-    return [Hit(hits[index].passage, score) for index, score in ranked]
-
-
 def plans_for(
-    teacher: Teacher, document: InMemoryDocument, question: FreeQuestion, budget: int, hybrid: Selector
+    teacher: Teacher, document: InMemoryDocument, question: FreeQuestion, budget: int, selectors: dict[str, Selector]
 ) -> dict[str, Plan]:
     """The plan of each of `CONTEXTS`."""
     tokenizer, n, branchings = teacher.tokenizer, document.n_tokens, document.branchings
@@ -211,7 +203,8 @@ def plans_for(
         "gists": default_plan(n, branchings, budget),
         "retrieved": choose(gists_beside=0).plan,
         "selected": choose().plan,
-        "hybrid": choose(gists_beside=0, selector=hybrid).plan,
+        "reranked": choose(gists_beside=0, selector=selectors["words, ranked again"]).plan,
+        "hybrid": choose(gists_beside=0, selector=selectors["words and states"]).plan,
         "oracle": choose(gists_beside=0, selector=lambda *_: evidence).plan,
     }
 

@@ -35,7 +35,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tree", type=Path, help="a tree with one document")
     parser.add_argument("--gistnet", default="smollm2-135m-gist32", help="what the tree was compressed with")
-    parser.add_argument("--budget", type=int, default=512, help="the most vectors of the document that are read")
+    parser.add_argument("--budget", type=int, default=256, help="the most vectors of the document that are read")
     asked = parser.parse_args()
 
     model = gistnet.load(asked.gistnet)

@@ -108,8 +108,12 @@ def generate(
     tree: Annotated[str, typer.Option(help="A folder, or a URI such as s3://bucket/tree.")],
     document: Annotated[str | None, typer.Option(help="Its name; needed where there are several.")] = None,
     budget: Annotated[int, typer.Option(min=1, help="The most vectors the model reads, prompt included.")] = 1024,
+    meaning: Annotated[
+        bool, typer.Option("--meaning", help="Rank passages by what they mean, too: seconds on a CPU.")
+    ] = False,
     positions: Annotated[
-        Positions | None, typer.Option(help="Where gists stand; as they were trained, where the document fits.")
+        Positions | None,
+        typer.Option(help="Where gists stand; compact where passages are opened, else as they were trained."),
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="The most tokens to write.")] = 256,
     chat: Annotated[bool, typer.Option(help="Use the model's chat template, where it has one.")] = True,
@@ -117,11 +121,13 @@ def generate(
         bool, typer.Option("--explain", help="Also show each piece that the model read, and why.")
     ] = False,
 ) -> None:
-    """Let the frozen model answer from a document in a tree: what the prompt needs of it, opened, and recent text."""
+    """Let the frozen model answer from a document in a tree: what the prompt needs of it, opened."""
     terminal.start_loading()
     from transformers import TextStreamer
 
     from gistnet.context.generate import generate as answer
+    from gistnet.context.selectors import by_words
+    from gistnet.context.states import by_words_and_meaning
     from gistnet.session import open_teacher
     from gistnet.tree.tree import GistTree
 
@@ -136,6 +142,7 @@ def generate(
             budget=budget,
             positions=positions,
             chat=None if chat else False,
+            selector=by_words_and_meaning(teacher) if meaning else by_words,
             max_new_tokens=max_new_tokens,
             streamer=None
             if teacher.tokenizer is None

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from gistnet.context.selectors import Hit, fuse
+from gistnet.context.selectors import Hit, Selector, by_words, fuse
 from gistnet.errors import TeacherError
 from gistnet.model.teacher import Teacher
 from gistnet.model.tokenizer import TeacherTokenizer
@@ -106,6 +106,20 @@ def find_by_meaning(
     passages = [documents[found.document].tokens(*found.passage[:2]) for found in by_words]
     ranked = rerank(teacher, teacher.tokenizer.encode(query), passages)
     return [by_words[index]._replace(score=score) for index, score in ranked[:k]]
+
+
+def by_words_and_meaning(teacher: Teacher) -> Selector:
+    """A selector that ranks the first `RERANKED` passages by words again, by states; see `find_by_meaning`."""
+
+    def search(document: CompressedDocument, query: str, tokenizer: TeacherTokenizer) -> list[Hit]:
+        hits = by_words(document, query, tokenizer)[:RERANKED]
+        if not hits:
+            return []
+        passages = [document.tokens(*hit.passage[:2]) for hit in hits]
+        ranked = rerank(teacher, tokenizer.encode(query), passages)
+        return [Hit(hits[index].passage, score) for index, score in ranked]
+
+    return search
 
 
 def rerank(
