@@ -16,6 +16,7 @@ from rich.table import Table
 
 import gistnet
 from gistnet.context.plan import Plan, Raw
+from gistnet.context.states import by_words_and_meaning
 
 QUESTIONS = {
     "How many patients were in Hall 6?": "forty-five|45",
@@ -46,7 +47,9 @@ def main() -> None:
         recent = gistnet.select(document, None, asked.budget, tokenizer=tokenizer).plan
         columns = {f"the last {recent.tokens_covered:,} tokens": lambda question: recent}
         columns["passages opened"] = lambda question: (
-            gistnet.select(document, question, asked.budget, tokenizer=tokenizer).plan
+            gistnet.select(
+                document, question, asked.budget, tokenizer=tokenizer, selector=by_words_and_meaning(model.teacher)
+            ).plan
         )
         if document.n_tokens + 256 < model.teacher.max_positions:
             columns["the whole text"] = lambda question: Plan([Raw(0, document.n_tokens)], document.branchings)
@@ -58,7 +61,12 @@ def main() -> None:
             answers = []
             for name, plan in columns.items():
                 answer = gistnet.generate(
-                    document, question, teacher=model.teacher, plan=plan(question), max_new_tokens=32
+                    document,
+                    question,
+                    teacher=model.teacher,
+                    plan=plan(question),
+                    positions="compact",
+                    max_new_tokens=32,
                 ).text.strip()
                 found = re.search(rf"(?<!\w)({pattern})(?!\w)", answer, re.IGNORECASE) is not None
                 right[name] += found
