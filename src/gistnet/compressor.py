@@ -11,7 +11,7 @@ The parts are `Teacher`, `GistNet`, `GistEncoder`, `compress` and `generate`, fo
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,6 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gistnet.context.generate import Generation, generate, prompt_context, streamed
-from gistnet.context.memory import Memory
 from gistnet.data.sources import read_text
 from gistnet.errors import ConfigError, DataError
 from gistnet.model.fingerprint import Precision
@@ -28,12 +27,13 @@ from gistnet.model.teacher import Teacher
 from gistnet.model.tokenizer import TeacherTokenizer
 from gistnet.release_folder import find_folder
 from gistnet.session import open_gistnet
-from gistnet.tree.compress import compress_tokens
 from gistnet.tree.document import CompressedDocument, InMemoryDocument, compress
 from gistnet.tree.encoder import require_tokens
 from gistnet.tree.gist_encoder import GistEncoder
-from gistnet.tree.storage.snapshot import TreeDocument
-from gistnet.tree.tree import MAIN, GistTree
+
+if TYPE_CHECKING:  # a tree needs packages that gists in memory do not
+    from gistnet.context.memory import Memory
+    from gistnet.tree.storage.snapshot import TreeDocument
 
 
 class Encoded(NamedTuple):
@@ -92,7 +92,7 @@ class Compressor:
     @overload
     def compress(
         self, text: str | Path | Sequence[int] | NDArray[np.integer], *, tree: str | Path, name: str | None = None
-    ) -> TreeDocument: ...
+    ) -> "TreeDocument": ...
     def compress(
         self,
         text: str | Path | Sequence[int] | NDArray[np.integer],
@@ -120,6 +120,9 @@ class Compressor:
             if name is not None:
                 raise ConfigError(f"Got the name '{name}' of a document without a tree, expected a tree with it.")
             return compress("".join(read_text(text)) if isinstance(text, Path) else text, self.encoder)
+        from gistnet.tree.compress import compress_tokens
+        from gistnet.tree.tree import MAIN, GistTree
+
         tokens = self._tokens("".join(read_text(text)) if isinstance(text, Path) else text)
         name = name or (text.name if isinstance(text, Path) else MAIN)
         with GistTree.open_or_create(tree, self.encoder) as opened:
@@ -147,8 +150,10 @@ class Compressor:
             self.teacher, lambda streamer: self.generate(document, prompt, budget=budget, streamer=streamer, **options)
         )
 
-    def memory(self, uri: str | Path) -> Memory:
+    def memory(self, uri: str | Path) -> "Memory":
         """A conversation that is kept on disk, the one that is there or a new one; see `gistnet.context.memory`."""
+        from gistnet.context.memory import Memory
+
         return Memory(self.teacher, self.encoder, uri)
 
     def context(self, document: CompressedDocument, prompt: str, *, budget: int = 1024) -> dict[str, Tensor]:

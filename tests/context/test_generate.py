@@ -9,7 +9,7 @@ import torch
 from transformers import TextStreamer
 
 from gistnet.context.assembly import assemble, read_context
-from gistnet.context.generate import ASKED, generate
+from gistnet.context.generate import ASKED, Looping, generate
 from gistnet.context.generate import _surroundings as surroundings
 from gistnet.context.plan import Gists, Plan, Raw
 from gistnet.errors import ConfigError, DataError, TeacherError
@@ -270,3 +270,10 @@ def test_bad_input_is_refused(teacher: Teacher, document: InMemoryDocument) -> N
         generate(document, "?", teacher=teacher, budget=200)
     with pytest.raises(TeacherError, match="has no tokenizer"):
         generate(document, "?", teacher=tiny_teacher("llama"), budget=60)
+
+
+def test_a_loop_is_stopped_at_its_third_turn() -> None:
+    loop, looping = list(range(10)), Looping()
+    texts = [[*range(30), *loop, *loop, *loop], [*range(40), *loop, *loop], [5] * 24, [5] * 23]
+    stops = [bool(looping(torch.tensor([text]), torch.empty(0))) for text in texts]
+    assert stops == [True, False, True, False]

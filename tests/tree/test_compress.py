@@ -198,7 +198,7 @@ def test_short_documents_share_acknowledgements(
     caplog.set_level("INFO", "gistnet")
     compress_files(TextFiles(paths=(str(tmp_path / "x.jsonl"),)), tree, ENCODER, portion_tokens=500)
     assert contents(tree) == expected_contents(texts)
-    done = [int(re.search(r"documents (\d+)/200", message)[1]) for message in caplog.messages]
+    done = [int(re.search(r"(\d+)/200 documents", message)[1]) for message in caplog.messages]
     assert done == [36, 72, 108, 144, 180, 200]
 
 

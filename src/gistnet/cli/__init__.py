@@ -187,7 +187,7 @@ def evaluate(
     if target is None:
         terminal.out.print(f"Nothing was written: --out keeps every figure{tables}.")
     else:
-        terminal.out.print(f"Every figure: {' and '.join(map(str, evaluation.write(target)))}{tables}.")
+        terminal.out.print(f"Every figure of {path}: {' and '.join(map(str, evaluation.write(target)))}{tables}.")
     run = path if path.is_dir() and trained.run_folder == path.resolve() else trained.run_folder
     terminal.next_command("show", path, "TEXT") if trained.is_released else terminal.next_command("report", run)
 

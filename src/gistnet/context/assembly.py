@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Cache, DynamicCache, GenerationConfig
+from transformers import Cache, DynamicCache, GenerationConfig, StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
 from gistnet.context.plan import RAW_LEVEL, Piece, Plan, Raw
@@ -195,7 +195,11 @@ def read_context(teacher: Teacher, context: Context) -> Tensor:
 
 @torch.no_grad()
 def continue_context(
-    teacher: Teacher, context: Context, settings: GenerationConfig, streamer: BaseStreamer | None = None
+    teacher: Teacher,
+    context: Context,
+    settings: GenerationConfig,
+    streamer: BaseStreamer | None = None,
+    stopping: StoppingCriteria | None = None,
 ) -> tuple[list[int], Cache]:
     """Generate after a context: the new token ids, and the KV cache of everything read.
 
@@ -204,6 +208,7 @@ def continue_context(
         context: ends with a raw token, whose position the new ones follow.
         settings: how transformers generates; `max_new_tokens` must be set.
         streamer: given each token as it comes.
+        stopping: ends what is written, besides end tokens.
 
     Raises:
         ConfigError: the new tokens would have positions that the teacher was not trained for.
@@ -226,6 +231,7 @@ def continue_context(
             generation_config=settings,
             past_key_values=cache,
             streamer=streamer,
+            stopping_criteria=None if stopping is None else StoppingCriteriaList([stopping]),
             tokenizer=None if teacher.tokenizer is None else teacher.tokenizer.inner,  # for `stop_strings`
         )
     return output.sequences[0].tolist(), output.past_key_values

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, TextIteratorStreamer
+from transformers import GenerationConfig, StoppingCriteria, TextIteratorStreamer
 from transformers.generation.streamers import BaseStreamer
 
 from gistnet.context.assembly import Context, assemble, continue_context
@@ -62,6 +62,18 @@ class Generation:
     selection: Selection | None = None
 
 
+class Looping(StoppingCriteria):
+    """Stops a text that says the same over and over: 8 to 64 tokens three times in a row."""
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **options: Any) -> Tensor:
+        """Whether each text is in a loop, `[texts]`."""
+        return torch.tensor([self._loops(row.tolist()) for row in input_ids], device=input_ids.device)
+
+    def _loops(self, tokens: list[int]) -> bool:
+        longest = min(64, len(tokens) // 3)
+        return any(tokens[-n:] == tokens[-2 * n : -n] == tokens[-3 * n : -2 * n] for n in range(8, longest + 1))
+
+
 def generate(
     document: CompressedDocument,
     prompt: str,
@@ -95,7 +107,8 @@ def generate(
             and the chat template.
         recent_share: part of the budget that recent text has at least; None gives it none beside the passages of a
             question, and `CONTINUED_SHARE` where the prompt continues the text.
-        max_new_tokens: the most tokens to write; it stops earlier at an end token.
+        max_new_tokens: the most tokens to write; it stops earlier at an end token, and where it says the same thing a
+            third time.
         streamer: of transformers, given each token as it comes (`TextStreamer` prints them).
         options: of transformers' generation, such as `do_sample=True, temperature=0.7`; without any it is greedy.
             (Repetition penalties see the new tokens only: gists have no ids.)
@@ -122,7 +135,7 @@ def generate(
     )
     assert teacher.tokenizer is not None
     try:
-        tokens, _ = continue_context(teacher, context, settings, streamer)
+        tokens, _ = continue_context(teacher, context, settings, streamer, Looping())
     except (ValueError, TypeError, LookupError, RuntimeError) as error:
         # Many options are looked at only when tokens are made. Without any, nothing of the caller's is to blame.
         if not options or isinstance(error, (torch.OutOfMemoryError, UnicodeError)):

@@ -7,6 +7,7 @@ a tree, or of the library bm25s for a document in memory. `gistnet.context.state
     select(document, query, 512, tokenizer=teacher.tokenizer, selector=fused(by_words, ByStates(teacher)))
 """
 
+import logging
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import NamedTuple, TypeVar
 
@@ -53,6 +54,8 @@ def by_words(document: CompressedDocument, query: str, tokenizer: TeacherTokeniz
 def word_scores(texts: Sequence[str], query: str) -> NDArray[np.float32]:
     """The BM25 score of each text, `[texts]`; zero where it shares no word with the query but for stop words."""
     import bm25s  # takes a moment, and only a question needs it
+
+    logging.getLogger("bm25s").setLevel(logging.WARNING)  # it tells of every index it builds
 
     (words,) = bm25s.tokenize([query], stopwords="en", return_ids=False, show_progress=False)
     corpus = bm25s.tokenize(list(texts), stopwords="en", show_progress=False)

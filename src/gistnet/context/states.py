@@ -6,6 +6,7 @@ out first, or all of them would be near each other. Nothing is trained for it.
 """
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,8 +20,10 @@ from gistnet.model.teacher import Teacher
 from gistnet.model.tokenizer import TeacherTokenizer
 from gistnet.tree.document import CompressedDocument
 from gistnet.tree.passages import split_passages
-from gistnet.tree.storage.snapshot import Found
-from gistnet.tree.tree import GistTree
+
+if TYPE_CHECKING:  # a tree needs packages that a document in memory does not
+    from gistnet.tree.storage.snapshot import Found
+    from gistnet.tree.tree import GistTree
 
 READ_TOGETHER = 1024
 """Tokens of a document that the teacher reads at once."""
@@ -86,8 +89,8 @@ class ByStates:
 
 
 def find_by_meaning(
-    tree: GistTree, query: str, teacher: Teacher, k: int = 10, document: str | None = None
-) -> list[Found]:
+    tree: "GistTree", query: str, teacher: Teacher, k: int = 10, document: str | None = None
+) -> "list[Found]":
     """The k passages of a tree that fit a query best, by words and by meaning.
 
     The first `RERANKED` passages by words are ranked again by states, and both ranks fused: the teacher reads some
