@@ -366,9 +366,8 @@ def demo_table(root: Path) -> str:
     if content is None:
         return "TO MEASURE: `make demo`"
     records = [MetricRecord.model_validate(record) for record in content["metrics"]]
-    took = content["minutes"]
-    minutes = f"{took['demo']:.1f} minutes, after an installation of {took['installation']:.1f}"
-    return f"{describe_device(content)}, {minutes} ({content['conditions']}); {results_tables(records)}"
+    minutes = f"{content['minutes']['all']:.1f} minutes ({content['conditions']})"
+    return f"{describe_device(content)}, {minutes}; {results_tables(records)}"
 
 
 def long_context_table(name: str, root: Path) -> str:

@@ -210,7 +210,9 @@ def _with_probes(
 
 @app.command()
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders.", parser=local_path, metavar="RUN…")],
+    runs: Annotated[
+        list[Path], typer.Argument(help="Run folders, or names of releases.", parser=local_path, metavar="RUN…")
+    ],
     compare: Annotated[bool, typer.Option("--compare", help="Put the runs side by side, on one page.")] = False,
     out: Annotated[
         Path | None,
@@ -218,10 +220,15 @@ def report(
     ] = None,
 ) -> None:
     """Show a run on one HTML page: curves, figures beside their baselines, and held-out text span by span."""
+    from gistnet.release_folder import find_folder, is_release
     from gistnet.report.report import COMPARISON_FILE, write_comparison, write_report
+    from gistnet.run_folder import REPORT_FILE
 
+    runs = [find_folder(run) for run in runs]
     if compare:
         terminal.out.print(f"The comparison is in {write_comparison(runs, out or Path(COMPARISON_FILE))}.")
+    elif len(runs) == 1 and is_release(runs[0]) and out is None:
+        terminal.out.print(f"The report is in {runs[0] / REPORT_FILE}, as it was released.")
     elif len(runs) == 1:
         terminal.out.print(f"The report is in {write_report(runs[0], out)}.")
     else:
