@@ -61,7 +61,8 @@ def find_folder(path: Path | str, *, revision: str | None = None) -> Path:
     """The folder itself where it exists; or the release of that name; or the copy of a repository of the Hub.
 
     A repository USER/NAME is downloaded to the client's cache, with the token of the environment where there is one.
-    Without a network, or with HF_HUB_OFFLINE=1, what the cache has is used. Other paths are returned as they are.
+    Without a network, or with HF_HUB_OFFLINE=1, what the cache has is used. Other paths, and those in a folder that is
+    here, are returned as they are.
 
     Args:
         path: of a folder, a release's name, or USER/NAME.
@@ -72,7 +73,8 @@ def find_folder(path: Path | str, *, revision: str | None = None) -> Path:
         ConfigError: it is empty, or names a user without a home folder; or a revision of what is not on the Hub.
     """
     path = local_path(path)
-    on_the_hub = _is_repository(path) and not path.exists()
+    # Where USER is a folder here, as in runs/demo, somebody mistyped NAME.
+    on_the_hub = not path.parent.is_dir() and _is_repository(path)
     if revision is not None and not on_the_hub:
         raise ConfigError(f"Got the revision '{revision}' of '{path}', expected one of a repository USER/NAME only.")
     if on_the_hub:
