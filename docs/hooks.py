@@ -1,4 +1,4 @@
-"""What mkdocs asks for while it builds: the home page is README.md, and links out of this folder become plain text."""
+"""Hooks of mkdocs: README.md becomes the home page, and links out of this folder plain text."""
 
 import re
 from pathlib import Path
@@ -22,5 +22,5 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
-    """Name a file outside in place of a link to it, which a site cannot follow."""
+    """Name a file outside this folder, to which a site has no link."""
     return OUTSIDE.sub(lambda link: f"{link[1]} (`{link[2]}`)", markdown)

@@ -1,4 +1,4 @@
-"""A stand-in for the Hugging Face Hub: a server on this machine that gives the files of folders to the Hub's client."""
+"""A small Hugging Face Hub: a server on this machine that gives the files of folders to the Hub's client."""
 
 import hashlib
 import json

@@ -164,9 +164,9 @@ def test_an_index_that_loses_words_is_noticed_and_made_anew(indexed: Path) -> No
     (words,) = indexed.glob("passages.lance/_indices/*/part_0_tokens.lance")
     original, random_ = documents.read_bytes(), np.random.default_rng(0)
     silent = 0
-    for place in random_.integers(0, len(original), 60).tolist():
+    for index in random_.integers(0, len(original), 60).tolist():
         changed = bytearray(original)
-        changed[place] ^= 4
+        changed[index] ^= 4
         documents.write_bytes(changed)
         with GistTree.open(indexed) as tree:
             problems = tree.verify().problems
@@ -174,7 +174,7 @@ def test_an_index_that_loses_words_is_noticed_and_made_anew(indexed: Path) -> No
                 lost = found(tree) != whole
             except GistNetError:
                 lost = True
-            assert problems or not lost, place
+            assert problems or not lost, index
             silent += any("does not find" in problem for problem in problems)
     assert silent, "Lance notices some damage by itself, and this not"
     words.unlink()

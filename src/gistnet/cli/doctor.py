@@ -48,7 +48,7 @@ def is_installed(package: str) -> bool:
 
 
 def extra_fact(extra: str) -> str:
-    """Whether the modules of an extra are there, and what installs them."""
+    """State of an extra: installed, or the command that installs it."""
     absent = [module for module in EXTRAS[extra] if importlib.util.find_spec(module) is None]
     return f"{', '.join(absent)} missing: pip install 'gistnet[{extra}]'" if absent else "installed"
 
@@ -86,7 +86,7 @@ def machine_facts() -> list[tuple[str, str]]:
 
 
 def precision_fact(device: str) -> str:
-    """How fast bfloat16 multiplies beside float32, measured within a second."""
+    """Speed of products in bfloat16 beside float32, measured within a second."""
     import torch
 
     def seconds(dtype: torch.dtype) -> float:

@@ -35,7 +35,6 @@ from gistnet.tree.document import CompressedDocument
 Surroundings = tuple[list[int], list[int]]
 """Tokens before a document, and tokens after it, which end with a prompt."""
 
-MAX_NEW_TOKENS = 256
 ASKED = "Answer the question from the text above.\n\nQuestion: {}"
 """A prompt behind a document. Set apart so, a small model answers the question more often and writes on less often
 (docs/ablations.md)."""
@@ -66,7 +65,7 @@ class Looping(StoppingCriteria):
     """Stops a text that says the same over and over: 8 to 64 tokens three times in a row."""
 
     def __call__(self, input_ids: Tensor, scores: Tensor, **options: Any) -> Tensor:
-        """Whether each text is in a loop, `[texts]`."""
+        """True for each text that is in a loop, `[texts]`."""
         return torch.tensor([self._loops(row.tolist()) for row in input_ids], device=input_ids.device)
 
     def _loops(self, tokens: list[int]) -> bool:
@@ -86,7 +85,7 @@ def generate(
     selector: Selector = by_words,
     surroundings: Surroundings | None = None,
     recent_share: float | None = None,
-    max_new_tokens: int = MAX_NEW_TOKENS,
+    max_new_tokens: int = 256,
     streamer: BaseStreamer | None = None,
     **options: Any,
 ) -> Generation:

@@ -20,7 +20,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from gistnet.context.generate import MAX_NEW_TOKENS, Generation, Surroundings, generate, streamed
+from gistnet.context.generate import Generation, Surroundings, generate, streamed
 from gistnet.context.turns import TurnFormat
 from gistnet.errors import DataError, TeacherError
 from gistnet.model.teacher import Teacher
@@ -143,9 +143,7 @@ class Memory:
     def _generate(self, prompt: str, budget: int, options: dict[str, Any]) -> Generation:
         document = self.document
         surroundings: Surroundings = self.head, self._turns.prompt(prompt)
-        read = sum(map(len, surroundings)) + document.n_tokens
-        fits = read + options.get("max_new_tokens", MAX_NEW_TOKENS) <= self._teacher.max_positions
-        given = {"recent_share": RECENT_SHARE, "positions": None if fits else "compact", **self._turns.options}
+        given = {"recent_share": RECENT_SHARE, "positions": "compact", **self._turns.options}
         return generate(
             document, prompt, teacher=self._teacher, budget=budget, surroundings=surroundings, **{**given, **options}
         )

@@ -81,7 +81,7 @@ def fused(*selectors: Selector) -> Selector:
 
 
 def fuse(*rankings: Iterable[Item]) -> list[tuple[Item, float]]:
-    """What several rankings hold, best first, with the sum of 1 / (`FUSED_FROM` + rank) as score."""
+    """Reciprocal rank fusion: the items of several rankings, best first, by the sum of 1 / (`FUSED_FROM` + rank)."""
     scores: dict[Item, float] = {}
     for ranking in rankings:
         for rank, item in enumerate(ranking, start=1):

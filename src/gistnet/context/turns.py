@@ -44,7 +44,7 @@ def render(
 
 
 class TurnFormat:
-    """What stands around the turns of a conversation.
+    """Tokens of a conversation, turn by turn.
 
     Attributes:
         options: generation options with which an answer ends where its turn does.

@@ -318,12 +318,12 @@ def _lost_words(snapshot: Snapshot) -> list[str]:
 
     every = -(-table.n_rows // MOST_LOOKED_UP)
     longest = [max(_words(text), key=len, default="") for _, _, text in islice(passages(), 0, None, every or 1)]
-    places: dict[str, set[tuple[str, int]]] = {word: set() for word in longest if word}
+    passages_with: dict[str, set[tuple[str, int]]] = {word: set() for word in longest if word}
     for document, passage, text in passages():
-        for word in places.keys() & set(_words(text)):
-            places[word].add((document, passage.start))
+        for word in passages_with.keys() & set(_words(text)):
+            passages_with[word].add((document, passage.start))
     lost = []
-    for word, expected in places.items():
+    for word, expected in passages_with.items():
         name = min(expected)[0]
         for where, wanted in ((None, expected), (layout.of_document(name), {at for at in expected if at[0] == name})):
             rows = table.matching(word, table.n_rows, where, ["document", "start"])
