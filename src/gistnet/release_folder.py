@@ -3,7 +3,7 @@
     RELEASE/model.safetensors, config.json, below/   a saved GistNet, see `model.saved_gistnet`
     RELEASE/config.yaml     the resolved configuration of its run, in which no path says anything of a machine
     RELEASE/held-out/       the documents it is evaluated on, a prepared corpus: see `data.dataset`
-    RELEASE/metrics.jsonl, results.json, spans.json, report.html     as in a run folder, see `run_folder`
+    RELEASE/metrics.jsonl, results.json, spans.json     as in a run folder, see `run_folder`
     RELEASE/release.json    what only its maker knows: see `release.contents`
     RELEASE/data.md, limits.md      what its maker says of the documents and of the limits, where there is something
     RELEASE/README.md       the model card, made from the files above
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from gistnet.errors import CheckpointError, ConfigError
 from gistnet.paths import local_path
-from gistnet.run_folder import CONFIG_FILE, METRICS_FILE, REPORT_FILE, RESULTS_FILE, SPAN_MAP_FILE
+from gistnet.run_folder import CONFIG_FILE, METRICS_FILE, RESULTS_FILE, SPAN_MAP_FILE
 
 RELEASES = Path(__file__).parent / "released"
 """Folder of the releases that come with the package."""
@@ -35,7 +35,6 @@ ALWAYS_THERE = (
     METRICS_FILE,
     RESULTS_FILE,
     SPAN_MAP_FILE,
-    REPORT_FILE,
     PROVENANCE_FILE,
     CARD_FILE,
 )

@@ -10,6 +10,7 @@ from gistnet.config import load_config
 from gistnet.release.contents import read_release
 from gistnet.release.make import make_release
 from gistnet.release_folder import CARD_FILE
+from gistnet.report.report import write_report
 from gistnet.session import open_trained, train
 from tests.conftest import tiny_values
 from tests.release.conftest import TRAINING
@@ -31,7 +32,7 @@ def test_it_is_released_with_figures_and_a_card_that_says_what_it_reads(
     assert any(r.name == "kl" and r.offsets == (1, 12) and r.value > 0 for r in read_release(out).records)
     card = (out / CARD_FILE).read_text(encoding="utf-8")
     assert "up to layer 2" in card
-    assert "first 2 layers" in (out / "report.html").read_text(encoding="utf-8")
+    assert "first 2 layers" in write_report(out, tmp_path / "page.html").read_text(encoding="utf-8")
 
     # The code of the card, with this teacher and this folder.
     (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)

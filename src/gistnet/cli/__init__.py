@@ -216,20 +216,22 @@ def report(
     compare: Annotated[bool, typer.Option("--compare", help="Put the runs side by side, on one page.")] = False,
     out: Annotated[
         Path | None,
-        typer.Option(help="Where the page goes; report.html in the run folder, or ./comparison.html.", **PATH),
+        typer.Option(
+            help="Where the page goes; report.html in the run folder, ./NAME.html of a release, or ./comparison.html.",
+            **PATH,
+        ),
     ] = None,
 ) -> None:
     """Show a run on one HTML page: curves, figures beside their baselines, and held-out text span by span."""
     from gistnet.release_folder import find_folder, is_release
     from gistnet.report.report import COMPARISON_FILE, write_comparison, write_report
-    from gistnet.run_folder import REPORT_FILE
 
     runs = [find_folder(run) for run in runs]
     if compare:
         terminal.out.print(f"The comparison is in {write_comparison(runs, out or Path(COMPARISON_FILE))}.")
-    elif len(runs) == 1 and is_release(runs[0]) and out is None:
-        terminal.out.print(f"The report is in {runs[0] / REPORT_FILE}, as it was released.")
     elif len(runs) == 1:
+        if out is None and is_release(runs[0]):
+            out = Path(f"{runs[0].name}.html")  # a release stays as it is
         terminal.out.print(f"The report is in {write_report(runs[0], out)}.")
     else:
         raise ConfigError(f"Got {len(runs)} runs, expected one, or --compare to put them side by side.")

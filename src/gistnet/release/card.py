@@ -156,7 +156,7 @@ def _about_results(name: str, release: Release) -> str:
         f"{machine['cores']} cores, torch "
         f"{machine['torch']}, transformers {machine['transformers']}){threads}"
         f"{f', and {further} those that it leaves out' if further else ''}; "
-        "`results.json` has all of them, and `report.html` shows them."
+        f"`results.json` has all of them, and `gistnet report {name}` shows them."
     )
 
 

@@ -36,7 +36,6 @@ from gistnet.model.loading import load_tokenizer
 from gistnet.release.card import card, on_card
 from gistnet.release.contents import DomainOverlap, Provenance, record_identity, released_records
 from gistnet.release_folder import CARD_FILE, DATA_NOTES_FILE, HELD_OUT_FOLDER, LIMITS_FILE, PROVENANCE_FILE
-from gistnet.report.report import write_report
 from gistnet.run_folder import CHECKPOINTS_FOLDER, CONFIG_FILE, METRICS_FILE, RESULTS_FILE, SPAN_MAP_FILE
 from gistnet.session import open_trained
 from gistnet.training.checkpoint import load_checkpoint
@@ -137,7 +136,6 @@ def make_release(
         write_json(folder / PROVENANCE_FILE, provenance.model_dump(mode="json"))
         for name, text in notes.items():
             write_text(folder / name, text)
-        write_report(folder, shown_as=config.run_folder)
         write_text(folder / CARD_FILE, card(folder, config.run_folder))
     return records
 

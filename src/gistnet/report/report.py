@@ -19,7 +19,7 @@ import math
 import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -61,21 +61,17 @@ _SCRIPTS = (
 )
 
 
-def write_report(run_folder: Path, out: Path | None = None, *, shown_as: Path | None = None) -> Path:
+def write_report(run_folder: Path, out: Path | None = None) -> Path:
     """Write the page of a run, also while it trains, and return where: `out`, or `report.html` in the run folder.
 
     What evaluation adds may be absent; the page then says which command adds it.
-
-    Args:
-        shown_as: what the page calls the run's folder, where that is not its name for good.
 
     Raises:
         DataError, ConfigError: see `read_run`.
         StorageError: the page cannot be written.
     """
     target = out or run_folder / REPORT_FILE
-    run = read_run(run_folder)
-    data = run_data(run if shown_as is None else replace(run, folder=shown_as))
+    data = run_data(read_run(run_folder))
     write_text(target, page(data["name"], {"kind": "report", "run": data}))
     return target
 
