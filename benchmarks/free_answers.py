@@ -36,6 +36,7 @@ from gistnet.data.sources import MatchedFile, read_rows
 from gistnet.errors import DataError, GistNetError
 from gistnet.evaluation.contexts.equal_budget import Evidence
 from gistnet.evaluation.contexts.retrieval import RECALLED, recall
+from gistnet.evaluation.resampling import bootstrap_over_documents
 from gistnet.files import write_json
 from gistnet.machine import describe_machine
 from gistnet.model.teacher import Teacher
@@ -45,7 +46,9 @@ from gistnet.tree.document import InMemoryDocument, compress
 from gistnet.tree.gist_encoder import GistEncoder
 from gistnet.tree.passages import Passage
 
-CONTEXTS = ("full", "recent", "gists", "retrieved", "selected", "reranked", "hybrid", "oracle")
+CONTEXTS = ("full", "recent", "gists", "retrieved", "with_gists", "reranked", "by_meaning", "oracle")
+BASELINE = "retrieved"
+"""The context that the others are compared with, question by question."""
 NEW_TOKENS = 32
 NOT_OF_THE_DOCUMENT = 256
 """Positions that are kept free for template, question and answer."""
@@ -181,11 +184,21 @@ def main() -> int:
     contexts = list(dict.fromkeys(context for row in rows for context in row["right"]))
     columns = {context: [row["right"][context] for row in rows if context in row["right"]] for context in contexts}
     shares = {context: {"right": sum(column), "asked": len(column)} for context, column in columns.items()}
+    gains = {context: _gain(context, rows) for context in contexts if BASELINE in columns}
     head = {"machine": describe_machine(), "gistnet": str(asked.gistnet), "budget": asked.budget}
     means = {name: np.mean([of[name] for of in recalled], axis=0).tolist() for name in selectors}
-    write_json(asked.out, {**head, "recall": {"passages": RECALLED, **means}, "shares": shares, "questions": rows})
-    print(json.dumps({"recall": means, "shares": shares}, indent=1))
+    figures = {"recall": {"passages": RECALLED, **means}, "shares": shares, f"gains over {BASELINE}": gains}
+    write_json(asked.out, {**head, **figures, "questions": rows})
+    print(json.dumps(figures, indent=1))
     return 0
+
+
+def _gain(context: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The share of right answers that a context has above `BASELINE` on the same questions, interval over documents."""
+    both = [row for row in rows if context in row["right"]]
+    gains = np.array([float(row["right"][context]) - float(row["right"][BASELINE]) for row in both])
+    interval = bootstrap_over_documents(gains, [row["document"] for row in both])
+    return {"asked": len(both), "gain": float(gains.mean()), "interval": interval}
 
 
 def plans_for(
@@ -201,11 +214,11 @@ def plans_for(
         "full": Plan([Raw(0, n)], branchings),
         "recent": select(document, None, budget, tokenizer=tokenizer).plan,
         "gists": default_plan(n, branchings, budget),
-        "retrieved": choose(gists_beside=0).plan,
-        "selected": choose().plan,
-        "reranked": choose(gists_beside=0, selector=selectors["words, ranked again"]).plan,
-        "hybrid": choose(gists_beside=0, selector=selectors["words and states"]).plan,
-        "oracle": choose(gists_beside=0, selector=lambda *_: evidence).plan,
+        "retrieved": choose().plan,
+        "with_gists": choose(gists_beside=1).plan,
+        "reranked": choose(selector=selectors["words, ranked again"]).plan,
+        "by_meaning": choose(selector=selectors["words and states"]).plan,
+        "oracle": choose(selector=lambda *_: evidence).plan,
     }
 
 

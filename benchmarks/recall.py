@@ -29,7 +29,7 @@ from gistnet.tree.gist_encoder import GistEncoder
 FILLERS = ("narrative/squality_stories.jsonl.zst", "narrative/wikipedia_articles.jsonl.zst")
 EACH = 6
 """Documents of each file, of those that are long enough."""
-CONTEXTS = ("full", "truncated", "retrieved", "selected", "oracle", "chance")
+CONTEXTS = ("full", "truncated", "retrieved", "with_gists", "by_meaning", "oracle", "chance")
 
 
 def main() -> int:
@@ -62,8 +62,10 @@ def main() -> int:
         if record.name == "retrieval_accuracy":
             shares = {name: round(record.baselines[name], 2) for name in CONTEXTS}  # type: ignore[index]
             print(f"1/{record.tokens_per_vector}", record.kind or "all", {"gists": round(record.value, 2)} | shares)
+        elif record.name.startswith("retrieval_gain"):
+            print(f"1/{record.tokens_per_vector}", record.kind or "all", record.name, record.value, record.interval)
         elif record.name == "retrieval_recall":
-            print("evidence in the first", record.index, record.kind or "all", round(record.value, 2))
+            print("evidence in the first", record.index, record.kind or "all", record.value, record.baselines)
     return 0
 
 

@@ -378,8 +378,9 @@ def long_context_table(name: str, root: Path) -> str:
     records = [MetricRecord.model_validate(record) for record in content["records"]]
     whole = [record for record in records if record.name == "long_context_nll" and not record.kind]
     asked = next((r.n_spans for r in records if r.name == "retrieval_accuracy" and not r.kind), 0)
-    header = ["vectors", "full text", "**gists**", "truncated", "gists of another document", "mean embeddings"]
-    header += ["truncated − gists", "others' gists − gists", "questions: gists", "truncated", "full text"]
+    header = ["vectors", "full text", "**gists**", "recent text", "retrieved text", "gists of another document"]
+    header += ["recent − gists", "retrieved − gists", "others' gists − gists"]
+    header += ["questions: gists", "recent text", "retrieved text", "full text"]
     table = markdown(header, [_budget_row(record, records) for record in whole])
     return f"{whole[0].n_documents} documents, {asked} questions, {describe_device(content)}:\n\n{table}"
 
@@ -391,13 +392,13 @@ def _budget_row(nll: MetricRecord, records: list[MetricRecord]) -> list[str]:
         if not record.kind and record.tokens_per_vector == nll.tokens_per_vector
     }
     asked = found.get("retrieval_accuracy")
-    contexts = [nll.baselines["full"], nll.value, *(nll.baselines[n] for n in ("truncated", "shuffled", "mean"))]
-    right = [asked.value, asked.baselines["truncated"], asked.baselines["full"]] if asked else []
+    contexts = [nll.baselines["full"], nll.value, *(nll.baselines[n] for n in ("truncated", "retrieved", "shuffled"))]
+    right = [asked.value, *(asked.baselines[n] for n in ("truncated", "retrieved", "full"))] if asked else []
     return [
         f"1/{nll.tokens_per_vector}",
         *(f"{value:.3f}" for value in contexts),
-        *(_paired(found[f"long_context_below_{name}"]) for name in ("truncated", "shuffled")),
-        *([f"{share:.0%}" for share in right] or [""] * 3),
+        *(_paired(found[f"long_context_below_{name}"]) for name in ("truncated", "retrieved", "shuffled")),
+        *([f"{share:.0%}" for share in right] or [""] * 4),
     ]
 
 

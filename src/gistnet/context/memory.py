@@ -10,7 +10,7 @@ conversation, which is all other turns in order. Each holds the tokens of its tu
 spans of the conversation become gists as it grows.
 
 For an answer the model reads what opens the template, the turns of the system and the pinned ones as tokens, then what
-`select` makes of the conversation for the prompt (passages of older turns opened, gists beside them, recent turns as
+`select` makes of the conversation for the prompt (passages of older turns opened, recent turns as
 tokens), and the prompt. What `add` or `reply` returned for is on disk, as in every tree.
 """
 

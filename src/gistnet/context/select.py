@@ -1,7 +1,8 @@
 """A plan for a question: what a reader with a budget should see of a document.
 
-Exact words are lost at 32 tokens to a vector. So the passages that a question needs are opened, that is read as tokens;
-gists tell of what stands beside them; and what the budget has left is recent text.
+Exact words are lost at 32 tokens to a vector. So the passages that a question needs are opened, that is read as tokens,
+and what the budget has left is recent text. Gists beside the passages have to be asked for: they have answered nothing
+more (docs/ablations.md).
 
     selection = select(document, "Who crossed the bridge?", budget=512, tokenizer=teacher.tokenizer)
     print(*selection.explain(document, teacher.tokenizer), sep="\n")
@@ -22,8 +23,6 @@ from gistnet.tree.passages import LONGEST, split_passages
 RECENT_SHARE = 0.0
 """Part of the budget that recent text has beside what is opened: questions are answered best without it
 (docs/ablations.md). What the passages leave is recent text all the same."""
-GISTS_BESIDE = 1
-"""Gists on either side of what is opened."""
 FEWEST_OPENED = 16
 """Tokens that must be left for another hit to be opened."""
 MOST_OPENED = 16
@@ -78,7 +77,7 @@ def select(
     tokenizer: TeacherTokenizer,
     selector: Selector = by_words,
     sink_tokens: int = 4,
-    gists_beside: int = GISTS_BESIDE,
+    gists_beside: int = 0,
     recent_share: float = RECENT_SHARE,
 ) -> Selection:
     """Open what a query needs, within a budget of vectors; where nothing is found, recent text has all of it.
@@ -90,12 +89,14 @@ def select(
         tokenizer: of the document's teacher.
         selector: finds the passages that the query needs.
         sink_tokens: first tokens that stay raw (D11).
-        gists_beside: gists of level 0 on either side of what is opened; 0 is retrieved text alone.
+        gists_beside: gists of level 0 on either side of what is opened, for which the budget keeps room.
         recent_share: part of the budget that recent text has beside what is opened.
 
     Raises:
-        ConfigError: the budget leaves nothing beside the sink, or the share is none.
+        ConfigError: the budget leaves nothing beside the sink, or there is no such share or number of gists.
     """
+    if gists_beside < 0:
+        raise ConfigError(f"Got {gists_beside} gists beside what is opened, expected 0 or more.")
     if not 0 <= recent_share <= 1:
         raise ConfigError(f"Got a recent share of {recent_share}, expected 0 to 1.")
     n_tokens, branchings = document.n_tokens, document.branchings
@@ -105,7 +106,7 @@ def select(
         raise ConfigError(f"Got a budget of {budget} vectors, expected more than the sink's {sink_tokens}.")
     vectors = budget - sink_tokens
     hits = [] if query is None else selector(document, query, tokenizer)
-    opened = _opened(document, hits[:MOST_OPENED], vectors - int(recent_share * vectors), tokenizer)
+    opened = _opened(document, hits[:MOST_OPENED], vectors - int(recent_share * vectors), 2 * gists_beside, tokenizer)
     ranges = _merged((of.start, of.stop) for of in opened)
     beside = _beside(ranges, document, gists_beside, vectors - _size(ranges))
     pieces: list[Piece] = [*(Raw(*bounds) for bounds in ranges), *beside]
@@ -115,13 +116,16 @@ def select(
 
 
 def _opened(
-    document: CompressedDocument, hits: Sequence[Hit], vectors: int, tokenizer: TeacherTokenizer
+    document: CompressedDocument, hits: Sequence[Hit], vectors: int, each: int, tokenizer: TeacherTokenizer
 ) -> list[Opened]:
-    """Open hits, best first, in so many tokens: each with its paragraph and what follows, or as much of it as fits."""
+    """Open hits, best first, in so many vectors: each with its paragraph and what follows, or as much of it as fits.
+
+    `each` is the number of gists that a range shall have beside it.
+    """
     opened: list[Opened] = []
     ranges: list[tuple[int, int]] = []
     for passage, score in hits:
-        left = vectors - _size(ranges)
+        left = vectors - _size(ranges) - each * (len(ranges) + 1)
         if left < FEWEST_OPENED:
             break
         following = document.tokens(passage.stop, min(passage.stop + 2 * LONGEST, document.n_tokens))

@@ -40,6 +40,7 @@ NLL = {
     "full": [[1.0, 2.0, 3.0], [2.0, 2.0, 2.0]],
     "truncated": [[2.0, 3.0, 4.0], [3.0, 3.0, 3.5]],
     "gist": [[1.5, 3.0, 3.0], [2.0, 3.0, 2.5]],
+    "retrieved": [[2.0, 2.5, 4.0], [3.0, 3.0, 3.0]],
     "shuffled": [[2.5, 3.0, 4.0], [3.0, 3.0, 4.5]],
     "mean": [[4.0, 4.0, 4.0], [5.0, 5.0, 5.0]],
 }
@@ -172,7 +173,7 @@ def test_figures_are_those_of_a_calculation_by_hand():
     assert set(nll) == {"", "names"}
     assert nll[""].value == pytest.approx(15 / 6)
     assert nll[""].baselines == pytest.approx(
-        {"full": 12 / 6, "truncated": 18.5 / 6, "shuffled": 20 / 6, "mean": 27 / 6}
+        {"full": 12 / 6, "truncated": 18.5 / 6, "retrieved": 17.5 / 6, "shuffled": 20 / 6, "mean": 27 / 6}
     )
     assert nll["names"].value == pytest.approx((3 + 2) / 2)
     assert nll["names"].n_spans == 2 and nll[""].n_spans == 6
@@ -181,9 +182,10 @@ def test_figures_are_those_of_a_calculation_by_hand():
     assert all_["long_context_truncation_cost"].value == pytest.approx(6.5 / 6)
     assert all_["long_context_recovered"].value == pytest.approx(3.5 / 6.5)
     assert all_["long_context_recovered"].baselines == pytest.approx(
-        {"full": 1, "truncated": 0, "shuffled": -1.5 / 6.5, "mean": -8.5 / 6.5}
+        {"full": 1, "truncated": 0, "retrieved": 1 / 6.5, "shuffled": -1.5 / 6.5, "mean": -8.5 / 6.5}
     )
     assert all_["long_context_below_truncated"].value == pytest.approx(3.5 / 6)
+    assert all_["long_context_below_retrieved"].value == pytest.approx(2.5 / 6)
     assert all_["long_context_below_shuffled"].value == pytest.approx(5 / 6)
     assert all_["long_context_below_mean"].value == pytest.approx(12 / 6)
     assert all_["long_context_above_full"].value == pytest.approx(3 / 6)

@@ -68,7 +68,7 @@ def test_accuracies_are_those_of_plain_forwards(teacher, encoder, tmp_path):
         assert record.baselines[name] == pytest.approx(np.mean(right)), name
     assert record.baselines["chance"] == pytest.approx((1 / 3 + 1 / 4) / 2)
     assert record.baselines.keys() == {
-        *("full", "truncated", "shuffled", "mean", "retrieved", "selected", "no_context", "chance")
+        *("full", "truncated", "shuffled", "mean", "retrieved", "with_gists", "by_meaning", "no_context", "chance")
     }
     assert (record.name, record.tokens_per_vector, record.n_spans, record.n_documents) == (
         "multiple_choice_accuracy",

@@ -179,12 +179,14 @@ def test_records_are_those_of_plain_forwards(teacher, filler):
         assert nll.baselines[name] == pytest.approx(np.mean(cost[name]))
         assert found["retrieval_nll", "list"].baselines[name] == pytest.approx(np.mean(cost[name][1]))
     assert accuracy.baselines.keys() == {
-        *("full", "truncated", "shuffled", "mean", "retrieved", "selected", "oracle", "chance")
+        *("full", "truncated", "shuffled", "mean", "retrieved", "with_gists", "by_meaning", "oracle", "chance")
     }
     assert accuracy.baselines["chance"] == 0.25 and "chance" not in nll.baselines
     assert (accuracy.n_spans, accuracy.domain, accuracy.level) == (3, "synthetic", 0)
     assert {kind for _, kind in found} == {"", "fact", "list", "passage"}
     assert {record.tokens_per_vector for record in records} == {4, None}
+    with_gists = found["retrieval_gain_with_gists", ""]
+    assert with_gists.value == pytest.approx(accuracy.baselines["with_gists"] - accuracy.baselines["retrieved"])
     recalled = {r.index: r.value for r in records if (r.name, r.kind) == ("retrieval_recall", "")}
     assert list(recalled) == [1, 4, 16]
     assert list(recalled.values()) == sorted(recalled.values())
@@ -198,10 +200,10 @@ def test_evidence_is_recalled_range_by_range():
 
 
 def test_the_oracle_reads_the_evidence(teacher, filler):
-    encoder, config = GistEncoder(teacher, woken_gistnet(teacher)), EvaluationConfig()
+    encoder = GistEncoder(teacher, woken_gistnet(teacher))
     for case in made(teacher, filler, 3):
-        document = compress(case.context, encoder)
-        plans = opened_plans(teacher, document, text(teacher, case.question), case.evidence, LENGTH // 2, config)
+        document, question = compress(case.context, encoder), text(teacher, case.question)
+        plans = opened_plans(teacher.tokenizer, document, question, LENGTH // 2, sink_tokens=4, evidence=case.evidence)
         read = {index for piece in plans["oracle"].pieces for index in range(piece.start, piece.stop)}
         assert all(set(range(start, stop)) <= read for start, stop in case.evidence)
         assert all(isinstance(piece, Raw) for name in ("oracle", "retrieved") for piece in plans[name].pieces)

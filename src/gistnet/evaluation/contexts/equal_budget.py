@@ -6,13 +6,14 @@
     shuffled    the same plan with gists of another document
     mean        the same plan with the mean of the embeddings that each gist stands for
 
-and where a question is asked:
+and those that open passages, with `gistnet.context.select`, and have recent text besides:
 
-    retrieved   passages that the question needs, opened, and recent text: `gistnet.context.select` without gists
-    selected    the same with gists beside what is opened
-    oracle      what says which answer is right, opened, and recent text
+    retrieved   passages that share words with the question; in prose, with the text before what is predicted
+    with_gists  the same, and a gist on either side of each
+    by_meaning  passages that states of the teacher's middle layer find, too
+    oracle      what says which answer is right
 
-Contexts without gists are numbered without gaps under every policy: that is how one is made in practice, and the
+Those contexts, and those without gists, are numbered without gaps under every policy: so `generate` reads them, and the
 teacher predicts better so (SmolLM2-135M: by 0.003 to 0.022 nats per token, after 128 to 2048 tokens of three stories).
 """
 
@@ -29,14 +30,15 @@ from transformers import DynamicCache
 
 from gistnet.context.assembly import Context, continued_mask
 from gistnet.context.plan import Plan, Raw, default_plan
-from gistnet.context.select import select
-from gistnet.context.selectors import Hit
+from gistnet.context.select import RECENT_SHARE, select
+from gistnet.context.selectors import Hit, Selector
 from gistnet.errors import ConfigError, DataError
 from gistnet.evaluation.config import EvaluationConfig
 from gistnet.evaluation.metrics import Floats
 from gistnet.evaluation.records import MetricRecord
 from gistnet.evaluation.resampling import Measure, Population, itself
 from gistnet.model.teacher import Teacher
+from gistnet.model.tokenizer import TeacherTokenizer
 from gistnet.objective.branches import Positions
 from gistnet.objective.losses import token_nll
 from gistnet.tree.document import InMemoryDocument
@@ -58,8 +60,7 @@ def compare(
     config: EvaluationConfig,
     tokens_per_vector: Sequence[int],
     measure: Callable[[InMemoryDocument, Plan, Positions], Measured],
-    question: str | None = None,
-    evidence: Evidence = (),
+    opened: Callable[[int], Mapping[str, Plan]],
 ) -> dict[tuple[int, Positions], dict[str, Measured]]:
     """Measure every context, by budget and policy, then by name; those without gists only once.
 
@@ -68,8 +69,7 @@ def compare(
         other: whose gists are the `shuffled` ones.
         tokens_per_vector: the budgets.
         measure: of a document, a plan for it, and a policy.
-        question: that is asked; without one nothing is retrieved or selected.
-        evidence: for the oracle; without any there is none.
+        opened: the plans that open passages, by name, for so many vectors.
 
     Raises:
         ConfigError: a budget leaves nothing beside the sink.
@@ -84,14 +84,10 @@ def compare(
     found = {}
     for budget in tokens_per_vector:
         plan = gist_plan(n, branchings, budget, config.sink_tokens)
-        raw = {"truncated": truncated_plan(n, branchings, budget, config.sink_tokens)}
-        opened = {} if question is None else opened_plans(teacher, compressed, question, evidence, n // budget, config)
-        with_gists = opened.pop("selected", None)
-        once = {name: measure(compressed, of, "compact") for name, of in (raw | opened).items()}
+        raw = {"truncated": truncated_plan(n, branchings, budget, config.sink_tokens), **opened(n // budget)}
+        once = {name: measure(compressed, of, "compact") for name, of in raw.items()}
         for policy in config.positions:
             read = {name: measure(of, plan, policy) for name, of in replacements.items()}
-            if with_gists is not None:
-                read["selected"] = measure(compressed, with_gists, policy)
             found[budget, policy] = {"full": full, **once, **read}
     return found
 
@@ -123,20 +119,39 @@ def truncated_plan(n_tokens: int, branchings: Sequence[int], tokens_per_vector: 
 
 
 def opened_plans(
-    teacher: Teacher,
+    tokenizer: TeacherTokenizer,
     document: InMemoryDocument,
     question: str,
-    evidence: Evidence,
     budget: int,
-    config: EvaluationConfig,
+    *,
+    sink_tokens: int,
+    recent_share: float = RECENT_SHARE,
+    by_meaning: Selector | None = None,
+    evidence: Evidence = (),
 ) -> dict[str, Plan]:
-    """The plans that open what a question needs: `retrieved`, `selected`, and, with evidence, `oracle`."""
-    assert teacher.tokenizer is not None
-    choose = partial(select, document, question, budget, tokenizer=teacher.tokenizer, sink_tokens=config.sink_tokens)
-    plans = {"retrieved": choose(gists_beside=0).plan, "selected": choose().plan}
+    """The plans that open what a question, or a text to continue, needs, within a budget of vectors.
+
+    Args:
+        tokenizer: of the document's teacher.
+        by_meaning: the selector of the plan of that name; without one there is none.
+        evidence: what `oracle` opens; without any there is none.
+        recent_share: part of the budget that recent text has at least.
+    """
+    choose = partial(
+        select,
+        document,
+        question,
+        budget,
+        tokenizer=tokenizer,
+        sink_tokens=sink_tokens,
+        recent_share=recent_share,
+    )
+    plans = {"retrieved": choose().plan, "with_gists": choose(gists_beside=1).plan}
+    if by_meaning is not None:
+        plans["by_meaning"] = choose(selector=by_meaning).plan
     if evidence:
         hits = [Hit(Passage(start, stop, start, stop), 1.0) for start, stop in evidence]
-        plans["oracle"] = choose(gists_beside=0, selector=lambda *_: hits).plan
+        plans["oracle"] = choose(selector=lambda *_: hits).plan
     return plans
 
 

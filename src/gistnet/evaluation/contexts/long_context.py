@@ -26,6 +26,7 @@ import torch
 from numpy.typing import NDArray
 
 from gistnet.context.assembly import assemble, read_context
+from gistnet.context.generate import CONTINUED_SHARE
 from gistnet.context.plan import Plan
 from gistnet.data.dataset import PreparedDataset
 from gistnet.errors import ConfigError, DataError, TeacherError
@@ -36,6 +37,7 @@ from gistnet.evaluation.contexts.equal_budget import (
     compare,
     gist_plan,
     highest_level,
+    opened_plans,
     truncated_plan,
 )
 from gistnet.evaluation.contexts.multiple_choice import multiple_choice, read_questions
@@ -55,6 +57,8 @@ logger = logging.getLogger(__name__)
 
 Flags = NDArray[np.bool_]
 
+CONTINUED_TOKENS = 64
+"""Last tokens before the scored ones by which passages are found."""
 MIN_LETTERS = 4
 """Letters of a word that counts as repeated, at least."""
 _WORD = re.compile(r"[^\W\d_]+")
@@ -171,6 +175,7 @@ def long_context(
     """
     budgets, scored, sink = config.contexts.tokens_per_vector, config.contexts.scored_tokens, config.sink_tokens
     texts = _texts(teacher, documents, config)
+    assert teacher.tokenizer is not None
     before = [document.tokens[:-scored] for document in documents]
     logger.info("Making the gists of %s tokens of %d documents.", f"{sum(map(len, before)):,}", len(documents))
     compressed_documents = [compress(tokens, encoder) for tokens in before]
@@ -184,7 +189,17 @@ def long_context(
             f"{len(document.tokens):,}",
         )
         measure = partial(scored_nll, teacher, document.tokens[-scored:])
-        read.append(compare(teacher, compressed, compressed_documents[borrowed[number]], config, budgets, measure))
+        continued = teacher.tokenizer.decode(before[number][-CONTINUED_TOKENS:].tolist())
+        opened = partial(
+            opened_plans,
+            teacher.tokenizer,
+            compressed,
+            continued,
+            sink_tokens=sink,
+            recent_share=CONTINUED_SHARE,
+        )
+        other = compressed_documents[borrowed[number]]
+        read.append(compare(teacher, compressed, other, config, budgets, measure, opened))
 
     words = [words_of_tokens(of) for of in texts]
     names = np.stack([np.array(token_kinds(of))[-scored:] == "names" for of in texts])
@@ -246,7 +261,7 @@ def nll_records(
     """The records of one budget and policy, for all tokens and for each kind that there is.
 
     Args:
-        nll: `[documents, scored]`, nats, by context: full, truncated, gist, shuffled, mean.
+        nll: `[documents, scored]`, nats, by context: those of `equal_budget` that need no question.
         kinds: `[documents, scored]`, which tokens are of a kind, by its name; "" is all.
         fields: of every record.
     """
@@ -266,7 +281,7 @@ def nll_records(
         if cost.interval is not None and cost.interval[0] > 0:
             recovered = partial(budget_record, statistic=_recovered, given=(truncated, full), baselines=others)
             yield recovered("long_context_recovered", gist, *measured)
-        for other in ("truncated", "shuffled", "mean"):
+        for other in ("truncated", "retrieved", "shuffled", "mean"):
             yield difference(f"long_context_below_{other}", column[other], *measured, given=(gist,))
         yield difference("long_context_above_full", gist, *measured, given=(full,))
 

@@ -16,6 +16,7 @@ several are lowest, each counts its share. A small teacher is near chance, so ev
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
@@ -26,11 +27,20 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from gistnet.context.assembly import assemble
 from gistnet.context.plan import Plan, Raw
+from gistnet.context.selectors import Selector, by_words, fused
+from gistnet.context.states import ByStates
 from gistnet.data.sources import read_lines, reading
 from gistnet.errors import DataError, TeacherError
 from gistnet.evaluation.baselines import other_documents
 from gistnet.evaluation.config import EvaluationConfig
-from gistnet.evaluation.contexts.equal_budget import budget_record, compare, highest_level, mean_nll, share_right
+from gistnet.evaluation.contexts.equal_budget import (
+    budget_record,
+    compare,
+    highest_level,
+    mean_nll,
+    opened_plans,
+    share_right,
+)
 from gistnet.evaluation.records import MetricRecord
 from gistnet.model.teacher import Teacher
 from gistnet.objective.branches import Positions
@@ -116,6 +126,7 @@ def multiple_choice(teacher: Teacher, encoder: Encoder, path: Path, config: Eval
         raise TeacherError(f"{teacher.name} has no tokenizer, expected one to read questions.")
     budgets = config.contexts.question_tokens_per_vector
     questions = read_questions(path)
+    by_meaning = fused(by_words, ByStates(teacher))
     articles = _compressed(questions, encoder, config, path)
     asked = [articles[question.article] for _, question in questions]
     numbers = torch.tensor([article.number for article in asked])
@@ -123,7 +134,9 @@ def multiple_choice(teacher: Teacher, encoder: Encoder, path: Path, config: Eval
     right = []
     for row, (line, question) in enumerate(questions):
         logger.info("Answering question %d of %d.", row + 1, len(questions))
-        right.append(_answer(teacher, line, question, asked[row].compressed, asked[borrowed[row]].compressed, config))
+        right.append(
+            _answer(teacher, line, question, asked[row].compressed, asked[borrowed[row]].compressed, by_meaning, config)
+        )
     every = [article.compressed for article in articles.values()]
     records = []
     for policy, budget in product(config.positions, budgets):
@@ -164,6 +177,7 @@ def _answer(
     question: Question,
     compressed: InMemoryDocument,
     other: InMemoryDocument,
+    by_meaning: Selector,
     config: EvaluationConfig,
 ) -> dict[tuple[int, Positions], dict[str, float]]:
     """True if the right option is chosen, by budget and policy, then by context."""
@@ -188,5 +202,7 @@ def _answer(
     nothing = chosen(compressed, Plan([], compressed.branchings), "compact")
     known = {"no_context": nothing, "chance": 1 / len(options)}
     budgets = config.contexts.question_tokens_per_vector
-    found = compare(teacher, compressed, other, config, budgets, chosen, question.question)
+    tokenizer, text = teacher.tokenizer, question.question
+    opened = partial(opened_plans, tokenizer, compressed, text, sink_tokens=sink, by_meaning=by_meaning)
+    found = compare(teacher, compressed, other, config, budgets, chosen, opened)
     return {of: {**right, **known} for of, right in found.items()}

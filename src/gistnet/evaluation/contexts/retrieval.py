@@ -16,6 +16,7 @@ import logging
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from typing import NamedTuple
 
@@ -25,7 +26,8 @@ from numpy.typing import NDArray
 
 from gistnet.context.assembly import assemble
 from gistnet.context.plan import Plan
-from gistnet.context.selectors import Hit, by_words
+from gistnet.context.selectors import Hit, by_words, fused
+from gistnet.context.states import ByStates
 from gistnet.data.synthetic import templates
 from gistnet.errors import DataError, TeacherError
 from gistnet.evaluation.baselines import other_documents
@@ -36,6 +38,7 @@ from gistnet.evaluation.contexts.equal_budget import (
     compare,
     highest_level,
     mean_nll,
+    opened_plans,
     share_right,
 )
 from gistnet.evaluation.metrics import Floats
@@ -200,8 +203,10 @@ def retrieval(
 
     Returns:
         `retrieval_accuracy` and `retrieval_nll` (of the right answer) for each policy and budget, of all cases and of
-        each kind; with all contexts of `equal_budget`, and `chance`. And `retrieval_recall`, the share of the evidence
-        in the first passages that `select` finds, `index` of them.
+        each kind; with all contexts of `equal_budget`, and `chance`. `retrieval_gain_with_gists` and
+        `retrieval_gain_by_meaning`, the share of right answers that they have above `retrieved`, paired. And
+        `retrieval_recall`, the share of the evidence in the first passages by words, `index` of them; its baseline
+        `by_meaning` ranks by both.
 
     Raises:
         TeacherError: the teacher has no tokenizer.
@@ -221,6 +226,7 @@ def retrieval(
     )
     documents = [compress(case.context, encoder) for case in cases]
     borrowed = other_documents(torch.arange(len(cases)), config.seed).tolist()
+    by_meaning = fused(by_words, ByStates(teacher))
     asked, recalled = [], []
     for number, (case, compressed) in enumerate(zip(cases, documents, strict=True)):
         logger.info("Asking for a %s, case %d of %d.", case.kind, number + 1, len(cases))
@@ -230,9 +236,18 @@ def retrieval(
             return mean_nll(teacher, context, case.answers)
 
         question, other = teacher.tokenizer.decode(case.question), documents[borrowed[number]]
-        asked.append(compare(teacher, compressed, other, config, budgets, answered, question, case.evidence))
-        hits = by_words(compressed, question, teacher.tokenizer)
-        recalled.append([recall(hits[:most], case.evidence) for most in RECALLED])
+        opened = partial(
+            opened_plans,
+            teacher.tokenizer,
+            compressed,
+            question,
+            sink_tokens=config.sink_tokens,
+            by_meaning=by_meaning,
+            evidence=case.evidence,
+        )
+        asked.append(compare(teacher, compressed, other, config, budgets, answered, opened))
+        ranked = [search(compressed, question, teacher.tokenizer) for search in (by_words, by_meaning)]
+        recalled.append([[recall(hits[:most], case.evidence) for hits in ranked] for most in RECALLED])
 
     kinds = np.array([case.kind for case in cases])
     groups = {"": np.arange(len(cases))} | {kind: np.flatnonzero(kinds == kind) for kind in contexts.retrieval_kinds}
@@ -249,11 +264,15 @@ def retrieval(
         for name, columns in (("retrieval_accuracy", right), ("retrieval_nll", cost)):
             gist = columns.pop("gist")
             records.append(budget_record(name, gist, rows, fields, config, baselines=columns))
+        for name in ("with_gists", "by_meaning"):
+            gain = f"retrieval_gain_{name}", right[name], rows, fields, config
+            records.append(budget_record(*gain, statistic=np.subtract, given=(right["retrieved"],)))
     for (kind, rows), (column, most) in product(groups.items(), enumerate(RECALLED)):
         if len(rows):
-            found = np.array([recalled[row][column] for row in rows])
+            words, meaning = np.array([recalled[row][column] for row in rows]).T
             fields = {"domain": DOMAIN, "kind": kind, "index": most, "positions": config.positions[0]}
-            records.append(budget_record("retrieval_recall", found, rows, fields, config))
+            others = {"by_meaning": meaning}
+            records.append(budget_record("retrieval_recall", words, rows, fields, config, baselines=others))
     return records
 
 
