@@ -74,13 +74,6 @@ def seconds_of_steps(run_folder: Path) -> list[tuple[float, int, float]]:
     return [(step["loss"], step["spans_seen"], step["spans_seen"] / step["spans_per_second"]) for step in steps]
 
 
-def describe_device(content: Mapping[str, Any]) -> str:
-    """Name of the device that a result was measured on: its GPU, or the cores of its processor."""
-    machine = content["machine"]
-    cores = f"{machine['cores']} core{'s' if machine['cores'] > 1 else ''} of {machine['processor']}"
-    return str(machine["gpu"]) if machine["gpu"] != "none" else cores
-
-
 def in_short(figures: Any) -> str:
     """Figures as a line to print, with four digits each."""
     if isinstance(figures, Mapping):

@@ -23,7 +23,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # so that `python benchma
 
 from benchmarks import ablation_results as kept
 from benchmarks.ablation_results import DEFAULT, Comparison, Record, mean_kl, recovered, recovered_interval
-from benchmarks.machine import RESULTS, ROOT, describe_device
+from benchmarks.machine import RESULTS, ROOT
+from gistnet.machine import device_name
 
 STYLE: dict[str, Any] = {
     "figure.facecolor": "white",
@@ -47,7 +48,7 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 
 def draw_sweep(content: dict[str, Any], suffix: str, out: Path) -> Iterator[Path]:
     """Cost per span along each series, and memory along spans and passes."""
-    where = f"{content['teacher']}, {describe_device(content)}"
+    where = f"{content['teacher']}, {device_name(content['machine'])}"
     names = {
         "windows": ("window", "tokens of a window", "seconds_per_span_with_all_spans"),
         "horizons": ("horizon", "horizon H, tokens", "seconds_per_span"),
@@ -76,7 +77,7 @@ def draw_compression(content: dict[str, Any], suffix: str, out: Path) -> Iterato
         for architecture in dict.fromkeys(row["architecture"] for row in rates)
     }
     lines["the teacher's prefill"] = [content["prefill_tokens_per_second"]] * len(x)
-    title = f"Compression ({content['teacher']}, {describe_device(content)})"
+    title = f"Compression ({content['teacher']}, {device_name(content['machine'])})"
     yield _lines(out / f"compression{suffix}.svg", x, lines, "spans in a batch", "tokens a second", title)
 
 
@@ -93,7 +94,7 @@ def draw_engine(content: dict[str, Any], suffix: str, out: Path) -> Iterator[Pat
                 ratios.setdefault("over the cached loop", {})[name] = case["speedup_over_cached"]
             for part, row in case.get("breakdown", {}).items():
                 parts.setdefault(part, {})[name] = 1000 * row["seconds_per_span"]
-    where = describe_device(content)
+    where = device_name(content["machine"])
     if ratios:
         path = out / f"engine-speedup{suffix}.svg"
         yield _bars(path, ratios, "times as fast", f"The engine's speedup ({where})", stacked=False)
@@ -186,7 +187,7 @@ def _curves(path: Path, group: kept.Group, content: Comparison, arms: Mapping[st
     _mark_decades(axes.xaxis, "{x:,.0f}")
     axes.yaxis.set_major_formatter(importlib.import_module("matplotlib.ticker").PercentFormatter(1.0))
     figure.legend(frameon=False, loc="outside right upper")
-    where = describe_device(next(iter(arms.values()))[0])
+    where = device_name(next(iter(arms.values()))[0]["machine"])
     question = textwrap.fill(f"{group.question.partition('?')[0]}?", 60)  # the legend stands beside it
     title = f"{question}\n{kept.budget_text(content)}, {where}"
     return _finish(figure, axes, path, "spans seen", "recovered on validation spans", title)

@@ -38,12 +38,12 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # so that `python benchmarks/…` works, and `-m benchmarks.…`
 
-from benchmarks.machine import ROOT, describe_device
+from benchmarks.machine import ROOT
 from gistnet.config import RunConfig, config_text, load_config
 from gistnet.errors import GistNetError
 from gistnet.evaluation.records import read_records
 from gistnet.files import atomic_folder, write_json, write_text
-from gistnet.machine import describe_machine
+from gistnet.machine import describe_machine, device_name
 from gistnet.preparation import prepare_data
 from gistnet.run_folder import BEST_FILE, CHECKPOINTS_FOLDER, CONFIG_FILE, METRICS_FILE, RESULTS_FILE, remove_run
 from gistnet.training.checkpoint import best_checkpoint, copy_checkpoint, latest_checkpoint, load_checkpoint
@@ -174,7 +174,7 @@ def train(commands: Commands, configs: Mapping[str, RunConfig], asked: argparse.
         status = commands.run(*words, seconds=min(left, 60 * asked.turn))
         spent["hours"] += (monotonic() - began) / 3600
         spent["processor_hours"] += (_processor_seconds() - processor) / 3600
-        spent["machines"] = sorted({*spent["machines"], describe_device({"machine": describe_machine()})})
+        spent["machines"] = sorted({*spent["machines"], device_name(describe_machine())})
         write_json(config.run_folder / SPENT_FILE, spent)
         keep(config, STATE / name)
         if status in INTERRUPTED:

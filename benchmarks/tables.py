@@ -23,10 +23,11 @@ import numpy as np
 from benchmarks import ablation_results as kept
 from benchmarks.ablation_results import DEFAULT, PARTS, Comparison, Record, mean_kl, recovered
 from benchmarks.flops import TeacherSize, engine_flops, loop_flops
-from benchmarks.machine import ROOT, describe_device
+from benchmarks.machine import ROOT
 from benchmarks.workload import EMBEDDED_TEACHER, SMOLLM2_SHAPE, all_starts, build_teacher
 from gistnet.config import config_reference
 from gistnet.evaluation.records import BaselineName, MetricRecord
+from gistnet.machine import device_name
 from gistnet.model.config import GistNetConfig
 from gistnet.model.gistnet import GistNet
 from gistnet.release.card import card, results_tables, summary
@@ -80,7 +81,7 @@ def engine_table(device: str, root: Path) -> str:
     header = ["teacher, window, H", "loop, s a span", "cached", "engine", "over loop", "over cached"]
     table = markdown([*header, "by operations", "utilisation", "peak"], rows)
     ceiling = content.get("matmul_flops_per_second")
-    described = f"{describe_device(content)}, torch {content['machine']['torch']}"
+    described = f"{device_name(content['machine'])}, torch {content['machine']['torch']}"
     reached = f"; large matrix products in bfloat16 reach {ceiling / 1e9:,.0f} GFLOP/s" if ceiling else ""
     return f"{described}{reached}.\n\n{table}\n\n{_equality(content)}".rstrip()
 
@@ -142,7 +143,7 @@ def compression_table(device: str, root: Path) -> str:
     flops = content["prefill_flops_per_token"] / 1e6
     prefill = ["the teacher's prefill", f"{content['prefill_tokens_per_second']:,.0f}", "1×", f"{flops:.2f}"]
     table = markdown([content["teacher"], "tokens/s", "of the prefill", "MFLOP a token"], [prefill, *rows])
-    return f"{describe_device(content)}.\n\n{table}"
+    return f"{device_name(content['machine'])}.\n\n{table}"
 
 
 def sweep_table(device: str, root: Path) -> str:
@@ -161,7 +162,7 @@ def sweep_table(device: str, root: Path) -> str:
         for row in points
     ]
     header = ["series: window, H, spans, branches a pass", "ms a span", "without the document pass", "peak, MB"]
-    return f"{content['teacher']}, {describe_device(content)}.\n\n{markdown(header, rows)}"
+    return f"{content['teacher']}, {device_name(content['machine'])}.\n\n{markdown(header, rows)}"
 
 
 def processes_table(root: Path) -> str:
@@ -181,7 +182,7 @@ def processes_table(root: Path) -> str:
         for case in content["cases"]
     ]
     header = ["processes", "spans/s", "of the first", "seconds of the first steps", f"loss of step {content['steps']}"]
-    return f"{describe_device(content)}.\n\n{markdown(header, rows)}"
+    return f"{device_name(content['machine'])}.\n\n{markdown(header, rows)}"
 
 
 def plot_list(device: str, root: Path) -> str:
@@ -211,7 +212,7 @@ def group_tables(group: str, device: str, root: Path) -> str:
 def _comparison(content: Comparison, asked: Sequence[str]) -> str:
     default = kept.records(content, DEFAULT)
     arms = {arm: found for arm in asked if (found := kept.records(content, arm))}
-    intro = f"**{kept.budget_text(content)}**, {describe_device(default[0])}; judged on {_spans_of(default[0])}."
+    intro = f"**{kept.budget_text(content)}**, {device_name(default[0]['machine'])}; judged on {_spans_of(default[0])}."
     quality = [_quality_row(content, arm, records, default) for arm, records in arms.items()]
     for name in ("drop", "last_token"):
         shares = [f"{recovered(default, part, name):.1%}" if name != "drop" else "0" for part in PARTS]
@@ -312,7 +313,7 @@ def untrained_table(kind: str, root: Path) -> str:
     ]
     header = ["replacement", "compute", "KL@32", "recovered", "at 1–8", "at 9–32", "more than the last token"]
     spans = f"{content['spans']} spans of {content['documents']} held-out documents"
-    return f"{spans}, {describe_device(content)}.\n\n{markdown([*header, 'of it at 9–32'], rows)}"
+    return f"{spans}, {device_name(content['machine'])}.\n\n{markdown([*header, 'of it at 9–32'], rows)}"
 
 
 def _untrained_name(row: dict[str, Any]) -> str:
@@ -367,7 +368,7 @@ def demo_table(root: Path) -> str:
         return "TO MEASURE: `make demo`"
     records = [MetricRecord.model_validate(record) for record in content["metrics"]]
     minutes = f"{content['minutes']['all']:.1f} minutes ({content['conditions']})"
-    return f"{describe_device(content)}, {minutes}; {results_tables(records)}"
+    return f"{device_name(content['machine'])}, {minutes}; {results_tables(records)}"
 
 
 def long_context_table(name: str, root: Path) -> str:
@@ -382,7 +383,7 @@ def long_context_table(name: str, root: Path) -> str:
     header += ["recent − gists", "retrieved − gists", "others' gists − gists"]
     header += ["questions: gists", "recent text", "retrieved text", "full text"]
     table = markdown(header, [_budget_row(record, records) for record in whole])
-    return f"{whole[0].n_documents} documents, {asked} questions, {describe_device(content)}:\n\n{table}"
+    return f"{whole[0].n_documents} documents, {asked} questions, {device_name(content['machine'])}:\n\n{table}"
 
 
 def _budget_row(nll: MetricRecord, records: list[MetricRecord]) -> list[str]:

@@ -259,7 +259,7 @@ def test_evaluate_reads_long_contexts_and_questions_where_asked_to(gistnet, trai
     figures = json.loads((trained / "results.json").read_text(encoding="utf-8"))
     (nll,) = (f for f in figures if f["name"] == "long_context_nll" and not f["kind"])
     assert (nll["domain"], nll["positions"], nll["n_documents"]) == ("narrative", "end", 3)
-    assert nll["baselines"].keys() == {"full", "truncated", "shuffled", "mean"}
+    assert nll["baselines"].keys() == {"full", "truncated", "retrieved", "with_gists", "shuffled", "mean"}
     (accuracy,) = (f for f in figures if f["name"] == "multiple_choice_accuracy")
     assert (accuracy["n_spans"], accuracy["baselines"]["chance"]) == (3, 0.5)
     assert "retrieval_accuracy" not in {f["name"] for f in figures}
@@ -540,6 +540,21 @@ def test_a_setting_that_cannot_be_run_is_refused_in_one_sentence(
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert_refused(gistnet("train", "--config", config_file, setting), *words)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_configuration_without_its_option_and_an_option_that_is_a_setting_are_answered(gistnet, config_file):
+    assert_refused(gistnet("train", config_file), f"--config {config_file}")
+    assert_refused(gistnet("train", "--config", config_file, "--steps", "3"), "train.steps=")
+
+
+def test_an_interrupted_evaluation_says_that_nothing_was_written(gistnet, trained, monkeypatch):
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("gistnet.evaluation.evaluator.evaluate", interrupted)
+    outcome = gistnet("evaluate", trained)
+    assert outcome.status == 130
+    assert "Nothing was written" in outcome.err
 
 
 def test_a_hub_that_cannot_be_reached_is_named_in_one_sentence(gistnet, config_file, monkeypatch):

@@ -289,6 +289,9 @@ def test_the_reference_names_settings_as_a_user_types_them():
         ("output_dir=runs", "run_folder"),
         ("horizon_tokens=8", "objective.horizon_tokens"),
         ("holography=true", "`gistnet config`"),
+        ("--steps", "train.steps="),
+        ("--learning-rate=1", "train.optimiser.learning_rate="),
+        ("--holography", "--help"),
     ],
 )
 def test_an_unknown_key_is_answered_with_the_one_that_may_have_been_meant(config_file, setting, meant):

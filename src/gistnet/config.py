@@ -166,6 +166,11 @@ def config_reference() -> str:
 
 def _apply(values: dict[str, Any], setting: str) -> None:
     key, equals, text = setting.partition("=")
+    if setting.startswith("-"):
+        meant = " or ".join(
+            f"{similar}=…" for similar in similar_keys(setting_groups(), key.strip("-").replace("-", "_"))
+        )
+        raise ConfigError(f"Got the option '{setting}', expected {meant or 'one that --help lists'}.")
     if not equals or not key:
         raise ConfigError(f"Got the setting '{setting}', expected key=value, as in train.steps=100.")
     try:

@@ -4,8 +4,10 @@ import ctypes
 import os
 import platform
 import sys
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -89,6 +91,12 @@ def describe_machine() -> dict[str, str | int | float]:
         "torch": torch.__version__,
         "transformers": version("transformers"),
     }
+
+
+def device_name(machine: Mapping[str, Any]) -> str:
+    """Name of the device of a described machine: its GPU, or the cores of its processor."""
+    cores = f"{machine['cores']} core{'s' if machine['cores'] > 1 else ''} of {machine['processor']}"
+    return str(machine["gpu"]) if machine["gpu"] != "none" else cores
 
 
 def _processor() -> str:

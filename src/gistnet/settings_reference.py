@@ -155,12 +155,12 @@ def similar_keys(groups: Sequence[Group], key: str) -> list[str]:
         dict.fromkeys(name for group in groups for name in (group.key, *(s.key for s in group.settings)) if name)
     )
     siblings = {name.rpartition(".")[2]: name for name in keys if name.rpartition(".")[0] == outer}
-    word = _SYNONYMS.get(word, word)
-    if close := get_close_matches(word, siblings, 1, 0.7):
-        return [siblings[close[0]]]
     by_name: dict[str, list[str]] = {}
     for name in keys:
         by_name.setdefault(name.rpartition(".")[2], []).append(name)
+    word = _SYNONYMS.get(word, word)
+    if word not in by_name and (close := get_close_matches(word, siblings, 1, 0.7)):
+        return [siblings[close[0]]]
     close = [word] if word in by_name else get_close_matches(word, by_name, 1, 0.8)
     # What lies in the same section first, then what lies least deep.
     first = key.partition(".")[0]

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -144,6 +145,17 @@ def stop_waiting() -> None:
 def next_command(*words: object) -> None:
     """Print the command that one would type next; a word in capitals is to be filled in."""
     out.print(f"Next: gistnet {' '.join(shlex.quote(str(word)) for word in words)}")
+
+
+@contextmanager
+def interruptible(kept: str) -> Iterator[None]:
+    """End a command that is interrupted with a sentence that says what is kept, and status 130."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        stop_waiting()
+        err.print(f"gistnet: Interrupted. {kept}")
+        raise typer.Exit(130) from error
 
 
 def at_full_width(table: Table) -> Table:

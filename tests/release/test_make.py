@@ -204,6 +204,7 @@ def test_release_is_a_command(gistnet: Command, finished_run: Path, tmp_path: Pa
     assert "`gistnet evaluate mine 'evaluation.horizons=[4,12]'` those that it leaves out" in card
     again = gistnet("evaluate", out, "evaluation.horizons=[4, 12]")
     assert "figures are those of the release to the digit" in again.out
-    missing = gistnet("release", finished_run, "--out", tmp_path / "no", *told[:4], "--limits", tmp_path / "none.md")
+    assert "- Hardware: an abacus." in card
+    missing = gistnet("release", finished_run, "--out", tmp_path / "no", "--limits", tmp_path / "none.md")
     assert missing.status == 1
     assert str(tmp_path / "none.md") in missing.err

@@ -35,6 +35,7 @@ from gistnet.terminal import PATH
 from gistnet.version import __version__
 
 if TYPE_CHECKING:
+    from gistnet.config import RunConfig
     from gistnet.evaluation.config import EvaluationConfig
 
 logger = logging.getLogger(__name__)
@@ -43,8 +44,12 @@ app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help="Compress contexts into gists."
 )
 
-ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="A run's configuration, YAML.", **PATH)]
+ConfigOption = Annotated[
+    Path | None, typer.Option("--config", "-c", help="A run's configuration, YAML.", show_default=False, **PATH)
+]
 Settings = Annotated[list[str] | None, typer.Argument(help="Changes to it, as key.sub=value.", show_default=False)]
+WITH_SETTINGS = {"ignore_unknown_options": True}
+"""Of `typer`: an option that there is not is looked at as a setting, which it may have been meant for."""
 
 
 def main() -> None:
@@ -73,22 +78,33 @@ def _common(version: Annotated[bool, typer.Option("--version", help="Print the v
         raise typer.Exit
 
 
-@app.command()
-def prepare(config: ConfigOption, settings: Settings = None) -> None:
+def _loaded(config: Path | None, settings: list[str]) -> "RunConfig":
+    """The configuration that a command was given."""
+    from gistnet.config import load_config
+
+    if config is None:
+        given = next((word for word in settings if word.endswith((".yaml", ".yml"))), "FILE")
+        raise ConfigError(f"Got no configuration, expected --config {given}.")
+    return load_config(config, settings)
+
+
+@app.command(context_settings=WITH_SETTINGS)
+def prepare(config: ConfigOption = None, settings: Settings = None) -> None:
     """Tokenise documents into memory-mapped windows, split into training and held-out documents."""
     terminal.start_loading()
-    from gistnet.config import load_config
     from gistnet.preparation import prepare_data
     from gistnet.report.tables import dataset_table
 
-    dataset = prepare_data(load_config(config, settings or ()))
+    run_config = _loaded(config, settings or [])
+    with terminal.interruptible("Nothing was kept."):
+        dataset = prepare_data(run_config)
     terminal.out.print(dataset_table(dataset.statistics))
     terminal.out.print(f"{len(dataset)} windows in {dataset.folder}")
 
 
-@app.command()
+@app.command(context_settings=WITH_SETTINGS)
 def train(
-    config: ConfigOption,
+    config: ConfigOption = None,
     settings: Settings = None,
     resume: Annotated[bool, typer.Option(help="Continue from the newest checkpoint of the run folder.")] = False,
     restart: Annotated[bool, typer.Option(help="Delete what an earlier run left in the run folder.")] = False,
@@ -106,12 +122,11 @@ def train(
     """Train a GistNet."""
     terminal.start_loading()
     from gistnet import session
-    from gistnet.config import load_config
     from gistnet.metrics_log import read_metrics
     from gistnet.report.summary import training_summary
     from gistnet.run_folder import METRICS_FILE
 
-    run_config = load_config(config, settings or ())
+    run_config = _loaded(config, settings or [])
     if dry_run:
         for line in session.dry_run(run_config, gpu_memory=gpu_memory, show_config=show_config):
             terminal.out.print(line)
@@ -164,7 +179,7 @@ def evaluate(
     from gistnet.evaluation.records import read_records
     from gistnet.files import require_writable
     from gistnet.release.contents import compare_results
-    from gistnet.report.summary import evaluation_summary
+    from gistnet.report.summary import evaluation_summary, in_columns
     from gistnet.report.tables import results_tables
     from gistnet.run_folder import RESULTS_FILE
     from gistnet.session import open_trained
@@ -174,15 +189,16 @@ def evaluate(
     target = out if out is not None or trained.is_released else trained.run_folder / RESULTS_FILE
     if target is not None:
         require_writable(target)
-    dataset = trained.dataset()
-    evaluation = measure(trained.teacher, trained.gistnet, dataset, config)
+    with terminal.interruptible("Nothing was written."):
+        evaluation = measure(trained.teacher, trained.gistnet, trained.dataset(), config)
     span_tokens = trained.gistnet.levels[0].tokens_per_gist
     # Before anything is written, which may fail.
     for part in results_tables(evaluation.records) if full else evaluation_summary(evaluation.records, span_tokens):
         terminal.out.print(part)
     if trained.is_released:
         released = read_records(trained.run_folder / RESULTS_FILE)
-        terminal.out.print(compare_results(evaluation.records, released))
+        for line in in_columns(compare_results(evaluation.records, released)):
+            terminal.out.print(line)
     tables = "" if full else "; --full prints every table"
     if target is None:
         terminal.out.print(f"Nothing was written: --out keeps every figure{tables}.")

@@ -20,8 +20,6 @@ logger = logging.getLogger(__name__)
 def release(
     run: Annotated[Path, typer.Argument(help="A finished run's folder, or one of its checkpoints.", **PATH)],
     out: Annotated[Path, typer.Option(help="The new folder, as src/gistnet/released/NAME.", **PATH)],
-    hardware: Annotated[str, typer.Option(help="What it was trained on, for the model card.", **NAME)],
-    command: Annotated[str, typer.Option(help="What trained it, for the model card.", **NAME)],
     settings: Annotated[
         list[str] | None,
         typer.Argument(help="Changes to its evaluation, as evaluation.documents=64.", show_default=False),
@@ -33,6 +31,12 @@ def release(
         list[str] | None,
         typer.Option(help="Evaluate it once more with these changes, as in 'evaluation.horizons=[64]'."),
     ] = None,
+    hardware: Annotated[
+        str | None, typer.Option(help="What it was trained on, for the model card; this machine by default.", **NAME)
+    ] = None,
+    command: Annotated[
+        str | None, typer.Option(help="What trained it, for the model card; a command by default.", **NAME)
+    ] = None,
     limits: Annotated[
         Path | None, typer.Option(help="Markdown about what it cannot do, for the model card.", **PATH)
     ] = None,
@@ -42,22 +46,26 @@ def release(
     It is evaluated on the held-out documents that the folder brings, evaluation.documents (64) of each kind of text.
     """
     terminal.start_loading()
+    from gistnet.config import load_config
+    from gistnet.machine import describe_machine, device_name
     from gistnet.release.make import make_release
-    from gistnet.report.tables import results_tables
+    from gistnet.report.summary import evaluation_summary
+    from gistnet.run_folder import CONFIG_FILE
 
-    records = make_release(
-        run,
-        out,
-        settings or (),
-        command=command,
-        hardware=hardware,
-        data_notes=data_notes,
-        limits=limits,
-        also=[shlex.split(changes) for changes in also or ()],
-    )
-    for table in results_tables(records):
-        terminal.out.print(table)
-    terminal.out.print(f"The release is in {out}; its card is README.md there.")
+    with terminal.interruptible("Nothing was kept."):
+        records = make_release(
+            run,
+            out,
+            settings or (),
+            command=command or f"gistnet train --config {CONFIG_FILE}",
+            hardware=hardware or device_name(describe_machine()),
+            data_notes=data_notes,
+            limits=limits,
+            also=[shlex.split(changes) for changes in also or ()],
+        )
+    for line in evaluation_summary(records, load_config(out / CONFIG_FILE).levels[0]):
+        terminal.out.print(line)
+    terminal.out.print(f"The release is in {out}; its card, README.md there, has every figure.")
 
 
 def publish(

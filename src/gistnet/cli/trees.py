@@ -63,7 +63,8 @@ def compress(
     from gistnet.tree.tree import GistTree
 
     load = LoadEncoder(find_folder(checkpoint).resolve())
-    with _input_as_file(files, name) as paths:
+    kept = f"Documents that were committed to {tree} are kept; the same command continues."
+    with terminal.interruptible(kept), _input_as_file(files, name) as paths:
         texts = TextFiles(paths=paths, text_field=text_field, id_field=id_field, name=name)
         teacher, gistnet = open_gistnet(load.checkpoint)
         encoder = GistEncoder(teacher, gistnet)
@@ -83,7 +84,7 @@ def compress(
     )
     if quality:
         options = QualityOptions(positions=policy_of(gistnet.positions))
-        with GistTree.open(tree, encoder, writable=True) as opened:
+        with terminal.interruptible(kept), GistTree.open(tree, encoder, writable=True) as opened:
             measured = add_quality(opened, teacher, options)
         terminal.out.print(f"Measured {measured:,} gists.")
 

@@ -28,7 +28,7 @@ def evaluation_summary(records: Sequence[MetricRecord], span_tokens: int) -> lis
     shown = _shown(records)
     if not shown:
         return [
-            *_wrapped("Leaving these spans out costs the model nothing that was measured, so no share is recovered."),
+            *in_columns("Leaving these spans out costs the model nothing that was measured, so no share is recovered."),
             *_targets(records),
         ]
     first = shown[0]
@@ -36,10 +36,10 @@ def evaluation_summary(records: Sequence[MetricRecord], span_tokens: int) -> lis
     # The title may be as long as the names of domains are.
     title = f"KL recovered, in %: {first.domain}, {n_spans} of {documents}, positions {first.positions}"
     return [
-        *_wrapped(title),
+        *in_columns(title),
         f"  {'tokens after the span':<24}{'gist':>5}{'95 % interval':>15}{'last token':>12}{'shuffled':>10}",
         *(_row(record, first.domain) for record in shown[:MOST_ROWS]),
-        *_wrapped(verdict(first, span_tokens)),
+        *in_columns(verdict(first, span_tokens)),
         *_targets(records),
     ]
 
@@ -85,8 +85,8 @@ def training_summary(log: Sequence[Mapping[str, Any]], seconds: float) -> list[s
         )
     steps, spans = log[-1]["step"], max(line["spans_seen"] for line in log if "spans_seen" in line)
     return [
-        *_wrapped(f"Best validation, after step {best['step']:,}: {reached}."),
-        *_wrapped(f"Trained {steps:,} steps on {spans:,} spans; this took {timedelta(seconds=round(seconds))}."),
+        *in_columns(f"Best validation, after step {best['step']:,}: {reached}."),
+        *in_columns(f"Trained {steps:,} steps on {spans:,} spans; this took {timedelta(seconds=round(seconds))}."),
     ]
 
 
@@ -131,10 +131,10 @@ def _targets(records: Sequence[MetricRecord]) -> list[str]:
         if not record.met
     ]
     sentence += f"; not met: {', '.join(missed)}" if missed else ""
-    return _wrapped(sentence + ".", TARGET_LINES)
+    return in_columns(sentence + ".", TARGET_LINES)
 
 
-def _wrapped(text: str, lines: int | None = None) -> list[str]:
+def in_columns(text: str, lines: int | None = None) -> list[str]:
     return textwrap.wrap(
         text, COLUMNS, max_lines=lines, placeholder=" …", break_long_words=False, break_on_hyphens=False
     )
