@@ -1,18 +1,19 @@
 """Trees on disk: how fast they are written, read and searched, and that no kill loses or tears anything.
 
     python benchmarks/tree.py speed --quick           20,000 tokens, and a tree of 50,000 (two minutes on two cores)
-    python benchmarks/tree.py speed                   200,000 tokens, and a tree of a million (five to ten minutes)
+    python benchmarks/tree.py speed                   200,000 tokens, and trees of one and twenty million
     python benchmarks/tree.py kills                   200 kills (two minutes)
     python benchmarks/tree.py kills --kills 20        what the tests run
 
-`speed` has three parts, each in a process of its own, so that its peak memory is its own. Results:
+`speed` has parts, each in a process of its own, so that its peak memory is its own. Results:
 benchmarks/results/tree-cpu.json.
 
     compress    `compress_files` with the real teacher: tokens a second, bytes on disk by level, peak memory; and how
                 long a second run takes to find that all is there
     pieces      the same tokens appended in 100 pieces of random lengths: every bit must be that of `compress`
-    large       a tree whose gists a stub makes, of the size of the teacher's: milliseconds (50th and 99th percentile)
-                to open it, to read 64 random nodes with their metadata, and to search it
+    library     trees of 300 documents whose gists a stub makes, of the size of the teacher's: milliseconds (50th and
+                99th percentile) to select what a question needs of a document, to find passages in all of them, to read
+                64 random nodes, and to append 1,000 tokens, index and compaction included; bytes and peak memory
 
 `kills`: a writer appends to a few documents, compacts, and now and then re-encodes everything with other weights, until
 it is killed (SIGKILL); then the next one goes on. The encoder is a stub, so that nearly all time is spent in writing.
@@ -40,7 +41,6 @@ import warnings
 import zlib
 from collections import Counter
 from collections.abc import Callable
-from functools import partial
 from multiprocessing import get_context
 from multiprocessing.context import ForkProcess
 from pathlib import Path
@@ -52,6 +52,7 @@ from numpy.typing import NDArray
 sys.path.insert(0, str(Path(__file__).parent.parent))  # so that `python benchmarks/…` works, and `-m benchmarks.…`
 
 from benchmarks.machine import RESULTS, in_own_process, peak_megabytes, timed
+from gistnet.context.select import select
 from gistnet.data.installation import read_installation
 from gistnet.data.tokenise import pieces_of
 from gistnet.files import write_json
@@ -70,21 +71,27 @@ from tests.stub_encoder import StubEncoder
 # Speed ----------------------------------------------------------------------------------------------------------------
 
 PIECES, NODES = 100, 64
-BOOK, TREE = "book.txt", "tree"
+BOOK, LIBRARY, TREE = "book.txt", "library.txt", "tree"
+LIBRARIES = 1_000_000, 20_000_000
+"""Tokens of the large trees."""
+DOCUMENTS_OF_A_LIBRARY = 300
+BUDGET, WORDS_ASKED, APPENDED = 512, 12, 1000
+"""Vectors of a selection, tokens of a question, and tokens that are appended at once."""
 
 
 def run_speed(asked: argparse.Namespace) -> None:
     """Run each part in a process of its own, print the figures, write the results."""
     results: dict[str, Any] = {"machine": describe_machine(), "text": "installation", "gistnet": "untrained bottleneck"}
     results["load_average_at_start"] = os.getloadavg()[0]  # what else the machine was doing
-    book_tokens, tree_tokens, repeats = (20_000, 50_000, 20) if asked.quick else (200_000, 1_000_000, 200)
+    book_tokens, tree_tokens, repeats = (20_000, (50_000,), 20) if asked.quick else (200_000, LIBRARIES, 200)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         in_own_process(write_book, folder / BOOK, book_tokens)
+        in_own_process(write_book, folder / LIBRARY, tree_tokens[0])
         parts: dict[str, tuple[Any, ...]] = {
             "compress": (with_encoder, compress, folder),
             "pieces": (with_encoder, append_pieces, folder),
-            "large": (large, folder, tree_tokens, repeats),
+            **{f"library of {n:,} tokens": (library, folder, n, repeats) for n in tree_tokens},
         }
         for part, call in parts.items():
             results[part] = in_own_process(*call)
@@ -157,35 +164,55 @@ def append_pieces(folder: Path, encoder: Encoder) -> dict[str, Any]:
     return {"pieces": PIECES, "tokens_per_second": len(tokens) / seconds, "identical": identical}
 
 
-def large(folder: Path, n_tokens: int, repeats: int) -> dict[str, Any]:
-    """Build a tree with gists of a stub, and time readers."""
-    encoder = StubEncoder(dim=576, branchings=(32, 32), vocabulary_size=49152)
+def library(folder: Path, n_tokens: int, repeats: int) -> dict[str, Any]:
+    """Build a tree of `DOCUMENTS_OF_A_LIBRARY` documents with gists of a stub; time questions, readers and appends.
+
+    The text is that of `folder / LIBRARY`, again and again where it has fewer. Each question is some words of it.
+    """
+    encoder, tokenizer = (
+        StubEncoder(dim=576, branchings=(32, 32), vocabulary_size=49152),
+        load_tokenizer(TeacherConfig()),
+    )
+    encoder.tokenizer = tokenizer
+    text = tokenizer.encode((folder / LIBRARY).read_text(encoding="utf-8"))
+    parts = np.array_split(np.resize(text, n_tokens), DOCUMENTS_OF_A_LIBRARY)
     draw = np.random.default_rng(0)
-    with GistTree.create(folder / "large", encoder) as tree:
-        _, seconds = timed(
-            lambda: [tree.append(draw.integers(0, 49152, min(16384, n_tokens - n))) for n in range(0, n_tokens, 16384)],
-            "cpu",
-        )
-        tree.compact()
-    gists = n_tokens // encoder.info.branchings[0]
 
-    def first_read() -> None:
-        with GistTree.open(folder / "large") as tree:
-            tree.document().nodes(0, draw.integers(0, gists, NODES).tolist())
+    def question() -> str:
+        start = int(draw.integers(0, len(text) - WORDS_ASKED))
+        return tokenizer.decode(text[start : start + WORDS_ASKED].tolist())
 
-    result: dict[str, Any] = {"encoder": "stub", "tokens": n_tokens, "build_seconds": seconds}
-    result["open_milliseconds"] = _percentiles(lambda: GistTree.open(folder / "large").close(), repeats)
-    result[f"open_and_read_{NODES}_nodes_milliseconds"] = _percentiles(first_read, repeats)
-    with GistTree.open(folder / "large") as tree:
-        document = tree.document()
-        document.nodes(0, [0])
-        result[f"read_{NODES}_nodes_milliseconds"] = _percentiles(
-            lambda: document.nodes(0, draw.integers(0, gists, NODES).tolist()), repeats
-        )
-        for level in range(encoder.info.levels):
-            search = partial(tree.search, draw.normal(size=576), level)
-            result[f"search_level_{level}_milliseconds"] = _percentiles(search, repeats)
-    return result
+    def name() -> str:
+        return str(draw.integers(0, DOCUMENTS_OF_A_LIBRARY))
+
+    before, uri = peak_megabytes("cpu"), folder / f"library-{n_tokens}"
+    with GistTree.create(uri, encoder) as tree:
+        _, seconds = timed(lambda: [tree.append(part, str(n)) for n, part in enumerate(parts)], "cpu")
+        _, compaction = timed(tree.compact, "cpu")
+        info = tree.info()
+    gists = len(parts[-1]) // encoder.info.branchings[0]  # of the shortest document
+
+    def first_answer() -> None:
+        with GistTree.open(uri) as tree:
+            select(tree.document(name()), question(), BUDGET, tokenizer=tokenizer)
+
+    result: dict[str, Any] = {"tokens": n_tokens, "documents": DOCUMENTS_OF_A_LIBRARY, "build_seconds": seconds}
+    result |= {"compact_seconds": compaction, "index_bytes": info.index_bytes, "token_bytes": info.token_bytes}
+    result["gist_bytes"] = sum(level.bytes for level in info.levels)
+    result["open_and_select_milliseconds"] = _percentiles(first_answer, repeats)
+    with GistTree.open(uri) as tree:
+        asked = {
+            "select": lambda: select(tree.document(name()), question(), BUDGET, tokenizer=tokenizer),
+            "find_in_all": lambda: tree.find(question(), 16),
+            f"read_{NODES}_nodes": lambda: tree.document(name()).nodes(0, draw.integers(0, gists, NODES).tolist()),
+            "search_level_1": lambda: tree.search(draw.normal(size=576), 1),
+        }
+        result |= {f"{key}_milliseconds": _percentiles(action, repeats) for key, action in asked.items()}
+    with GistTree.open(uri, encoder, writable=True) as tree:
+        piece = text[:APPENDED]
+        result[f"append_{APPENDED}_tokens_milliseconds"] = _percentiles(lambda: tree.append(piece, name()), repeats)
+        result["unindexed_after"] = tree.info().unindexed
+    return {**result, "peak_memory_megabytes": peak_megabytes("cpu"), "memory_before_megabytes": before}
 
 
 def _percentiles(action: Callable[[], Any], repeats: int) -> dict[str, float]:

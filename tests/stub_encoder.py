@@ -10,6 +10,7 @@ from gistnet.errors import DataError
 from gistnet.model.fingerprint import TeacherFingerprint
 from gistnet.model.tokenizer import TextEnd
 from gistnet.tree.encoder import EncoderInfo
+from gistnet.tree.passages import Detokenizer
 
 TEACHER = TeacherFingerprint(
     name="stub", revision=None, precision="float32", config_hash="c" * 16, weights_hash="e" * 16
@@ -44,7 +45,7 @@ class StubEncoder:
 
     def __init__(self, seed: int = 1, **changes: Any) -> None:
         self.seed = seed
-        self.tokenizer = StubTokenizer()
+        self.tokenizer: Detokenizer = StubTokenizer()
         self.info = INFO.model_copy(update={"fingerprint": f"stub{seed:04d}", **changes})
 
     def tokenize(self, text: str, *, continued: bool = False) -> NDArray[np.int64]:

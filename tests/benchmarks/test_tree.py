@@ -33,13 +33,15 @@ def test_bits_that_differ_are_noticed(tmp_path: Path) -> None:
     assert not benchmark.append_pieces(tmp_path, StubEncoder(2))["identical"]
 
 
-def test_a_large_tree_is_timed(tmp_path: Path) -> None:
-    figures = benchmark.large(tmp_path, 40_000, repeats=2)
-    with GistTree.open(tmp_path / "large") as tree:
+def test_a_library_is_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmark, "DOCUMENTS_OF_A_LIBRARY", 4)
+    (tmp_path / benchmark.LIBRARY).write_text("Ada Quill kept the lighthouse. Nobody crossed the bridge. " * 99)
+    figures = benchmark.library(tmp_path, 40_000, repeats=2)
+    with GistTree.open(tmp_path / "library-40000") as tree:
         info = tree.info()
-    assert (info.tokens, info.levels[0].gists, info.levels[1].gists) == (40_000, 1250, 39)
+    assert (info.documents, info.tokens, info.unindexed) == (4, 40_000 + 3 * 1000, figures["unindexed_after"])
     timed = [value for name, value in figures.items() if name.endswith("milliseconds")]
-    assert len(timed) == 5
+    assert len(timed) == 6
     assert all(0 < value["p50"] <= value["p99"] for value in timed)
 
 
