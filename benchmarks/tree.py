@@ -11,6 +11,7 @@ benchmarks/results/tree-cpu.json.
     compress    `compress_files` with the real teacher: tokens a second, bytes on disk by level, peak memory; and how
                 long a second run takes to find that all is there
     pieces      the same tokens appended in 100 pieces of random lengths: every bit must be that of `compress`
+    first token from a question to the first token of an answer, within 512 vectors, beside as many recent tokens
     library     trees of 300 documents whose gists a stub makes, of the size of the teacher's: milliseconds (50th and
                 99th percentile) to select what a question needs of a document, to find passages in all of them, to read
                 64 random nodes, and to append 1,000 tokens, index and compaction included; bytes and peak memory
@@ -41,6 +42,7 @@ import warnings
 import zlib
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from multiprocessing import get_context
 from multiprocessing.context import ForkProcess
 from pathlib import Path
@@ -52,6 +54,8 @@ from numpy.typing import NDArray
 sys.path.insert(0, str(Path(__file__).parent.parent))  # so that `python benchmarks/…` works, and `-m benchmarks.…`
 
 from benchmarks.machine import RESULTS, in_own_process, peak_megabytes, timed
+from gistnet.context.generate import generate
+from gistnet.context.plan import Plan, Raw
 from gistnet.context.select import select
 from gistnet.data.installation import read_installation
 from gistnet.data.tokenise import pieces_of
@@ -75,8 +79,8 @@ BOOK, LIBRARY, TREE = "book.txt", "library.txt", "tree"
 LIBRARIES = 1_000_000, 20_000_000
 """Tokens of the large trees."""
 DOCUMENTS_OF_A_LIBRARY = 300
-BUDGET, WORDS_ASKED, APPENDED = 512, 12, 1000
-"""Vectors of a selection, tokens of a question, and tokens that are appended at once."""
+BUDGET, WORDS_ASKED, APPENDED, QUESTIONS = 512, 12, 1000, 11
+"""Vectors of a selection, tokens of a question, tokens that are appended at once, and questions to a first token."""
 
 
 def run_speed(asked: argparse.Namespace) -> None:
@@ -91,6 +95,7 @@ def run_speed(asked: argparse.Namespace) -> None:
         parts: dict[str, tuple[Any, ...]] = {
             "compress": (with_encoder, compress, folder),
             "pieces": (with_encoder, append_pieces, folder),
+            "first token": (first_token, folder),
             **{f"library of {n:,} tokens": (library, folder, n, repeats) for n in tree_tokens},
         }
         for part, call in parts.items():
@@ -162,6 +167,28 @@ def append_pieces(folder: Path, encoder: Encoder) -> dict[str, Any]:
             ours, theirs = (each.gists(level, 0, count).view(np.uint16) for each in (document, wanted))
             identical = identical and np.array_equal(ours, theirs)
     return {"pieces": PIECES, "tokens_per_second": len(tokens) / seconds, "identical": identical}
+
+
+def first_token(folder: Path) -> dict[str, Any]:
+    """Time from a question to the first token, from the tree of `compress`, beside reading as many recent tokens."""
+    teacher = Teacher.from_pretrained(TeacherConfig())
+    assert teacher.tokenizer is not None
+    draw = np.random.default_rng(0)
+    selected: list[float] = []
+    recent: list[float] = []
+    with GistTree.open(folder / TREE) as tree:
+        document = tree.only_document(None)
+        n, branchings = document.n_tokens, document.branchings
+        for _ in range(QUESTIONS):
+            start = int(draw.integers(0, n - WORDS_ASKED))
+            question = teacher.tokenizer.decode(document.tokens(start, start + WORDS_ASKED).tolist())
+            answer = partial(generate, document, question, teacher=teacher, max_new_tokens=1)
+            read, seconds = timed(partial(answer, budget=BUDGET), "cpu")
+            selected.append(seconds)
+            plan = Plan([Raw(n - read.context.plan.vectors, n)], branchings, 0)
+            recent.append(timed(partial(answer, plan=plan), "cpu")[1])
+    medians = {"selected_seconds": float(np.median(selected)), "recent_seconds": float(np.median(recent))}
+    return {"vectors": BUDGET, **medians, "ratio": medians["selected_seconds"] / medians["recent_seconds"]}
 
 
 def library(folder: Path, n_tokens: int, repeats: int) -> dict[str, Any]:
