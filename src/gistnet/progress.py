@@ -64,7 +64,7 @@ class ProgressDisplay:
             self._console.print("  ".join([self._title, *self._state(step), *details]))
 
     def _line(self, step: int, details: Sequence[str] = ()) -> str:
-        """What stands beside the bar: whole parts only, as many as the terminal has columns for."""
+        """Text beside the bar: whole parts only, as many as the terminal has columns for."""
         title = self._title if len(self._title) <= TITLE_COLUMNS else f"…{self._title[1 - TITLE_COLUMNS :]}"
         line = "  ".join([*self._state(step), *([title] if title else [])])
         for part in details:

@@ -22,7 +22,7 @@ RELEASES = Path(__file__).parent / "released"
 """Folder of the releases that come with the package."""
 
 GISTNET_CONFIG_FILE = "config.json"
-"""Of the saved GistNet, as `model.saved_gistnet` has it, which imports torch."""
+"""File of a saved GistNet; `model.saved_gistnet`, which has it too, imports torch."""
 HELD_OUT_FOLDER = "held-out"
 PROVENANCE_FILE = "release.json"
 DATA_NOTES_FILE = "data.md"

@@ -41,7 +41,7 @@ class Setting(NamedTuple):
     """With its groups, as on the command line: `train.optimiser.learning_rate`."""
     type: str
     default: str
-    """As YAML, or `required`."""
+    """Default of a field as YAML, or `required`."""
     description: str
 
     @property

@@ -49,7 +49,7 @@ ConfigOption = Annotated[
 ]
 Settings = Annotated[list[str] | None, typer.Argument(help="Changes to it, as key.sub=value.", show_default=False)]
 WITH_SETTINGS = {"ignore_unknown_options": True}
-"""Of `typer`: an option that there is not is looked at as a setting, which it may have been meant for."""
+"""Options of a `typer` command whose unknown options become settings, which they may have been meant for."""
 
 
 def main() -> None:

@@ -131,7 +131,7 @@ def _batches(encoder: SpanEncoder, spans: DrawnSpans) -> list[slice]:
 
 
 def _context(encoder: SpanEncoder, spans: DrawnSpans, rows: slice, dataset: PreparedDataset) -> SpanContext | None:
-    """What a batch of spans is read in, or None where each is read alone."""
+    """Prefill that a batch of spans is read in, or None where each is read alone."""
     if not encoder.reads_context:
         return None
     starts = torch.from_numpy(spans.starts[rows]).to(encoder.teacher.device)

@@ -24,7 +24,7 @@ NEIGHBOURS = 5
 NEXT_TOKENS = 3
 """Predicted tokens that are kept of each span and replacement."""
 DECIMALS = 3
-"""As many as the page shows, and a quarter of the file that all of them would make."""
+"""Number that the page shows; the file is a quarter of one with all of them."""
 
 
 def map_documents(
