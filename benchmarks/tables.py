@@ -13,6 +13,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -408,6 +409,95 @@ def _paired(record: MetricRecord) -> str:
     return f"{record.value:+.3f}{interval}"
 
 
+REPEATING = ("fact", "list", "passage")
+"""Kinds of questions that repeat the words before their answer."""
+
+
+def recall_table(root: Path) -> str:
+    """Shares of questions about what stands far back that are answered right, by kind, budget and context."""
+    content = _load(root, "recall")
+    if content is None:
+        return _to_measure("recall.py CORPORA")
+    records = [MetricRecord.model_validate(record) for record in content["records"]]
+    named: dict[tuple[str, int | None, str], MetricRecord] = {(r.name, r.tokens_per_vector, r.kind): r for r in records}
+    groups = {"a fact, a row of a list, how a passage goes on": REPEATING, "a name in another form": ("name",)}
+    groups |= {"two sentences to be joined": ("hops",), "asked in other words": ("paraphrase",)}
+    names: tuple[BaselineName, ...] = ("full", "truncated", "gist", "retrieved", "with_gists", "by_meaning", "oracle")
+    budgets = sorted({r.tokens_per_vector for r in records if r.tokens_per_vector})
+    rows = []
+    for (told, kinds), budget in product(groups.items(), budgets):
+        of_kinds = [named["retrieval_accuracy", budget, kind] for kind in kinds]
+        shares = [[record.value if name == "gist" else record.baselines[name] for record in of_kinds] for name in names]
+        cases = sum(record.n_spans for record in of_kinds)
+        rows.append([f"{told}: 1/{budget} ({cases})", *(f"{np.mean(share):.2f}" for share in shares)])
+    header = ["asked for: vectors (cases)", "full text", "recent text", "gists of all that is old"]
+    header += ["**passages opened**", "with a gist on either side", "by meaning, too", "the evidence opened"]
+    gains = [
+        f"1/{budget}: a gist on either side {_gain(named['retrieval_gain_with_gists', budget, ''])}, "
+        f"by meaning {_gain(named['retrieval_gain_by_meaning', budget, ''])}"
+        for budget in budgets
+    ]
+    found = [r for r in records if r.name == "retrieval_recall" and not r.kind]
+    evidence = "; ".join(
+        f"{r.index}: {r.value:.0%}, by meaning {r.baselines['by_meaning']:.0%}"
+        for r in sorted(found, key=lambda r: r.index or 0)
+    )
+    return (
+        f"{device_name(content['machine'])}, chance 0.25:\n\n{markdown(header, rows)}\n\n"
+        f"All cases, share of right answers above that of passages opened: {'; '.join(gains)}. "
+        f"Share of the evidence among the first passages: {evidence}."
+    )
+
+
+def _gain(record: MetricRecord) -> str:
+    interval = f" ({record.interval[0]:+.2f} to {record.interval[1]:+.2f})" if record.interval else ""
+    return f"{record.value:+.2f}{interval}"
+
+
+ANSWERED = {
+    "full": "full text, where it fits",
+    "recent": "recent text",
+    "retrieved": "passages by words",
+    "with_gists": "with a gist on either side",
+    "reranked": "ranked again by meaning",
+    "by_meaning": "by words and meaning",
+    "oracle": "the evidence opened",
+}
+"""Contexts of `free_answers.py`, and what a table calls them."""
+
+
+def free_answers_table(root: Path) -> str:
+    """Right answers, written freely, by context; and where the evidence is among the passages found."""
+    content = _load(root, "free-answers")
+    if content is None:
+        return _to_measure("free_answers.py CORPORA")
+    shares, gains = content["shares"], content["gains over retrieved"]
+    rows = [
+        [
+            name,
+            f"{shares[key]['right']} of {shares[key]['asked']}",
+            "" if key == "retrieved" else _interval_of(gains[key]),
+        ]
+        for key, name in ANSWERED.items()
+        if key in shares
+    ]
+    recall = content["recall"]
+    found = "; ".join(
+        f"{name} {', '.join(f'{share:.0%}' for share in recall[name])}"
+        for name in ("words", "words, ranked again", "words and states")
+    )
+    table = markdown(["context", "right", "above passages by words, share of questions"], rows)
+    return (
+        f"{content['budget']} vectors, {device_name(content['machine'])}:\n\n{table}\n\n"
+        f"The evidence is among the first {', '.join(map(str, recall['passages']))} passages for: {found}."
+    )
+
+
+def _interval_of(gain: dict[str, Any]) -> str:
+    low, high = gain["interval"]
+    return f"{gain['gain']:+.2f} ({low:+.2f} to {high:+.2f})"
+
+
 # Pages ----------------------------------------------------------------------------------------------------------------
 
 _BY_DEVICE: dict[str, Callable[[str, Path], str]] = {
@@ -429,7 +519,8 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
     "core": core_table,
     "demo": demo_table,
     "long-context": partial(long_context_table, RELEASE),
-    "long-context-context": partial(long_context_table, CONTEXT_RELEASE),
+    "recall": recall_table,
+    "free-answers": free_answers_table,
 }
 """Functions that make the content of a block from a checkout, by its name."""
 

@@ -280,6 +280,17 @@ def test_the_model_answers_from_a_document_of_the_tree(
     assert result.stderr.splitlines()[: len(explained)] == explained
 
 
+def test_a_question_without_a_document_is_put_to_all_of_them(
+    compressed: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The first passages with the word are those of b.txt, and nothing of the others' ends is read."""
+    caplog.set_level("INFO", "gistnet")
+    result = run("generate", "seven", "--tree", compressed, "--budget", 80, "--max-new-tokens", 3, "--explain")
+    assert result.exit_code == 0, result.output
+    assert "opened for the prompt: b.txt" in caplog.text
+    assert "a.txt" not in result.stderr.split("Read ")[0]
+
+
 def test_a_saved_gistnet_is_a_checkpoint_too(checkpoint: Path, book: Path, tmp_path: Path) -> None:
     folder = open_trained(checkpoint).folder
     teacher, gistnet = open_gistnet(folder)
@@ -330,7 +341,6 @@ def test_bad_input_is_one_sentence(checkpoint: Path, compressed: Path, book: Pat
         (StorageError, "Could not", ("compress", checkpoint, book, "--tree", "/proc/none/tree")),
         (DataError, "is not a tree", ("tree", "info", tmp_path)),
         (DataError, "is not a tree", ("generate", "x", "--tree", tmp_path)),
-        (ConfigError, "2 documents, expected --document", ("generate", "x", "--tree", compressed)),
         (ConfigError, "budget of 5 vectors", (*question, "x", "--budget", 5)),
         (DataError, "empty prompt", (*question, " ")),
         (DataError, "empty query", (*search, " ")),

@@ -180,6 +180,22 @@ def test_what_cannot_name_a_document_is_refused(tree: GistTree, name: object) ->
         tree.append([1], name)  # type: ignore[arg-type]
 
 
+def test_all_documents_are_one_in_the_order_of_their_names(tree: GistTree) -> None:
+    texts = {"b": "Two hares ran. ", "a": "A bee sat on the pear tree. ", "c": "The pear was ripe. "}
+    for name, text in texts.items():
+        tree.append(text, name)
+    whole = tree.all_documents()
+    together = "".join(texts[name] for name in "abc")
+    assert whole.n_tokens == len(together)
+    assert bytes(whole.tokens(5, 60).astype(np.uint8)).decode() == together[5:60]
+    (first, _), (second, _) = whole.find("pear", 9) or []
+    assert {together[of.start : of.stop].strip() for of in (first, second)} == {texts["a"].strip(), texts["c"].strip()}
+    assert whole.label(len(texts["a"]) - 3, len(texts["a"]) + 4) == "a 25–28, b 0–4"
+    assert not whole.goes_on
+    with pytest.raises(DataError, match="no gists"):
+        whole.gists(0, 0, 1)
+
+
 def test_the_only_document_needs_no_name_and_an_empty_one_is_none(tree: GistTree) -> None:
     for names in ([], ["a"], ["a", "b"]):
         for name in names:

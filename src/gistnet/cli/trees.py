@@ -107,7 +107,7 @@ def _input_as_file(files: list[str], name: str | None) -> Iterator[tuple[str, ..
 def generate(
     prompt: Annotated[str, typer.Argument(help="A question about the document, or a text to continue it with.")],
     tree: Annotated[str, typer.Option(help="A folder, or a URI such as s3://bucket/tree.")],
-    document: Annotated[str | None, typer.Option(help="Its name; needed where there are several.")] = None,
+    document: Annotated[str | None, typer.Option(help="Its name; all documents by default.")] = None,
     budget: Annotated[int, typer.Option(min=1, help="The most vectors the model reads, prompt included.")] = 1024,
     meaning: Annotated[
         bool, typer.Option("--meaning", help="Rank passages by what they mean, too: seconds on a CPU.")
@@ -122,7 +122,7 @@ def generate(
         bool, typer.Option("--explain", help="Also show each piece that the model read, and why.")
     ] = False,
 ) -> None:
-    """Let the frozen model answer from a document in a tree: what the prompt needs of it, opened."""
+    """Let the frozen model answer from documents in a tree: what the prompt needs of them, opened."""
     terminal.start_loading()
     from transformers import TextStreamer
 
@@ -133,7 +133,8 @@ def generate(
     from gistnet.tree.tree import GistTree
 
     with GistTree.open(tree) as opened:
-        compressed = opened.only_document(document)
+        several = document is None and len(opened.documents()) > 1
+        compressed = opened.all_documents() if several else opened.only_document(document)
         teacher = open_teacher(compressed.teacher)
         terminal.stop_waiting()  # the streamer prints by itself
         generation = answer(

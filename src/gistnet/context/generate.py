@@ -190,7 +190,9 @@ def prompt_context(
 
 def _room(budget: int, document: CompressedDocument, before: int, after: int) -> tuple[int, int]:
     """Tokens of the document that are raw as the sink, and the vectors that prompt and template leave for all of it."""
-    sink = min(max(0, SINK_TOKENS - before), document.branchings[0] // 2)  # before the first gist, see `Plan`
+    sink = max(0, SINK_TOKENS - before)
+    if document.branchings:
+        sink = min(sink, document.branchings[0] // 2)  # before the first gist, see `Plan`
     left = budget - before - after
     if left <= sink:
         raise ConfigError(

@@ -44,16 +44,12 @@ class Selection:
     Attributes:
         plan: what stands in the context.
         opened: what was opened, best first.
+        sources: the same in words, in the document's order.
     """
 
     plan: Plan
     opened: tuple[Opened, ...] = ()
-
-    @property
-    def sources(self) -> str:
-        """The opened tokens of the document, in its order, as ranges."""
-        merged = _merged((of.start, of.stop) for of in self.opened)
-        return ", ".join(f"{start:,}–{stop:,}" for start, stop in merged)
+    sources: str = ""
 
     def explain(self, document: CompressedDocument, tokenizer: TeacherTokenizer) -> list[str]:
         """A line for each piece that the model reads, in order: its tokens, vectors, why, and how it begins."""
@@ -66,7 +62,7 @@ class Selection:
             because = [opened for opened in self.opened if start <= opened.start < stop]
             why = f"opened, score {max(of.score for of in because):.1f}" if because else ""
             text = " ".join(tokenizer.decode(document.tokens(start, min(stop, start + LONGEST)).tolist()).split())
-            yield f"{start:>9,}–{stop:<9,} {piece.stop - piece.start:>5} {kind:<17} {why:<19} {text[:60]}"
+            yield f"{document.label(start, stop):>19} {piece.stop - piece.start:>5} {kind:<17} {why:<19} {text[:60]}"
 
 
 def select(
@@ -81,6 +77,8 @@ def select(
     recent_share: float = RECENT_SHARE,
 ) -> Selection:
     """Open what a query needs, within a budget of vectors; where nothing is found, recent text has all of it.
+
+    All documents of a tree together have neither sink nor recent text: vectors that are left stay unused there.
 
     Args:
         document: in memory or of a tree.
@@ -100,6 +98,8 @@ def select(
     if not 0 <= recent_share <= 1:
         raise ConfigError(f"Got a recent share of {recent_share}, expected 0 to 1.")
     n_tokens, branchings = document.n_tokens, document.branchings
+    if not document.goes_on:
+        sink_tokens = 0  # of a document that may have nothing to do with the query
     if n_tokens <= budget:
         return Selection(Plan([Raw(0, n_tokens)], branchings, min(sink_tokens, n_tokens)))
     if budget <= sink_tokens:
@@ -110,9 +110,9 @@ def select(
     ranges = _merged((of.start, of.stop) for of in opened)
     beside = _beside(ranges, document, gists_beside, vectors - _size(ranges))
     pieces: list[Piece] = [*(Raw(*bounds) for bounds in ranges), *beside]
-    recent = _recent(pieces, Plan((), branchings), n_tokens, vectors - _size(ranges) - len(beside))
-    plan = Plan(recent, branchings, sink_tokens)
-    return Selection(plan, tuple(opened))
+    left = vectors - _size(ranges) - len(beside) if document.goes_on else 0
+    plan = Plan(_recent(pieces, Plan((), branchings), n_tokens, left), branchings, sink_tokens)
+    return Selection(plan, tuple(opened), ", ".join(document.label(*bounds) for bounds in ranges))
 
 
 def _opened(

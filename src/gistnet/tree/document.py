@@ -57,6 +57,15 @@ class CompressedDocument(ABC):
         self.require_gists(level, start, stop)
         return self._read_gists(level, start, stop)
 
+    @property
+    def goes_on(self) -> bool:
+        """True where a prompt follows the end of the document, so that its last tokens are recent text."""
+        return True
+
+    def label(self, start: int, stop: int) -> str:
+        """A range of tokens in words."""
+        return f"{start:,}–{stop:,}"
+
     def find(self, query: str, k: int) -> list[tuple[Passage, float]] | None:
         """The k passages that share words with a query and fit it best, with their scores, best first.
 
@@ -140,7 +149,8 @@ def require_level(level: int, levels: int) -> None:
         DataError: it is none of 0 to `levels` - 1.
     """
     if not 0 <= level < levels:
-        raise DataError(f"Got level {level}, expected one of 0 to {levels - 1}.")
+        expected = f"one of 0 to {levels - 1}" if levels else "none: there are no gists"
+        raise DataError(f"Got level {level}, expected {expected}.")
 
 
 def require_range(start: int, stop: int, count: int, what: str) -> None:

@@ -31,7 +31,7 @@ from gistnet.tree.passages import Detokenizer
 from gistnet.tree.storage import catalog, maintenance
 from gistnet.tree.storage import rows as layout
 from gistnet.tree.storage.maintenance import VerifyReport
-from gistnet.tree.storage.snapshot import Found, Hit, Snapshot, TreeDocument
+from gistnet.tree.storage.snapshot import AllDocuments, Found, Hit, Snapshot, TreeDocument
 from gistnet.tree.storage.tables import Location
 from gistnet.tree.storage.writing import Transaction, create_tree
 
@@ -213,6 +213,12 @@ class GistTree:
         if name is None and len(names) != 1:
             raise ConfigError(f"The tree has {len(names)} documents, expected --document to name one.")
         return self.document(names[0] if name is None else name)
+
+    def all_documents(self) -> AllDocuments:
+        """All documents as one, for a question that any of them may answer."""
+        if self._writable and self._current.pin is None:
+            self.refresh()  # as in `document`
+        return AllDocuments(self._current)
 
     def find(self, query: str, k: int = 10, document: str | None = None) -> list[Found]:
         """The k passages that share words with a text and fit it best (BM25), best first, by the tree's index.

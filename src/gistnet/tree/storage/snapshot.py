@@ -405,3 +405,63 @@ class TreeDocument(CompressedDocument):
             lacking = f"one of the gists {indices[0]} to {indices[-1]} of {self.name!r}"
             raise DataError(f"The table {name} is damaged: it lacks {lacking}.")
         return found
+
+
+class AllDocuments(CompressedDocument):
+    """Documents of a tree at one generation as one, in the order of their names: their tokens, without gists.
+
+    A prompt follows none of them, so there is no recent text.
+    """
+
+    name = "all documents"
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self._snapshot = snapshot
+        self._documents = [TreeDocument(snapshot, name) for name in sorted(snapshot.catalog.documents)]
+        self._starts = np.cumsum([0, *(document.n_tokens for document in self._documents)])
+        self._number = {document.name: number for number, document in enumerate(self._documents)}
+        self.n_tokens = int(self._starts[-1])
+        self.n_gists, self.branchings = (), ()
+        self.positions, self.teacher = snapshot.version.positions, snapshot.catalog.state.teacher
+
+    @property
+    def goes_on(self) -> bool:
+        """False."""
+        return False
+
+    def label(self, start: int, stop: int) -> str:
+        """A range of tokens in words, with the documents it is of."""
+        return ", ".join(f"{document.name} {own:,}–{end:,}" for document, own, end in self._parts(start, stop))
+
+    def find(self, query: str, k: int) -> list[tuple[Passage, float]] | None:
+        """Passages of any document, with their scores, best first; those that are not indexed are not found."""
+        if unindexed := sum(document.n_tokens - document.n_indexed for document in self._documents):
+            logger.warning(
+                "%s tokens of the tree are not in its index and are not found; opening the tree for writing with its "
+                "GistNet indexes them.",
+                f"{unindexed:,}",
+            )
+        found = []
+        for hit in self._snapshot.find(query, k, None):
+            start = int(self._starts[self._number[hit.document]])
+            found.append((Passage(*(start + bound for bound in hit.passage)), hit.score))
+        return found
+
+    def _parts(self, start: int, stop: int) -> list[tuple[TreeDocument, int, int]]:
+        """The documents that a range is of, and its part of each."""
+        first = int(np.searchsorted(self._starts, start, "right")) - 1
+        parts = []
+        for document, begin in zip(self._documents[first:], self._starts[first:].tolist(), strict=False):
+            if begin >= stop:
+                break
+            own, end = max(0, start - begin), min(document.n_tokens, stop - begin)
+            if own < end:
+                parts.append((document, own, end))
+        return parts
+
+    def _read_tokens(self, start: int, stop: int) -> NDArray[np.int64]:
+        pieces = [document.tokens(own, end) for document, own, end in self._parts(start, stop)]
+        return np.concatenate([np.empty(0, dtype=np.int64), *pieces])
+
+    def _read_gists(self, level: int, start: int, stop: int) -> NDArray[np.float16]:
+        raise NotImplementedError  # there are none
