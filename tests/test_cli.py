@@ -714,7 +714,7 @@ def test_what_is_no_run_cannot_be_evaluated(gistnet, trained, tmp_path):
     ("setting", "words"),
     [
         ("evaluation.horizons=[200]", ["horizon of 200", "a window has"]),
-        ("evaluation.domains=[code]", ["'code' has no held_out windows"]),
+        ("evaluation.domains=[code]", ["documents of the domain 'code'", "narrative"]),
         ("evaluation.weights={code: 1.0}", ["evaluation.weights", "'code'", "no held-out documents", "narrative"]),
         ("evaluation.weights={narrative: 0.5}", ["evaluation", "must sum to 1"]),
         ("data.held_out_fraction=0.0", ["may have been trained on"]),

@@ -12,11 +12,14 @@ Nothing here imports torch.
 """
 
 import json
+import logging
 from pathlib import Path
 
 from gistnet.errors import CheckpointError, ConfigError
 from gistnet.paths import local_path
 from gistnet.run_folder import CONFIG_FILE, METRICS_FILE, RESULTS_FILE, SPAN_MAP_FILE
+
+logger = logging.getLogger(__name__)
 
 RELEASES = Path(__file__).parent / "released"
 """Folder of the releases that come with the package."""
@@ -108,8 +111,11 @@ def _from_hub(repository: str, revision: str | None) -> Path:
         CheckpointError: as `find_folder`.
     """
     from huggingface_hub import errors, hf_hub_download, snapshot_download
+    from huggingface_hub.utils import logging
 
+    logging.set_verbosity_error()  # it tells of every attempt
     where = repository if revision is None else f"{repository} at revision '{revision}'"
+    logger.info("Looking for %s on the Hugging Face Hub.", where)
     try:
         # The configuration first: the files of what is no GistNet may be large.
         config = Path(hf_hub_download(repository, GISTNET_CONFIG_FILE, revision=revision))

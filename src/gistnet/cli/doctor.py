@@ -78,7 +78,7 @@ def machine_facts() -> list[tuple[str, str]]:
         gpu = f"{machine['gpu']}, {torch.cuda.get_device_properties(0).total_memory / 1e9:.0f} GB"
     return [
         ("torch", torch.__version__),
-        ("processor", f"{machine['processor']}, {machine['cores']} cores, {torch.get_num_threads()} threads"),
+        ("processor", f"{machine['processor']}, {machine['cores']} cores, threads: {torch.get_num_threads()}"),
         ("memory", f"{memory.total / 1e9:.1f} GB, {memory.available / 1e9:.1f} GB free"),
         ("GPU", gpu),
         ("precision", precision_fact("cuda" if torch.cuda.is_available() else "cpu")),

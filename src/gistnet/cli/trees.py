@@ -28,11 +28,12 @@ logger = logging.getLogger(__name__)
 tree_app = typer.Typer(no_args_is_help=True, help="Look into a tree of gists.")
 
 CHECKPOINT = "A run folder, one of its checkpoints, a saved GistNet, a release's name, or USER/NAME on the Hub."
+GISTNET = {**PATH, "metavar": "GISTNET"}
 TreeArgument = Annotated[str, typer.Argument(help="A folder, or a URI such as s3://bucket/tree.", metavar="TREE")]
 
 
 def compress(
-    checkpoint: Annotated[Path, typer.Argument(help=CHECKPOINT, **PATH)],
+    checkpoint: Annotated[Path, typer.Argument(help=CHECKPOINT, **GISTNET)],
     files: Annotated[
         list[str],
         typer.Argument(
@@ -124,17 +125,19 @@ def generate(
 ) -> None:
     """Let the frozen model answer from documents in a tree: what the prompt needs of them, opened."""
     terminal.start_loading()
-    from transformers import TextStreamer
-
-    from gistnet.context.generate import generate as answer
-    from gistnet.context.selectors import by_words
-    from gistnet.context.states import by_words_and_meaning
-    from gistnet.session import open_teacher
     from gistnet.tree.tree import GistTree
 
     with GistTree.open(tree) as opened:
         several = document is None and len(opened.documents()) > 1
         compressed = opened.all_documents() if several else opened.only_document(document)
+
+        from transformers import TextStreamer  # takes seconds, which a mistyped tree need not wait for
+
+        from gistnet.context.generate import generate as answer
+        from gistnet.context.selectors import by_words
+        from gistnet.context.states import by_words_and_meaning
+        from gistnet.session import open_teacher
+
         teacher = open_teacher(compressed.teacher)
         terminal.stop_waiting()  # the streamer prints by itself
         generation = answer(
@@ -164,10 +167,12 @@ def generate(
     )
     if not generation.text.strip():
         logger.warning("The model's answer is empty: it ended its turn at once.")
+    elif len(generation.tokens) >= max_new_tokens:
+        logger.info("The answer was cut after %d tokens; --max-new-tokens allows more.", max_new_tokens)
 
 
 def chat(
-    name: Annotated[Path, typer.Argument(help=CHECKPOINT, **PATH)],
+    name: Annotated[Path, typer.Argument(help=CHECKPOINT, **GISTNET)],
     memory: Annotated[str, typer.Option(help="The conversation: a folder or URI, made if it is not there.", **NAME)],
     budget: Annotated[int, typer.Option(min=1, help="The most vectors the model reads, prompt included.")] = 1024,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="The most tokens of an answer.")] = 256,
@@ -220,17 +225,20 @@ def _prompts() -> Iterator[str]:
 
 
 def show(
-    checkpoint: Annotated[Path, typer.Argument(help=CHECKPOINT, **PATH)],
+    checkpoint: Annotated[Path, typer.Argument(help=CHECKPOINT, **GISTNET)],
     file: Annotated[Path, typer.Argument(help="A text in UTF-8.", **PATH)],
     count: Annotated[int, typer.Option(min=1, help="How many spans to show.")] = 5,
 ) -> None:
     """Show what the model predicts after some spans of a text: read in full, read as one gist, and left out."""
     terminal.start_loading()
-    from gistnet.compressor import load
-    from gistnet.context.show import FIRST_TOKENS, show_spans
     from gistnet.data.sources import read_text
 
-    text = next(read_text(file), "")[: 16 * FIRST_TOKENS]
+    beginning = next(read_text(file), "")
+
+    from gistnet.compressor import load  # takes seconds, which a mistyped file need not wait for
+    from gistnet.context.show import FIRST_TOKENS, show_spans
+
+    text = beginning[: 16 * FIRST_TOKENS]
     model = load(checkpoint)
     spans = show_spans(model.teacher, model.compress(text), count)
     table = Table("…the span's end", "next", "after all its tokens", "after one gist", "without it")

@@ -226,10 +226,11 @@ def continue_context(
     with sliding, warnings.catch_warnings():
         # Penalties see the new tokens only, as `generate` documents: gists have no ids.
         warnings.filterwarnings("ignore", message="Passing `.*` with `inputs_embeds`")
+        warnings.filterwarnings("ignore", message="`past_key_values` is deprecated")  # newer releases: `cache`
         output = teacher.model.generate(
             **context.model_inputs,
+            **({} if cache is None else {"past_key_values": cache}),
             generation_config=settings,
-            past_key_values=cache,
             streamer=streamer,
             stopping_criteria=None if stopping is None else StoppingCriteriaList([stopping]),
             tokenizer=None if teacher.tokenizer is None else teacher.tokenizer.inner,  # for `stop_strings`

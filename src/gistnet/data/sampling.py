@@ -281,13 +281,11 @@ def validation_windows(
         raise ConfigError(f"n_spans must be at least 1, got {n_spans}.")
     chosen: list[WindowSample] = []
     if domains is None and not (domains := dataset.domains(split)):
-        raise DataError(
-            f"The data has no {split} windows, expected some; data.held_out_fraction is the share held out."
-        )
+        raise _without_windows(dataset, split, None)
     for domain in domains:
         windows = dataset.window_indices(split, domain)
         if not len(windows):
-            raise DataError(f"Domain {domain!r} has no {split} windows; there are some for {dataset.domains(split)}.")
+            raise _without_windows(dataset, split, domain)
         longest = layout.used(int(dataset.lengths[windows].max()))
         _require_room(longest, layout, n_spans)
         windows = windows[dataset.lengths[windows] >= layout.minimum_length(n_spans)]
@@ -304,6 +302,22 @@ def validation_windows(
             starts = _evenly_spread(eligible_starts(length, phase, layout, n_spans), segments_per_window)
             chosen.append(WindowSample(len(chosen), window, phase, starts, np.full_like(starts, n_spans)))
     return chosen
+
+
+def _without_windows(dataset: PreparedDataset, split: Split, domain: str | None) -> DataError:
+    """The error that a split has no windows, and a remedy."""
+    kept = sum(entry.kept for entry in dataset.statistics if domain in (None, entry.domain))
+    of_domain = "" if domain is None else f" of the domain {domain!r}"
+    if not kept:
+        there = ", ".join(sorted({entry.domain for entry in dataset.statistics if entry.kept}))
+        return DataError(f"Got no documents{of_domain}, expected some; the corpus has those of {there}.")
+    fraction = dataset.description.config["held_out_fraction"]
+    enough = min(0.5, max(2 * fraction, round(3 / kept, 1)))
+    return DataError(
+        f"Got no {split.replace('_', '-')} document among the {kept}{of_domain}, expected one at least: each is held "
+        f"out or not by its text (data.held_out_fraction={fraction}); add documents, or set "
+        f"data.held_out_fraction={enough if split == 'held_out' else fraction / 2}."
+    )
 
 
 def _check_probabilities(pool: TrainingPool, probabilities: Probabilities) -> None:

@@ -30,6 +30,11 @@ class CompressedDocument(ABC):
     teacher: TeacherFingerprint
     """The language model whose tokens these are, and for which the gists were made."""
 
+    def __repr__(self) -> str:
+        """Kind, name and sizes."""
+        gists = " and ".join(f"{n:,}" for n in self.n_gists) or "no"
+        return f"<{type(self).__name__} {self.name!r}: {self.n_tokens:,} tokens, {gists} gists>"
+
     @property
     def levels(self) -> int:
         """Number of complete levels, counted from level 0; 0 where there are tokens only."""
@@ -91,7 +96,7 @@ class CompressedDocument(ABC):
         """Gists of a range that is within the level."""
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class InMemoryDocument(CompressedDocument):
     """A text compressed in memory.
 

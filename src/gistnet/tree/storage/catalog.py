@@ -104,6 +104,9 @@ def read(location: Location, generation: int | None = None) -> Catalog:
         DataError: there is no tree, or it has another format, or the catalog is damaged.
     """
     if not exists(location):
+        folder = location.folder
+        if folder is not None and not folder.exists():
+            raise DataError(f"There is no tree at {location.uri}; expected one that `gistnet compress` made.")
         raise DataError(f"{location.uri} is not a tree: it has no catalog.")
     table = Table.open(location, NAME, generation)
     metadata = table.schema.metadata or {}
