@@ -281,7 +281,8 @@ def _sliding_by_position(teacher: Teacher, context: Context, new_tokens: int) ->
     positions = torch.cat([context.position_ids[0], following])
 
     def give_masks(model: Any, arguments: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        read = options["past_key_values"].get_seq_length()
+        cache = options["cache"] if "cache" in options else options["past_key_values"]  # transformers 5.24 renamed it
+        read = cache.get_seq_length()
         total = read + options["position_ids"].shape[-1]
         return arguments, {**options, "attention_mask": _masks_by_position(teacher, positions[:total], read)}
 
