@@ -280,6 +280,12 @@ def test_the_model_answers_from_a_document_of_the_tree(
     assert result.stderr.splitlines()[: len(explained)] == explained
 
 
+def test_settings_are_those_of_transformers(compressed: Path) -> None:
+    asked = "generate", "The river", "--tree", compressed, "--document", "a.txt", "--budget", 99, "--max-new-tokens", 3
+    assert run(*asked, "eos_token_id=[0]", "do_sample=true", "temperature=0.5").exit_code == 0
+    assert "transformers refuses" in str(refused(*asked, "temperature=-1", "do_sample=true"))
+
+
 def test_a_question_without_a_document_is_put_to_all_of_them(
     compressed: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -343,6 +349,9 @@ def test_bad_input_is_one_sentence(checkpoint: Path, compressed: Path, book: Pat
         (DataError, "is not a tree", ("generate", "x", "--tree", tmp_path)),
         (ConfigError, "budget of 5 vectors", (*question, "x", "--budget", 5)),
         (DataError, "empty prompt", (*question, " ")),
+        (ConfigError, "'temperature'", (*question, "x", "temperature")),
+        (ConfigError, "'budget=3'", (*question, "x", "budget=3")),
+        (ConfigError, "generation option 'warmth'", (*question, "x", "warmth=3")),
         (DataError, "empty query", (*search, " ")),
         (DataError, "did you mean 'a.txt'", (*search, "x", "--document", "a.tx")),
         (ConfigError, "2 documents, expected --document", ("tree", "export", compressed, tmp_path / "x.npy")),

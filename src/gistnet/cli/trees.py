@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
@@ -22,6 +22,7 @@ from gistnet.errors import ConfigError, DataError, GistNetError
 from gistnet.paths import required_name
 from gistnet.positions import Positions, policy_of
 from gistnet.terminal import NAME, PATH
+from gistnet.yaml_format import read_yaml
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +30,12 @@ tree_app = typer.Typer(no_args_is_help=True, help="Look into a tree of gists.")
 
 CHECKPOINT = "A run folder, one of its checkpoints, a saved GistNet, a release's name, or USER/NAME on the Hub."
 GISTNET = {**PATH, "metavar": "GISTNET"}
+GenerationSettings = Annotated[
+    list[str] | None,
+    typer.Argument(help="Options of transformers' generate, as do_sample=true temperature=0.7.", show_default=False),
+]
+OPTIONS_OF_COMMANDS = ("budget", "positions", "max_new_tokens", "chat", "selector", "streamer", "plan", "surroundings")
+"""Arguments of `generate` that no setting may name: commands have options for them, or make them themselves."""
 TreeArgument = Annotated[str, typer.Argument(help="A folder, or a URI such as s3://bucket/tree.", metavar="TREE")]
 
 
@@ -107,6 +114,8 @@ def _input_as_file(files: list[str], name: str | None) -> Iterator[tuple[str, ..
 
 def generate(
     prompt: Annotated[str, typer.Argument(help="A question about the document, or a text to continue it with.")],
+    settings: GenerationSettings = None,
+    *,
     tree: Annotated[str, typer.Option(help="A folder, or a URI such as s3://bucket/tree.")],
     document: Annotated[str | None, typer.Option(help="Its name; all documents by default.")] = None,
     budget: Annotated[int, typer.Option(min=1, help="The most vectors the model reads, prompt included.")] = 1024,
@@ -124,6 +133,7 @@ def generate(
     ] = False,
 ) -> None:
     """Let the frozen model answer from documents in a tree: what the prompt needs of them, opened."""
+    options = _generation_options(settings)
     terminal.start_loading()
     from gistnet.tree.tree import GistTree
 
@@ -149,6 +159,7 @@ def generate(
             chat=None if chat else False,
             selector=by_words_and_meaning(teacher) if meaning else by_words,
             max_new_tokens=max_new_tokens,
+            **options,
             streamer=None
             if teacher.tokenizer is None
             else TextStreamer(teacher.tokenizer.inner, skip_special_tokens=True),
@@ -173,11 +184,14 @@ def generate(
 
 def chat(
     name: Annotated[Path, typer.Argument(help=CHECKPOINT, **GISTNET)],
+    settings: GenerationSettings = None,
+    *,
     memory: Annotated[str, typer.Option(help="The conversation: a folder or URI, made if it is not there.", **NAME)],
     budget: Annotated[int, typer.Option(min=1, help="The most vectors the model reads, prompt included.")] = 1024,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="The most tokens of an answer.")] = 256,
 ) -> None:
     """Talk with the model in a conversation that is kept on disk: a line is a prompt, Ctrl-C stops an answer."""
+    options = _generation_options(settings)
     from gistnet.compressor import load
 
     terminal.start_loading()
@@ -192,7 +206,7 @@ def chat(
             f"{conversation.document.n_tokens:,}",
         )
         for prompt in _prompts():
-            answer = conversation.stream(prompt, budget=budget, max_new_tokens=max_new_tokens)
+            answer = conversation.stream(prompt, budget=budget, max_new_tokens=max_new_tokens, **options)
             try:
                 for piece in answer:
                     print(piece, end="", flush=True)
@@ -205,6 +219,20 @@ def chat(
                 terminal.err.print(str(error))
             else:
                 print()
+
+
+def _generation_options(settings: list[str] | None) -> dict[str, Any]:
+    """Options of transformers' `generate` from words `key=value`, whose values are YAML."""
+    options: dict[str, Any] = {}
+    for setting in settings or ():
+        key, equals, text = setting.partition("=")
+        try:
+            if not (equals and key.isidentifier()) or key in OPTIONS_OF_COMMANDS:
+                raise ValueError
+            options[key] = read_yaml(text)
+        except ValueError as error:
+            raise ConfigError(f"Got '{setting}', expected an option of transformers, as do_sample=true.") from error
+    return options
 
 
 def _prompts() -> Iterator[str]:
