@@ -409,6 +409,47 @@ def _paired(record: MetricRecord) -> str:
     return f"{record.value:+.3f}{interval}"
 
 
+def tree_table(root: Path) -> str:
+    """Writing, reading and asking trees, small and large."""
+    content = _load(root, "tree-cpu")
+    if content is None:
+        return _to_measure("tree.py speed")
+    compress, first = content["compress"], content["first token"]
+    rows = [
+        [f"a book of {compress['tokens']:,} tokens into a tree", f"{compress['tokens_per_second']:,.0f} tokens/s"],
+        [
+            f"the same in {content['pieces']['pieces']} pieces of random lengths: every bit as at once",
+            f"{content['pieces']['tokens_per_second']:,.0f} tokens/s",
+        ],
+        [
+            f"from a question about it to the first token, within {first['vectors']} vectors; as many recent tokens",
+            f"{first['selected_seconds']:.2f} s; {first['recent_seconds']:.2f} s",
+        ],
+    ]
+    for name, library in content.items():
+        if not name.startswith("library"):
+            continue
+        tokens = f"{library['tokens'] // 1_000_000}M tokens"
+        for key, told in LIBRARY_ROWS.items():
+            times = library[f"{key}_milliseconds"]
+            rows.append([f"{tokens}, 300 documents: {told}", f"{times['p50']:,.1f} ms (p99 {times['p99']:,.1f})"])
+        sizes = (f"{library[part] / 1e6:,.0f} MB" for part in ("token_bytes", "gist_bytes", "index_bytes"))
+        rows.append([f"{tokens}: tokens, gists and the index of words on disk", ", ".join(sizes)])
+        peak = library["peak_memory_megabytes"] / 1000
+        before = library["memory_before_megabytes"] / 1000
+        rows.append([f"{tokens}: peak memory, of building it too (before it)", f"{peak:.1f} GB ({before:.1f} GB)"])
+    return f"{device_name(content['machine'])}:\n\n{markdown(['', ''], rows)}"
+
+
+LIBRARY_ROWS = {
+    "open_and_select": "open it, and select what a question needs of a document",
+    "select": "select, once it is open",
+    "find_in_all": "find passages in all documents",
+    "read_64_nodes": "read 64 random nodes",
+    "append_1000_tokens": "append 1,000 tokens, index and compaction included",
+}
+"""Timings of a library, and what a table calls them."""
+
 REPEATING = ("fact", "list", "passage")
 """Kinds of questions that repeat the words before their answer."""
 
@@ -519,6 +560,7 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
     "core": core_table,
     "demo": demo_table,
     "long-context": partial(long_context_table, RELEASE),
+    "tree": tree_table,
     "recall": recall_table,
     "free-answers": free_answers_table,
 }
