@@ -203,3 +203,13 @@ def test_ranks_are_fused(teacher: Teacher, document: InMemoryDocument) -> None:
     hits = fused(*(lambda *_, hits=hits: hits for hits in ranked))(document, "any", teacher.tokenizer)
     assert [hit.passage for hit in hits] == [second, first, third]
     assert hits[0].score == pytest.approx(1 / 7 + 1 / 6)
+
+
+def test_what_recent_text_has_is_not_opened_for_it(teacher: Teacher, document: InMemoryDocument) -> None:
+    """The best hit is the end of the document itself, which is read anyway: the budget goes to the next."""
+    ending = Hit(Passage(*(document.n_tokens - 40, document.n_tokens) * 2), 2.0)
+    early = Hit(Passage(*(80, 120) * 2), 1.0)
+    selection = select(
+        document, "any", 150, tokenizer=teacher.tokenizer, selector=lambda *_: [ending, early], recent_share=0.5
+    )
+    assert [of.start for of in selection.opened] == [80]

@@ -105,8 +105,10 @@ def select(
     if budget <= sink_tokens:
         raise ConfigError(f"Got a budget of {budget} vectors, expected more than the sink's {sink_tokens}.")
     vectors = budget - sink_tokens
-    hits = [] if query is None else selector(document, query, tokenizer)
-    opened = _opened(document, hits[:MOST_OPENED], vectors - int(recent_share * vectors), 2 * gists_beside, tokenizer)
+    recent = int(recent_share * vectors)
+    found = [] if query is None else selector(document, query, tokenizer)
+    hits = [hit for hit in found if hit.passage.start < n_tokens - recent]  # recent text is read anyway
+    opened = _opened(document, hits[:MOST_OPENED], vectors - recent, 2 * gists_beside, tokenizer)
     ranges = _merged((of.start, of.stop) for of in opened)
     beside = _beside(ranges, document, gists_beside, vectors - _size(ranges))
     pieces: list[Piece] = [*(Raw(*bounds) for bounds in ranges), *beside]
