@@ -382,9 +382,10 @@ def long_context_table(name: str, root: Path) -> str:
     asked = next((r.n_spans for r in records if r.name == "retrieval_accuracy" and not r.kind), 0)
     header = ["vectors", "full text", "**gists**", "recent text", "retrieved text", "gists of another document"]
     header += ["recent − gists", "retrieved − gists", "others' gists − gists"]
-    header += ["questions: gists", "recent text", "retrieved text", "full text"]
+    header += ["questions: gists", "recent text", "retrieved text", "full text"] if asked else []
     table = markdown(header, [_budget_row(record, records) for record in whole])
-    return f"{whole[0].n_documents} documents, {asked} questions, {device_name(content['machine'])}:\n\n{table}"
+    questions = f", {asked} questions" if asked else ""
+    return f"{whole[0].n_documents} documents{questions}, {device_name(content['machine'])}:\n\n{table}"
 
 
 def _budget_row(nll: MetricRecord, records: list[MetricRecord]) -> list[str]:
@@ -400,7 +401,7 @@ def _budget_row(nll: MetricRecord, records: list[MetricRecord]) -> list[str]:
         f"1/{nll.tokens_per_vector}",
         *(f"{value:.3f}" for value in contexts),
         *(_paired(found[f"long_context_below_{name}"]) for name in ("truncated", "retrieved", "shuffled")),
-        *([f"{share:.0%}" for share in right] or [""] * 4),
+        *(f"{share:.0%}" for share in right),
     ]
 
 
