@@ -432,7 +432,7 @@ def test_a_run_has_one_writer(gistnet, config_file, tmp_path):
     [
         ("--restart", "data.min_tokens=5000", ["All 40 documents are shorter"]),
         ("--restart", "train.probabilities={code: 1.0}", ["'code'", "no training windows"]),
-        ("--restart", "data.held_out_fraction=0.0", ["'narrative'", "no held_out windows"]),
+        ("--restart", "data.held_out_fraction=0.0", ["'narrative'", "no held-out document"]),
         ("--resume", "gistnet.width=32", ["gistnet.width is 16, expected 32"]),
         ("--resume", "seed=5", ["seed is 0, expected 5"]),
     ],

@@ -243,7 +243,7 @@ def test_a_validation_that_is_no_number_names_the_document_and_what_is_left(stag
     [
         ("stages.stable.train.probabilities={code: 1.0}", DataError, "Stage 'stable': .*'code'.* no training windows"),
         ("stages.stable.train.probabilities={narrative: 0.9}", ConfigError, "Stage 'stable': .*sum to 1"),
-        ("data.held_out_fraction=0.0", DataError, "Stage 'short': .*no held_out windows"),
+        ("data.held_out_fraction=0.0", DataError, "Stage 'short': .*no held-out document"),
     ],
 )
 def test_a_stage_that_cannot_be_trained_is_named_before_the_first_step(staged, setting, error, words):
