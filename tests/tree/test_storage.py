@@ -300,7 +300,7 @@ def test_places_that_are_no_tree(tmp_path: Path, stub: StubEncoder) -> None:
     for place in (tmp_path / "nowhere", tmp_path / "file", tmp_path, "file-object-store:///nowhere/at/all"):
         assert not GistTree.exists(place)
         for writable in (False, True):
-            with pytest.raises(DataError, match="is not a tree|There is no tree"):
+            with pytest.raises(DataError, match=r"is not a tree|There is no tree"):
                 GistTree.open(place, writable=writable)
     GistTree.create(tmp_path / "tree", stub).close()
     assert GistTree.exists(tmp_path / "tree")
