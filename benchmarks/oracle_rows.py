@@ -1,4 +1,4 @@
-"""How much of a row of spans its vectors could hold, if they were found for that passage alone.
+"""Oracle vectors of rows: thirty gists optimised together for one passage, and what they recover.
 
     python benchmarks/oracle_rows.py CORPORA [--passages 4] [--steps 60] [--positions end]
 

@@ -406,8 +406,13 @@ def _budget_row(nll: MetricRecord, records: list[MetricRecord]) -> list[str]:
 
 
 def _paired(record: MetricRecord) -> str:
-    interval = f" ({record.interval[0]:+.3f} … {record.interval[1]:+.3f})" if record.interval else ""
-    return f"{record.value:+.3f}{interval}"
+    return _signed(record.value, record.interval, 3)
+
+
+def _signed(value: float, interval: Sequence[float] | None, digits: int = 2) -> str:
+    """A difference and its interval."""
+    low_to_high = f" ({' … '.join(f'{bound:+.{digits}f}' for bound in interval)})" if interval else ""
+    return f"{value:+.{digits}f}{low_to_high}"
 
 
 def tree_table(root: Path) -> str:
@@ -474,9 +479,14 @@ def recall_table(root: Path) -> str:
         rows.append([f"{told}: 1/{budget} ({cases})", *(f"{np.mean(share):.2f}" for share in shares)])
     header = ["asked for: vectors (cases)", "full text", "recent text", "gists of all that is old"]
     header += ["**passages opened**", "with a gist on either side", "by meaning, too", "the evidence opened"]
+    gained = {
+        (name, budget): named[f"retrieval_gain_{name}", budget, ""]
+        for name in ("with_gists", "by_meaning")
+        for budget in budgets
+    }
+    signed = {key: _signed(record.value, record.interval) for key, record in gained.items()}
     gains = [
-        f"1/{budget}: a gist on either side {_gain(named['retrieval_gain_with_gists', budget, ''])}, "
-        f"by meaning {_gain(named['retrieval_gain_by_meaning', budget, ''])}"
+        f"1/{budget}: a gist on either side {signed['with_gists', budget]}, by meaning {signed['by_meaning', budget]}"
         for budget in budgets
     ]
     found = [r for r in records if r.name == "retrieval_recall" and not r.kind]
@@ -489,11 +499,6 @@ def recall_table(root: Path) -> str:
         f"All cases, share of right answers above that of passages opened: {'; '.join(gains)}. "
         f"Share of the evidence among the first passages: {evidence}."
     )
-
-
-def _gain(record: MetricRecord) -> str:
-    interval = f" ({record.interval[0]:+.2f} to {record.interval[1]:+.2f})" if record.interval else ""
-    return f"{record.value:+.2f}{interval}"
 
 
 ANSWERED = {
@@ -518,7 +523,7 @@ def free_answers_table(root: Path) -> str:
         [
             name,
             f"{shares[key]['right']} of {shares[key]['asked']}",
-            "" if key == "retrieved" else _interval_of(gains[key]),
+            "" if key == "retrieved" else _signed(gains[key]["gain"], gains[key]["interval"]),
         ]
         for key, name in ANSWERED.items()
         if key in shares
@@ -533,11 +538,6 @@ def free_answers_table(root: Path) -> str:
         f"{content['budget']} vectors, {device_name(content['machine'])}:\n\n{table}\n\n"
         f"The evidence is among the first {', '.join(map(str, recall['passages']))} passages for: {found}."
     )
-
-
-def _interval_of(gain: dict[str, Any]) -> str:
-    low, high = gain["interval"]
-    return f"{gain['gain']:+.2f} ({low:+.2f} to {high:+.2f})"
 
 
 # Pages ----------------------------------------------------------------------------------------------------------------
