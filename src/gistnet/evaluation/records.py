@@ -44,6 +44,7 @@ UNITS = {
     "long_context_truncation_cost": "nats per token",
     "long_context_below_truncated": "nats per token",
     "long_context_below_retrieved": "nats per token",
+    "long_context_below_oracle": "nats per token",
     "long_context_below_shuffled": "nats per token",
     "long_context_below_mean": "nats per token",
     "long_context_above_full": "nats per token",

@@ -2,6 +2,7 @@
 
 import json
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +10,15 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from gistnet.context.plan import Plan
+from gistnet.context.select import select
 from gistnet.data.prepare import DataConfig, prepare, split_of
 from gistnet.data.sources import Document
 from gistnet.errors import ConfigError, DataError, TeacherError
 from gistnet.evaluation.config import ContextsConfig, EvaluationConfig
 from gistnet.evaluation.contexts.long_context import (
     LongDocument,
+    _opened,
     choose_passages,
     held_out_passages,
     long_context,
@@ -25,6 +29,7 @@ from gistnet.evaluation.contexts.long_context import (
 )
 from gistnet.evaluation.records import MetricRecord
 from gistnet.model.teacher import Teacher
+from gistnet.tree.document import compress
 from tests.data.byte_tokenizer import ByteTokenizer
 from tests.evaluation.contexts.conftest import plain_nll
 
@@ -41,6 +46,7 @@ NLL = {
     "truncated": [[2.0, 3.0, 4.0], [3.0, 3.0, 3.5]],
     "gist": [[1.5, 3.0, 3.0], [2.0, 3.0, 2.5]],
     "retrieved": [[2.0, 2.5, 4.0], [3.0, 3.0, 3.0]],
+    "oracle": [[1.5, 2.5, 3.0], [3.0, 2.0, 3.0]],
     "shuffled": [[2.5, 3.0, 4.0], [3.0, 3.0, 4.5]],
     "mean": [[4.0, 4.0, 4.0], [5.0, 5.0, 5.0]],
 }
@@ -173,7 +179,14 @@ def test_figures_are_those_of_a_calculation_by_hand():
     assert set(nll) == {"", "names"}
     assert nll[""].value == pytest.approx(15 / 6)
     assert nll[""].baselines == pytest.approx(
-        {"full": 12 / 6, "truncated": 18.5 / 6, "retrieved": 17.5 / 6, "shuffled": 20 / 6, "mean": 27 / 6}
+        {
+            "full": 12 / 6,
+            "truncated": 18.5 / 6,
+            "retrieved": 17.5 / 6,
+            "oracle": 15 / 6,
+            "shuffled": 20 / 6,
+            "mean": 27 / 6,
+        }
     )
     assert nll["names"].value == pytest.approx((3 + 2) / 2)
     assert nll["names"].n_spans == 2 and nll[""].n_spans == 6
@@ -182,10 +195,18 @@ def test_figures_are_those_of_a_calculation_by_hand():
     assert all_["long_context_truncation_cost"].value == pytest.approx(6.5 / 6)
     assert all_["long_context_recovered"].value == pytest.approx(3.5 / 6.5)
     assert all_["long_context_recovered"].baselines == pytest.approx(
-        {"full": 1, "truncated": 0, "retrieved": 1 / 6.5, "shuffled": -1.5 / 6.5, "mean": -8.5 / 6.5}
+        {
+            "full": 1,
+            "truncated": 0,
+            "retrieved": 1 / 6.5,
+            "oracle": 3.5 / 6.5,
+            "shuffled": -1.5 / 6.5,
+            "mean": -8.5 / 6.5,
+        }
     )
     assert all_["long_context_below_truncated"].value == pytest.approx(3.5 / 6)
     assert all_["long_context_below_retrieved"].value == pytest.approx(2.5 / 6)
+    assert all_["long_context_below_oracle"].value == pytest.approx(0)
     assert all_["long_context_below_shuffled"].value == pytest.approx(5 / 6)
     assert all_["long_context_below_mean"].value == pytest.approx(12 / 6)
     assert all_["long_context_above_full"].value == pytest.approx(3 / 6)
@@ -295,3 +316,20 @@ def test_held_out_documents_are_read_beyond_their_windows(tmp_path: Path):
         choose_passages(dataset, (8,), ["narrative"], configured(long_context=True, tokens_per_vector=(32,)))
     with pytest.raises(ConfigError, match="sink of 4 tokens, expected 0 to 2"):
         choose_passages(dataset, (4, 8), ["narrative"], configured(long_context=True))
+
+
+def test_the_oracle_opens_what_helps_alone_and_nothing_where_nothing_does(teacher, encoder, documents):
+    tokenizer, compressed = teacher.tokenizer, compress(documents[2].tokens, encoder)
+    budget, seen = len(compressed.token_ids) // 2, []
+
+    def opened(measure: Callable[[Plan, str], np.ndarray]) -> Plan:
+        return _opened(tokenizer, compressed, measure, 4, budget)["oracle"]
+
+    def of_reach(plan: Plan, policy: str) -> np.ndarray:
+        """The further back the first piece begins, the better."""
+        seen.append(plan.pieces[0].start)
+        return np.array([float(plan.pieces[0].start)])
+
+    recent = select(compressed, None, budget, tokenizer=tokenizer).plan
+    assert opened(lambda plan, policy: np.ones(3)) == recent
+    assert opened(of_reach).pieces[0].start == min(seen) < recent.pieces[0].start

@@ -11,7 +11,7 @@ from gistnet.context.selectors import Hit
 from gistnet.data.synthetic import templates
 from gistnet.errors import DataError, TeacherError
 from gistnet.evaluation.config import CASE_KINDS, DEFAULT_CASE_KINDS, ContextsConfig, EvaluationConfig
-from gistnet.evaluation.contexts.equal_budget import opened_plans
+from gistnet.evaluation.contexts.equal_budget import opened_plans, opens
 from gistnet.evaluation.contexts.retrieval import (
     PARAPHRASES,
     SHORT_NAMES,
@@ -203,7 +203,9 @@ def test_the_oracle_reads_the_evidence(teacher, filler):
     encoder = GistEncoder(teacher, woken_gistnet(teacher))
     for case in made(teacher, filler, 3):
         document, question = compress(case.context, encoder), text(teacher, case.question)
-        plans = opened_plans(teacher.tokenizer, document, question, LENGTH // 2, sink_tokens=4, evidence=case.evidence)
+        plans = opened_plans(
+            teacher.tokenizer, document, question, LENGTH // 2, sink_tokens=4, oracle=opens(case.evidence)
+        )
         read = {index for piece in plans["oracle"].pieces for index in range(piece.start, piece.stop)}
         assert all(set(range(start, stop)) <= read for start, stop in case.evidence)
         assert all(isinstance(piece, Raw) for name in ("oracle", "retrieved") for piece in plans[name].pieces)

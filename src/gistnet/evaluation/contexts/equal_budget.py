@@ -11,7 +11,7 @@ and those that open passages, with `gistnet.context.select`, and have recent tex
     retrieved   passages that share words with the question; in prose, with the text before what is predicted
     with_gists  the same, and a gist on either side of each
     by_meaning  passages that states of the teacher's middle layer find, too
-    oracle      what says which answer is right
+    oracle      what says which answer is right; in prose, what makes the text that follows likelier
 
 Those contexts, and those without gists, are numbered without gaps under every policy: so `generate` reads them, and the
 teacher predicts better so (SmolLM2-135M: by 0.003 to 0.022 nats per token, after 128 to 2048 tokens of three stories).
@@ -127,14 +127,14 @@ def opened_plans(
     sink_tokens: int,
     recent_share: float = RECENT_SHARE,
     by_meaning: Selector | None = None,
-    evidence: Evidence = (),
+    oracle: Selector | None = None,
 ) -> dict[str, Plan]:
     """The plans that open what a question, or a text to continue, needs, within a budget of vectors.
 
     Args:
         tokenizer: of the document's teacher.
         by_meaning: the selector of the plan of that name; without one there is none.
-        evidence: what `oracle` opens; without any there is none.
+        oracle: likewise.
         recent_share: part of the budget that recent text has at least.
     """
     choose = partial(
@@ -149,10 +149,14 @@ def opened_plans(
     plans = {"retrieved": choose().plan, "with_gists": choose(gists_beside=1).plan}
     if by_meaning is not None:
         plans["by_meaning"] = choose(selector=by_meaning).plan
-    if evidence:
-        hits = [Hit(Passage(start, stop, start, stop), 1.0) for start, stop in evidence]
-        plans["oracle"] = choose(selector=lambda *_: hits).plan
+    if oracle is not None:
+        plans["oracle"] = choose(selector=oracle).plan
     return plans
+
+
+def opens(evidence: Evidence) -> Selector:
+    """A selector of ranges that are known, whatever the question: what `oracle` opens for it."""
+    return lambda *_: [Hit(Passage(start, stop, start, stop), 1.0) for start, stop in evidence]
 
 
 def highest_level(documents: Sequence[InMemoryDocument], tokens_per_vector: int, sink_tokens: int) -> int:

@@ -16,7 +16,7 @@ only the far part of the document has had, since the rest of prose has little to
 import logging
 import random
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice, product
 from typing import Any, NamedTuple
@@ -28,6 +28,8 @@ from numpy.typing import NDArray
 from gistnet.context.assembly import assemble, read_context
 from gistnet.context.generate import CONTINUED_SHARE
 from gistnet.context.plan import Plan
+from gistnet.context.select import select
+from gistnet.context.selectors import Hit, by_words
 from gistnet.data.dataset import PreparedDataset
 from gistnet.errors import ConfigError, DataError, TeacherError
 from gistnet.evaluation.baselines import other_documents
@@ -47,9 +49,10 @@ from gistnet.evaluation.records import MetricRecord
 from gistnet.evaluation.token_kinds import token_kinds
 from gistnet.model.gistnet import GistNet
 from gistnet.model.teacher import Teacher
+from gistnet.model.tokenizer import TeacherTokenizer
 from gistnet.objective.branches import Positions
 from gistnet.objective.losses import token_nll
-from gistnet.tree.document import CompressedDocument, compress
+from gistnet.tree.document import CompressedDocument, InMemoryDocument, compress
 from gistnet.tree.encoder import Encoder
 from gistnet.tree.gist_encoder import GistEncoder
 
@@ -59,6 +62,8 @@ Flags = NDArray[np.bool_]
 
 CONTINUED_TOKENS = 64
 """Last tokens before the scored ones by which passages are found."""
+TRIED = 16
+"""Passages by words among which `oracle` chooses."""
 MIN_LETTERS = 4
 """Letters of a word that counts as repeated, at least."""
 _WORD = re.compile(r"[^\W\d_]+")
@@ -189,15 +194,7 @@ def long_context(
             f"{len(document.tokens):,}",
         )
         measure = partial(scored_nll, teacher, document.tokens[-scored:])
-        continued = teacher.tokenizer.decode(before[number][-CONTINUED_TOKENS:].tolist())
-        opened = partial(
-            opened_plans,
-            teacher.tokenizer,
-            compressed,
-            continued,
-            sink_tokens=sink,
-            recent_share=CONTINUED_SHARE,
-        )
+        opened = partial(_opened, teacher.tokenizer, compressed, partial(measure, compressed), sink)
         other = compressed_documents[borrowed[number]]
         read.append(compare(teacher, compressed, other, config, budgets, measure, opened))
 
@@ -244,6 +241,31 @@ def long_context(
     return records
 
 
+def _opened(
+    tokenizer: TeacherTokenizer,
+    compressed: InMemoryDocument,
+    measure: Callable[[Plan, Positions], Floats],
+    sink: int,
+    budget: int,
+) -> dict[str, Plan]:
+    """The plans of `opened_plans` for the last tokens; `oracle` knows what follows, by what `measure` says of a plan.
+
+    It opens those of the first passages by words that lower the NLL when opened alone, the most helpful first, and
+    none where none does: a bound of what a selector of these passages could do.
+    """
+    text = tokenizer.decode(compressed.token_ids[-CONTINUED_TOKENS:].tolist())
+    settings: dict[str, Any] = {"sink_tokens": sink, "recent_share": CONTINUED_SHARE}
+
+    def cost(*opened: Hit) -> float:
+        selection = select(compressed, text, budget, tokenizer=tokenizer, selector=lambda *_: opened, **settings)
+        return float(measure(selection.plan, "compact").mean())
+
+    without = cost()
+    costs = [(cost(hit), hit) for hit in by_words(compressed, text, tokenizer)[:TRIED]]
+    helping = [hit for paid, hit in sorted(costs, key=lambda of: of[0]) if paid < without]
+    return opened_plans(tokenizer, compressed, text, budget, oracle=lambda *_: helping, **settings)
+
+
 def scored_nll(
     teacher: Teacher, scored: NDArray[np.int64], compressed: CompressedDocument, plan: Plan, policy: Positions
 ) -> Floats:
@@ -281,7 +303,7 @@ def nll_records(
         if cost.interval is not None and cost.interval[0] > 0:
             recovered = partial(budget_record, statistic=_recovered, given=(truncated, full), baselines=others)
             yield recovered("long_context_recovered", gist, *measured)
-        for other in ("truncated", "retrieved", "shuffled", "mean"):
+        for other in ("truncated", "retrieved", "oracle", "shuffled", "mean"):
             yield difference(f"long_context_below_{other}", column[other], *measured, given=(gist,))
         yield difference("long_context_above_full", gist, *measured, given=(full,))
 

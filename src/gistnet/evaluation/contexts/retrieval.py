@@ -39,6 +39,7 @@ from gistnet.evaluation.contexts.equal_budget import (
     highest_level,
     mean_nll,
     opened_plans,
+    opens,
     share_right,
 )
 from gistnet.evaluation.metrics import Floats
@@ -243,7 +244,7 @@ def retrieval(
             question,
             sink_tokens=config.sink_tokens,
             by_meaning=by_meaning,
-            evidence=case.evidence,
+            oracle=opens(case.evidence),
         )
         asked.append(compare(teacher, compressed, other, config, budgets, answered, opened))
         ranked = [search(compressed, question, teacher.tokenizer) for search in (by_words, by_meaning)]
