@@ -30,11 +30,11 @@ from benchmarks.machine import RESULTS
 from gistnet.context.generate import generate
 from gistnet.context.plan import Plan, Raw, default_plan
 from gistnet.context.select import select
-from gistnet.context.selectors import Hit, Selector, by_words, fused
+from gistnet.context.selectors import Selector, by_words, fused
 from gistnet.context.states import ByStates, by_words_and_meaning
 from gistnet.data.sources import MatchedFile, read_rows
 from gistnet.errors import DataError, GistNetError
-from gistnet.evaluation.contexts.equal_budget import Evidence
+from gistnet.evaluation.contexts.equal_budget import Evidence, opens
 from gistnet.evaluation.contexts.retrieval import RECALLED, recall
 from gistnet.evaluation.resampling import bootstrap_over_documents
 from gistnet.files import write_json
@@ -44,7 +44,6 @@ from gistnet.model.tokenizer import TeacherTokenizer
 from gistnet.session import open_gistnet
 from gistnet.tree.document import InMemoryDocument, compress
 from gistnet.tree.gist_encoder import GistEncoder
-from gistnet.tree.passages import Passage
 
 CONTEXTS = ("full", "recent", "gists", "retrieved", "with_gists", "reranked", "by_meaning", "oracle")
 BASELINE = "retrieved"
@@ -209,7 +208,7 @@ def plans_for(
     assert tokenizer is not None
     choose = partial(select, document, question.question, budget, tokenizer=tokenizer)
     ((start, stop),) = evidence_of(question, tokenizer)
-    evidence = [Hit(Passage(*(max(0, start - AROUND), min(n, stop + AROUND)) * 2), 1.0)]
+    evidence = opens([(max(0, start - AROUND), min(n, stop + AROUND))])
     return {
         "full": Plan([Raw(0, n)], branchings),
         "recent": select(document, None, budget, tokenizer=tokenizer).plan,
@@ -218,7 +217,7 @@ def plans_for(
         "with_gists": choose(gists_beside=1).plan,
         "reranked": choose(selector=selectors["words, ranked again"]).plan,
         "by_meaning": choose(selector=selectors["words and states"]).plan,
-        "oracle": choose(selector=lambda *_: evidence).plan,
+        "oracle": choose(selector=evidence).plan,
     }
 
 

@@ -1,14 +1,16 @@
 """Oracle vectors of rows: thirty gists optimised together for one passage, and what they recover.
 
-    python benchmarks/oracle_rows.py CORPORA [--passages 4] [--steps 60] [--positions end]
+    python benchmarks/oracle_rows.py CORPORA [--passages 4] [--steps 60] [--positions end] [--tail known]
 
-For each passage of held-out text, 30 spans and a raw tail of 64 tokens, the 30 gists of the released GistNet are
-optimised together until the teacher, reading them, predicts the continuations that it samples from the full text. They
-are judged on the text itself, which the optimisation never saw. A GistNet has to find such vectors in one pass of each
-span alone; how far it is behind is what training could win, and where both are low, gists of this kind are the limit.
+For each passage, 30 spans and a raw tail of 64 tokens, the 30 gists of the release are optimised together until the
+teacher, reading them, predicts the continuations that it samples from the full text. They are judged on the text
+itself, which the optimisation never saw. Where the tail is `unknown`, it is sampled, too, another in each
+continuation: the vectors have to serve whatever comes next, as a gist has. A GistNet must find its own in a pass of
+each span alone; how far it is behind is what training could win, and where both are low, gists of this kind are the
+limit.
 
 The passages are from documents of `narrative/squality_stories.jsonl.zst` and `narrative/wikipedia_articles.jsonl.zst`
-in the folder of corpora, on which the released GistNet was trained. Results: benchmarks/results/oracle-rows.json.
+in the folder of corpora, on which the released GistNet was trained. Results: benchmarks/results/oracle-rows-….json.
 """
 
 import argparse
@@ -52,7 +54,8 @@ def main() -> int:
     parser.add_argument("--passages", type=int, default=4, help="half of them from each file")
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--positions", choices=("end", "compact"), default="end")
-    parser.add_argument("--out", type=Path, default=RESULTS / "oracle-rows.json")
+    parser.add_argument("--tail", choices=("known", "unknown"), default="unknown", help="to the optimisation")
+    parser.add_argument("--out", type=Path, help="results/oracle-rows-TAIL.json by default")
     asked = parser.parse_args()
     teacher, gistnet = open_gistnet(asked.gistnet)
     assert teacher.tokenizer is not None
@@ -66,48 +69,53 @@ def main() -> int:
         for label, ids in islice(long_enough, asked.passages // 2):
             first = (len(ids) - needed) // 2
             passage = torch.from_numpy(ids[first : first + needed]).to(teacher.device)
-            found.append({"document": label, **measure(encoder, passage, asked.positions, asked.steps)})
+            found.append({"document": label, **measure(encoder, passage, asked)})
             print(found[-1], flush=True)
     whole = {name: float(np.mean([of[name] for of in found])) for name in ("drop", "gists", "oracle", "last_token")}
     recovered = {name: 1 - kl / whole["drop"] for name, kl in whole.items()}
     print("recovered", recovered)
-    settings = {"positions": asked.positions, "steps": asked.steps, "samples": SAMPLES, "gistnet": str(asked.gistnet)}
-    write_json(asked.out, {"machine": describe_machine(), **settings, "recovered": recovered, "passages": found})
+    settings = {"positions": asked.positions, "tail": asked.tail, "steps": asked.steps, "samples": SAMPLES}
+    head = {"machine": describe_machine(), "gistnet": str(asked.gistnet), **settings}
+    out = asked.out or RESULTS / f"oracle-rows-{asked.tail}.json"
+    write_json(out, {**head, "recovered": recovered, "passages": found})
     return 0
 
 
-def measure(encoder: SpanEncoder, passage: Tensor, positions: Positions, steps: int) -> dict[str, float]:
+def measure(encoder: SpanEncoder, passage: Tensor, asked: argparse.Namespace) -> dict[str, float]:
     """Mean KL over the scored tokens of a passage, nats, after the gists, the optimised vectors, and baselines."""
     teacher = encoder.teacher
-    context, scored = passage[:-SCORED], passage[-SCORED:]
+    positions: Positions = asked.positions
     generator = torch.Generator().manual_seed(0)
-    tokens, original = sample_continuations(teacher, context, SAMPLES + JUDGES, SCORED, generator)
+    row_end = len(passage) - TAIL - SCORED
+    known = row_end + (TAIL if asked.tail == "known" else 0)
+    new, states = sample_continuations(teacher, passage[:known], SAMPLES + JUDGES, len(passage) - known, generator)
+    sampled = torch.cat([passage[row_end:known].expand(len(new), -1), new], dim=1)  # [samples, TAIL + SCORED]
+    original = states[:, -SCORED:]
     segments = _segments(passage[None])
     read = teacher.prefill(passage[None])
     with torch.no_grad():
         gists = encoder.encode(passage[None, SINK_TOKENS : SINK_TOKENS + SPANS * SPAN])[0].float()
     truth = segments.original_hidden(read)[:, TAIL:]
 
-    def kl(vectors: Tensor, following: Tensor, wanted: Tensor) -> Tensor:
-        rows = len(following)
-        text = torch.cat([context[-TAIL:].expand(rows, -1), following], dim=1)
-        branches = _segments(passage[None], rows)
-        replacements = gist_replacements(branches, vectors.expand(rows, -1, -1), positions)
+    def kl(vectors: Tensor, text: Tensor, wanted: Tensor) -> Tensor:
+        branches = _segments(passage[None], len(text))
+        replacements = gist_replacements(branches, vectors.expand(len(text), -1, -1), positions)
         hidden = replaced_hidden(teacher, read, branches, replacements, tokens=text)[:, TAIL:]
-        return token_losses(teacher, wanted, hidden, following).kl.mean()
+        return token_losses(teacher, wanted, hidden, text[:, TAIL:]).kl.mean()
 
-    vectors = optimised(gists, lambda vectors, rows: kl(vectors, tokens[rows], original[rows]), steps)
+    vectors = optimised(gists, lambda vectors, rows: kl(vectors, sampled[rows], original[rows]), asked.steps)
+    following = passage[None, row_end:]
     with torch.no_grad():
         losses = {
-            "gists": float(kl(gists, scored[None], truth)),
-            "oracle": float(kl(vectors, scored[None], truth)),
+            "gists": float(kl(gists, following, truth)),
+            "oracle": float(kl(vectors, following, truth)),
         }
         for name, made in (
             ("drop", baselines.drop(teacher, segments, read, positions)),
             ("last_token", baselines.last_token(teacher, segments, read, positions)),
         ):
             hidden = replaced_hidden(teacher, read, segments, made)[:, TAIL:]
-            losses[name] = float(token_losses(teacher, truth, hidden, scored[None]).kl.mean())
+            losses[name] = float(token_losses(teacher, truth, hidden, following[:, TAIL:]).kl.mean())
     return losses
 
 

@@ -87,7 +87,11 @@ ALSO = (
     *("evaluation.minimal_pairs=0", "evaluation.map_documents=0"),
 )
 """Settings of what is evaluated besides narrative text at 32 tokens, for the targets of the later stages."""
-LONG_CONTEXT = (*(*NARRATIVE, "evaluation.documents=2", "evaluation.geometry_spans=100", "evaluation.minimal_pairs=0"),)
+LONG_CONTEXT = (
+    *(*NARRATIVE, "evaluation.documents=2", "evaluation.geometry_spans=100", "evaluation.minimal_pairs=0"),
+    *("evaluation.contexts.documents=20", "evaluation.contexts.max_tokens=4608"),
+    "evaluation.contexts.tokens_per_vector=[4, 8, 16, 32]",
+)
 """Settings of the evaluation of long contexts, which leave out nearly everything else."""
 
 

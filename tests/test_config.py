@@ -100,6 +100,21 @@ def test_a_configuration_is_immutable(config_file):
     assert config.stages[0].train.steps == 6
 
 
+@pytest.mark.parametrize(
+    ("settings", "gists"),
+    [
+        ((), 1),
+        (("train.segments.lengths={1: 0.5, 3: 0.5}",), 3),
+        (("train.interleaved={per_window: 1, segments: {lengths: {2: 1.0}}}",), 2),
+        (("train.interleaved={per_window: 0, segments: {lengths: {2: 1.0}}}",), 1),
+        (("train.interleaved={per_window: 1, segments: {whole_prefix: 0.1}}", "data.window_tokens=60"), 7),
+        (("train.level=1", "levels=[2, 2]"), 0),
+    ],
+)
+def test_the_longest_row_is_the_most_gists_that_training_can_read_in_a_row(config_file, settings, gists):
+    assert load_config(config_file, settings).longest_row == gists
+
+
 def test_a_window_of_exactly_the_tokens_needed_is_enough(config_file):
     """4 first tokens, k spans of 8 and a horizon of 12: 24 tokens for one gist, 40 where three in a row are asked for.
 

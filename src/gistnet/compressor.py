@@ -166,7 +166,9 @@ class Compressor:
         return context.model_inputs
 
     def info(self) -> dict[str, Any]:
-        """Names and sizes: teacher, branchings, dimensions, trained parameters, position policy, fingerprint."""
+        """Names and sizes: teacher, branchings, dimensions, trained parameters, position policy, longest row of gists
+        in training, fingerprint.
+        """
         info = self.encoder.info
         return {
             "teacher": info.teacher.describe(),
@@ -175,6 +177,7 @@ class Compressor:
             "trained_parameters": sum(p.numel() for p in self.gistnet.parameters() if p.requires_grad),
             "reads": self.gistnet.config.reads,
             "positions": info.positions,
+            "longest_row": info.longest_row,
             "fingerprint": info.fingerprint,
         }
 

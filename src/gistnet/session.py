@@ -177,6 +177,7 @@ def open_run(config: RunConfig) -> Run:
     warn_of_other_corpus(gistnet, dataset)
     for level in gistnet.levels:
         level.trained_on = tuple(dict.fromkeys((*gistnet.trained_on, dataset.content_fingerprint)))
+        level.longest_row = max(gistnet.longest_row, config.longest_row)
     return build_run(
         config.run_folder,
         teacher,

@@ -1,5 +1,6 @@
 """Passages of a text, and plans that open what a question needs; with a tiny teacher over bytes."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -140,6 +141,8 @@ def test_bad_sizes_are_refused(teacher: Teacher, document: InMemoryDocument) -> 
         select(document, "Ada", 50, tokenizer=teacher.tokenizer, recent_share=2)
     with pytest.raises(ConfigError, match="-1 gists"):
         select(document, "Ada", 50, tokenizer=teacher.tokenizer, gists_beside=-1)
+    with pytest.raises(ConfigError, match="4 in a row, expected rows of at most the 3 that the GistNet was trained on"):
+        select(replace(document, longest_row=3), "Ada", 50, tokenizer=teacher.tokenizer, gists_beside=2)
 
 
 def test_generate_reads_what_its_prompt_needs(teacher: Teacher, document: InMemoryDocument) -> None:

@@ -469,9 +469,10 @@ def test_all_levels_are_saved_and_loaded_together(architecture, teacher, tmp_pat
     gistnet, spans = make_gistnet(architecture, teacher), make_spans()
     for _ in range(2):
         gistnet = make_gistnet(architecture, teacher, below=gistnet)
+    gistnet.longest_row = 5
     waken(gistnet).save_pretrained(tmp_path)
     loaded = GistNet.from_pretrained(tmp_path, teacher)
-    assert [level.level for level in loaded.levels] == [0, 1, 2]
+    assert [level.level for level in loaded.levels] == [0, 1, 2] and loaded.longest_row == 5
     for ours, theirs in zip(gistnet.levels, loaded.levels, strict=True):
         assert torch.equal(ours(spans), theirs(spans))
     assert loaded.fingerprint == gistnet.fingerprint

@@ -36,6 +36,7 @@ def network(positions: str = "end", teacher: str = "smollm2-135m") -> SavedGistN
         branchings=(32,),
         dim=576,
         positions=positions,
+        longest_row=1,
         teacher=TeacherFingerprint(
             name=teacher, revision=None, precision="bfloat16", config_hash="1", weights_hash="2"
         ),

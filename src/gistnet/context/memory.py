@@ -72,9 +72,10 @@ class Memory:
         if CONVERSATION in self._tree.documents():
             return self._tree.document(CONVERSATION)
         info = self._encoder.info
-        no_gists = tuple(np.empty((0, info.dim), dtype=np.float16) for _ in info.branchings)
         no_tokens = np.empty(0, dtype=np.int64)
-        return InMemoryDocument(no_tokens, no_gists, info.branchings, info.positions, info.teacher, CONVERSATION)
+        no_gists = tuple(np.empty((0, info.dim), dtype=np.float16) for _ in info.branchings)
+        trained = info.branchings, info.positions, info.teacher
+        return InMemoryDocument(no_tokens, no_gists, *trained, CONVERSATION, info.longest_row)
 
     @property
     def head(self) -> list[int]:

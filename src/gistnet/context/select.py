@@ -87,14 +87,21 @@ def select(
         tokenizer: of the document's teacher.
         selector: finds the passages that the query needs.
         sink_tokens: first tokens that stay raw (D11).
-        gists_beside: gists of level 0 on either side of what is opened, for which the budget keeps room.
+        gists_beside: gists of level 0 on either side of what is opened, for which the budget keeps room; at most half
+            of the longest row that the document's GistNet was trained on.
         recent_share: part of the budget that recent text has beside what is opened.
 
     Raises:
-        ConfigError: the budget leaves nothing beside the sink, or there is no such share or number of gists.
+        ConfigError: the budget leaves nothing beside the sink, there is no such share or number of gists, or more of
+            them could stand in a row than the GistNet has read in training.
     """
     if gists_beside < 0:
         raise ConfigError(f"Got {gists_beside} gists beside what is opened, expected 0 or more.")
+    if document.longest_row and 2 * gists_beside > document.longest_row:
+        raise ConfigError(
+            f"Got {gists_beside} gists on either side of what is opened, which can be {2 * gists_beside} in a row, "
+            f"expected rows of at most the {document.longest_row} that the GistNet was trained on."
+        )
     if not 0 <= recent_share <= 1:
         raise ConfigError(f"Got a recent share of {recent_share}, expected 0 to 1.")
     n_tokens, branchings = document.n_tokens, document.branchings

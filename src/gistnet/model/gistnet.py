@@ -118,6 +118,7 @@ class GistNet(nn.Module):
         tokens_per_gist: how many tokens a gist stands for, the product of the branchings.
         reads_context: whether this level needs a `SpanContext`; those above level 0 never do.
         trained_on: content fingerprints of the prepared corpora that it, or the weights it began with, was trained on.
+        longest_row: the most gists of level 0 in a row that its training read; 0 before any.
     """
 
     embedding_norm: Tensor
@@ -134,6 +135,7 @@ class GistNet(nn.Module):
         self.reads_context = config.reads == "context" and below is None
         self.teacher_fingerprint = teacher.fingerprint
         self.trained_on: tuple[str, ...] = () if below is None else below.trained_on
+        self.longest_row: int = 0 if below is None else below.longest_row
         self.branching = branching
         self.branchings: tuple[int, ...] = (branching,) if below is None else (*below.branchings, branching)
         self.tokens_per_gist = prod(self.branchings)
@@ -413,6 +415,7 @@ class GistNet(nn.Module):
             branchings=self.branchings,
             dim=self.dim,
             positions=self.positions,
+            longest_row=self.longest_row,
             teacher=self.teacher_fingerprint,
             trained_on=self.trained_on,
             trained_parameters=budget.trained,
@@ -452,5 +455,5 @@ class GistNet(nn.Module):
             raise CheckpointError(f"{folder / BELOW} is not the GistNet that the one in {folder} was trained on.")
         model = cls.build(saved.config, teacher, saved.branchings[-1], below=below, positions=saved.positions)
         take_over(model.trained_parameters(with_below=False), state)
-        model.trained_on = saved.trained_on
+        model.trained_on, model.longest_row = saved.trained_on, saved.longest_row
         return model

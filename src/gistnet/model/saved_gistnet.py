@@ -23,7 +23,7 @@ from gistnet.model.config import GistNetConfig
 from gistnet.model.fingerprint import TeacherFingerprint
 from gistnet.settings import Branching, Section
 
-FORMAT_VERSION = 7
+FORMAT_VERSION = 8
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
 BELOW = "below"
@@ -42,6 +42,8 @@ class SavedGistNet(Section):
     """Hidden size of the teacher, in dimensions."""
     positions: str
     """The position policy, or mixture of policies, it was trained with."""
+    longest_row: int = Field(ge=0)
+    """The most gists of level 0 in a row that its training read; 0 before any."""
     teacher: TeacherFingerprint
     trained_on: tuple[str, ...]
     """Content fingerprints of the prepared corpora that it was trained on, those of the weights it began with first."""

@@ -27,6 +27,8 @@ class CompressedDocument(ABC):
     """Branching of each level: tokens to a gist of level 0, then gists of a level to one of the next."""
     positions: str
     """The position policy that its gists were trained for (`gistnet.positions`)."""
+    longest_row: int
+    """The most gists of level 0 in a row that training read; 0 where that is not known."""
     teacher: TeacherFingerprint
     """The language model whose tokens these are, and for which the gists were made."""
 
@@ -106,6 +108,7 @@ class InMemoryDocument(CompressedDocument):
         branchings: of each level.
         positions: the position policy that the gists were trained for.
         teacher: the language model whose tokens these are.
+        longest_row: the most gists of level 0 in a row that training read; 0 where that is not known.
     """
 
     token_ids: NDArray[np.int64]
@@ -114,6 +117,7 @@ class InMemoryDocument(CompressedDocument):
     positions: str
     teacher: TeacherFingerprint
     name: str = "text"
+    longest_row: int = 0
 
     def __post_init__(self) -> None:
         self.n_tokens, self.n_gists = len(self.token_ids), tuple(map(len, self.level_gists))
@@ -144,7 +148,7 @@ def compress(
     if not len(tokens):
         raise DataError("Got an empty text to compress, expected one of at least one token.")
     gists = tuple(encode_levels(encoder, tokens, levels=levels))
-    return InMemoryDocument(tokens, gists, info.branchings, info.positions, info.teacher)
+    return InMemoryDocument(tokens, gists, info.branchings, info.positions, info.teacher, longest_row=info.longest_row)
 
 
 def require_level(level: int, levels: int) -> None:

@@ -29,6 +29,8 @@ class GistVersion(Section):
     dim: int
     positions: str
     """The position policy that it was trained for (`gistnet.positions`)."""
+    longest_row: int = 0
+    """The most gists of level 0 in a row that its training read; 0 where that is not known."""
 
     @property
     def levels(self) -> int:

@@ -71,6 +71,7 @@ class GistEncoder:
             branchings=gistnet.branchings,
             dim=teacher.hidden_size,
             positions=gistnet.positions,
+            longest_row=gistnet.longest_row,
             teacher=teacher.fingerprint,
             vocabulary_size=teacher.vocabulary_size,
             read_together=together,

@@ -62,7 +62,7 @@ Flags = NDArray[np.bool_]
 
 CONTINUED_TOKENS = 64
 """Last tokens before the scored ones by which passages are found."""
-TRIED = 16
+TRIED = 8
 """Passages by words among which `oracle` chooses."""
 MIN_LETTERS = 4
 """Letters of a word that counts as repeated, at least."""

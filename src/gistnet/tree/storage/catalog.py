@@ -32,7 +32,7 @@ from gistnet.tree.encoder import GistVersion
 from gistnet.tree.storage.tables import Location, Table
 
 NAME = "catalog"
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 _STATE, _CHECKSUM = b"gistnet.tree", b"gistnet.checksum"
 _PINS, _GUARD = "readers", "guard.lock"
 

@@ -254,7 +254,8 @@ class TreeDocument(CompressedDocument):
         self.name = name
         counts = catalog.documents[name]
         self.n_tokens, self.n_gists, self.n_indexed = counts.tokens, counts.gists, counts.indexed
-        self.branchings, self.positions = snapshot.version.branchings, snapshot.version.positions
+        version = snapshot.version
+        self.branchings, self.positions, self.longest_row = version.branchings, version.positions, version.longest_row
         self.teacher = catalog.state.teacher
 
     @property
@@ -421,7 +422,7 @@ class AllDocuments(CompressedDocument):
         self._starts = np.cumsum([0, *(document.n_tokens for document in self._documents)])
         self._number = {document.name: number for number, document in enumerate(self._documents)}
         self.n_tokens = int(self._starts[-1])
-        self.n_gists, self.branchings = (), ()
+        self.n_gists, self.branchings, self.longest_row = (), (), 0
         self.positions, self.teacher = snapshot.version.positions, snapshot.catalog.state.teacher
 
     @property
