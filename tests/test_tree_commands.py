@@ -23,7 +23,6 @@ from gistnet.errors import ConfigError, DataError, GistNetError, StorageError
 from gistnet.model.teacher import Teacher
 from gistnet.session import LoadEncoder, open_gistnet, open_trained, train
 from gistnet.tree.compress import CompressTotals, TextFiles, compress_files
-from gistnet.tree.quality import QualityOptions, add_quality
 from gistnet.tree.ray_compress import ReadyGists
 from gistnet.tree.tree import GistTree
 from tests.stub_encoder import StubEncoder
@@ -129,27 +128,6 @@ def test_documents_without_text_are_counted_apart(checkpoint: Path, book: Path, 
         assert "1 without text" in result.stdout
     with GistTree.open(tmp_path / "tree") as tree:
         assert tree.documents() == ["a", "c"]
-
-
-def test_quality_is_measured_with_the_positions_of_the_checkpoint(
-    checkpoint: Path, book: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """100 spans of 8 tokens; the first has nothing before it, and the last three no 32 tokens after them."""
-    positions = []
-
-    def spy(tree: GistTree, teacher: Teacher, options: QualityOptions) -> int:
-        positions.append(options.positions)
-        return add_quality(tree, teacher, options)
-
-    monkeypatch.setattr("gistnet.tree.quality.add_quality", spy)
-    result = run("compress", checkpoint, book, "--tree", tmp_path / "tree", "--quality")
-    assert result.exit_code == 0, result.output
-    assert "Measured 95 gists." in result.stdout
-    assert positions == ["end"]
-    with GistTree.open(tmp_path / "tree") as tree:
-        kl = tree.document("library/book.txt").quality(0, 0, 100).kl
-    assert np.flatnonzero(np.isnan(kl)).tolist() == [0, 96, 97, 98, 99]
-    assert np.nanmin(kl) > 0
 
 
 def test_workers_are_those_of_ray(

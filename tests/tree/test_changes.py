@@ -26,8 +26,6 @@ def filled(tree: GistTree) -> GistTree:
         for name, text in TEXTS.items():
             middle = len(text) // 2
             tree.append(text[:middle] if half == 0 else text[middle:], name)
-    for name in TEXTS:
-        tree.set_quality(name, 0, 0, [1.0] * 20, [2.0] * 20)
     return tree
 
 
@@ -57,13 +55,11 @@ def test_a_removed_document_is_gone_and_the_others_stay(filled: GistTree, tmp_pa
     expected = made(tmp_path / "fresh", left)
     for opened in (filled, GistTree.open(tmp_path / "tree")):
         assert contents(opened) == expected and opened.verify().ok
-        assert opened.verify().measured == 2
         assert not opened.find("it's lanterns", document=None, k=1)[0].text.count("it's")
     filled.compact()
     assert contents(filled) == expected and filled.verify().ok
     filled.append(TEXTS["it's"], "it's")  # begins anew, at the end
     assert contents(filled) == made(tmp_path / "another", left | {"it's": TEXTS["it's"]})
-    assert np.isnan(filled.document("it's").quality(0, 0, 20).kl).all()
     assert filled.append(TEXTS["ada"], "ada") == 2 * len(TEXTS["ada"]) and filled.verify().ok
 
 

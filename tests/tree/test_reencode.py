@@ -131,12 +131,3 @@ def test_another_span_length_and_more_levels(filled: GistTree) -> None:
     assert np.array_equal(filled.document().gists(0, 0, 50), wide.encode(0, TOKENS[:400].reshape(50, 8), 0))
     assert filled.append(TOKENS[3:]) == 803
     assert filled.verify().ok
-
-
-def test_qualities_belong_to_the_gists_they_were_measured_on(filled: GistTree) -> None:
-    filled.set_quality("main", 0, 0, [1.0], [2.0])
-    filled.reencode(StubEncoder(2))
-    assert np.isnan(filled.document().nodes(0, [0])[0].kl)
-    filled.reencode(StubEncoder(1))
-    node = filled.document().nodes(0, [0])[0]
-    assert (node.kl, node.delta_nll) == (1.0, 2.0)

@@ -220,7 +220,6 @@ def test_what_is_not_there_is_refused(tree: GistTree) -> None:
         lambda: document.tokens(30, 41),
         lambda: document.nodes(-1, [0]),
         lambda: document.nodes(0, [3, 10]),
-        lambda: document.quality(1, 0, 3),
         lambda: tree.document("other"),
         lambda: tree.add_gists(np.zeros((1, 8)), 5),
     ):
@@ -237,7 +236,6 @@ def test_a_node_knows_its_place(tree: GistTree, stub: StubEncoder) -> None:
     assert (node.document, node.level, node.index, node.gist_version) == ("main", 1, 1, "stub0001")
     assert before - timedelta(seconds=1) <= node.made <= datetime.now(UTC)
     assert np.array_equal(node.vector, tree.document().gists(1, 1, 2)[0])
-    assert np.isnan(node.kl)
     below = tree.document().nodes(0, [7, 9, 7, 0])
     assert [(each.index, each.start, each.stop, each.parent) for each in below] == [
         (7, 28, 32, 1),
@@ -247,29 +245,6 @@ def test_a_node_knows_its_place(tree: GistTree, stub: StubEncoder) -> None:
     ]
     assert all(np.array_equal(each.vector, tree.document().gists(0, each.index, each.index + 1)[0]) for each in below)
     assert below[0].children == range(0)
-
-
-def test_quality_is_kept_with_the_nodes_it_was_measured_on(tree: GistTree) -> None:
-    tree.append(draw(40))
-    tree.append(draw(40), "other")
-    tree.set_quality("main", 0, 2, [0.1, 0.2, 0.3], [1.0, 2.0, 3.0])
-    tree.set_quality("main", 0, 4, [0.9, 0.8], [9.0, -8.0])
-    tree.set_quality("main", 1, 0, [7.0], [7.0])
-    kl, delta_nll = tree.document().quality(0, 1, 7)
-    assert np.allclose(kl, [np.nan, 0.1, 0.2, 0.9, 0.8, np.nan], equal_nan=True)
-    assert np.allclose(delta_nll, [np.nan, 1, 2, 9, -8, np.nan], equal_nan=True)
-    assert np.allclose(tree.document().quality(0, 3, 5).kl, [0.2, 0.9])
-    assert np.isnan(tree.document("other").quality(0, 0, 10).kl).all()
-    nodes = tree.document().nodes(0, [5, 1])
-    assert nodes[0].delta_nll == -8.0 and np.isnan(nodes[1].kl)
-    for bad, message in (
-        (lambda: tree.set_quality("main", 0, 9, [1.0, 1.0], [1.0, 1.0]), "the range 9 to 11"),
-        (lambda: tree.set_quality("main", 0, 0, [1.0], []), "1 of kl and 0 of delta_nll"),
-        (lambda: tree.set_quality("main", 0, 0, [float("nan")], [1.0]), "kl that is not finite"),
-    ):
-        with pytest.raises(DataError, match=message):
-            bad()
-    assert tree.verify().measured == 3
 
 
 def test_gists_made_elsewhere(tmp_path: Path, stub: StubEncoder) -> None:

@@ -20,7 +20,7 @@ from rich.table import Table
 from gistnet import terminal
 from gistnet.errors import ConfigError, DataError, GistNetError
 from gistnet.paths import required_name
-from gistnet.positions import Positions, policy_of
+from gistnet.positions import Positions
 from gistnet.terminal import NAME, PATH
 from gistnet.yaml_format import read_yaml
 
@@ -56,7 +56,6 @@ def compress(
     replace: Annotated[
         bool, typer.Option("--replace", help="Let a text that has changed take the place of the old one.")
     ] = False,
-    quality: Annotated[bool, typer.Option("--quality", help="Also measure what each gist costs its reader.")] = False,
     workers: Annotated[int, typer.Option(min=0, help="Make gists in so many processes, with Ray.")] = 0,
     gpus_per_worker: Annotated[float, typer.Option(min=0, help="GPUs, or a share of one, for each of them.")] = 0,
 ) -> None:
@@ -66,7 +65,6 @@ def compress(
     from gistnet.session import LoadEncoder, open_gistnet
     from gistnet.tree.compress import TextFiles, compress_files
     from gistnet.tree.gist_encoder import GistEncoder
-    from gistnet.tree.quality import QualityOptions, add_quality
     from gistnet.tree.ray_compress import ReadyGists, compress_files_with_ray
     from gistnet.tree.tree import GistTree
 
@@ -90,11 +88,6 @@ def compress(
         f"{done.documents - done.empty} of {done.documents} documents are in {tree}{empty}: "
         f"{done.appended_tokens:,} tokens appended, {done.found_tokens:,} found there.{replaced}"
     )
-    if quality:
-        options = QualityOptions(positions=policy_of(gistnet.positions))
-        with terminal.interruptible(kept), GistTree.open(tree, encoder, writable=True) as opened:
-            measured = add_quality(opened, teacher, options)
-        terminal.out.print(f"Measured {measured:,} gists.")
 
 
 @contextmanager

@@ -392,34 +392,9 @@ class GistTree:
             pending.add_gists(level, np.asarray(gists))
             return pending.n_gists[level]
 
-    def set_quality(
-        self,
-        document: str,
-        level: int,
-        start: int,
-        kl: Sequence[float] | NDArray[np.generic],
-        delta_nll: Sequence[float] | NDArray[np.generic],
-    ) -> None:
-        """Record what gists from `start` on lose, in nats per token; a later record replaces an earlier one.
-
-        Raises:
-            DataError: there are no such gists, or the numbers are not as many, or not finite.
-            StorageError: the system refused, or another writer was first.
-        """
-        kl, delta_nll = _require_finite(kl, "kl"), _require_finite(delta_nll, "delta_nll")
-        if len(kl) != len(delta_nll):
-            raise DataError(f"Got {len(kl)} of kl and {len(delta_nll)} of delta_nll, expected as many of both.")
-        measured_on = TreeDocument(self._current, document)
-        measured_on.require_gists(level, start, start + len(kl))
-        if not len(kl):
-            return
-        measured = layout.Measured(measured_on.gist_version, document, level, start, kl, delta_nll)
-        with self._transaction() as transaction:
-            transaction.add_rows(layout.QUALITY, layout.quality_rows(measured))
-
     @contextmanager
     def batch(self) -> Iterator[None]:
-        """Acknowledge all appends, gists and qualities of a block together, when it ends: once for many documents.
+        """Acknowledge all appends and gists of a block together, when it ends: once for many documents.
 
         Until then they cannot be read. If the block raises, nothing of it is kept.
 
@@ -574,13 +549,3 @@ def _require_name(document: str) -> None:
     require_unicode(document, "a document's name")
     if "\0" in document:
         raise DataError(f"Got the document {document!r}, expected a name without NUL.")
-
-
-def _require_finite(values: Sequence[float] | NDArray[Any], name: str) -> NDArray[np.float32]:
-    """Numbers `[n]` as float32; refuses others."""
-    array = np.asarray(values)
-    if array.ndim != 1 or (array.size and array.dtype.kind not in "fiu"):
-        raise DataError(f"Got {name} of shape {list(array.shape)} and type {array.dtype}, expected numbers [n].")
-    if not np.isfinite(array).all():
-        raise DataError(f"Got a {name} that is not finite, expected nats per token.")
-    return array.astype(np.float32)

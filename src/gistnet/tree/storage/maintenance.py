@@ -238,8 +238,6 @@ class VerifyReport:
     """Tokens whose checksums were recomputed; so for the next two."""
     gists: tuple[int, ...]
     """By level."""
-    measured: int
-    """Rows of the quality table."""
     recomputed: int | None
     """Gists that were made again and compared bit by bit; None without an encoder."""
     missing: int
@@ -266,7 +264,6 @@ def verify(snapshot: Snapshot, encoder: Encoder | None = None) -> VerifyReport:
     for level in range(version.levels):
         n_gists = {name: counts.gists[level] for name, counts in documents.items()}
         gists.append(_verify_rows(snapshot, snapshot.gists_name(level), n_gists, problems))
-    measured = _verify_quality(snapshot, problems)
     n_indexed = {name: counts.indexed for name, counts in documents.items()}
     _verify_rows(snapshot, layout.PASSAGES, n_indexed, problems)
     try:
@@ -283,9 +280,7 @@ def verify(snapshot: Snapshot, encoder: Encoder | None = None) -> VerifyReport:
         for level, made in enumerate(counts.gists)
     )
     generation = snapshot.catalog.generation
-    return VerifyReport(
-        generation, len(documents), tokens, tuple(gists), measured, recomputed, missing, tuple(problems)
-    )
+    return VerifyReport(generation, len(documents), tokens, tuple(gists), recomputed, missing, tuple(problems))
 
 
 def _verify_rows(snapshot: Snapshot, name: str, expected: dict[str, int], problems: list[str]) -> int:
@@ -357,16 +352,6 @@ def _extents(table: Table) -> Iterator[tuple[str, int, int]]:
             rows = layout.read_gist_rows(table.name, batch)
             for document, index in zip(rows.documents, rows.indices.tolist(), strict=True):
                 yield document, index, 1
-
-
-def _verify_quality(snapshot: Snapshot, problems: list[str]) -> int:
-    rows = 0
-    try:
-        for batch in snapshot.table(layout.QUALITY).batches(_BATCH_ROWS):
-            rows += len(list(layout.read_quality_rows(batch)))
-    except GistNetError as error:
-        problems.append(str(error))
-    return rows
 
 
 def _verify_gists(snapshot: Snapshot, encoder: Encoder, name: str, problems: list[str]) -> int:

@@ -3,7 +3,6 @@
     tokens               document, start, tokens (uint32 list), checksum      one row an append, several if long
     gists/<version>/L<n> document, index, vector (float16), made, checksum    one row a gist
     passages             document, start, stop, paragraph_start, paragraph_stop, text, checksum    one row a passage
-    quality              version, document, level, start, stop, kl, delta_nll (float32 lists), checksum
 
 Lance keeps no checksums. Ours is a CRC-32 of everything in the row and of the table's name, so that a flipped bit is
 found, and so is a row that is intact but in the wrong table or of another index. A `RowIndex` tells which row holds
@@ -24,7 +23,7 @@ from numpy.typing import NDArray
 from gistnet.errors import DataError
 from gistnet.tree.passages import Passage
 
-TOKENS, QUALITY, PASSAGES = "tokens", "quality", "passages"
+TOKENS, PASSAGES = "tokens", "passages"
 MAX_ROW_TOKENS = 8192
 """A longer append becomes several rows, so that reading a few tokens never reads many."""
 
@@ -41,16 +40,6 @@ def _schema(**columns: pa.DataType) -> pa.Schema:
 
 
 TOKENS_SCHEMA = _schema(document=_TEXT, start=_INT64, tokens=pa.list_(_UINT32), checksum=_UINT32)
-QUALITY_SCHEMA = _schema(
-    version=_TEXT,
-    document=_TEXT,
-    level=pa.int32(),
-    start=_INT64,
-    stop=_INT64,
-    kl=pa.list_(pa.float32()),
-    delta_nll=pa.list_(pa.float32()),
-    checksum=_UINT32,
-)
 PASSAGES_SCHEMA = _schema(
     document=_TEXT,
     start=_INT64,
@@ -70,7 +59,7 @@ def gists_schema(dim: int) -> pa.Schema:
 
 def schema_of(name: str, dim: int) -> pa.Schema:
     """Columns of the table `name` of a tree whose gists have `dim` entries."""
-    fixed = {TOKENS: TOKENS_SCHEMA, QUALITY: QUALITY_SCHEMA, PASSAGES: PASSAGES_SCHEMA}
+    fixed = {TOKENS: TOKENS_SCHEMA, PASSAGES: PASSAGES_SCHEMA}
     return fixed.get(name) or gists_schema(dim)
 
 
@@ -91,17 +80,6 @@ class Gists(NamedTuple):
     """`[n]` microseconds since 1970."""
 
 
-class Measured(NamedTuple):
-    """A row of the quality table: nodes `start` to `stop` of a level, in nats per token."""
-
-    version: str
-    document: str
-    level: int
-    start: int
-    kl: NDArray[np.float32]
-    delta_nll: NDArray[np.float32]
-
-
 def token_rows(document: str, start: int, tokens: NDArray[np.int64]) -> pa.Table:
     """Rows of the tokens of an append that begins at token `start` of the document."""
     starts = np.arange(0, len(tokens), MAX_ROW_TOKENS)
@@ -119,13 +97,6 @@ def gist_rows(name: str, document: str, first: int, vectors: NDArray[np.float16]
     vector = pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(vectors).reshape(-1)), dim)
     columns = [[document] * n, indices, vector, pa.array(np.full(n, made), pa.timestamp("us", tz="UTC")), sums]
     return pa.table(columns, schema=gists_schema(dim))
-
-
-def quality_rows(measured: Measured) -> pa.Table:
-    """The row of some measured nodes."""
-    version, document, level, start, kl, delta_nll = measured
-    columns = [[version], [document], [level], [start], [start + len(kl)], [kl], [delta_nll], [_quality_sum(measured)]]
-    return pa.table(columns, schema=QUALITY_SCHEMA)
 
 
 def passage_rows(document: str, passages: Sequence[Passage], texts: Sequence[str]) -> pa.Table:
@@ -172,26 +143,6 @@ def read_gist_rows(name: str, table: pa.Table) -> Gists:
     if len(wrong):
         raise _damage(name, documents[wrong[0]], f"gist {indices[wrong[0]]}")
     return Gists(documents, indices, vectors, made)
-
-
-def read_quality_rows(table: pa.Table) -> Iterator[Measured]:
-    """Losses in each row."""
-    kl, offsets = _lists(table, "kl")
-    delta_nll, delta_offsets = _lists(table, "delta_nll")
-    documents = _documents(table, QUALITY)
-    plain = table.select(["version", "level", "start", "stop", "checksum"]).to_pylist()
-    for n, row in enumerate(plain):
-        measured = Measured(
-            row["version"],
-            documents[n],
-            row["level"],
-            row["start"],
-            kl[offsets[n] : offsets[n + 1]],
-            delta_nll[delta_offsets[n] : delta_offsets[n + 1]],
-        )
-        if _quality_sum(measured) != row["checksum"] or row["stop"] != row["start"] + len(measured.kl):
-            raise _damage(QUALITY, documents[n], f"gist {row['start']} of level {row['level']}")
-        yield measured
 
 
 def _damage(name: str, document: str, what: str) -> DataError:
@@ -243,13 +194,6 @@ def _gist_sums(
         for document, key, row in zip(documents, keys, rows, strict=True)
     ]
     return np.array(sums, dtype=np.uint32)
-
-
-def _quality_sum(measured: Measured) -> int:
-    version, document, level, start, kl, delta_nll = measured
-    head = struct.pack("<qqqq", level, start, len(kl), len(delta_nll))
-    values = kl.astype("<f4").tobytes() + delta_nll.astype("<f4").tobytes()
-    return zlib.crc32(values, zlib.crc32(head, _seed(f"{QUALITY}/{version}", document)))
 
 
 class RowIndex:

@@ -3,7 +3,6 @@
 import difflib
 import io
 import logging
-from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -31,17 +30,6 @@ logger = logging.getLogger(__name__)
 EXPORT_SUFFIXES = (".npy", ".safetensors")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _KEY = {layout.TOKENS: "start"}  # of gists it is the index
-_NodeKey = tuple[str, str, int]  # version, document, level
-_Extents = list[tuple[int, int, int]]  # start, stop, row
-
-
-class Quality(NamedTuple):
-    """Losses of gists against the tokens that they stand for, on what follows them; NaN where not measured."""
-
-    kl: NDArray[np.float32]
-    """KL(prediction after the tokens ‖ prediction after the gist), nats per token, `[n]`."""
-    delta_nll: NDArray[np.float32]
-    """Nats per token, `[n]`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,9 +51,6 @@ class Node:
     gist_version: str
     """The fingerprint of the GistNet that made it."""
     made: datetime
-    kl: float
-    delta_nll: float
-    """See `Quality`; NaN where not measured."""
     vector: NDArray[np.float16]
     """`[dim]`"""
 
@@ -116,7 +101,6 @@ class Snapshot:
         for name, since in list(self._indices):  # of rows that were renumbered since
             if (state := catalog.state.tables.get(name)) is None or state.since != since:
                 del self._indices[name, since]
-        self._measured: dict[_NodeKey, _Extents] | None = None
 
     @classmethod
     def load(cls, location: Location, earlier: "Snapshot | None" = None, *, pinned: bool = True) -> "Snapshot":
@@ -168,16 +152,6 @@ class Snapshot:
             table = self.table(name).scan(["document", key], start=index.n_rows)
             index.extend(table.column("document"), table.column(key).to_numpy())
         return index
-
-    def measured(self, document: str, level: int) -> _Extents:
-        """Rows of the quality table that are of the gists of a level: first gist, one after the last, row."""
-        if self._measured is None:
-            names = ["version", "document", "level", "start", "stop"]
-            self._measured = defaultdict(list)
-            for row, line in enumerate(self.table(layout.QUALITY).scan(names).to_pylist()):
-                key = (line["version"], line["document"], line["level"])
-                self._measured[key].append((line["start"], line["stop"], row))
-        return self._measured.get((self.version.fingerprint, document, level), [])
 
     def search(self, query: NDArray[np.generic], level: int, k: int, document: str | None) -> list[Hit]:
         """The k gists of a level whose direction is nearest to any of the queries `[n, dim]`, best first.
@@ -293,8 +267,6 @@ class TreeDocument(CompressedDocument):
         rows = self._snapshot.index(self._snapshot.gists_name(level))
         numbers = np.concatenate([rows.rows(self.name, index, index + 1) for index in indices])
         found = self._gist_rows(level, np.array(indices), numbers)
-        start = min(indices)
-        kl, delta_nll = self.quality(level, start, max(indices) + 1)
         branching, size = self.branchings[level], tokens_per_gist(self.branchings, level)
         has_above = level + 1 < len(self.n_gists)
         above, above_branching = (self.n_gists[level + 1], self.branchings[level + 1]) if has_above else (0, 1)
@@ -309,32 +281,10 @@ class TreeDocument(CompressedDocument):
                 children=range(index * branching, (index + 1) * branching) if level else range(0),
                 gist_version=self.gist_version,
                 made=_EPOCH + timedelta(microseconds=int(found.made[n])),
-                kl=float(kl[index - start]),
-                delta_nll=float(delta_nll[index - start]),
                 vector=found.vectors[n],
             )
             for n, index in enumerate(map(int, indices))
         ]
-
-    def quality(self, level: int, start: int, stop: int) -> Quality:
-        """Losses of the gists `start` to `stop`, where they were measured; of two measurements the later.
-
-        Raises:
-            DataError: there is no such level, the range is not within it, or a row is damaged.
-        """
-        self.require_gists(level, start, stop)
-        kl, delta_nll = (np.full(stop - start, np.nan, dtype=np.float32) for _ in range(2))
-        extents = self._snapshot.measured(self.name, level)
-        numbers = [row for begin, end, row in extents if begin < stop and end > start]
-        if numbers:
-            table = self._snapshot.table(layout.QUALITY).take(numbers, layout.QUALITY_SCHEMA.names)
-            for measured in layout.read_quality_rows(table):
-                skipped = max(start - measured.start, 0)
-                at = measured.start + skipped - start
-                values = measured.kl[skipped : skipped + stop - start - at]
-                kl[at : at + len(values)] = values
-                delta_nll[at : at + len(values)] = measured.delta_nll[skipped : skipped + len(values)]
-        return Quality(kl, delta_nll)
 
     def export(self, path: Path, level: int | None = None, start: int = 0, stop: int | None = None) -> tuple[int, ...]:
         """Write a range of the tokens, int64 `[n]`, or of the gists of a level, float16 `[n, dim]`, atomically.

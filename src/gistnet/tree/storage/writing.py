@@ -21,7 +21,7 @@ from gistnet.tree.storage.tables import Location, Table
 
 PORTION_GISTS = 512
 """Encoded at once."""
-_OURS = {WRITER_LOCK, "readers", "tokens.lance", "quality.lance", "passages.lance", "gists", "catalog.lance"}
+_OURS = {WRITER_LOCK, "readers", "tokens.lance", "passages.lance", "gists", "catalog.lance"}
 
 
 def create_tree(location: Location, encoder: Encoder) -> tuple[Snapshot, FileLock | None]:
@@ -41,7 +41,7 @@ def create_tree(location: Location, encoder: Encoder) -> tuple[Snapshot, FileLoc
     try:
         if catalog.exists(location):
             raise DataError(f"{location.uri} is a tree already; open it, or create another one.")
-        names = (layout.TOKENS, layout.QUALITY, layout.PASSAGES)
+        names = (layout.TOKENS, layout.PASSAGES)
         schemas = {name: layout.schema_of(name, version.dim) for name in names} | gist_schemas(version)
         state = TreeState(
             format=FORMAT_VERSION,
