@@ -93,6 +93,17 @@ LONG_CONTEXT = (
     "evaluation.contexts.tokens_per_vector=[4, 8, 16, 32]",
 )
 """Settings of the evaluation of long contexts, which leave out nearly everything else."""
+ROWS = (
+    *(*NARRATIVE, "evaluation.domains=[narrative, code]", "evaluation.positions=[end, compact]"),
+    *("evaluation.documents=2", "evaluation.geometry_spans=2", "evaluation.minimal_pairs=0"),
+    "evaluation.rows={documents: 40, lengths: [1, 8, 30], tails: [0, 64, 256]}",
+)
+"""Settings of the evaluation of rows, which leave out nearly everything else."""
+FIGURES = {
+    "long-context": (("--long-context", *LONG_CONTEXT), ("long_context", "retrieval")),
+    "rows": (ROWS, ("row_",)),
+}
+"""What is evaluated of a release besides its card, by name: words of `gistnet evaluate`, beginnings of records kept."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -278,8 +289,8 @@ def release(commands: Commands, configs: Mapping[str, RunConfig], settings: Sequ
         for words in left_to_release(name, config.run_folder, settings):
             if status := commands.run(*words):
                 return status
-        figures = config.run_folder / "long-context" / RESULTS_FILE
-        keep_long_context(figures, Path(f"benchmarks/results/long-context-{RELEASES[name]}.json"))
+        for part, (_, names) in FIGURES.items():
+            keep_figures(config.run_folder / part / RESULTS_FILE, kept_figures(part, RELEASES[name]), names)
     return subprocess.run([sys.executable, "benchmarks/tables.py"]).returncode
 
 
@@ -293,14 +304,20 @@ def left_to_release(name: str, run_folder: Path, settings: Sequence[str]) -> Ite
         notes = ("--data-notes", str(NOTES / "data.md"), "--limits", str(NOTES / f"limits-{name}.md"))
         words = ["release", str(run_folder), "--out", str(out), "--hardware", hardware, "--command", command]
         yield [*words, "--also", shlex.join(ALSO), *notes]
-    figures = run_folder / "long-context" / RESULTS_FILE
-    if not figures.exists():
-        yield ["evaluate", str(run_folder), "--long-context", *LONG_CONTEXT, "--out", str(figures)]
+    for part, (settings_of_part, _) in FIGURES.items():
+        figures = run_folder / part / RESULTS_FILE
+        if not figures.exists():
+            yield ["evaluate", str(run_folder), *settings_of_part, "--out", str(figures)]
 
 
-def keep_long_context(figures: Path, kept: Path) -> None:
-    """Keep the records of long contexts for README.md, with the machine that they were measured on."""
-    records = [r for r in read_records(figures) if r.name.startswith(("long_context", "retrieval"))]
+def kept_figures(part: str, release: str) -> Path:
+    """Where a part of `FIGURES` is kept for the pages."""
+    return Path(f"benchmarks/results/{part}-{release}.json")
+
+
+def keep_figures(figures: Path, kept: Path, names: tuple[str, ...]) -> None:
+    """Keep the records whose names begin so, with the machine that they were measured on."""
+    records = [r for r in read_records(figures) if r.name.startswith(names)]
     write_json(kept, {"machine": describe_machine(), "records": [record.model_dump(mode="json") for record in records]})
 
 

@@ -338,24 +338,33 @@ def release_tables(name: str, root: Path) -> str:
 
 def core_table(root: Path) -> str:
     """Shares that one vector keeps of what its span told the model, for both releases and what costs nothing."""
-    rows: list[list[str]] = []
-    for name, said in ((RELEASE, "its gist, made of the span alone"), (CONTEXT_RELEASE, "its gist, read in context")):
-        found = {
-            record.offsets: record
-            for record in read_release(root / RELEASES_FOLDER / name).shown
-            if (record.name, record.domain, record.horizon, record.level) == ("recovered_kl", "narrative", 32, 0)
-            and record.spans_per_segment == 1
-        }
-        parts = [found[offsets] for offsets in ((1, 32), (1, 8), (9, 32))]
-        rows.append([said, *(f"**{part.value:.0%}** {_percent(part.interval)}" for part in parts)])
+    alone, in_context = (_shares_kept(root, name) for name in (RELEASE, CONTEXT_RELEASE))
+    rows = [
+        [said, *(f"**{part.value:.0%}** {_percent(part.interval)}" for part in parts)]
+        for said, parts in (("its gist, made of the span alone", alone), ("its gist, read in context", in_context))
+    ]
     free: dict[BaselineName, str] = {
         "last_token": "its last token",
         "shuffled": "the gist of another document",
         "drop": "nothing",
     }
-    rows += [[said, *(f"{part.baselines[name]:.0%}" for part in parts)] for name, said in free.items()]
-    spans = f"{parts[0].n_spans} spans of {parts[0].n_documents} held-out documents"
+    rows += [[said, *(f"{part.baselines[name]:.0%}" for part in alone)] for name, said in free.items()]
+    spans = f"{alone[0].n_spans} spans of {alone[0].n_documents} held-out documents"
+    theirs = ", ".join(f"{part.baselines['last_token']:.0%}" for part in in_context)
+    if alone[0].baselines != in_context[0].baselines:
+        spans += f"; in context, {in_context[0].n_spans} others, whose last tokens keep {theirs}"
     return f"{spans}:\n\n{markdown(['read in place of 32 tokens', 'next 32 tokens', '1–8', '9–32'], rows)}"
+
+
+def _shares_kept(root: Path, name: str) -> list[MetricRecord]:
+    """The recovered shares of a release for single gists of narrative text, at offsets 1–32, 1–8 and 9–32."""
+    found = {
+        record.offsets: record
+        for record in read_release(root / RELEASES_FOLDER / name).shown
+        if (record.name, record.domain, record.horizon, record.level) == ("recovered_kl", "narrative", 32, 0)
+        and record.spans_per_segment == 1
+    }
+    return [found[offsets] for offsets in ((1, 32), (1, 8), (9, 32))]
 
 
 def _percent(interval: tuple[float, float] | None) -> str:
@@ -403,6 +412,29 @@ def _budget_row(nll: MetricRecord, records: list[MetricRecord]) -> list[str]:
         *(_paired(found[f"long_context_below_{name}"]) for name in ("truncated", "retrieved", "shuffled")),
         *(f"{share:.0%}" for share in right),
     ]
+
+
+def rows_table(name: str, root: Path) -> str:
+    """Share of KL that rows of gists recover beside raw tails, with baselines, by domain and position policy."""
+    content = _load(root, f"rows-{name}")
+    if content is None:
+        return "TO MEASURE: `benchmarks/release_run.py release`"
+    records = [MetricRecord.model_validate(record) for record in content["records"]]
+    found = [record for record in records if record.name == "row_recovered_kl"]
+    baselines: dict[BaselineName, str] = {
+        "last_token": "last tokens",
+        "recent_tokens": "as many recent tokens",
+        "shuffled": "gists of another document",
+    }
+    header = ["text, positions", "gists", "raw tail", "**gists keep**", "95 % interval", *baselines.values()]
+    rows = []
+    for record in found:
+        assert record.offsets is not None and record.interval is not None
+        shares = [f"{record.baselines[name]:.0%}" if name in record.baselines else "" for name in baselines]
+        place = [f"{record.domain}, {record.positions}", str(record.spans_per_segment), str(record.offsets[0] - 1)]
+        rows.append([*place, f"**{record.value:.0%}**", _percent(record.interval), *shares])
+    documents = f"{found[0].n_documents} documents of each kind, {record.horizon} scored tokens"
+    return f"{documents}, {device_name(content['machine'])}:\n\n{markdown(header, rows)}"
 
 
 def _paired(record: MetricRecord) -> str:
@@ -561,6 +593,7 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
     "core": core_table,
     "demo": demo_table,
     "long-context": partial(long_context_table, RELEASE),
+    "rows": partial(rows_table, RELEASE),
     "tree": tree_table,
     "recall": recall_table,
     "free-answers": free_answers_table,

@@ -259,7 +259,16 @@ def test_evaluate_reads_long_contexts_and_questions_where_asked_to(gistnet, trai
     figures = json.loads((trained / "results.json").read_text(encoding="utf-8"))
     (nll,) = (f for f in figures if f["name"] == "long_context_nll" and not f["kind"])
     assert (nll["domain"], nll["positions"], nll["n_documents"]) == ("narrative", "end", 3)
-    assert nll["baselines"].keys() == {"full", "truncated", "retrieved", "with_gists", "oracle", "shuffled", "mean"}
+    assert nll["baselines"].keys() == {
+        "full",
+        "truncated",
+        "row",
+        "retrieved",
+        "with_gists",
+        "oracle",
+        "shuffled",
+        "mean",
+    }
     (accuracy,) = (f for f in figures if f["name"] == "multiple_choice_accuracy")
     assert (accuracy["n_spans"], accuracy["baselines"]["chance"]) == (3, 0.5)
     assert "retrieval_accuracy" not in {f["name"] for f in figures}

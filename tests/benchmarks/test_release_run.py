@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from benchmarks import release_run
-from benchmarks.release_run import Commands, keep, keep_long_context, left_to_release, main, restore
+from benchmarks.release_run import Commands, keep, keep_figures, left_to_release, main, restore
 from gistnet.config import load_config
 from gistnet.errors import ConfigError
 from gistnet.evaluation.records import MetricRecord
@@ -221,23 +221,24 @@ def test_a_look_is_a_line_of_the_progress_and_waits_for_its_time(
 def test_what_is_released_is_not_released_again(workspace: Path) -> None:
     run = Path("runs/gist8")
     write_json(run / "spent.json", {"hours": 3.0, "processor_hours": 2.5, "machines": ["A", "B"], "rounded": 1})
-    release, evaluate = left_to_release("gist8", run, ["seed=2"])
+    release, *evaluations = left_to_release("gist8", run, ["seed=2"])
     assert release[:4] == ["release", "runs/gist8", "--out", "src/gistnet/released/smollm2-135m-gist8"]
     told = dict(zip(release[4::2], release[5::2], strict=True))
     assert told["--command"] == "python benchmarks/release_run.py train --only gist8 seed=2"
     assert all(word in told["--hardware"] for word in ("A and B", "2.5", "1 times"))
     Path("src/gistnet/released/smollm2-135m-gist8").mkdir(parents=True)
-    assert list(left_to_release("gist8", run, [])) == [evaluate]
-    write_json(Path(evaluate[-1]), [])
+    assert list(left_to_release("gist8", run, [])) == evaluations
+    for words in evaluations:
+        write_json(Path(words[-1]), [])
     assert not list(left_to_release("gist8", run, []))
 
 
-def test_records_of_long_contexts_are_kept_with_the_machine(tmp_path: Path) -> None:
+def test_records_of_a_kind_are_kept_with_the_machine(tmp_path: Path) -> None:
     shared = {"domain": "narrative", "positions": "end", "value": 0.5, "n_spans": 16, "n_documents": 8}
     names = ("kl", "long_context_nll", "retrieval_accuracy")
     figures, kept = tmp_path / "results.json", tmp_path / "kept.json"
     figures.write_text(json.dumps([{"name": name, **shared} for name in names]))
-    keep_long_context(figures, kept)
+    keep_figures(figures, kept, ("long_context", "retrieval"))
     content = json.loads(kept.read_text())
     assert [record["name"] for record in content["records"]] == ["long_context_nll", "retrieval_accuracy"]
     assert content["machine"]["torch"] == torch.__version__
@@ -248,6 +249,6 @@ def test_the_settings_of_a_run_and_its_evaluations_are_a_configuration(name: str
     settings = release_run.settings_of(name, ["seed=3"])
     config = load_config(CONFIG, settings)
     assert (config.run_folder, config.seed) == (Path("runs") / name, 3)
-    for changes in (release_run.ALSO, release_run.LONG_CONTEXT, release_run.LOOK):
+    for changes in (release_run.ALSO, release_run.LONG_CONTEXT, release_run.ROWS, release_run.LOOK):
         assert load_config(CONFIG, [*settings, *changes]).evaluation != config.evaluation
     assert all((release_run.ROOT / release_run.NOTES / f).is_file() for f in ("data.md", f"limits-{name}.md"))

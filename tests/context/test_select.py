@@ -117,6 +117,33 @@ def test_a_query_that_finds_nothing_leaves_the_budget_to_recent_text(
     assert plan.order == (Raw(0, 4), Raw(document.n_tokens - 96, document.n_tokens))
 
 
+@pytest.mark.parametrize(
+    ("budget", "longest_row", "share", "gists"),
+    [(100, 64, 1 / 8, 12), (100, 5, 1 / 8, 5), (100, 0, 1 / 8, 0), (100, 64, 0, 0), (11, 64, 1 / 8, 0)],
+)
+def test_a_row_that_training_has_shown_stands_before_recent_text(
+    teacher: Teacher, document: InMemoryDocument, budget: int, longest_row: int, share: float, gists: int
+) -> None:
+    trained = replace(document, longest_row=longest_row)
+    plan = select(trained, None, budget, tokenizer=teacher.tokenizer, row_share=share).plan
+    rows = [piece for piece in plan.pieces if isinstance(piece, Gists)]
+    recent = plan.pieces[-1]
+    assert (recent.start, recent.stop) == (document.n_tokens - (budget - 4 - gists), document.n_tokens)
+    assert sum(piece.stop - piece.start for piece in rows) == gists and plan.vectors == budget
+    assert all(0 <= recent.start - 8 * piece.stop < 8 for piece in rows)  # up to the last whole span before it
+
+
+def test_a_row_is_no_longer_than_the_text_before_recent_text(teacher: Teacher, document: InMemoryDocument) -> None:
+    n, trained = document.n_tokens, replace(document, longest_row=64)
+    for left_out in range(1, 60):
+        plan = select(trained, None, n - left_out, tokenizer=teacher.tokenizer, row_share=1).plan
+        assert plan.vectors == n - left_out
+        assert len(plan.pieces) == 1 or plan.pieces[0].start in (
+            0,
+            1,
+        )  # from the beginning on, but for less than a span
+
+
 @given(st.data())
 def test_no_plan_is_above_its_budget_and_none_leaves_much_of_it(
     teacher: Teacher, document: InMemoryDocument, data: st.DataObject

@@ -98,7 +98,7 @@ def generate(
         budget: the most vectors that the teacher reads, template and prompt included; `select` chooses what, with
             the prompt as its query.
         plan: what stands in the context of the document, in place of a budget.
-        positions: where gists stand; None is `compact` where passages are opened, or else as `assemble` decides.
+        positions: where gists stand; None is `compact` within a budget, or else as `assemble` decides.
         chat: whether to use the chat template; None uses it where there is one.
         selector: finds the passages that the prompt needs; `fused(by_words, ByStates(teacher))` finds more, for
             which the teacher reads the document through half of its layers.
@@ -180,8 +180,7 @@ def prompt_context(
             recent_share=recent_share,
         )
         plan = selection.plan
-        if selection.opened and positions is None:
-            positions = "compact"  # over the gaps between passages, small models find less
+        positions = positions or "compact"  # over gaps small models find less, and gists beside recent text tell less
     elif plan is None or budget is not None:
         got = "neither" if plan is None else "both"
         raise ConfigError(f"Got {got} of a budget and a plan, expected one of them.")

@@ -23,6 +23,9 @@ from gistnet.tree.passages import LONGEST, split_passages
 RECENT_SHARE = 0.0
 """Part of the budget that recent text has beside what is opened: questions are answered best without it
 (docs/ablations.md). What the passages leave is recent text all the same."""
+ROW_SHARE = 1 / 8
+"""Part of the vectors that gists of what stands just before recent text have, where nothing is opened. In budgets of a
+hundred vectors and less prose is predicted better with them, in larger ones as well (docs/ablations.md)."""
 FEWEST_OPENED = 16
 """Tokens that must be left for another hit to be opened."""
 MOST_OPENED = 16
@@ -75,10 +78,13 @@ def select(
     sink_tokens: int = 4,
     gists_beside: int = 0,
     recent_share: float = RECENT_SHARE,
+    row_share: float = ROW_SHARE,
 ) -> Selection:
-    """Open what a query needs, within a budget of vectors; where nothing is found, recent text has all of it.
+    """Open what a query needs, within a budget of vectors.
 
-    All documents of a tree together have neither sink nor recent text: vectors that are left stay unused there.
+    Where nothing is found, or asked, recent text has it, and a short row of gists stands for the text before, if the
+    document's GistNet was trained on rows. All documents of a tree together have neither sink nor recent text: vectors
+    that are left stay unused there.
 
     Args:
         document: in memory or of a tree.
@@ -90,10 +96,12 @@ def select(
         gists_beside: gists of level 0 on either side of what is opened, for which the budget keeps room; at most half
             of the longest row that the document's GistNet was trained on.
         recent_share: part of the budget that recent text has beside what is opened.
+        row_share: part of it that gists of the text before have where nothing is opened, in a row no longer than the
+            document's GistNet was trained on.
 
     Raises:
         ConfigError: the budget leaves nothing beside the sink, there is no such share or number of gists, or more of
-            them could stand in a row than the GistNet has read in training.
+            them could stand in a row than the GistNet was trained on.
     """
     if gists_beside < 0:
         raise ConfigError(f"Got {gists_beside} gists beside what is opened, expected 0 or more.")
@@ -102,8 +110,9 @@ def select(
             f"Got {gists_beside} gists on either side of what is opened, which can be {2 * gists_beside} in a row, "
             f"expected rows of at most the {document.longest_row} that the GistNet was trained on."
         )
-    if not 0 <= recent_share <= 1:
-        raise ConfigError(f"Got a recent share of {recent_share}, expected 0 to 1.")
+    for name, share in (("recent", recent_share), ("row", row_share)):
+        if not 0 <= share <= 1:
+            raise ConfigError(f"Got a {name} share of {share}, expected 0 to 1.")
     n_tokens, branchings = document.n_tokens, document.branchings
     if not document.goes_on:
         sink_tokens = 0  # of a document that may have nothing to do with the query
@@ -116,6 +125,8 @@ def select(
     found = [] if query is None else selector(document, query, tokenizer)
     hits = [hit for hit in found if hit.passage.start < n_tokens - recent]  # recent text is read anyway
     opened = _opened(document, hits[:MOST_OPENED], vectors - recent, 2 * gists_beside, tokenizer)
+    if not opened and document.goes_on:
+        return Selection(Plan(_recent_behind_gists(document, vectors, row_share), branchings, sink_tokens))
     ranges = _merged((of.start, of.stop) for of in opened)
     beside = _beside(ranges, document, gists_beside, vectors - _size(ranges))
     pieces: list[Piece] = [*(Raw(*bounds) for bounds in ranges), *beside]
@@ -163,6 +174,18 @@ def _beside(ranges: Sequence[tuple[int, int]], document: CompressedDocument, cou
                 taken.add(block)
                 wanted.append(block)
     return [Gists(0, block, block + 1) for block in wanted[: max(0, vectors)]]
+
+
+def _recent_behind_gists(document: CompressedDocument, vectors: int, row_share: float) -> list[Piece]:
+    """Recent text, and before it a row of gists of level 0, as long as the GistNet was trained on at most."""
+    n_tokens, row = document.n_tokens, 0
+    if document.levels:
+        # A gist gives back all of its tokens but one: so many can stand before recent text that is as much shorter.
+        room = (n_tokens - vectors) // (document.branchings[0] - 1)
+        row = min(int(row_share * vectors), document.longest_row, room)
+    recent = n_tokens - vectors + row
+    stop = recent // document.branchings[0] if row else 0
+    return [Gists(0, stop - row, stop), Raw(recent, n_tokens)]
 
 
 def _recent(pieces: Sequence[Piece], extents: Plan, n_tokens: int, vectors: int) -> list[Piece]:

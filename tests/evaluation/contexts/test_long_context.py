@@ -45,6 +45,7 @@ NLL = {
     "full": [[1.0, 2.0, 3.0], [2.0, 2.0, 2.0]],
     "truncated": [[2.0, 3.0, 4.0], [3.0, 3.0, 3.5]],
     "gist": [[1.5, 3.0, 3.0], [2.0, 3.0, 2.5]],
+    "row": [[2.0, 2.0, 4.0], [3.0, 3.0, 2.5]],
     "retrieved": [[2.0, 2.5, 4.0], [3.0, 3.0, 3.0]],
     "oracle": [[1.5, 2.5, 3.0], [3.0, 2.0, 3.0]],
     "shuffled": [[2.5, 3.0, 4.0], [3.0, 3.0, 4.5]],
@@ -182,6 +183,7 @@ def test_figures_are_those_of_a_calculation_by_hand():
         {
             "full": 12 / 6,
             "truncated": 18.5 / 6,
+            "row": 16.5 / 6,
             "retrieved": 17.5 / 6,
             "oracle": 15 / 6,
             "shuffled": 20 / 6,
@@ -198,6 +200,7 @@ def test_figures_are_those_of_a_calculation_by_hand():
         {
             "full": 1,
             "truncated": 0,
+            "row": 2 / 6.5,
             "retrieved": 1 / 6.5,
             "oracle": 3.5 / 6.5,
             "shuffled": -1.5 / 6.5,
@@ -206,6 +209,7 @@ def test_figures_are_those_of_a_calculation_by_hand():
     )
     assert all_["long_context_below_truncated"].value == pytest.approx(3.5 / 6)
     assert all_["long_context_below_retrieved"].value == pytest.approx(2.5 / 6)
+    assert all_["long_context_row_below_truncated"].value == pytest.approx(2 / 6)
     assert all_["long_context_below_oracle"].value == pytest.approx(0)
     assert all_["long_context_below_shuffled"].value == pytest.approx(5 / 6)
     assert all_["long_context_below_mean"].value == pytest.approx(12 / 6)

@@ -5,6 +5,7 @@
     gist        gists of what is old, recent tokens raw: `gistnet.context.plan.default_plan`
     shuffled    the same plan with gists of another document
     mean        the same plan with the mean of the embeddings that each gist stands for
+    row         in prose, recent tokens behind a short row of gists: what `gistnet.context.select` reads for no question
 
 and those that open passages, with `gistnet.context.select`, and have recent text besides:
 
@@ -145,6 +146,7 @@ def opened_plans(
         tokenizer=tokenizer,
         sink_tokens=sink_tokens,
         recent_share=recent_share,
+        row_share=0,
     )
     plans = {"retrieved": choose().plan, "with_gists": choose(gists_beside=1).plan}
     if by_meaning is not None:

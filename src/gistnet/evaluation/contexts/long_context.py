@@ -9,6 +9,7 @@ only the far part of the document has had, since the rest of prose has little to
                                   of its denominator is above 0: otherwise there is nothing known to win back
     long_context_truncation_cost  that denominator
     long_context_below_…          how much lower the gists' NLL is than another context's on the same tokens
+    long_context_row_below_truncated  how much lower the NLL is behind a short row of gists than after recent text alone
     long_context_above_full       and how much higher than with the whole text
     long_context_covered          the share of the tokens that something in the gist context stands for
 """
@@ -248,22 +249,33 @@ def _opened(
     sink: int,
     budget: int,
 ) -> dict[str, Plan]:
-    """The plans of `opened_plans` for the last tokens; `oracle` knows what follows, by what `measure` says of a plan.
+    """The plans of `opened_plans` for the last tokens, and `row`, what `select` reads where nothing is asked.
+
+    `oracle` knows what follows, by what `measure` says of a plan.
 
     It opens those of the first passages by words that lower the NLL when opened alone, the most helpful first, and
     none where none does: a bound of what a selector of these passages could do.
     """
     text = tokenizer.decode(compressed.token_ids[-CONTINUED_TOKENS:].tolist())
-    settings: dict[str, Any] = {"sink_tokens": sink, "recent_share": CONTINUED_SHARE}
+    choose = partial(select, compressed, budget=budget, tokenizer=tokenizer, sink_tokens=sink)
 
     def cost(*opened: Hit) -> float:
-        selection = select(compressed, text, budget, tokenizer=tokenizer, selector=lambda *_: opened, **settings)
-        return float(measure(selection.plan, "compact").mean())
+        plan = choose(text, selector=lambda *_: opened, recent_share=CONTINUED_SHARE, row_share=0).plan
+        return float(measure(plan, "compact").mean())
 
     without = cost()
     costs = [(cost(hit), hit) for hit in by_words(compressed, text, tokenizer)[:TRIED]]
     helping = [hit for paid, hit in sorted(costs, key=lambda of: of[0]) if paid < without]
-    return opened_plans(tokenizer, compressed, text, budget, oracle=lambda *_: helping, **settings)
+    opened = opened_plans(
+        tokenizer,
+        compressed,
+        text,
+        budget,
+        sink_tokens=sink,
+        recent_share=CONTINUED_SHARE,
+        oracle=lambda *_: helping,
+    )
+    return {"row": choose(None).plan, **opened}
 
 
 def scored_nll(
@@ -306,6 +318,7 @@ def nll_records(
         for other in ("truncated", "retrieved", "oracle", "shuffled", "mean"):
             yield difference(f"long_context_below_{other}", column[other], *measured, given=(gist,))
         yield difference("long_context_above_full", gist, *measured, given=(full,))
+        yield difference("long_context_row_below_truncated", truncated, *measured, given=(column["row"],))
 
 
 def _recovered(nll: Floats, truncated: Floats, full: Floats) -> Floats:

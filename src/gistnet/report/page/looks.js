@@ -13,6 +13,7 @@ const LOOKS = {
   full: { label: "full text", dash: "solid", symbol: "star-triangle-up", width: 1.4 },
   gist: { label: "gist", dash: "solid", symbol: "circle", width: 2.6 },
   truncated: { label: "truncated", colour: "drop", dash: "2 3", symbol: "square", width: 1.7 },
+  row: { label: "gists, then recent text", colour: "equal-2", dash: "3 2", symbol: "triangle-up", width: 2 },
   retrieved: { label: "retrieved text", colour: "equal-4", dash: "5 2 1 2", symbol: "diamond", width: 1.7 },
   with_gists: { label: "retrieved text and gists", colour: "equal-5", dash: "7 2 2 2", symbol: "star-triangle-up", width: 2 },
   by_meaning: { label: "retrieved by meaning too", colour: "equal-3", dash: "12 4", symbol: "x", width: 1.7 },
