@@ -206,12 +206,12 @@ def plans_for(
     """The plan of each of `CONTEXTS`."""
     tokenizer, n, branchings = teacher.tokenizer, document.n_tokens, document.branchings
     assert tokenizer is not None
-    choose = partial(select, document, question.question, budget, tokenizer=tokenizer)
+    choose = partial(select, document, question.question, budget, tokenizer=tokenizer, row_share=0)
     ((start, stop),) = evidence_of(question, tokenizer)
     evidence = opens([(max(0, start - AROUND), min(n, stop + AROUND))])
     return {
         "full": Plan([Raw(0, n)], branchings),
-        "recent": select(document, None, budget, tokenizer=tokenizer).plan,
+        "recent": choose(selector=lambda *_: []).plan,
         "gists": default_plan(n, branchings, budget),
         "retrieved": choose().plan,
         "with_gists": choose(gists_beside=1).plan,

@@ -44,7 +44,7 @@ def main() -> None:
     assert tokenizer is not None
     with gistnet.GistTree.open(asked.tree) as tree:
         document = tree.only_document(None)
-        recent = gistnet.select(document, None, asked.budget, tokenizer=tokenizer).plan
+        recent = gistnet.select(document, None, asked.budget, tokenizer=tokenizer, row_share=0).plan
         columns = {f"the last {recent.tokens_covered:,} tokens": lambda question: recent}
         columns["passages opened"] = lambda question: (
             gistnet.select(

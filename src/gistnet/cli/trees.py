@@ -117,7 +117,7 @@ def generate(
     ] = False,
     positions: Annotated[
         Positions | None,
-        typer.Option(help="Where gists stand; compact where passages are opened, else as they were trained."),
+        typer.Option(help="Where gists stand; compact by default."),
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="The most tokens to write.")] = 256,
     chat: Annotated[bool, typer.Option(help="Use the model's chat template, where it has one.")] = True,
