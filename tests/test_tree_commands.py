@@ -1,6 +1,8 @@
 """The commands about trees, with a trained checkpoint: what they write, what they say, what they refuse."""
 
+import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -16,12 +18,14 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from typer.testing import CliRunner
 
+from gistnet import terminal
 from gistnet.cli import trees as commands
 from gistnet.config import load_config
 from gistnet.context.generate import generate
 from gistnet.errors import ConfigError, DataError, GistNetError, StorageError
 from gistnet.model.teacher import Teacher
 from gistnet.session import LoadEncoder, open_gistnet, open_trained, train
+from gistnet.terminal import PlainConsole
 from gistnet.tree.compress import CompressTotals, TextFiles, compress_files
 from gistnet.tree.ray_compress import ReadyGists
 from gistnet.tree.tree import GistTree
@@ -196,6 +200,22 @@ def test_search_shows_passages_with_their_documents(compressed: Path) -> None:
     assert "never seven" in meant.stdout, meant.output
 
 
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_search_marks_words_that_count_and_escapes_what_drives_a_terminal(
+    is_terminal: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with GistTree.create(tmp_path / "tree", StubEncoder()) as tree:
+        tree.append("the seven lanterns \x1b]0;x\x07 of the bridge", "a\x1bb")
+    output = io.StringIO()
+    monkeypatch.setattr(terminal, "out", PlainConsole(file=output, force_terminal=is_terminal, width=60))
+    assert run("tree", "search", tmp_path / "tree", "the lanterns").exit_code == 0
+    shown = output.getvalue()
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", shown)
+    assert "\x1b" not in plain and "\x07" not in plain
+    assert "\\x1b]0;x\\x07" in plain and "a\\x1bb" in plain
+    assert ("\x1b[1;7mlanterns" in shown) == is_terminal and "7mthe" not in shown
+
+
 def test_list_names_the_documents(compressed: Path) -> None:
     lines = [line.replace("│", " ").split() for line in run("tree", "list", compressed).stdout.splitlines()]
     assert ["a.txt", "804"] in lines and ["b.txt", "108"] in lines
@@ -302,6 +322,7 @@ def test_what_needs_no_model_loads_no_torch(compressed: Path, tmp_path: Path) ->
     ]
     program = f"""
 import sys
+from gistnet import terminal
 from gistnet.cli import trees as commands
 for command, *rest in {arguments}:
     commands.tree_app([command, {str(compressed)!r}, *rest], standalone_mode=False)

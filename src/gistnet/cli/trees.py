@@ -339,11 +339,11 @@ def search(
     ] = False,
 ) -> None:
     """Find the passages that share words with a text and fit it best."""
+    from rich.padding import Padding
     from rich.text import Text
 
     from gistnet.tree.tree import GistTree
 
-    table = Table("score", "document", "tokens", "text")
     with GistTree.open(tree) as opened:
         if unindexed := opened.info().unindexed:
             logger.warning(
@@ -357,23 +357,29 @@ def search(
             hits = find_by_meaning(opened, query, open_teacher(opened.info().teacher), k, document)
         else:
             hits = opened.find(query, k, document)
-    for found in hits:
-        text = Text(" ".join(found.text.split()))
-        text.highlight_regex(_any_word(query), "bold reverse")
-        start, stop = found.passage[:2]
-        table.add_row(
-            f"{found.score:.2f}" if meaning else f"{found.score:.1f}", Text(found.document), f"{start}-{stop}", text
-        )
-    if hits:
-        terminal.out.print(table)
-    else:
+    if not hits:
         terminal.err.print(f"No passage shares a word with {query!r}; words as common as 'the' do not count.")
+        return
+    table = Table("score", "document", "tokens", "text")
+    for found in hits:
+        text = Text(terminal.escaped(" ".join(found.text.split())))
+        text.highlight_regex(_any_word(query), "bold reverse")
+        score = f"{found.score:.2f}" if meaning else f"{found.score:.1f}"
+        tokens = "{}-{}".format(*found.passage[:2])
+        if terminal.out.is_terminal:
+            terminal.out.print(Text(f"{score}  {terminal.escaped(found.document)}  {tokens}", "bold"))
+            terminal.out.print(Padding(text, (0, 0, 1, 4)), soft_wrap=False)
+        table.add_row(score, found.document, tokens, text)
+    if not terminal.out.is_terminal:
+        terminal.out.print(table)
 
 
 def _any_word(query: str) -> str:
-    """A regular expression of the words of a query, in any case."""
-    words = "|".join(map(re.escape, re.findall(r"\w+", query))) or "(?!)"
-    return rf"(?i)\b({words})\b"
+    """A regular expression of the words of a query that count, in any case."""
+    from bm25s.stopwords import STOPWORDS_EN  # those that Lance leaves out, too
+
+    words = [word for word in re.findall(r"\w+", query) if word.lower() not in STOPWORDS_EN]
+    return rf"(?i)\b({'|'.join(words) or '(?!)'})\b"
 
 
 @tree_app.command()
@@ -396,14 +402,13 @@ def index(
 @tree_app.command(name="list")
 def list_documents(tree: TreeArgument) -> None:
     """List the documents of a tree and how many tokens each has."""
-    from rich.text import Text
 
     from gistnet.tree.tree import GistTree
 
     table = Table("document", "tokens")
     with GistTree.open(tree) as opened:
         for name in opened.documents():
-            table.add_row(Text(name), f"{opened.document(name).n_tokens:,}")
+            table.add_row(name, f"{opened.document(name).n_tokens:,}")
     terminal.out.print(table)
 
 

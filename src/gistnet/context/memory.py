@@ -144,7 +144,7 @@ class Memory:
     def _generate(self, prompt: str, budget: int, options: dict[str, Any]) -> Generation:
         document = self.document
         surroundings: Surroundings = self.head, self._turns.prompt(prompt)
-        given = {"recent_share": RECENT_SHARE, "positions": "compact", **self._turns.options}
+        given = {"recent_share": RECENT_SHARE, **self._turns.options}
         return generate(
             document, prompt, teacher=self._teacher, budget=budget, surroundings=surroundings, **{**given, **options}
         )
