@@ -232,7 +232,6 @@ def library(folder: Path, n_tokens: int, repeats: int) -> dict[str, Any]:
             "select": lambda: select(tree.document(name()), question(), BUDGET, tokenizer=tokenizer),
             "find_in_all": lambda: tree.find(question(), 16),
             f"read_{NODES}_nodes": lambda: tree.document(name()).nodes(0, draw.integers(0, gists, NODES).tolist()),
-            "search_level_1": lambda: tree.search(draw.normal(size=576), 1),
         }
         result |= {f"{key}_milliseconds": _percentiles(action, repeats) for key, action in asked.items()}
     with GistTree.open(uri, encoder, writable=True) as tree:

@@ -25,13 +25,12 @@ from gistnet.files import lock_for_writing
 from gistnet.locks import FileLock
 from gistnet.model.fingerprint import TeacherFingerprint
 from gistnet.model.tokenizer import require_unicode
-from gistnet.tree.document import require_level
-from gistnet.tree.encoder import Encoder, encode_levels, require_tokens, tokens_per_gist
+from gistnet.tree.encoder import Encoder, require_tokens
 from gistnet.tree.passages import Detokenizer
 from gistnet.tree.storage import catalog, maintenance
 from gistnet.tree.storage import rows as layout
 from gistnet.tree.storage.maintenance import VerifyReport
-from gistnet.tree.storage.snapshot import AllDocuments, Found, Hit, Snapshot, TreeDocument
+from gistnet.tree.storage.snapshot import AllDocuments, Found, Snapshot, TreeDocument
 from gistnet.tree.storage.tables import Location
 from gistnet.tree.storage.writing import Transaction, create_tree
 
@@ -125,7 +124,7 @@ class GistTree:
 
         Args:
             uri: as it was created.
-            encoder: the GistNet that made the tree's gists: needed to make more, to search for a text, and for
+            encoder: the GistNet that made the tree's gists: needed to make more, and for
                 `verify` to make all of them again.
             writable: whether to write; one process at a time can.
             storage_options: what Lance needs to reach an object store.
@@ -239,35 +238,6 @@ class GistTree:
         if k < 1:
             raise DataError(f"Got k = {k}, expected 1 at least.")
         return self._current.find(query, k, document)
-
-    def search(
-        self, query: str | NDArray[np.generic], level: int = 0, k: int = 10, document: str | None = None
-    ) -> list[Hit]:
-        """The k gists of a level that are nearest to a vector `[dim]` or a text, by cosine, best first.
-
-        A text is repeated until it fills whole blocks of the level, and turned into gists: one shorter than a span has
-        no gist of its own.
-
-        Args:
-            query: a vector, several `[n, dim]` (a gist counts by the nearest of them), or a text.
-            level: whose gists are searched.
-            k: how many to find; fewer where there are fewer.
-            document: to search only this one; by default all.
-
-        Raises:
-            DataError: there is no such level or document, or the query is no direction, or a gist found is damaged.
-            ConfigError: the query is a text, and the tree was opened without an encoder.
-        """
-        if isinstance(query, str):
-            require_level(level, self._current.version.levels)
-            encoder = self._need_encoder("to search for a text")
-            tokens = self._token_ids(query, encoder.info.vocabulary_size)
-            if not len(tokens):
-                raise DataError("Got a query without tokens, expected one at least.")
-            block = tokens_per_gist(encoder.info.branchings, level)
-            repeated = np.resize(tokens, -(-len(tokens) // block) * block)
-            query = encode_levels(encoder, repeated, levels=level + 1)[-1]
-        return self._current.search(query, level, k, document)
 
     def info(self) -> TreeInfo:
         """A summary."""

@@ -16,7 +16,7 @@ from safetensors.numpy import save as save_safetensors
 
 from gistnet.errors import ConfigError, DataError
 from gistnet.files import write_bytes
-from gistnet.tree.document import CompressedDocument, require_level
+from gistnet.tree.document import CompressedDocument
 from gistnet.tree.encoder import GistVersion, count_gists, tokens_per_gist
 from gistnet.tree.passages import Passage
 from gistnet.tree.storage import catalog as catalogs
@@ -63,21 +63,6 @@ class Found(NamedTuple):
     text: str
     score: float
     """BM25 of its words among all passages of the tree."""
-
-
-@dataclass(frozen=True)
-class Hit:
-    """A gist that a search found."""
-
-    document: str
-    level: int
-    index: int
-    start: int
-    """The first token that it stands for."""
-    stop: int
-    """One more than the last."""
-    score: float
-    """The cosine of the angle to the query, -1 to 1."""
 
 
 class Snapshot:
@@ -153,33 +138,6 @@ class Snapshot:
             index.extend(table.column("document"), table.column(key).to_numpy())
         return index
 
-    def search(self, query: NDArray[np.generic], level: int, k: int, document: str | None) -> list[Hit]:
-        """The k gists of a level whose direction is nearest to any of the queries `[n, dim]`, best first.
-
-        All gists are compared (exactly, without an index), so time grows with the tree.
-
-        Raises:
-            DataError: there is no such level or document, the query is no direction, or a gist found is damaged.
-        """
-        require_level(level, self.version.levels)
-        if k < 1:
-            raise DataError(f"Got k = {k}, expected 1 at least.")
-        where = None
-        if document is not None:
-            TreeDocument(self, document)  # refuses one that is not there
-            where = layout.of_document(document)
-        name, columns = self.gists_name(level), layout.gists_schema(self.version.dim).names
-        best: dict[tuple[str, int], float] = {}
-        for vector in _directions(query, self.version.dim):
-            found = self.table(name).nearest(vector, k, where, columns)
-            rows = layout.read_gist_rows(name, found.select(columns))
-            scores = (1 - found.column("_distance").to_numpy()).tolist()
-            for key, score in zip(zip(rows.documents, rows.indices.tolist(), strict=True), scores, strict=True):
-                best[key] = max(score, best.get(key, -2.0))
-        size = tokens_per_gist(self.version.branchings, level)
-        ranked = sorted(best.items(), key=lambda item: (-item[1], item[0]))[:k]
-        return [Hit(name, level, index, index * size, (index + 1) * size, score) for (name, index), score in ranked]
-
     def find(self, query: str, k: int, document: str | None) -> list[Found]:
         """The k passages that share words with a query and fit it best, best first.
 
@@ -196,17 +154,6 @@ class Snapshot:
         rows = layout.read_passage_rows(found.select(layout.PASSAGES_SCHEMA.names))
         hits = [Found(name, passage, text, score) for (name, passage, text), score in zip(rows, scores, strict=True)]
         return sorted(hits, key=lambda hit: (-hit.score, hit.document, hit.passage.start))
-
-
-def _directions(query: NDArray[np.generic], dim: int) -> NDArray[np.float32]:
-    vectors = np.atleast_2d(np.asarray(query))
-    if vectors.ndim != 2 or vectors.shape[1] != dim or vectors.dtype.kind not in "fiu":
-        raise DataError(f"Got a query of shape {list(np.shape(query))}, expected a vector of {dim} numbers or a text.")
-    vectors = vectors.astype(np.float64)
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    if not np.isfinite(norms).all() or not norms.all():
-        raise DataError("Got a query that is zero or not finite, expected a vector with a direction.")
-    return (vectors / norms).astype(np.float16)
 
 
 class TreeDocument(CompressedDocument):

@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
@@ -259,15 +259,6 @@ class Table:
         with lance_errors("read", self.uri):
             for batch in self._dataset.to_batches(batch_size=rows, scan_in_order=True):
                 yield pa.Table.from_batches([batch])
-
-    def nearest(self, query: np.ndarray, k: int, where: str | None, columns: list[str]) -> pa.Table:
-        """The k rows whose `vector` is nearest by cosine, with their `_distance` (1 - cosine), exactly."""
-        nearest: dict[str, Any] = {"column": "vector", "q": query, "k": k, "metric": "cosine", "use_index": False}
-        with lance_errors("search", self.uri):
-            scanner = self._dataset.scanner(
-                columns=[*columns, "_distance"], nearest=nearest, filter=where, prefilter=where is not None
-            )
-            return scanner.to_table().combine_chunks()
 
     def matching(self, query: str, k: int, where: str | None, columns: list[str]) -> pa.Table:
         """The k rows that share words with a query and fit it best by BM25, with their `_score`."""
