@@ -96,7 +96,7 @@ LONG_CONTEXT = (
 ROWS = (
     *(*NARRATIVE, "evaluation.domains=[narrative, code]", "evaluation.positions=[end, compact]"),
     *("evaluation.documents=2", "evaluation.geometry_spans=2", "evaluation.minimal_pairs=0"),
-    "evaluation.rows={documents: 40, lengths: [1, 8, 30], tails: [0, 64, 256]}",
+    "evaluation.rows={documents: 20, lengths: [30], tails: [0, 64, 256]}",
 )
 """Settings of the evaluation of rows, which leave out nearly everything else."""
 FIGURES = {

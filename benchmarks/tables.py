@@ -38,7 +38,10 @@ from gistnet.report.tables import markdown
 
 FILLED = (
     "README.md",
-    *(f"docs/{name}.md" for name in ("results", "long-contexts", "performance", "ablations", "configuration")),
+    *(
+        f"docs/{name}.md"
+        for name in ("results", "samples", "long-contexts", "performance", "ablations", "configuration")
+    ),
 )
 """The pages that have blocks."""
 DEVICES = ("cpu", "cuda")
@@ -382,19 +385,16 @@ def demo_table(root: Path) -> str:
 
 
 def long_context_table(name: str, root: Path) -> str:
-    """NLL of the ends of long documents after contexts of equally many vectors, and questions about far back."""
+    """NLL of the ends of long documents after contexts of equally many vectors."""
     content = _load(root, f"long-context-{name}")
     if content is None:
         return "TO MEASURE: `gistnet evaluate RUN --long-context`"
     records = [MetricRecord.model_validate(record) for record in content["records"]]
     whole = [record for record in records if record.name == "long_context_nll" and not record.kind]
-    asked = next((r.n_spans for r in records if r.name == "retrieval_accuracy" and not r.kind), 0)
-    header = ["vectors", "full text", "**gists**", "recent text", "retrieved text", "gists of another document"]
-    header += ["recent − gists", "retrieved − gists", "others' gists − gists"]
-    header += ["questions: gists", "recent text", "retrieved text", "full text"] if asked else []
+    header = ["vectors", "full text", "recent text", "**a row, then recent text**", "recent text − it", "gists of all"]
+    header += ["recent text − them", "others' gists − them", "retrieved text", "oracle"]
     table = markdown(header, [_budget_row(record, records) for record in whole])
-    questions = f", {asked} questions" if asked else ""
-    return f"{whole[0].n_documents} documents{questions}, {device_name(content['machine'])}:\n\n{table}"
+    return f"{whole[0].n_documents} documents, {device_name(content['machine'])}:\n\n{table}"
 
 
 def _budget_row(nll: MetricRecord, records: list[MetricRecord]) -> list[str]:
@@ -403,14 +403,14 @@ def _budget_row(nll: MetricRecord, records: list[MetricRecord]) -> list[str]:
         for record in records
         if not record.kind and record.tokens_per_vector == nll.tokens_per_vector
     }
-    asked = found.get("retrieval_accuracy")
-    contexts = [nll.baselines["full"], nll.value, *(nll.baselines[n] for n in ("truncated", "retrieved", "shuffled"))]
-    right = [asked.value, *(asked.baselines[n] for n in ("truncated", "retrieved", "full"))] if asked else []
+    by = nll.baselines
     return [
         f"1/{nll.tokens_per_vector}",
-        *(f"{value:.3f}" for value in contexts),
-        *(_paired(found[f"long_context_below_{name}"]) for name in ("truncated", "retrieved", "shuffled")),
-        *(f"{share:.0%}" for share in right),
+        *(f"{value:.3f}" for value in (by["full"], by["truncated"], by["row"])),
+        _paired(found["long_context_row_below_truncated"]),
+        f"{nll.value:.3f}",
+        *(_paired(found[f"long_context_below_{name}"]) for name in ("truncated", "shuffled")),
+        *(f"{value:.3f}" for value in (by["retrieved"], by["oracle"])),
     ]
 
 
@@ -433,8 +433,43 @@ def rows_table(name: str, root: Path) -> str:
         shares = [f"{record.baselines[name]:.0%}" if name in record.baselines else "" for name in baselines]
         place = [f"{record.domain}, {record.positions}", str(record.spans_per_segment), str(record.offsets[0] - 1)]
         rows.append([*place, f"**{record.value:.0%}**", _percent(record.interval), *shares])
-    documents = f"{found[0].n_documents} documents of each kind, {record.horizon} scored tokens"
+    assert found[0].offsets is not None
+    scored = found[0].offsets[1] - found[0].offsets[0] + 1
+    documents = f"{found[0].n_documents} documents of each kind, {scored} scored tokens"
     return f"{documents}, {device_name(content['machine'])}:\n\n{markdown(header, rows)}"
+
+
+WRITTEN = {"full": "full text", "gists, compact": "gists", "recent": "recent text", "tail": "the tail alone"}
+"""Contexts of `benchmarks/writing.py` whose texts are shown, and what they are called."""
+
+
+def writing_table(root: Path) -> str:
+    """How far the teacher repeats itself after rows of gists, beside other contexts."""
+    content = _load(root, "writing")
+    if content is None:
+        return _to_measure("writing.py")
+    rows = []
+    for spans, shares in content["shares"].items():
+        passages = sum(str(of["spans"]) == spans for of in content["passages"])
+        for name, share in shares.items():
+            more = "" if name == "recent" else _signed(share["above_recent"], share["interval"])
+            rows.append([f"{spans} ({passages})", name, f"{share['repeated']:.2f}", more])
+    header = ["spans before the tail (passages)", "context", "repeated 4-grams", "more than after recent text"]
+    return f"{content['domain']}, {device_name(content['machine'])}:\n\n{markdown(header, rows)}"
+
+
+def writing_samples(root: Path) -> str:
+    """Each passage of rows of 30, how it ends, and how the teacher goes on after each context."""
+    content = _load(root, "writing")
+    if content is None:
+        return _to_measure("writing.py")
+    shown = [of for of in content["passages"] if of["spans"] == 30]
+    samples = []
+    for of in shown:
+        texts = {"the text": f"… {of['tail'][-160:]}"} | {said: of[name]["text"] for name, said in WRITTEN.items()}
+        lines = [f"{said:>14}  {' '.join(text.replace('`', chr(39)).split())}" for said, text in texts.items()]
+        samples.append("\n".join([f"`{of['document']}`", "", "```text", *lines, "```"]))
+    return "\n\n".join(samples)
 
 
 def _paired(record: MetricRecord) -> str:
@@ -594,6 +629,8 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
     "demo": demo_table,
     "long-context": partial(long_context_table, RELEASE),
     "rows": partial(rows_table, RELEASE),
+    "writing": writing_table,
+    "writing-samples": writing_samples,
     "tree": tree_table,
     "recall": recall_table,
     "free-answers": free_answers_table,

@@ -32,7 +32,7 @@ from gistnet.session import open_trained
 from gistnet.tree.document import compress
 from gistnet.tree.gist_encoder import GistEncoder
 
-ROWS = {30: 40, 120: 20}
+ROWS = {30: 40, 120: 10}
 """Passages for each length of a row, in spans."""
 TAIL, NEW_TOKENS, RUN = 64, 64, 4
 BASELINE = "recent"

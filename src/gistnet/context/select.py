@@ -1,8 +1,8 @@
 """A plan for a question: what a reader with a budget should see of a document.
 
 Exact words are lost at 32 tokens to a vector. So the passages that a question needs are opened, that is read as tokens,
-and what the budget has left is recent text. Gists beside the passages have to be asked for: they have answered nothing
-more (docs/ablations.md).
+and what the budget has left is recent text. Where nothing is asked, a short row of gists stands before recent text.
+Gists beside the passages have to be asked for: they have answered nothing more (docs/ablations.md).
 
     selection = select(document, "Who crossed the bridge?", budget=512, tokenizer=teacher.tokenizer)
     print(*selection.explain(document, teacher.tokenizer), sep="\n")
@@ -24,8 +24,8 @@ RECENT_SHARE = 0.0
 """Part of the budget that recent text has beside what is opened: questions are answered best without it
 (docs/ablations.md). What the passages leave is recent text all the same."""
 ROW_SHARE = 1 / 8
-"""Part of the vectors that gists of what stands just before recent text have, where nothing is opened. In budgets of a
-hundred vectors and less prose is predicted better with them, in larger ones as well (docs/ablations.md)."""
+"""Part of the vectors that gists of what stands just before recent text have, where nothing is opened: so prose is
+predicted better than after recent text alone (docs/long-contexts.md), with a quarter it is not (docs/ablations.md)."""
 FEWEST_OPENED = 16
 """Tokens that must be left for another hit to be opened."""
 MOST_OPENED = 16
