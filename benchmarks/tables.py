@@ -38,10 +38,7 @@ from gistnet.report.tables import markdown
 
 FILLED = (
     "README.md",
-    *(
-        f"docs/{name}.md"
-        for name in ("results", "samples", "long-contexts", "performance", "ablations", "configuration")
-    ),
+    *(f"docs/{name}.md" for name in ("results", "long-contexts", "performance", "ablations", "configuration")),
 )
 """The pages that have blocks."""
 DEVICES = ("cpu", "cuda")
