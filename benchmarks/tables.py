@@ -446,23 +446,21 @@ def writing_table(root: Path) -> str:
     if content is None:
         return _to_measure("writing.py")
     rows = []
-    for spans, shares in content["shares"].items():
-        passages = sum(str(of["spans"]) == spans for of in content["passages"])
-        for name, share in shares.items():
-            more = "" if name == "recent" else _signed(share["above_recent"], share["interval"])
-            rows.append([f"{spans} ({passages})", name, f"{share['repeated']:.2f}", more])
-    header = ["spans before the tail (passages)", "context", "repeated 4-grams", "more than after recent text"]
-    return f"{content['domain']}, {device_name(content['machine'])}:\n\n{markdown(header, rows)}"
+    for name, share in content["shares"].items():
+        more = "" if name == "recent" else _signed(share["above_recent"], share["interval"])
+        rows.append([name, f"{share['repeated']:.2f}", more])
+    header = ["context", "repeated 4-grams, share", "more than after recent text"]
+    passages = f"{len(content['passages'])} passages of {content['domain']} text, {device_name(content['machine'])}"
+    return f"{passages}:\n\n{markdown(header, rows)}"
 
 
 def writing_samples(root: Path) -> str:
-    """Each passage of rows of 30, how it ends, and how the teacher goes on after each context."""
+    """Each passage, how it ends, and how the teacher goes on after each context."""
     content = _load(root, "writing")
     if content is None:
         return _to_measure("writing.py")
-    shown = [of for of in content["passages"] if of["spans"] == 30]
     samples = []
-    for of in shown:
+    for of in content["passages"]:
         texts = {"the text": f"… {of['tail'][-160:]}"} | {said: of[name]["text"] for name, said in WRITTEN.items()}
         lines = [f"{said:>14}  {' '.join(text.replace('`', chr(39)).split())}" for said, text in texts.items()]
         samples.append("\n".join([f"`{of['document']}`", "", "```text", *lines, "```"]))

@@ -32,8 +32,7 @@ from gistnet.session import open_trained
 from gistnet.tree.document import compress
 from gistnet.tree.gist_encoder import GistEncoder
 
-ROWS = {30: 40, 120: 10}
-"""Passages for each length of a row, in spans."""
+SPANS, PASSAGES = 30, 40
 TAIL, NEW_TOKENS, RUN = 64, 64, 4
 BASELINE = "recent"
 """The context that the others are compared with, passage by passage."""
@@ -44,48 +43,47 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gistnet", type=Path, default=Path("smollm2-135m-gist32"))
     parser.add_argument("--domain", default="narrative")
-    parser.add_argument("--passages", type=int, help="of each length; as the constant ROWS says by default")
+    parser.add_argument("--passages", type=int, default=PASSAGES)
     parser.add_argument("--out", type=Path, default=RESULTS / "writing.json")
     asked = parser.parse_args()
     trained = open_trained(asked.gistnet)
     teacher, encoder, dataset = trained.teacher, GistEncoder(trained.teacher, trained.gistnet), trained.dataset()
     assert teacher.tokenizer is not None
     found: list[dict[str, Any]] = []
-    for spans, count in ROWS.items():
-        needed = SINK_TOKENS + spans * encoder.info.branchings[0] + TAIL
-        passages = dataset.whole_documents("held_out", asked.domain, min_tokens=needed)
-        for name, tokens in islice(passages, asked.passages or count):
-            document = compress(tokens[: needed - TAIL], encoder, levels=1)
-            tail = tokens[needed - TAIL : needed].tolist()
-            written: dict[str, dict[str, Any]] = {}
-            for context, (plan, positions) in contexts(document.n_tokens, spans, document.branchings).items():
-                made = generate(
-                    document,
-                    "the tail",  # is given as tokens, in place of a prompt
-                    teacher=teacher,
-                    plan=plan,
-                    positions=positions,
-                    surroundings=([], tail),
-                    max_new_tokens=NEW_TOKENS,
-                )
-                written[context] = {"text": made.text, "repeated": repeated(made.tokens)}
-            found.append({"document": name, "spans": spans, "tail": teacher.tokenizer.decode(tail), **written})
-            print(spans, name, {context: round(of["repeated"], 2) for context, of in written.items()}, flush=True)
-    head = {"machine": describe_machine(), "gistnet": str(asked.gistnet), "domain": asked.domain}
-    shares = {str(spans): shares_of([of for of in found if of["spans"] == spans]) for spans in ROWS}
+    needed = SINK_TOKENS + SPANS * encoder.info.branchings[0] + TAIL
+    passages = dataset.whole_documents("held_out", asked.domain, min_tokens=needed)
+    for name, tokens in islice(passages, asked.passages):
+        document = compress(tokens[: needed - TAIL], encoder, levels=1)
+        tail = tokens[needed - TAIL : needed].tolist()
+        written: dict[str, dict[str, Any]] = {}
+        for context, (plan, positions) in contexts(document.n_tokens, document.branchings).items():
+            made = generate(
+                document,
+                "the tail",  # is given as tokens, in place of a prompt
+                teacher=teacher,
+                plan=plan,
+                positions=positions,
+                surroundings=([], tail),
+                max_new_tokens=NEW_TOKENS,
+            )
+            written[context] = {"text": made.text, "repeated": repeated(made.tokens)}
+        found.append({"document": name, "tail": teacher.tokenizer.decode(tail), **written})
+        print(name, {context: round(of["repeated"], 2) for context, of in written.items()}, flush=True)
+    head = {"machine": describe_machine(), "gistnet": str(asked.gistnet), "domain": asked.domain, "spans": SPANS}
+    shares = shares_of(found)
     write_json(asked.out, {**head, "shares": shares, "passages": found})
     print(shares)
     return 0
 
 
-def contexts(n_tokens: int, spans: int, branchings: tuple[int, ...]) -> dict[str, tuple[Plan, Positions]]:
+def contexts(n_tokens: int, branchings: tuple[int, ...]) -> dict[str, tuple[Plan, Positions]]:
     """The plans of a passage by name, and their positions; the tail comes behind each."""
-    row = Plan([Gists(0, 0, spans)], branchings, SINK_TOKENS)
+    row = Plan([Gists(0, 0, SPANS)], branchings, SINK_TOKENS)
     return {
         "full": (Plan([Raw(0, n_tokens)], branchings), "compact"),
         "gists, end": (row, "end"),
         "gists, compact": (row, "compact"),
-        "recent": (Plan([Raw(n_tokens - spans, n_tokens)], branchings, SINK_TOKENS), "compact"),
+        "recent": (Plan([Raw(n_tokens - SPANS, n_tokens)], branchings, SINK_TOKENS), "compact"),
         "tail": (Plan([], branchings, SINK_TOKENS), "compact"),
     }
 

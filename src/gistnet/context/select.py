@@ -93,22 +93,22 @@ def select(
         tokenizer: of the document's teacher.
         selector: finds the passages that the query needs.
         sink_tokens: first tokens that stay raw (D11).
-        gists_beside: gists of level 0 on either side of what is opened, for which the budget keeps room; at most half
-            of the longest row that the document's GistNet was trained on.
+        gists_beside: gists of level 0 on either side of what is opened, for which the budget keeps room; at most as
+            many as the longest row that the document's GistNet was trained on.
         recent_share: part of the budget that recent text has beside what is opened.
         row_share: part of it that gists of the text before have where nothing is opened, in a row no longer than the
             document's GistNet was trained on.
 
     Raises:
         ConfigError: the budget leaves nothing beside the sink, there is no such share or number of gists, or more of
-            them could stand in a row than the GistNet was trained on.
+            them than the GistNet was trained on in a row.
     """
     if gists_beside < 0:
         raise ConfigError(f"Got {gists_beside} gists beside what is opened, expected 0 or more.")
-    if document.longest_row and 2 * gists_beside > document.longest_row:
+    if document.longest_row and gists_beside > document.longest_row:
         raise ConfigError(
-            f"Got {gists_beside} gists on either side of what is opened, which can be {2 * gists_beside} in a row, "
-            f"expected rows of at most the {document.longest_row} that the GistNet was trained on."
+            f"Got {gists_beside} gists on either side of what is opened, expected at most {document.longest_row}, the "
+            "longest row that the GistNet was trained on."
         )
     for name, share in (("recent", recent_share), ("row", row_share)):
         if not 0 <= share <= 1:
