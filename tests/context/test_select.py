@@ -168,7 +168,7 @@ def test_bad_sizes_are_refused(teacher: Teacher, document: InMemoryDocument) -> 
         select(document, "Ada", 50, tokenizer=teacher.tokenizer, recent_share=2)
     with pytest.raises(ConfigError, match="-1 gists"):
         select(document, "Ada", 50, tokenizer=teacher.tokenizer, gists_beside=-1)
-    with pytest.raises(ConfigError, match="Got 4 gists on either side .* at most 3, the longest row"):
+    with pytest.raises(ConfigError, match="at most 3, the longest row"):
         select(replace(document, longest_row=3), "Ada", 50, tokenizer=teacher.tokenizer, gists_beside=4)
 
 
