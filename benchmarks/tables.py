@@ -38,7 +38,10 @@ from gistnet.report.tables import markdown
 
 FILLED = (
     "README.md",
-    *(f"docs/{name}.md" for name in ("results", "long-contexts", "performance", "ablations", "configuration")),
+    *(
+        f"docs/{name}.md"
+        for name in ("results", "samples", "long-contexts", "performance", "ablations", "configuration")
+    ),
 )
 """The pages that have blocks."""
 DEVICES = ("cpu", "cuda")
@@ -461,7 +464,7 @@ def writing_samples(root: Path) -> str:
         return _to_measure("writing.py")
     samples = []
     for of in content["passages"]:
-        texts = {"the text": f"… {of['tail'][-160:]}"} | {said: of[name]["text"] for name, said in WRITTEN.items()}
+        texts = {"the text": f"… {of['ends'][-160:]}"} | {said: of[name]["text"] for name, said in WRITTEN.items()}
         lines = [f"{said:>14}  {' '.join(text.replace('`', chr(39)).split())}" for said, text in texts.items()]
         samples.append("\n".join([f"`{of['document']}`", "", "```text", *lines, "```"]))
     return "\n\n".join(samples)

@@ -67,7 +67,7 @@ def main() -> int:
                 max_new_tokens=NEW_TOKENS,
             )
             written[context] = {"text": made.text, "repeated": repeated(made.tokens)}
-        found.append({"document": name, "tail": teacher.tokenizer.decode(tail), **written})
+        found.append({"document": name, "ends": teacher.tokenizer.decode(tail), **written})
         print(name, {context: round(of["repeated"], 2) for context, of in written.items()}, flush=True)
     head = {"machine": describe_machine(), "gistnet": str(asked.gistnet), "domain": asked.domain, "spans": SPANS}
     shares = shares_of(found)
