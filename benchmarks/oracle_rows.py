@@ -5,7 +5,7 @@
 For each passage, 30 spans and a raw tail of 64 tokens, the 30 gists of the release are optimised together until the
 teacher, reading them, predicts the continuations that it samples from the full text. They are judged on the text
 itself, which the optimisation never saw. Where the tail is `unknown`, it is sampled, too, another in each
-continuation: the vectors have to serve whatever comes next, as a gist has. A GistNet must find its own in a pass of
+continuation: the vectors have to serve any text that follows, as a gist has. A GistNet must find its own in a pass of
 each span alone; how far it is behind is what training could win, and where both are low, gists of this kind are the
 limit.
 

@@ -103,7 +103,7 @@ FIGURES = {
     "long-context": (("--long-context", *LONG_CONTEXT), ("long_context", "retrieval")),
     "rows": (ROWS, ("row_",)),
 }
-"""What is evaluated of a release besides its card, by name: words of `gistnet evaluate`, beginnings of records kept."""
+"""Evaluations of a release besides its card, by name: words of `gistnet evaluate`, beginnings of records kept."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

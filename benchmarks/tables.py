@@ -431,8 +431,8 @@ def rows_table(name: str, root: Path) -> str:
     for record in found:
         assert record.offsets is not None and record.interval is not None
         shares = [f"{record.baselines[name]:.0%}" if name in record.baselines else "" for name in baselines]
-        place = [f"{record.domain}, {record.positions}", str(record.spans_per_segment), str(record.offsets[0] - 1)]
-        rows.append([*place, f"**{record.value:.0%}**", _percent(record.interval), *shares])
+        context = [f"{record.domain}, {record.positions}", str(record.spans_per_segment), str(record.offsets[0] - 1)]
+        rows.append([*context, f"**{record.value:.0%}**", _percent(record.interval), *shares])
     assert found[0].offsets is not None
     scored = found[0].offsets[1] - found[0].offsets[0] + 1
     documents = f"{found[0].n_documents} documents of each kind, {scored} scored tokens"
@@ -444,7 +444,7 @@ WRITTEN = {"full": "full text", "gists, compact": "gists", "recent": "recent tex
 
 
 def writing_table(root: Path) -> str:
-    """How far the teacher repeats itself after rows of gists, beside other contexts."""
+    """Share of repeated 4-grams in what the teacher writes after rows of gists, beside other contexts."""
     content = _load(root, "writing")
     if content is None:
         return _to_measure("writing.py")

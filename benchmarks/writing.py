@@ -1,4 +1,4 @@
-"""What the teacher writes after rows of gists: whether it repeats itself, beside what it writes after text.
+"""Continuations after rows of gists, and how often they repeat themselves, beside continuations after text.
 
     python benchmarks/writing.py [--gistnet smollm2-135m-gist32]
 
@@ -59,7 +59,7 @@ def main() -> int:
         for context, (plan, positions) in contexts(document.n_tokens, document.branchings).items():
             made = generate(
                 document,
-                "the tail",  # is given as tokens, in place of a prompt
+                "the tail",  # is given as tokens, and not as a prompt
                 teacher=teacher,
                 plan=plan,
                 positions=positions,

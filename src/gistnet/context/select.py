@@ -93,7 +93,7 @@ def select(
         tokenizer: of the document's teacher.
         selector: finds the passages that the query needs.
         sink_tokens: first tokens that stay raw (D11).
-        gists_beside: gists of level 0 on either side of what is opened, for which the budget keeps room; at most as
+        gists_beside: gists of level 0 on either side of what is opened, for which the budget keeps vectors; at most as
             many as the longest row that the document's GistNet was trained on.
         recent_share: part of the budget that recent text has beside what is opened.
         row_share: part of it that gists of the text before have where nothing is opened, in a row no longer than the
@@ -181,8 +181,8 @@ def _recent_behind_gists(document: CompressedDocument, vectors: int, row_share: 
     n_tokens, row = document.n_tokens, 0
     if document.levels:
         # A gist gives back all of its tokens but one: so many can stand before recent text that is as much shorter.
-        room = (n_tokens - vectors) // (document.branchings[0] - 1)
-        row = min(int(row_share * vectors), document.longest_row, room)
+        most = (n_tokens - vectors) // (document.branchings[0] - 1)
+        row = min(int(row_share * vectors), document.longest_row, most)
     recent = n_tokens - vectors + row
     stop = recent // document.branchings[0] if row else 0
     return [Gists(0, stop - row, stop), Raw(recent, n_tokens)]

@@ -157,7 +157,7 @@ def opened_plans(
 
 
 def opens(evidence: Evidence) -> Selector:
-    """A selector of ranges that are known, whatever the question: what `oracle` opens for it."""
+    """Selector of known ranges for any question: the one of `oracle`."""
     return lambda *_: [Hit(Passage(start, stop, start, stop), 1.0) for start, stop in evidence]
 
 
