@@ -156,6 +156,44 @@ def paired_difference(
     return float(gains.sum() / drop.sum()), interval
 
 
+def row_kl(records: Sequence[Record], row: str, name: str) -> Floats:
+    """KL of each passage after a row, `[passages]`, nats per token, averaged over records.
+
+    Args:
+        row: as "30+64": gists, and the raw tokens behind them.
+        name: "drop", or with a position policy "gist/end", "shuffled/end", "last_token/end", "recent_tokens/end".
+    """
+    return np.asarray(np.mean([record["row_kl_by_passage"][row][name] for record in records], axis=0))
+
+
+def row_recovered(records: Sequence[Record], rows: Sequence[str], names: Sequence[str]) -> float:
+    """Mean over rows and names of the share of the cost of dropping the row that is won back."""
+    lost = [row_kl(records, row, name).sum() / row_kl(records, row, "drop").sum() for row in rows for name in names]
+    return 1 - float(np.mean(lost))
+
+
+def paired_row_difference(
+    arm: Sequence[Record], default: Sequence[Record], rows: Sequence[str], names: Sequence[str]
+) -> tuple[float, tuple[float, float]] | None:
+    """Difference of an arm and the default in `row_recovered`, and its 95 % interval over passages, with equal seeds.
+
+    None where they have no seed in common.
+    """
+    seeds = {record["seed"] for record in arm} & {record["seed"] for record in default}
+    if not seeds:
+        return None
+    ours, theirs = ([r for r in records if r["seed"] in seeds] for records in (arm, default))
+    draws = DocumentDraws(range(len(row_kl(ours, rows[0], "drop"))), RESAMPLES, seed=0)
+    differences, resampled = [], []
+    for row in rows:
+        drop = row_kl(theirs, row, "drop")
+        for name in names:
+            gains = row_kl(theirs, row, name) - row_kl(ours, row, name)
+            differences.append(gains.sum() / drop.sum())
+            resampled.append(draws.sums(gains) / draws.sums(drop))
+    return float(np.mean(differences)), percentile_interval(np.mean(resampled, axis=0))
+
+
 def _draws(record: Record) -> DocumentDraws:
     return DocumentDraws(range(len(record["spans_by_document"])), RESAMPLES, seed=0)
 

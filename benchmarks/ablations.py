@@ -13,6 +13,11 @@ a CPU; start-up and validation are not counted). The two answer different questi
 Results are written as they come. A killed program is simply started again: arms that have a result are skipped, and one
 that was interrupted goes on from its checkpoint. With --device cuda nothing but the device changes.
 Costs, for each arm, the minutes asked for, a minute of measuring its speed, and its validations.
+
+Where the default's evaluation has rows (configs/rows.yaml), the last network is also judged by rows of gists, by
+minimal pairs, and by how alike its gists are:
+
+    python benchmarks/ablations.py --config configs/rows.yaml --group layout --minutes 8 --seeds 0 1
 Results: benchmarks/results/ablations-<device>.json.
 """
 
@@ -44,10 +49,14 @@ from gistnet.data.sampling import SpanLayout, validation_windows
 from gistnet.errors import CheckpointError, ConfigError, GistNetError, TrainingError
 from gistnet.evaluation import baselines, metrics
 from gistnet.evaluation.baselines import Baseline
+from gistnet.evaluation.config import EvaluationConfig
 from gistnet.evaluation.held_out import HeldOut
+from gistnet.evaluation.probes.minimal_pairs import minimal_pairs
+from gistnet.evaluation.rows import HeldOutRows
 from gistnet.files import write_json, write_text
 from gistnet.machine import describe_machine
 from gistnet.metrics_log import read_metrics
+from gistnet.model.encoder import SpanEncoder
 from gistnet.model.gistnet import GistNet
 from gistnet.model.saved_gistnet import read_saved
 from gistnet.model.teacher import Teacher
@@ -58,6 +67,8 @@ from gistnet.session import load_teacher
 from gistnet.training.checkpoint import latest_checkpoint
 
 CURVE = ("kl", "delta_nll", "recovered_kl", "recovered_kl_1_8", "recovered_kl_9_32", "gist_norm")
+ROW_POSITIONS: tuple[Positions, ...] = ("end", "compact")
+"""Policies that all arms are judged under by rows, whatever they were trained with."""
 TO_THE_END = ("train.stop.min_improvement=null", "train.stop.rises=null")
 """Every arm makes all its steps: one that ended early would be judged in the middle of its schedule."""
 PROBE = {
@@ -241,8 +252,9 @@ def judge(teacher: Teacher, dataset: PreparedDataset, default: RunConfig, folder
     """KL by document of a saved GistNet, nats per token, beside `drop` and `last_token`: one gist, H = 32."""
     gistnet = GistNet.from_pretrained(folder, teacher).eval()
     held_out = held_out_spans(teacher, dataset, default, gistnet.branchings, gistnet.hidden_state_layer)
+    gists = held_out.encode(gistnet)[0]
     replacements: dict[str, tuple[Baseline | torch.Tensor, Positions]] = {
-        "gist": (held_out.encode(gistnet)[0], policy),
+        "gist": (gists, policy),
         "drop": (baselines.drop, policy),
         "last_token": (baselines.last_token, policy),
     }
@@ -256,7 +268,28 @@ def judge(teacher: Teacher, dataset: PreparedDataset, default: RunConfig, folder
         name: {f"kl_{first}_{last}": by_document(losses.kl, (first, last)) for first, last in ((1, 8), (9, HORIZON))}
         for name, losses in held_out.measure(replacements).items()
     }
-    return {"spans_by_document": spans.tolist(), "kl_by_document": per_document}
+    diversity = round(metrics.gist_diversity(gists[:, 0].float().cpu().numpy()), 4)
+    return {"spans_by_document": spans.tolist(), "kl_by_document": per_document, "diversity": diversity}
+
+
+def judge_rows(teacher: Teacher, held_out: HeldOutRows, evaluation: EvaluationConfig, folder: Path) -> Record:
+    """KL of each passage after rows, nats per token, by row and replacement; and minimal pairs told apart."""
+    gistnet = GistNet.from_pretrained(folder, teacher).eval()
+    measured = held_out.measure(SpanEncoder(teacher, gistnet), ROW_POSITIONS)
+    pairs = minimal_pairs(
+        teacher, gistnet, evaluation.minimal_pairs, sink_tokens=evaluation.sink_tokens, positions=["end"]
+    )
+    return {
+        "row_kl_by_passage": {
+            str(row): {name: [round(float(kl), 5) for kl in of.kl.mean(axis=1)] for name, of in of_row.items()}
+            for row, of_row in measured.items()
+        },
+        "pair_accuracy": {
+            "value": pairs[0].value,
+            "interval": pairs[0].interval,
+            "baselines": pairs[0].baselines,
+        },
+    }
 
 
 # A comparison under way -----------------------------------------------------------------------------------------------
@@ -287,6 +320,7 @@ class Ablations:
         self.dataset = prepare_data(self.default)
         torch.set_num_threads(asked.threads)
         self.teacher = load_teacher(self.default, torch.device(asked.device))
+        self.held_out_rows: dict[int, HeldOutRows] = {}  # by tokens per gist; each measures its baselines once
         default, data = described(self.default, stated=True), self.dataset.content_fingerprint
         shared = {"budget": self.budget, "default": default, "data": data}
         key = digest(shared)
@@ -343,9 +377,19 @@ class Ablations:
             "share_of_teacher": round(saved.share_of_teacher, 5),
             "curve": curve,
             **judge(self.teacher, self.dataset, self.default, checkpoint / "gistnet", stage.objective.positions),
+            **self._judged_by_rows(checkpoint / "gistnet", config.levels[0]),
             "threads": self.trainer.threads,
             "machine": describe_machine(),
         }
+
+    def _judged_by_rows(self, folder: Path, span: int) -> Record:
+        evaluation = self.default.evaluation
+        if not evaluation.rows.documents:
+            return {}
+        if span not in self.held_out_rows:
+            rows = HeldOutRows(self.dataset, ["narrative"], evaluation.rows, tokens_per_gist=span)
+            self.held_out_rows[span] = rows
+        return judge_rows(self.teacher, self.held_out_rows[span], evaluation, folder)
 
     def _plan(self, named: str, settings: list[str], config: RunConfig) -> tuple[float, int]:
         """Seconds a step, and the steps that the budget is good for: the same with every seed, so it is kept."""

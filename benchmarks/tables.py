@@ -11,7 +11,7 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -234,7 +234,46 @@ def _comparison(content: Comparison, asked: Sequence[str]) -> str:
     ]
     missing = [arm for arm in asked if arm not in arms and "failed" not in str(content["arms"].get(arm))]
     not_run = [f"Not run here: {', '.join(missing)}."] if missing else []
-    return "\n\n".join([intro, markdown(header, quality), markdown(cost_header, costs), *failed, *not_run])
+    rows = [_rows_of_arms(content, arms, default)] if all("row_kl_by_passage" in r for r in default) else []
+    return "\n\n".join([intro, markdown(header, quality), *rows, markdown(cost_header, costs), *failed, *not_run])
+
+
+def _rows_of_arms(content: Comparison, arms: Mapping[str, Sequence[Record]], default: Sequence[Record]) -> str:
+    """Rows of gists after each arm, minimal pairs and how alike its gists are, and the baselines of rows."""
+    there = list(default[0]["row_kl_by_passage"])
+    longest = max(int(row.split("+")[0]) for row in there)
+    rows = [row for row in there if row.startswith(f"{longest}+")]
+    by_policy = [(row, policy) for row in rows for policy in ("end", "compact")]
+
+    def cells(records: Sequence[Record], name: str) -> list[str]:
+        return [f"{kept.row_recovered(records, [row], [f'{name}/{policy}']):.1%}" for row, policy in by_policy]
+
+    lines, gists = [], ("gist/end", "gist/compact")
+    for arm, records in arms.items():
+        more = None if _is_default(content, arm) else kept.paired_row_difference(records, default, rows, gists)
+        pairs, diversity = (np.mean(each) for each in zip(*((_pairs(r), r["diversity"]) for r in records), strict=True))
+        mean = f"**{kept.row_recovered(records, rows, gists):.1%}**"
+        if len(records) > 1:
+            each = [100 * kept.row_recovered([record], rows, gists) for record in records]
+            mean += f", {len(records)} seeds {min(each):.1f}–{max(each):.1f}"
+        difference = "" if more is None else _points((more[0], *more[1]))
+        lines.append(
+            [_name(content, arm), *cells(records, "gist"), mean, difference, f"{pairs:.1%}", f"{diversity:.2f}"]
+        )
+    for name in ("recent_tokens", "last_token", "shuffled"):
+        mean = f"{kept.row_recovered(default, rows, [f'{name}/end', f'{name}/compact']):.1%}"
+        lines.append([f"`{name}`", *cells(default, name), mean, "", "", ""])
+    header = ["arm", *(f"{row} `{policy}`" for row, policy in by_policy), "mean", "more than the default"]
+    passages = len(kept.row_kl(default, rows[0], "drop"))
+    intro = (
+        f"Rows of {longest} gists and raw tokens behind them (`{longest}+tokens`): share of KL recovered, "
+        f"{passages} held-out passages; minimal pairs told apart, and the mean cosine distance of gists:"
+    )
+    return f"{intro}\n\n{markdown([*header, 'pairs', 'diversity'], lines)}"
+
+
+def _pairs(record: Record) -> float:
+    return float(record["pair_accuracy"]["value"])
 
 
 def _is_default(content: Comparison, arm: str) -> bool:

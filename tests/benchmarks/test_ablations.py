@@ -32,6 +32,7 @@ from gistnet.errors import ConfigError, DataError
 from gistnet.metrics_log import read_metrics
 
 CONFIGS = Path(__file__).parent.parent.parent / "configs"
+ROWS_BESIDE = ("last_token", "recent_tokens", "shuffled")
 RATE = "train.optimiser.learning_rate"
 GROUPS = {
     "rate": {"question": "How fast?", "arms": {"slow": [f"{RATE}=0.01"], "fast": [f"{RATE}=0.1"], "old": "retired"}},
@@ -120,6 +121,21 @@ def test_an_arm_that_reads_its_context_is_judged_on_the_same_spans(common: list[
     assert context["kl_by_document"]["drop"] == default["kl_by_document"]["drop"]
     assert context["kl_by_document"]["gist"] != default["kl_by_document"]["gist"]
     assert context["spans_per_second"] > 0 and context["minutes"] > 0
+
+
+def test_arms_are_judged_by_rows_where_the_default_says_so(common: list[str], tmp_path: Path) -> None:
+    rows = "evaluation: {rows: {documents: 2, lengths: [2], tails: [0, 4], scored_tokens: 8}, minimal_pairs: 4}"
+    default = yaml.safe_load((tmp_path / "ablations.yaml").read_text())
+    default["evaluation"] = default.get("evaluation", {}) | yaml.safe_load(rows)["evaluation"]
+    (tmp_path / "ablations.yaml").write_text(yaml.safe_dump(default), encoding="utf-8")
+    assert ablations.main([*common, "--arm", "fast", "--spans", "12"]) == 0
+    (found,) = load(tmp_path / "results.json")["comparisons"].values()
+    one, other = (found["arms"][name]["0"]["row_kl_by_passage"] for name in ("default", "fast"))
+    assert one.keys() == {"2+0", "2+4"}
+    assert {len(kl) for kl in one["2+4"].values()} == {2}
+    assert one["2+4"]["drop"] == other["2+4"]["drop"] and one["2+4"]["gist/end"] != other["2+4"]["gist/end"]
+    assert {"gist/compact", "recent_tokens/compact", "last_token/end"} < one["2+0"].keys()
+    assert 0 <= found["arms"]["fast"]["0"]["pair_accuracy"]["value"] <= 1
 
 
 def test_the_speed_is_that_of_the_steps_after_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,6 +263,37 @@ def test_results_become_tables(tmp_path: Path) -> None:
     assert "| `last_token` | 0.8750 | 50.0% | 50.0% | 50.0% |  |  |" in filled
     assert "| default | 0.82M | 12.5% | 2.00 | 64 | 1.5 | 40.0% |" in filled
     assert "Failed: 3-blocks, seed 0. It did not fit." in filled
+
+
+def test_rows_become_a_table_beside_their_baselines(tmp_path: Path) -> None:
+    """Two passages of 1 and 3 nats without the row; `compact` is at half of what `end` is lost by, for the arm alone."""
+
+    def of_row(end: list[float], compact: list[float]) -> dict[str, list[float]]:
+        beside = {f"{name}/{policy}": [0.8, 2.4] for name in ROWS_BESIDE for policy in ("end", "compact")}
+        return beside | {"drop": [1.0, 3.0], "gist/end": end, "gist/compact": compact}
+
+    def judged(end: list[float], compact: list[float], seed: int = 0) -> dict[str, Any]:
+        rows = {"8+0": of_row(end, compact), "30+64": of_row(end, compact)}
+        pairs = {"value": 0.5 + seed / 10, "interval": [0.4, 0.7], "baselines": {"full": 0.9}}
+        common = {"spans_seen": 64, "minutes": 1.5, "spans_per_second": 2.0, "trained_parameters": 820_000}
+        common |= {"share_of_teacher": 0.125, "horizon_tokens": 32, "settings": [], "diversity": 0.4}
+        common |= {"machine": {"gpu": "none", "cores": 2, "processor": "a processor"}}
+        curve = [{"spans_seen": spans, "recovered_kl": spans / 160} for spans in (0, 64)]
+        own = {"row_kl_by_passage": rows, "pair_accuracy": pairs, "curve": curve}
+        return record([0.5, 1.2], seed=seed, **common, **own)
+
+    arms = {
+        "default": {"0": judged([0.6, 2.2], [0.6, 2.2])},
+        "single": {"0": judged([0.6, 2.2], [0.3, 1.1]), "1": judged([0.6, 2.2], [0.5, 2.5], seed=1)},
+    }
+    content = {"budget": {"minutes": 8}, "default": {}, "data": "", "same_as": {}, "arms": arms}
+    save(tmp_path / "benchmarks" / "results" / "ablations-cpu.json", {"comparisons": {"a": content}})
+    filled = BLOCKS["layout-cpu"](tmp_path)
+    assert "Rows of 30 gists and raw tokens behind them (`30+tokens`): share of KL recovered, 2 held-out" in filled
+    assert "| default | 30.0% | 30.0% | **30.0%** |  | 50.0% | 0.40 |" in filled
+    # With seed 0 `compact` gains 0.3 of 1 and 1.1 of 3; the mean of both seeds has 0.4 and 1.8 left of them.
+    assert "| single | 30.0% | 45.0% | **37.5%**, 2 seeds 27.5–47.5 | +17.5 [+15.0, +18.3] | 55.0% | 0.40 |" in filled
+    assert "| `recent_tokens` | 20.0% | 20.0% | 20.0% |  |  |  |" in filled
 
 
 def test_the_default_under_another_name_is_no_comparison(tmp_path: Path) -> None:
