@@ -266,7 +266,7 @@ def test_results_become_tables(tmp_path: Path) -> None:
 
 
 def test_rows_become_a_table_beside_their_baselines(tmp_path: Path) -> None:
-    """Two passages of 1 and 3 nats without the row; `compact` is at half of what `end` is lost by, for the arm alone."""
+    """Two passages of 1 and 3 nats without the row; only what the arm loses at `compact` differs."""
 
     def of_row(end: list[float], compact: list[float]) -> dict[str, list[float]]:
         beside = {f"{name}/{policy}": [0.8, 2.4] for name in ROWS_BESIDE for policy in ("end", "compact")}
