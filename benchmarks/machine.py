@@ -2,17 +2,20 @@
 
 import resource
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
 from gistnet.metrics_log import read_metrics
 from gistnet.run_folder import METRICS_FILE
+
+if TYPE_CHECKING:
+    from multiprocessing.synchronize import Barrier
 
 Result = TypeVar("Result")
 ROOT = Path(__file__).parent.parent
@@ -27,9 +30,40 @@ def in_own_process(action: Callable[..., Result], *arguments: Any) -> Result:
 
 
 def matmul_ceiling(device: str) -> float:
-    """Highest rate of square matrix products in bfloat16, in floating-point operations a second: the best of five."""
+    """Rate of square matrix products in bfloat16, in floating-point operations a second, at the best of some sizes.
+
+    On a CPU it is that of all cores at once, each at products of its own: threads that share a product wait for each
+    other, and reach half as much.
+    """
+    sizes = CEILING_SIZES[device]
+    if device != "cpu":
+        return _best_rate(device, sizes)
+    context, cores = get_context("spawn"), torch.get_num_threads()
+    barrier = context.Barrier(cores)
+    with ProcessPoolExecutor(cores, mp_context=context, initializer=_meet_at, initargs=(barrier,)) as pool:
+        return sum(pool.map(_rate_of_a_core, [sizes] * cores))
+
+
+_barrier: "Barrier | None" = None
+
+
+def _meet_at(barrier: "Barrier") -> None:
+    global _barrier
+    _barrier = barrier
+
+
+def _rate_of_a_core(sizes: Sequence[int]) -> float:
+    """Rate of this process, which has one thread, while all others measure theirs."""
+    torch.set_num_threads(1)
+    assert _barrier is not None
+    _barrier.wait()
+    return _best_rate("cpu", sizes)
+
+
+def _best_rate(device: str, sizes: Sequence[int]) -> float:
+    """The best of five products of each size, in floating-point operations a second."""
     best = 0.0
-    for size in CEILING_SIZES[device]:
+    for size in sizes:
         left, right = (torch.randn(size, size, device=device).to(torch.bfloat16) for _ in range(2))
         for _ in range(6):  # the first one warms up, and cannot be the best
             began = now(device)

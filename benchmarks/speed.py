@@ -13,7 +13,8 @@
                  span an original forward, a replaced forward, a backward); `cached`, with one original forward a
                  window; `engine`, one prefill of the window, then all of its spans as packed branches. `equality`
                  compares loop and engine in float32, `breakdown` times the engine's parts, `ceiling` large matrix
-                 products in bfloat16: model FLOP utilisation is the engine's share of it (benchmarks/flops.py)
+                 products in bfloat16 on all cores, of which model FLOP utilisation is the engine's share
+                 (benchmarks/flops.py)
     sweep        cost and memory of the engine as windows, horizons, spans per window and branches per pass grow
     compression  token ids to gists without gradient, by architecture and batch, against the best of the teacher's own
                  prefills (keys and values kept, no head)
