@@ -39,6 +39,7 @@ def main() -> int:
     parser.add_argument("--gistnet", type=Path, default=Path("smollm2-135m-gist32"))
     parser.add_argument("--cases", type=int, default=36)
     parser.add_argument("--tokens", type=int, default=2048, help="length of the text before each question")
+    parser.add_argument("--budgets", type=int, nargs="+", default=[16, 32], help="tokens a vector, at least a gist's")
     parser.add_argument("--out", type=Path, default=RESULTS / "recall.json")
     asked = parser.parse_args()
     teacher, gistnet = open_gistnet(asked.gistnet)
@@ -52,7 +53,7 @@ def main() -> int:
         retrieval_cases=asked.cases,
         retrieval_kinds=tuple(kind for kind in CASE_KINDS if kind != "last"),
         retrieval_tokens=asked.tokens,
-        question_tokens_per_vector=(16, 32),
+        question_tokens_per_vector=tuple(asked.budgets),
     )
     config = EvaluationConfig(positions=("compact",), contexts=contexts)
     records = retrieval(teacher, GistEncoder(teacher, gistnet), filler, config)
