@@ -62,7 +62,7 @@ RUNS = {
     "gist32": (),
     "gist8": (
         *("start_from=null", "levels=[8]", "stages.narrative.train.steps=120"),
-        *("stages.structured.train.steps=20", "stages.mixed.train.steps=40"),
+        *("stages.structured.train.steps=20", "stages.mixed.train.steps=14"),
     ),
     "gist32-context": (
         *("start_from=smollm2-135m-gist32-context", "levels=[32]", "gistnet.reads=context"),

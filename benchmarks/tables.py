@@ -46,7 +46,7 @@ FILLED = (
 """The pages that have blocks."""
 DEVICES = ("cpu", "cuda")
 ON_GPU = "on_gpu.py --out FOLDER"
-RELEASE, CONTEXT_RELEASE = "smollm2-135m-gist32", "smollm2-135m-gist32-context"
+RELEASE, CONTEXT_RELEASE, RELEASE_OF_8 = (f"smollm2-135m-{name}" for name in ("gist32", "gist32-context", "gist8"))
 RELEASES_FOLDER = Path("src/gistnet/released")
 """The releases that README.md tells of: one that reads spans alone, and one that reads them where they stand."""
 _BLOCK = re.compile(r"(<!-- table: (?P<name>\S+) -->\n).*?(<!-- /table -->)", re.DOTALL)
@@ -564,9 +564,9 @@ REPEATING = ("fact", "list", "passage")
 """Kinds of questions that repeat the words before their answer."""
 
 
-def recall_table(root: Path) -> str:
+def recall_table(name: str, root: Path) -> str:
     """Shares of questions about what stands far back that are answered right, by kind, budget and context."""
-    content = _load(root, "recall")
+    content = _load(root, name)
     if content is None:
         return _to_measure("recall.py CORPORA")
     records = [MetricRecord.model_validate(record) for record in content["records"]]
@@ -666,10 +666,14 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
     "demo": demo_table,
     "long-context": partial(long_context_table, RELEASE),
     "rows": partial(rows_table, RELEASE),
+    "release-8": partial(release_tables, RELEASE_OF_8),
+    "rows-8": partial(rows_table, RELEASE_OF_8),
+    "long-context-8": partial(long_context_table, RELEASE_OF_8),
+    "recall-8": partial(recall_table, f"recall-{RELEASE_OF_8}"),
     "writing": writing_table,
     "writing-samples": writing_samples,
     "tree": tree_table,
-    "recall": recall_table,
+    "recall": partial(recall_table, "recall"),
     "free-answers": free_answers_table,
 }
 """Functions that make the content of a block from a checkout, by its name."""
