@@ -1,6 +1,7 @@
 """The five lines: load, encode, compress, generate; with a tiny teacher over bytes."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -51,6 +52,49 @@ def test_texts_together_have_the_vectors_of_each_alone(model: gistnet.Compressor
     assert np.array_equal(model.encode(ids.tolist()).vectors, model.encode(ids).vectors)
     with pytest.raises(DataError, match="empty text"):
         model.encode(["a", ""])
+
+
+@pytest.mark.parametrize("several", [[[1, 2], [3, 4]], np.zeros((1, 9), dtype=np.int64), ["a", 3], 7])
+def test_what_is_no_text_is_refused(model: gistnet.Compressor, several: Any) -> None:
+    with pytest.raises(DataError, match="expected the ids of one text"):
+        model.encode(several)
+    for nothing in (None, b"bytes"):
+        with pytest.raises(DataError, match="expected a text or its token ids"):
+            model.encode(nothing)  # type: ignore[call-overload]
+
+
+def test_the_name_of_a_file_is_no_text(model: gistnet.Compressor, tmp_path: Path) -> None:
+    """Silently, a few tokens of a path would be compressed."""
+    (tmp_path / "river.txt").write_text(TEXT, encoding="utf-8")
+    for given in ({}, {"tree": tmp_path / "tree"}):
+        with pytest.raises(DataError, match="the name of a file, expected a text; Path"):
+            model.compress(str(tmp_path / "river.txt"), **given)  # type: ignore[call-overload]
+    assert not (tmp_path / "tree").exists()
+    assert model.compress(str(tmp_path / "none.txt")).n_tokens == len(str(tmp_path / "none.txt"))
+
+
+def test_wrong_arguments_are_named(model: gistnet.Compressor, saved: Path) -> None:
+    document = model.compress(TEXT)
+    for wrong, error, said in (
+        ((TEXT, "q"), DataError, "document of type str, expected one that `compress` made"),
+        ((document, None), DataError, "prompt of type NoneType, expected a text"),
+    ):
+        with pytest.raises(error, match=said):
+            model.generate(*wrong)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="budget '256', expected a whole number"):
+        model.generate(document, "q", budget="256")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="name None, expected"):
+        gistnet.load(None)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="model of type str, expected one of transformers"):
+        gistnet.load(saved, model="gpt2")  # type: ignore[arg-type]
+    assert model.teacher.tokenizer is not None
+    with pytest.raises(ConfigError, match="a tokenizer without a model"):
+        gistnet.load(saved, tokenizer=model.teacher.tokenizer.inner)
+
+
+def test_an_answer_is_printed_in_a_line(model: gistnet.Compressor) -> None:
+    answer = model.generate(model.compress(TEXT), "the bridge", budget=96, max_new_tokens=4)
+    assert repr(answer) == f"Generation(text={answer.text!r})"
 
 
 def test_a_bar_is_shown_for_many_batches_on_a_terminal_only(

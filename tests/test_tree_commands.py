@@ -344,6 +344,7 @@ def test_bad_input_is_one_sentence(checkpoint: Path, compressed: Path, book: Pat
         (DataError, "empty.txt is empty", ("compress", checkpoint, tmp_path / "empty.txt", "--tree", tree)),
         (DataError, "no file matches", ("compress", checkpoint, tmp_path / "none.txt", "--tree", tree)),
         (StorageError, "Could not", ("compress", checkpoint, book, "--tree", "/proc/none/tree")),
+        (DataError, "file is a file, expected a folder", ("compress", checkpoint, book, "--tree", tmp_path / "file")),
         (DataError, "is not a tree", ("tree", "info", tmp_path)),
         (DataError, "is not a tree", ("generate", "x", "--tree", tmp_path)),
         (ConfigError, "budget of 5 vectors", (*question, "x", "--budget", 5)),
@@ -379,6 +380,7 @@ def test_bad_input_is_one_sentence(checkpoint: Path, compressed: Path, book: Pat
         assert words in str(error)
         assert "\n" not in str(error)
     assert not (tmp_path / "x.npy").exists()
+    assert not tree.exists()
 
 
 def export(tree: Path, out: Path, *options: object) -> tuple[object, ...]:

@@ -25,6 +25,7 @@ from gistnet.model.fingerprint import Precision
 from gistnet.model.gistnet import GistNet
 from gistnet.model.teacher import Teacher
 from gistnet.model.tokenizer import TeacherTokenizer
+from gistnet.paths import is_file_name
 from gistnet.release_folder import find_folder
 from gistnet.session import open_gistnet
 from gistnet.tree.document import CompressedDocument, InMemoryDocument, compress
@@ -106,12 +107,13 @@ class Compressor:
         that was interrupted, the rest is appended; where it holds all of it, nothing is.
 
         Args:
-            text: a text, its token ids, or the path of a text file in UTF-8.
+            text: a text, its token ids, or the `pathlib.Path` of a text file in UTF-8.
             tree: where a `GistTree` is, or is to be made: a folder, or a URI such as s3://bucket/tree.
             name: of the document in the tree; by default that of the file, or `main`.
 
         Raises:
-            DataError: there is no text, or something that is no token id; or the tree holds another text of that name.
+            DataError: there is no text, the name of a file in its stead, or something that is no token id; or the tree
+                holds another text of that name.
             CheckpointError, TeacherError: the tree has gists of another GistNet.
             StorageError: the tree cannot be written, or another process writes it.
             ConfigError: a name without a tree.
@@ -119,18 +121,24 @@ class Compressor:
         if tree is None:
             if name is not None:
                 raise ConfigError(f"Got the name '{name}' of a document without a tree, expected a tree with it.")
-            return compress("".join(read_text(text)) if isinstance(text, Path) else text, self.encoder)
+            return compress(self._tokens(text), self.encoder)
         from gistnet.tree.compress import compress_tokens
         from gistnet.tree.tree import MAIN, GistTree
 
-        tokens = self._tokens("".join(read_text(text)) if isinstance(text, Path) else text)
+        tokens = self._tokens(text)
         name = name or (text.name if isinstance(text, Path) else MAIN)
         with GistTree.open_or_create(tree, self.encoder) as opened:
             compress_tokens(tokens, opened, name)
             return opened.document(name)
 
-    def _tokens(self, text: str | Sequence[int] | NDArray[np.integer]) -> NDArray[np.int64]:
+    def _tokens(self, text: str | Path | Sequence[int] | NDArray[np.integer]) -> NDArray[np.int64]:
         """Token ids of a text, at least one."""
+        if isinstance(text, Path):
+            text = "".join(read_text(text))
+        elif isinstance(text, str) and is_file_name(text):
+            raise DataError(f"Got {text!r}, the name of a file, expected a text; Path({text!r}) is read as a file.")
+        elif text is None or isinstance(text, bytes):
+            raise DataError(f"Got a text of type {type(text).__name__}, expected a text or its token ids.")
         tokens = (
             self.encoder.tokenize(text)
             if isinstance(text, str)
@@ -208,12 +216,19 @@ def load(
         CheckpointError: there is none of that name, it is damaged, or it belongs to another language model; or the Hub
             cannot be reached.
         TeacherError: the language model cannot be loaded, or cannot be a teacher.
-        ConfigError: there is no such device, or it does not compute in that precision; or both are given with a model.
+        ConfigError: there is no such device, or it does not compute in that precision; or either is given with a model;
+            or a model that is not loaded, or a tokenizer without one.
     """
+    if not isinstance(name, str | Path):
+        raise ConfigError(f"Got the name {name!r}, expected a text or a path.")
+    if model is None and tokenizer is not None:
+        raise ConfigError("Got a tokenizer without a model, expected both, or neither.")
     if model is None:
         return Compressor(*open_gistnet(name, device=device, precision=precision, revision=revision))
     if device != "auto" or precision is not None:
         raise ConfigError("Got a model, and a device or precision to load it in; expected either.")
+    if not isinstance(model, PreTrainedModel):
+        raise ConfigError(f"Got a model of type {type(model).__name__}, expected one of transformers that is loaded.")
     wrapped = None if tokenizer is None else TeacherTokenizer(tokenizer)
     teacher = Teacher(model, wrapped, name=model.config.name_or_path or type(model).__name__)
     return Compressor(teacher, GistNet.from_pretrained(find_folder(name, revision=revision), teacher))

@@ -23,6 +23,11 @@ def local_path(path: str | Path) -> Path:
     return Path.cwd() / expanded
 
 
+def is_file_name(text: str) -> bool:
+    """True for a text that is the name of a file on this machine, and so hardly meant as a text."""
+    return 0 < len(text) < 1024 and text.isprintable() and os.path.isfile(text)  # noqa: PTH113 - no path is to be made
+
+
 def required_name(text: str) -> str:
     """The text, which names something and so is not empty.
 

@@ -50,7 +50,8 @@ def read_config_values(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ConfigError(f"The configuration {path} is not valid YAML in UTF-8: {error}.") from error
     if not isinstance(values, dict):
-        raise ConfigError(f"The configuration {path} holds {type(values).__name__}, expected keys with values.")
+        got = "is empty" if values is None else f"holds {type(values).__name__}"
+        raise ConfigError(f"The configuration {path} {got}, expected keys with values.")
     version = values.get("format_version", FORMAT_VERSION)
     if isinstance(version, int) and version > FORMAT_VERSION:
         raise ConfigError(

@@ -1,6 +1,7 @@
 """From a configuration, or a run folder, to the objects that train and evaluate."""
 
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
@@ -15,7 +16,7 @@ from rich.table import Table
 from gistnet.config import RunConfig, config_text, load_config, save_config
 from gistnet.data.dataset import PreparedDataset
 from gistnet.data.prepare import find_prepared
-from gistnet.errors import CheckpointError, ConfigError, DataError, TeacherError
+from gistnet.errors import CheckpointError, ConfigError, DataError, StorageError, TeacherError
 from gistnet.evaluation.validation import Validator
 from gistnet.files import lock_for_writing
 from gistnet.machine import keep_freed_memory, require_precision, share_cores, usable_devices
@@ -438,6 +439,7 @@ def dry_run(config: RunConfig, *, gpu_memory: bool = False, show_config: bool = 
     Raises:
         GistNetError: of any kind: the run could not be made.
     """
+    _require_writable(config.run_folder)
     if config.device == "meta":
         teacher = Teacher.without_weights(config.teacher)
         _require_short_enough(config, teacher)
@@ -509,8 +511,25 @@ def _memory_table(teacher: Teacher, gistnet: GistNet, config: RunConfig, process
     return at_full_width(table)
 
 
+def _require_writable(run_folder: Path) -> None:
+    """Refuse a run folder that could not be made.
+
+    Raises:
+        StorageError: it is a file, or a folder above it cannot be written.
+    """
+    there = next(folder for folder in (run_folder.absolute(), *run_folder.absolute().parents) if folder.exists())
+    if not there.is_dir():
+        raise StorageError(f"Could not write the run in {run_folder}: {there} is a file, expected a folder.")
+    if not os.access(there, os.W_OK):
+        raise StorageError(f"Could not write the run in {run_folder}: {there} cannot be written.")
+
+
+def _count(number: int, unit: str) -> str:
+    return f"{number:,} {unit}{'' if number == 1 else 's'}"
+
+
 def _duration(seconds: float) -> str:
     hours, minutes = divmod(round(seconds / 60), 60)
     if hours:
-        return f"{hours:,} hours {minutes} minutes"
-    return f"{minutes} minutes" if minutes else f"{seconds:.0f} seconds"
+        return f"{_count(hours, 'hour')} {_count(minutes, 'minute')}"
+    return _count(minutes, "minute") if minutes else f"{seconds:.0f} seconds"

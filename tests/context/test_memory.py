@@ -117,6 +117,14 @@ for number in range(10000):
 """
 
 
+def test_a_tree_of_other_documents_is_no_conversation(model: gistnet.Compressor, tmp_path: Path) -> None:
+    model.compress("the river walked over seven quiet stones", tree=tmp_path / "tree", name="river.txt")
+    with pytest.raises(DataError, match=r"has the document 'river.txt', expected a conversation"):
+        model.memory(tmp_path / "tree")
+    document = model.compress("and never met the bridge", tree=tmp_path / "tree", name="bridge.txt")
+    assert document.n_tokens == 24  # the lock was given up
+
+
 def test_what_was_added_is_there_after_a_kill(model: gistnet.Compressor, tmp_path: Path) -> None:
     model.gistnet.save_pretrained(tmp_path / "gistnet")
     arguments = [sys.executable, "-c", KILLED, str(tmp_path / "gistnet"), str(tmp_path / "memory")]

@@ -44,7 +44,8 @@ def compress(
     files: Annotated[
         list[str],
         typer.Argument(
-            help="Text in UTF-8, .jsonl, .jsonl.gz, .jsonl.zst or .parquet; patterns, folders, or - for the input.",
+            help="Text in UTF-8, .jsonl, .jsonl.gz, .jsonl.zst or .parquet; patterns, folders, or - for the input "
+            "(with --name).",
             parser=required_name,
             metavar="FILES…",
         ),
@@ -63,7 +64,7 @@ def compress(
     terminal.start_loading()
     from gistnet.release_folder import find_folder
     from gistnet.session import LoadEncoder, open_gistnet
-    from gistnet.tree.compress import TextFiles, compress_files
+    from gistnet.tree.compress import TextFiles, compress_files, survey
     from gistnet.tree.gist_encoder import GistEncoder
     from gistnet.tree.ray_compress import ReadyGists, compress_files_with_ray
     from gistnet.tree.tree import GistTree
@@ -72,6 +73,8 @@ def compress(
     kept = f"Documents that were committed to {tree} are kept; the same command continues."
     with terminal.interruptible(kept), _input_as_file(files, name) as paths:
         texts = TextFiles(paths=paths, text_field=text_field, id_field=id_field, name=name)
+        if not GistTree.exists(tree):
+            survey(texts.for_tree(None))  # what cannot be compressed shall leave no empty tree behind
         teacher, gistnet = open_gistnet(load.checkpoint)
         encoder = GistEncoder(teacher, gistnet)
         ready = ReadyGists(encoder)

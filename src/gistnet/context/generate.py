@@ -10,10 +10,11 @@ exactly those that were compressed. Without a template the prompt follows the do
 """
 
 import copy
+import difflib
 import hashlib
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -56,9 +57,9 @@ class Generation:
     """
 
     text: str
-    tokens: list[int]
-    context: Context
-    selection: Selection | None = None
+    tokens: list[int] = field(repr=False)
+    context: Context = field(repr=False)
+    selection: Selection | None = field(default=None, repr=False)
 
 
 class Looping(StoppingCriteria):
@@ -158,6 +159,12 @@ def prompt_context(
     recent_share: float | None = None,
 ) -> tuple[Context, Selection | None]:
     """The context that `generate` lets the teacher continue, and why it is so; arguments and errors are its own."""
+    if not isinstance(document, CompressedDocument):
+        raise DataError(f"Got a document of type {type(document).__name__}, expected one that `compress` made.")
+    if not isinstance(prompt, str):
+        raise DataError(f"Got a prompt of type {type(prompt).__name__}, expected a text.")
+    if not isinstance(budget, int | None):
+        raise ConfigError(f"Got the budget {budget!r}, expected a whole number of vectors.")
     if not prompt.strip():
         raise DataError("Got an empty prompt, expected something for the teacher to continue or answer.")
     require_unicode(prompt, "a prompt")
@@ -194,9 +201,10 @@ def _room(budget: int, document: CompressedDocument, before: int, after: int) ->
         sink = min(sink, document.branchings[0] // 2)  # before the first gist, see `Plan`
     left = budget - before - after
     if left <= sink:
+        beginning = f" and {sink} of the document's beginning" if sink else ""
         raise ConfigError(
             f"Got a budget of {budget} vectors, expected more than the {before + after} of the prompt with what stands "
-            f"around it and {sink} of the sink."
+            f"around it{beginning}."
         )
     return sink, left
 
@@ -279,7 +287,7 @@ def streamed(teacher: Teacher, write: Callable[[BaseStreamer], Generation]) -> G
     with ThreadPoolExecutor(1) as pool:
         written = pool.submit(run)
         try:
-            yield from streamer
+            yield from filter(None, streamer)  # it has an empty piece for each token that ends no word
         finally:
             streamer.stopped = True
         return written.result()
@@ -307,14 +315,16 @@ def _generation_settings(teacher: Teacher, max_new_tokens: int, options: dict[st
     except (ValueError, TypeError) as error:
         raise _refused(error) from error
     if unknown:
-        raise ConfigError(f"Got the unknown generation option '{min(unknown)}', expected one of transformers.")
+        near = difflib.get_close_matches(min(unknown), vars(settings), n=1)
+        meant = f" (did you mean {near[0]}?)" if near else ""
+        raise ConfigError(f"Got the unknown generation option '{min(unknown)}'{meant}, expected one of transformers.")
     if settings.num_return_sequences not in (None, 1):
         raise ConfigError(f"Got {settings.num_return_sequences} sequences to return, expected 1.")
     return settings
 
 
 def _refused(error: Exception) -> ConfigError:
-    return ConfigError(f"Got generation options that transformers refuses ({_reason(error)}), expected possible ones.")
+    return ConfigError(f"Got generation options that transformers refuses: {_reason(error)}.")
 
 
 def _reason(error: Exception) -> str:

@@ -46,7 +46,8 @@ class Memory:
         TeacherError: the teacher has no tokenizer, or its chat template does not render turns one by one; or the
             conversation is of another teacher.
         CheckpointError: its gists are of another GistNet.
-        DataError, StorageError: as `GistTree.open` and `GistTree.create`; another process has it.
+        DataError: a tree of other documents is there; or as `GistTree.open` and `GistTree.create`.
+        StorageError: as these; another process has it.
     """
 
     def __init__(self, teacher: Teacher, encoder: Encoder, uri: str | Path) -> None:
@@ -55,6 +56,11 @@ class Memory:
         self._teacher, self._encoder = teacher, encoder
         self._turns = TurnFormat(teacher.tokenizer, teacher.name)
         self._tree = GistTree.open_or_create(uri, encoder)
+        if others := [name for name in self._tree.documents() if name not in (CONVERSATION, PINNED, SYSTEM)]:
+            self._tree.close()
+            raise DataError(
+                f"{uri} is a tree that has the document {others[0]!r}, expected a conversation, or no tree yet."
+            )
 
     def close(self) -> None:
         """Let another process have it; nothing is lost without."""

@@ -125,7 +125,9 @@ def _content_identity(source: SourceConfig) -> Any:
     """Identity of a source's content: all that decides its documents beside its settings."""
     match source:
         case FilesSource():
-            return [[file.name, _content_hash(file.path)] for file in match_files(source.name, source.paths)]
+            return [
+                [file.name, _content_hash(file.path)] for file in match_files(f"Source {source.name!r}", source.paths)
+            ]
         case InstallationSource():
             return installation_identity()
         case SyntheticSource():
@@ -236,8 +238,8 @@ def _new(
     if not any_kept:
         n_read = sum(count["read"] for count in counts.values())
         raise DataError(
-            f"All {n_read} documents are shorter than min_tokens = {config.min_tokens}; "
-            f"the longest has {longest} tokens."
+            f"All {n_read} documents are shorter than min_tokens = {config.min_tokens}; the longest has {longest} "
+            "tokens. Set data.min_tokens, and data.window_tokens with it, or add longer texts."
         )
 
 

@@ -83,7 +83,7 @@ def read_documents(config: SourceConfig) -> Iterator[Document]:
 
 
 def _read_files(config: FilesSource) -> Iterator[tuple[str, str]]:
-    files = match_files(config.name, config.paths)
+    files = match_files(f"Source {config.name!r}", config.paths)
     formats = {format_of(file.path, config.text_field): file.path for file in files}
     if len(formats) > 1:
         found = ", ".join(f"{path} is {kind}" for kind, path in formats.items())
@@ -95,23 +95,26 @@ def _read_files(config: FilesSource) -> Iterator[tuple[str, str]]:
             yield from read_rows(file, config.text_field, config.id_field)
 
 
-def match_files(source: str, patterns: Iterable[str]) -> list[MatchedFile]:
-    """Files that the patterns of a source match, each once, in order of pattern and path.
+def match_files(wanted: str, patterns: Iterable[str]) -> list[MatchedFile]:
+    """Files that patterns match, each once, in order of pattern and path.
 
     `~` in a pattern is the home folder, `**` any depth of folders; hidden files are matched only by name. A file is
-    named by its path from the deepest folder that has all files of the source, with that folder's own name before it.
+    named by its path from the deepest folder that has all files, with that folder's own name before it.
+
+    Args:
+        wanted: for what they are, with which an error begins: as "Source 'books'".
 
     Raises:
         DataError: a pattern matches no file or a broken symbolic link, or a file is empty (0 bytes) or has a name that
             is not UTF-8.
         ConfigError: a pattern is empty, or names a user without a home folder.
     """
-    paths = matching_paths(source, patterns)
+    paths = matching_paths(wanted, patterns)
     common = Path(os.path.commonpath([path.parent for path in paths]))
     return [MatchedFile(path, Path(common.name, path.relative_to(common)).as_posix()) for path in paths]
 
 
-def matching_paths(source: str, patterns: Iterable[str]) -> list[Path]:
+def matching_paths(wanted: str, patterns: Iterable[str]) -> list[Path]:
     """Files as `match_files` finds them: absolute paths without symbolic links among their folders.
 
     Raises:
@@ -128,23 +131,23 @@ def matching_paths(source: str, patterns: Iterable[str]) -> list[Path]:
             files = sorted(path for path in found if path.is_symlink() or path.is_file())
             files = [path for path in files if not path.is_dir()]
             if not files:
-                raise DataError(f"Source {source!r}: no file matches {pattern!r}.")
+                raise DataError(f"{wanted}: no file matches {pattern!r}, expected one at least.")
             for path in files:
-                _require_readable(source, path)
+                _require_readable(wanted, path)
                 # A file is told apart by what its links lead to, and named as it is called where it lies.
                 matched.setdefault(path.resolve(), path.parent.resolve() / path.name)
     return list(matched.values())
 
 
-def _require_readable(source: str, path: Path) -> None:
+def _require_readable(wanted: str, path: Path) -> None:
     try:
         str(path).encode()
     except UnicodeEncodeError as error:
-        raise DataError(f"Source {source!r}: the name of {os.fsencode(path)!r} is not UTF-8; rename it.") from error
+        raise DataError(f"{wanted}: the name of {os.fsencode(path)!r} is not UTF-8; rename it.") from error
     if not path.exists():
-        raise DataError(f"Source {source!r}: {path} is a symbolic link to {path.readlink()}, which does not exist.")
+        raise DataError(f"{wanted}: {path} is a symbolic link to {path.readlink()}, which does not exist.")
     if path.stat().st_size == 0:
-        raise DataError(f"Source {source!r}: {path} is empty.")
+        raise DataError(f"{wanted}: {path} is empty, expected a text.")
 
 
 @contextmanager

@@ -365,7 +365,7 @@ def read_texts(files: TextFiles) -> Iterator[Text]:
     Raises:
         DataError: a pattern matches no file, or a file is empty, cannot be read, or is not UTF-8; it is named.
     """
-    for path in matching_paths("files", files.paths):
+    for path in matching_paths("Text to compress", files.paths):
         name = (path if files.base is None else Path(os.path.relpath(path, files.base))).as_posix()
         if format_of(path, files.text_field) == "text":
             yield Text(files.name or name, read_text(path))

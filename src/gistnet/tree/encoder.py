@@ -152,7 +152,9 @@ def require_tokens(values: Sequence[int] | NDArray[Any], vocabulary_size: int) -
     if ids.size == 0 and ids.ndim == 1:
         return _NO_TOKENS
     if ids.ndim != 1 or ids.dtype.kind not in "iu":
-        raise DataError(f"Got tokens of shape {list(ids.shape)} and type {ids.dtype}, expected integers [n].")
+        raise DataError(
+            f"Got tokens of shape {list(ids.shape)} and type {ids.dtype}, expected the ids of one text, integers [n]."
+        )
     outside = np.flatnonzero((ids < 0) | (ids >= vocabulary_size))
     if len(outside):
         raise DataError(f"Got the token {ids[outside[0]]} at {outside[0]}, expected ids 0 to {vocabulary_size - 1}.")

@@ -209,6 +209,8 @@ class GistTree:
             DataError: there is no document of this name.
         """
         names = self.documents()
+        if name is None and not names:
+            raise ConfigError(f"The tree {self._current.location.uri} is empty; `gistnet compress` adds documents.")
         if name is None and len(names) != 1:
             raise ConfigError(f"The tree has {len(names)} documents, expected --document to name one.")
         return self.document(names[0] if name is None else name)

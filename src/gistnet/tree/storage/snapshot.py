@@ -167,7 +167,7 @@ class TreeDocument(CompressedDocument):
         catalog = snapshot.catalog
         if name not in catalog.documents:
             near = difflib.get_close_matches(name, catalog.documents, n=1, cutoff=0.5)
-            meant = f"; did you mean {near[0]!r}" if near else ""
+            meant = f" (did you mean {near[0]!r}?)" if near else "; `gistnet tree list` names them"
             raise DataError(
                 f"Got the document {name!r}, expected one that is in the tree {snapshot.location.uri}{meant}."
             )

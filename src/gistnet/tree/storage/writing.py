@@ -33,6 +33,8 @@ def create_tree(location: Location, encoder: Encoder) -> tuple[Snapshot, FileLoc
     """
     info, version, folder, lock = encoder.info, encoder.info.version, location.folder, None
     if folder is not None:
+        if folder.is_file():
+            raise DataError(f"{folder} is a file, expected a folder for a tree, or one that is still to be made.")
         with storage_errors("create the tree", folder):
             folder.mkdir(parents=True, exist_ok=True)
             if strange := sorted({entry.name for entry in folder.iterdir()} - _OURS):
