@@ -120,16 +120,15 @@ def showing_messages() -> Iterator[None]:
 
 
 def start_loading() -> None:
-    """Say that a command has begun, before it imports what takes seconds; silence other libraries.
+    """Show on a terminal that a command has begun, before it imports what takes seconds; silence other libraries.
 
-    On a terminal a spinner says so, whose place the first result or bar takes; in a pipe it is a line.
+    What shows that it goes on, a result or a bar, takes the place of the spinner. A pipe is told nothing: there the
+    sentence of an error stands alone.
     """
     global _waiting
     if shows_bars() and _waiting is None:
         _waiting = err.status("Loading …")
         _waiting.start()
-    elif _showing:
-        err.print("Loading …")
     from transformers.utils import logging
 
     logging.set_verbosity_error()
