@@ -301,7 +301,8 @@ def left_to_release(name: str, run_folder: Path, settings: Sequence[str]) -> Ite
     """Commands still to run for the release of a run."""
     out, spent = RELEASES_FOLDER / RELEASES[name], time_spent(run_folder)
     if not out.exists():
-        moved = f", rounded to bfloat16 {spent['rounded']} times between machines" if spent["rounded"] else ""
+        often = "once" if spent["rounded"] == 1 else f"{spent['rounded']} times"
+        moved = f", rounded to bfloat16 {often} between machines" if spent["rounded"] else ""
         hardware = f"{' and '.join(spent['machines'])}, {spent['processor_hours']:.1f} hours of processor{moved}"
         command = shlex.join(["python", "benchmarks/release_run.py", "train", "--only", name, *settings])
         notes = ("--data-notes", str(NOTES / "data.md"), "--limits", str(NOTES / f"limits-{name}.md"))

@@ -225,7 +225,7 @@ def test_what_is_released_is_not_released_again(workspace: Path) -> None:
     assert release[:4] == ["release", "runs/gist8", "--out", "src/gistnet/released/smollm2-135m-gist8"]
     told = dict(zip(release[4::2], release[5::2], strict=True))
     assert told["--command"] == "python benchmarks/release_run.py train --only gist8 seed=2"
-    assert all(word in told["--hardware"] for word in ("A and B", "2.5", "1 times"))
+    assert all(word in told["--hardware"] for word in ("A and B", "2.5", "bfloat16 once"))
     Path("src/gistnet/released/smollm2-135m-gist8").mkdir(parents=True)
     assert list(left_to_release("gist8", run, [])) == evaluations
     for words in evaluations:
