@@ -50,10 +50,12 @@ class Group:
     Attributes:
         question: of the group.
         arms: name → settings that differ from the default; None: retired, results only.
+        config: name of the only default in configs/ that its arms are for; None: of any.
     """
 
     question: str
     arms: Mapping[str, list[str] | None]
+    config: str | None = None
 
     @property
     def runnable(self) -> dict[str, list[str]]:
@@ -65,7 +67,7 @@ def read_groups(path: Path = ARMS_FILE) -> dict[str, Group]:
     """Groups of arms by name, in the order of the file."""
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
     return {
-        name: Group(group["question"], {arm: None if s == "retired" else s for arm, s in group["arms"].items()})
+        name: Group(**group | {"arms": {arm: None if s == "retired" else s for arm, s in group["arms"].items()}})
         for name, group in content.items()
     }
 

@@ -439,7 +439,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     asked = parse(arguments)
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        groups = read_groups(asked.arms)
+        groups = {
+            name: group for name, group in read_groups(asked.arms).items() if group.config in (None, asked.config.name)
+        }
         wanted, arms = chosen_arms(groups, asked.group, asked.arm), chosen_arms(groups, [], [])
         ablations = Ablations(asked, arms)
         firsts = dict.fromkeys(ablations.same_as.get(name, name) for name in wanted)

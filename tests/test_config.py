@@ -199,7 +199,7 @@ def test_several_mistakes_are_counted_and_the_first_is_named(config_file):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"", ["NoneType", "expected keys"]),
+        (b"", ["is empty", "expected keys"]),
         (b"- a\n- b\n", ["list", "expected keys"]),
         (b"train: {steps: 3", ["not valid YAML"]),
         (b"train:\n\tsteps: 3\n", ["not valid YAML"]),

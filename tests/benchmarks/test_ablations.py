@@ -214,9 +214,20 @@ def test_what_there_is_not_is_a_sentence(common: list[str], tmp_path: Path, caps
 
 
 def test_every_real_arm_is_a_configuration() -> None:
-    for name, settings in chosen_arms(read_groups(), [], []).items():
-        load_config(CONFIGS / "ablations.yaml", [*settings, *ablations.TO_THE_END])
-        assert name == name.lower() and " " not in name
+    for group in read_groups().values():
+        for name, settings in group.runnable.items():
+            load_config(CONFIGS / (group.config or "ablations.yaml"), [*settings, *ablations.TO_THE_END])
+            assert name == name.lower() and " " not in name
+
+
+def test_arms_of_another_default_are_not_there(
+    common: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They may be no configuration with this one."""
+    other = {"other": {"config": "rows.yaml", "question": "Which?", "arms": {"impossible": ["no.such.key=1"]}}}
+    (tmp_path / "arms.yaml").write_text(yaml.safe_dump(GROUPS | other, sort_keys=False), encoding="utf-8")
+    assert ablations.main([*common, "--group", "other", "--spans", "12"]) == 1
+    assert "Got the group 'other', expected one of rate, input." in capsys.readouterr().err
 
 
 def test_no_two_arms_have_one_name() -> None:

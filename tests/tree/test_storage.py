@@ -275,7 +275,7 @@ def test_places_that_cannot_be_written(tmp_path: Path, stub: StubEncoder) -> Non
     for place, kind, word in (
         ("/proc/tree", StorageError, "/proc/tree"),
         (tmp_path / "file" / "tree", StorageError, "Not a directory"),
-        (tmp_path / "file", StorageError, "exists"),
+        (tmp_path / "file", DataError, "is a file"),
         (tmp_path / "folder", DataError, "letter.txt"),
     ):
         with pytest.raises(kind, match=word):
