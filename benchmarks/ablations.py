@@ -68,7 +68,7 @@ from gistnet.training.checkpoint import latest_checkpoint
 
 CURVE = ("kl", "delta_nll", "recovered_kl", "recovered_kl_1_8", "recovered_kl_9_32", "gist_norm")
 ROW_POSITIONS: tuple[Positions, ...] = ("end", "compact")
-"""Policies that all arms are judged under by rows, whatever they were trained with."""
+"""Policies that all arms are judged under by rows: an arm may have been trained with another."""
 TO_THE_END = ("train.stop.min_improvement=null", "train.stop.rises=null")
 """Every arm makes all its steps: one that ended early would be judged in the middle of its schedule."""
 PROBE = {

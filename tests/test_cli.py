@@ -741,6 +741,9 @@ def test_a_run_folder_that_cannot_be_written_is_named(gistnet, config_file, tmp_
     below = tmp_path / "file" / "run"
     outcome = gistnet("train", "--config", config_file, f"run_folder={below}")
     assert_refused(outcome, "Could not write", str(below), "Not a directory")
+    for folder in (below, tmp_path / "file"):
+        outcome = gistnet("train", "--config", config_file, f"run_folder={folder}", "--dry-run")
+        assert_refused(outcome, "Could not write", str(folder), "is a file, expected a folder")
     assert_refused(gistnet("prepare", "--config", config_file, f"data.folder={below}"), str(below))
     assert (tmp_path / "file").read_text(encoding="utf-8") == "precious"
 

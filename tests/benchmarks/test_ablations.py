@@ -155,6 +155,14 @@ def test_the_speed_is_that_of_the_steps_after_the_first(tmp_path: Path, monkeypa
     assert not (tmp_path / "probe").exists()
 
 
+COSTS: dict[str, Any] = {
+    **{"spans_seen": 64, "minutes": 1.5, "spans_per_second": 2.0, "trained_parameters": 820_000},
+    **{"share_of_teacher": 0.125, "horizon_tokens": 32, "settings": []},
+    "machine": {"gpu": "none", "cores": 2, "processor": "a processor"},
+}
+"""Parts of a record that tables only show."""
+
+
 def record(gist: list[float], seed: int = 0, **other: Any) -> dict[str, Any]:
     """A record of two documents with one span and three, whose KL is the same at all offsets."""
     columns = {"gist": gist, "drop": [1.0, 2.0], "last_token": [0.5, 1.0]}
@@ -253,10 +261,8 @@ def test_the_same_results_give_the_same_plots(tmp_path: Path) -> None:
 def test_results_become_tables(tmp_path: Path) -> None:
     filled = BLOCKS["depth-cuda"](tmp_path)
     assert "TO MEASURE: `python benchmarks/ablations.py --group depth --device cuda`" in filled
-    common = {"spans_seen": 64, "minutes": 1.5, "spans_per_second": 2.0, "trained_parameters": 820_000}
-    common |= {"share_of_teacher": 0.125, "horizon_tokens": 32, "settings": []}
-    common |= {"machine": {"gpu": "none", "cores": 2, "processor": "a processor"}}
-    common["curve"] = [{"spans_seen": spans, "recovered_kl": spans / 160} for spans in (0, 16, 32, 64)]
+    curve = [{"spans_seen": spans, "recovered_kl": spans / 160} for spans in (0, 16, 32, 64)]
+    common = COSTS | {"curve": curve}
     arms = {
         "default": {"0": record([0.5, 1.2], **common)},
         "2-blocks": {"0": record([0.4, 0.4], **common), "1": record([0.6, 0.4], seed=1, **common)},
@@ -286,12 +292,9 @@ def test_rows_become_a_table_beside_their_baselines(tmp_path: Path) -> None:
     def judged(end: list[float], compact: list[float], seed: int = 0) -> dict[str, Any]:
         rows = {"8+0": of_row(end, compact), "30+64": of_row(end, compact)}
         pairs = {"value": 0.5 + seed / 10, "interval": [0.4, 0.7], "baselines": {"full": 0.9}}
-        common = {"spans_seen": 64, "minutes": 1.5, "spans_per_second": 2.0, "trained_parameters": 820_000}
-        common |= {"share_of_teacher": 0.125, "horizon_tokens": 32, "settings": [], "diversity": 0.4}
-        common |= {"machine": {"gpu": "none", "cores": 2, "processor": "a processor"}}
         curve = [{"spans_seen": spans, "recovered_kl": spans / 160} for spans in (0, 64)]
-        own = {"row_kl_by_passage": rows, "pair_accuracy": pairs, "curve": curve}
-        return record([0.5, 1.2], seed=seed, **common, **own)
+        own = {"row_kl_by_passage": rows, "pair_accuracy": pairs, "curve": curve, "diversity": 0.4}
+        return record([0.5, 1.2], seed=seed, **COSTS, **own)
 
     arms = {
         "default": {"0": judged([0.6, 2.2], [0.6, 2.2])},
