@@ -156,8 +156,13 @@ def test_the_speed_is_that_of_the_steps_after_the_first(tmp_path: Path, monkeypa
 
 
 COSTS: dict[str, Any] = {
-    **{"spans_seen": 64, "minutes": 1.5, "spans_per_second": 2.0, "trained_parameters": 820_000},
-    **{"share_of_teacher": 0.125, "horizon_tokens": 32, "settings": []},
+    "spans_seen": 64,
+    "minutes": 1.5,
+    "spans_per_second": 2.0,
+    "trained_parameters": 820_000,
+    "share_of_teacher": 0.125,
+    "horizon_tokens": 32,
+    "settings": [],
     "machine": {"gpu": "none", "cores": 2, "processor": "a processor"},
 }
 """Parts of a record that tables only show."""
