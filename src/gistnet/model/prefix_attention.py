@@ -368,8 +368,8 @@ def _dense_attention(query: Tensor, key: Tensor, value: Tensor, visible: Tensor,
     return probabilities.to(value.dtype) @ value
 
 
-BLOCK_ROWS, BLOCK_KEYS = 384, 512
-"""Rows for one key head, and keys, of a block of scores: 1.2 MB in bfloat16 for three key heads."""
+BLOCK_ROWS, BLOCK_KEYS = 768, 512
+"""Rows for one key head, and keys, of a block of scores: 2.4 MB in bfloat16 for three key heads."""
 OVERFLOW_STEP = 64.0
 """Subtracted besides from the scores of a row whose weights overflow; these hold up to e⁸⁸."""
 
@@ -403,21 +403,21 @@ class TwoPartAttention(torch.autograd.Function):
         reach: int | None,
         scale: float,
     ) -> Tensor:
-        rows = _fold_heads(query, key.shape[1])
+        rows = _fold_heads(query * scale, key.shape[1])
         hidden = _hidden_own(branches, reach, rows)
-        near_largest = _widened(rows @ key.transpose(-1, -2)).mul_(scale).add_(hidden).amax(dim=-1)
+        near_largest = _widened(rows @ key.transpose(-1, -2)).add_(hidden).amax(dim=-1)
         if reach is None:
             # The first token of a window often draws most of the attention.
             first = prefix_keys[list(branches.windows), :, :1]
-            near_largest = near_largest.maximum(_widened(rows @ first.transpose(-1, -2))[..., 0] * scale)
+            near_largest = near_largest.maximum(_widened(rows @ first.transpose(-1, -2))[..., 0])
         groups = _groups(branches, reach, rows)
         document = _with_ones(prefix_keys).transpose(-1, -2), prefix_values
         while True:
-            shifted = _less(rows, near_largest / scale)
-            weights = _scores(shifted, _with_ones(key).transpose(-1, -2), hidden, scale).exp_()
+            shifted = _less(rows, near_largest)
+            weights = _scores(shifted, _with_ones(key).transpose(-1, -2), hidden).exp_()
             out, total = _widened(weights @ value), _sum(weights)
             for group in groups:
-                out_, total_ = _prefix_sums(_join(shifted[group.branches]), *document, group, scale)
+                out_, total_ = _prefix_sums(_join(shifted[group.branches]), *document, group)
                 out[group.branches] += _split(out_, group)
                 total[group.branches] += _split(total_, group)
             overflown = total.isposinf()
@@ -432,22 +432,22 @@ class TwoPartAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         rows, key, value, prefix_keys, prefix_values, out, log = ctx.saved_tensors
-        scale, branches = ctx.scale, ctx.branches
+        branches = ctx.branches
         d_out = _fold_heads(gradients[0], key.shape[1])
-        shifted, d_less = _less(rows, log / scale), _less(d_out, _sum(_widened(d_out) * out))
+        shifted, d_less = _less(rows, log), _less(d_out, _sum(_widened(d_out) * out))
         keys, values = (_with_ones(part).transpose(-1, -2) for part in (key, value))
 
-        probabilities = _scores(shifted, keys, _hidden_own(branches, ctx.reach, rows), scale).exp_()
+        probabilities = _scores(shifted, keys, _hidden_own(branches, ctx.reach, rows)).exp_()
         d_value = probabilities.transpose(-1, -2) @ d_out
         d_scores = probabilities.mul_(d_less @ values)
-        d_key = (d_scores.transpose(-1, -2) @ rows) * scale
+        d_key = d_scores.transpose(-1, -2) @ rows
         d_rows = d_scores @ key
         keys, values = (_with_ones(part).transpose(-1, -2) for part in (prefix_keys, prefix_values))
         for group in _groups(branches, ctx.reach, rows):
             q, outer = _join(shifted[group.branches]), _join(d_less[group.branches])
-            d_q = _prefix_gradient(q, outer, prefix_keys, keys, values, group, scale)
+            d_q = _prefix_gradient(q, outer, prefix_keys, keys, values, group)
             d_rows[group.branches] += _split(d_q, group)
-        return _unfold_heads(d_rows * scale, ctx.heads), d_key, d_value, None, None, None, None, None
+        return _unfold_heads(d_rows * ctx.scale, ctx.heads), d_key, d_value, None, None, None, None, None
 
 
 class _Block(NamedTuple):
@@ -456,8 +456,8 @@ class _Block(NamedTuple):
     first_row: int
     """The rows before it belong to branches that end before this block, and have no part in it."""
     keys: slice
-    hidden: Tensor
-    """`[rows, keys]` or `[1]`: minus infinity where a row must not see a key, else zero."""
+    hidden: Tensor | None
+    """`[rows, keys]`: minus infinity where a row must not see a key, else zero; None where each sees all."""
 
 
 class _Group(NamedTuple):
@@ -492,13 +492,13 @@ def _blocks(branches: BranchPass, reach: int | None, group: list[int], rows: Ten
     for first in range(int(low.min()), lengths[-1], BLOCK_KEYS):
         last = min(first + BLOCK_KEYS, lengths[-1])
         begin = rows.shape[2] * sum(length <= first for length in lengths)
-        low_, high_, hidden = low[begin:], high[begin:], rows.new_zeros(1)
+        low_, high_, hidden = low[begin:], high[begin:], None
         if int(high_.min()) < last or int(low_.max()) > first:
             hidden = _hidden(torch.arange(first, last), low_, high_, rows.dtype)
         yield _Block(begin, slice(first, last), hidden)
 
 
-def _prefix_sums(q: Tensor, keys: Tensor, values: Tensor, group: _Group, scale: float) -> tuple[Tensor, Tensor]:
+def _prefix_sums(q: Tensor, keys: Tensor, values: Tensor, group: _Group) -> tuple[Tensor, Tensor]:
     """Sums over a group's prefixes: of weighted values, `[key_value_heads, branches * rows, head_dim]`, and of weights.
 
     Args:
@@ -510,7 +510,7 @@ def _prefix_sums(q: Tensor, keys: Tensor, values: Tensor, group: _Group, scale: 
     total = _widened(q.new_zeros(q.shape[:2]))
     out = total.new_zeros(*q.shape[:2], values.shape[-1])
     for begin, seen, hidden in group.blocks:
-        weights = _scores(q[:, begin:], keys[..., seen], hidden, scale).exp_()
+        weights = _scores(q[:, begin:], keys[..., seen], hidden).exp_()
         out[:, begin:] += weights @ values[:, seen]
         total[:, begin:] += _sum(weights)
     return out, total
@@ -523,9 +523,8 @@ def _prefix_gradient(
     keys: Tensor,
     values: Tensor,
     group: _Group,
-    scale: float,
 ) -> Tensor:
-    """The gradient of a group's rows without the scale, `[key_value_heads, branches * rows, head_dim]`.
+    """The gradient of a group's rows, `[key_value_heads, branches * rows, head_dim]`.
 
     Args:
         q, d_out: `[key_value_heads, branches * rows, head_dim + 2]`, the rows less the logarithm of their denominators,
@@ -536,7 +535,7 @@ def _prefix_gradient(
     plain_keys, keys, values = plain_keys[group.window], keys[group.window], values[group.window]
     gradient = _widened(q.new_zeros(*q.shape[:2], plain_keys.shape[-1]))
     for begin, seen, hidden in group.blocks:
-        probabilities = _scores(q[:, begin:], keys[..., seen], hidden, scale).exp_()
+        probabilities = _scores(q[:, begin:], keys[..., seen], hidden).exp_()
         gradient[:, begin:] += probabilities.mul_(d_out[:, begin:] @ values[..., seen]) @ plain_keys[:, seen]
     return gradient
 
@@ -552,15 +551,10 @@ def _with_ones(tensor: Tensor) -> Tensor:
     return nn.functional.pad(tensor, (0, 2), value=1.0)
 
 
-def _scores(rows: Tensor, keys: Tensor, hidden: Tensor, scale: float) -> Tensor:
-    """`rows @ keys * scale + hidden`, rounded once; `[…, rows, n]` by `[…, n, keys]`."""
-    scores = torch.baddbmm(
-        hidden.expand(*rows.shape[:-1], keys.shape[-1]).flatten(0, -3),
-        rows.flatten(0, -3),
-        keys.flatten(0, -3),
-        alpha=scale,
-    )
-    return scores.view(*rows.shape[:-1], keys.shape[-1])
+def _scores(rows: Tensor, keys: Tensor, hidden: Tensor | None) -> Tensor:
+    """`rows @ keys + hidden`, rounded once; `[…, rows, n]` by `[…, n, keys]`."""
+    scores = rows @ keys
+    return scores if hidden is None else scores.add_(hidden)
 
 
 def _hidden(index: Tensor, low: Tensor, high: Tensor, dtype: torch.dtype) -> Tensor:
