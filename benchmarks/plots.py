@@ -153,8 +153,9 @@ def _bars(path: Path, bars: dict[str, dict[str, float]], x_label: str, title: st
 def draw_ablations(results: dict[str, Any], suffix: str, out: Path) -> Iterator[Path]:
     """Curves of each group's arms, and quality by tokens per gist, a plot for each comparison that has some."""
     groups = kept.read_groups()
-    for content in results["comparisons"].values():
-        ending = f"{_budget_name(content)}{suffix}.svg"
+    for key, content in results["comparisons"].items():
+        ((unit, amount),) = content["budget"].items()
+        ending = f"{amount:g}-{unit}-{key[:4]}{suffix}.svg"  # there may be two of one budget
         for name, group in groups.items():
             asked = [DEFAULT, *(arm for arm in group.arms if arm not in content["same_as"])]
             arms = {arm: records for arm in asked if (records := kept.records(content, arm))}
@@ -167,13 +168,6 @@ def draw_ablations(results: dict[str, Any], suffix: str, out: Path) -> Iterator[
         }
         if len(lengths) > 2:
             yield _rates(out / "ablations" / f"rate-quality-{ending}", content, dict(sorted(lengths.items())))
-
-
-def _budget_name(content: Comparison) -> str:
-    """Budget of each arm as part of a file's name, with the comparison's own digits, since there may be two."""
-    ((unit, amount),) = content["budget"].items()
-    common = {key: content[key] for key in ("budget", "default", "data")}
-    return f"{amount:g}-{unit}-{kept.digest(common)[:4]}"
 
 
 def _curves(path: Path, group: kept.Group, content: Comparison, arms: Mapping[str, Sequence[Record]]) -> Path:
