@@ -28,7 +28,7 @@ def test_every_ready_configuration_is_valid_and_headed_by_its_command_and_cost(p
 def test_the_curriculum_of_smollm3_is_planned_without_weights(tmp_path, gistnet):
     """The family's default configuration is that of the 3B model; its 3.08 billion weights exist on `meta` only."""
     SmolLM3Config(architectures=["SmolLM3ForCausalLM"]).save_pretrained(tmp_path)
-    settings = ("device=meta", f"teacher.name={tmp_path}", "gistnet.cue_vectors=2")
+    settings = ("device=meta", f"teacher.name={tmp_path}")
     outcome = gistnet("train", "--config", SMOLLM3, "--dry-run", *settings)
     assert outcome.status == 0, outcome.err
     rows = [re.split(r"\s{2,}", line.strip()) for line in outcome.out.splitlines() if line.count(" GB") == 3]

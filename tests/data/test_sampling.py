@@ -28,7 +28,6 @@ from tests.data.byte_tokenizer import ByteTokenizer
 LAYOUT = SpanLayout((8,), horizon_tokens=10, segments_per_window=3)
 RUNS = SegmentLengths()
 MIXED = SegmentLengths(lengths={1: 0.5, 2: 0.2, 5: 0.3}, whole_prefix=0.25, longest=7)
-NO_ROWS = InterleavedConfig()
 ROWS = InterleavedConfig(
     per_window=2, raw_tokens=(3, 9), segments=SegmentLengths(lengths={1: 0.5, 2: 0.2, 4: 0.3}), compact=0.25
 )
@@ -113,7 +112,7 @@ def as_tuples(samples: list[WindowSample]) -> list[tuple]:
     return [
         (
             *(sample.item, sample.window, sample.phase, tuple(sample.starts.tolist()), tuple(sample.n_spans.tolist())),
-            *((*c.starts.tolist(), *c.n_spans.tolist(), c.prefix, c.end, c.compact, c.repeats) for c in sample.others),
+            *((*c.starts.tolist(), *c.n_spans.tolist(), c.prefix, c.end, c.compact) for c in sample.others),
         )
         for sample in samples
     ]
@@ -201,15 +200,13 @@ def test_the_most_gists_of_a_run_are_those_that_can_be_drawn() -> None:
 
 def test_slices_of_ranks_join_to_the_batch_of_a_single_process(dataset: PreparedDataset) -> None:
     pool = training_pool(dataset)
-    whole = as_tuples(sample_batch(pool, LAYOUT, MIXED, PROBABILITIES, ROWS, 1, seed=7, step=11, items=range(24)))
+    whole = as_tuples(sample_batch(pool, LAYOUT, MIXED, PROBABILITIES, ROWS, seed=7, step=11, items=range(24)))
     for ranks in (2, 3, 8):
         share = 24 // ranks
         joined: dict[int, tuple] = {}
         for rank in reversed(range(ranks)):  # each with a pool of its own, in another order than the items
             items = range(rank * share, (rank + 1) * share)
-            own = sample_batch(
-                training_pool(dataset), LAYOUT, MIXED, PROBABILITIES, ROWS, 1, seed=7, step=11, items=items
-            )
+            own = sample_batch(training_pool(dataset), LAYOUT, MIXED, PROBABILITIES, ROWS, seed=7, step=11, items=items)
             joined |= {drawn[0]: drawn for drawn in as_tuples(own)}
         assert [joined[item] for item in range(24)] == whole
 
@@ -218,13 +215,13 @@ def test_seed_step_and_item_each_change_the_draw(dataset: PreparedDataset) -> No
     pool = training_pool(dataset)
 
     def draw(seed: int, step: int, item: int) -> tuple:
-        sample = sample_window(pool, LAYOUT, MIXED, PROBABILITIES, ROWS, 1, seed=seed, step=step, item=item)
+        sample = sample_window(pool, LAYOUT, MIXED, PROBABILITIES, ROWS, seed=seed, step=step, item=item)
         return as_tuples([sample])[0][1:]
 
     for field in ("seed", "step", "item"):
         draws = [draw(**{"seed": 1, "step": 5, "item": 3, field: value}) for value in range(50)]
         assert len({drawn[:4] for drawn in draws}) > 40
-        assert all(len({drawn[index] for drawn in draws}) > 30 for index in (4, 5, 6))  # both interleaved, repeating
+        assert all(len({drawn[index] for drawn in draws}) > 30 for index in (4, 5))  # both interleaved
     # Neighbours do not share their random numbers: item 5 of step 3 is not item 3 of step 5.
     assert draw(1, 3, 5) != draw(1, 5, 3)
 
@@ -285,24 +282,20 @@ def test_layout_that_does_not_fit_the_shortest_window_is_refused_before_drawing(
         check_sampling(pool, SpanLayout((8,), horizon_tokens=shortest - 11), {"code": 1.0})
 
 
-# Interleaved and repeating contexts -----------------------------------------------------------------------------------
+# Interleaved contexts -------------------------------------------------------------------------------------------------
 
 
 def contexts_drawn(
     dataset: PreparedDataset,
-    interleaved: InterleavedConfig = NO_ROWS,
-    repeating: int = 0,
+    interleaved: InterleavedConfig,
     layout: SpanLayout = LAYOUT,
-    segments: SegmentLengths = MIXED,
     items: int = 500,
-) -> list[tuple[int, WindowSample, ContextSample]]:
-    """The tokens used of the window, the sample and the context, for each that is not a single one."""
+) -> list[tuple[int, ContextSample]]:
+    """The tokens used of the window, and the context, for each interleaved one."""
     pool = training_pool(dataset)
-    samples = sample_batch(
-        pool, layout, segments, PROBABILITIES, interleaved, repeating, seed=3, step=1, items=range(items)
-    )
+    samples = sample_batch(pool, layout, MIXED, PROBABILITIES, interleaved, seed=3, step=1, items=range(items))
     return [
-        (layout.used(dataset.describe(sample.window).length), sample, context)
+        (layout.used(dataset.describe(sample.window).length), context)
         for sample in samples
         for context in sample.others
     ]
@@ -318,23 +311,23 @@ def assert_proportions(counts: Counter[int], shares: dict[int, float]) -> None:
 
 def test_the_contexts_of_a_sample_are_its_segments_with_their_horizons_and_then_the_others(dataset) -> None:
     pool = training_pool(dataset)
-    for sample in sample_batch(pool, LAYOUT, MIXED, PROBABILITIES, ROWS, 1, seed=1, step=2, items=range(50)):
+    for sample in sample_batch(pool, LAYOUT, MIXED, PROBABILITIES, ROWS, seed=1, step=2, items=range(50)):
         contexts = list(sample.contexts(LAYOUT))
         singles = contexts[: len(sample.starts)]
-        assert [(c.prefix, c.end - 10, c.compact, c.repeats) for c in singles] == [
-            (start, horizon, False, False) for start, horizon in zip(sample.starts, horizons(sample), strict=True)
+        assert [(c.prefix, c.end - 10, c.compact) for c in singles] == [
+            (start, horizon, False) for start, horizon in zip(sample.starts, horizons(sample), strict=True)
         ]
         assert [(c.starts.tolist(), c.n_spans.tolist()) for c in singles] == [
             ([start], [count]) for start, count in zip(sample.starts, sample.n_spans, strict=True)
         ]
         assert tuple(contexts[len(singles) :]) == sample.others
-        assert [c.repeats for c in sample.others] == [False, False, True]
+        assert len(sample.others) == 2
 
 
 @pytest.mark.parametrize("window_tokens", [None, 40])
 def test_interleaved_contexts_alternate_from_the_sink_to_the_end_of_the_window(dataset, window_tokens) -> None:
     begins: Counter[int] = Counter()
-    for length, _, context in contexts_drawn(dataset, ROWS, layout=replace(LAYOUT, window_tokens=window_tokens)):
+    for length, context in contexts_drawn(dataset, ROWS, layout=replace(LAYOUT, window_tokens=window_tokens)):
         assert context.end == length
         assert context.starts[0] == context.prefix
         assert context.n_spans.min() >= 1
@@ -350,7 +343,7 @@ def test_segments_and_raw_pieces_of_interleaved_contexts_follow_their_distributi
     """Counted where there is room for the longest, and another segment behind it; lengths of pieces are log-uniform."""
     segments: Counter[int] = Counter()
     pieces: Counter[int] = Counter()
-    for length, _, context in contexts_drawn(dataset, ROWS):
+    for length, context in contexts_drawn(dataset, ROWS):
         ends = context.starts + 8 * context.n_spans
         roomy = length - context.starts[:-1] >= 4 * 8 + 9 + 8 + 3
         segments.update(context.n_spans[:-1][roomy].tolist())
@@ -361,7 +354,7 @@ def test_segments_and_raw_pieces_of_interleaved_contexts_follow_their_distributi
 
 def test_an_interleaved_context_may_be_one_segment_that_leaves_room_for_one_raw_piece(dataset) -> None:
     whole = ROWS.model_copy(update={"segments": SegmentLengths(whole_prefix=1.0)})
-    for length, _, context in contexts_drawn(dataset, whole, items=100):
+    for length, context in contexts_drawn(dataset, whole, items=100):
         (start,), (count,) = context.starts, context.n_spans
         assert 3 <= length - (start + 8 * count) < 9 + 8
 
@@ -369,20 +362,19 @@ def test_an_interleaved_context_may_be_one_segment_that_leaves_room_for_one_raw_
 @pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
 def test_a_share_of_the_interleaved_contexts_is_compact(dataset, share) -> None:
     compact = Counter(
-        int(context.compact) for _, _, context in contexts_drawn(dataset, ROWS.model_copy(update={"compact": share}))
+        int(context.compact) for _, context in contexts_drawn(dataset, ROWS.model_copy(update={"compact": share}))
     )
     assert_proportions(compact, {0: 1 - share, 1: share})
 
 
-def test_other_contexts_leave_those_drawn_before_them_as_they_were(dataset) -> None:
+def test_interleaved_contexts_leave_the_segments_drawn_before_them_as_they_were(dataset) -> None:
     pool = training_pool(dataset)
-    alone, interleaved, all_kinds = (
+    alone, interleaved = (
         as_tuples(sample_batch(pool, LAYOUT, MIXED, PROBABILITIES, *others, seed=1, step=2, items=range(50)))
-        for others in ((), (ROWS,), (ROWS, 1))
+        for others in ((), (ROWS,))
     )
     assert [sample[:5] for sample in interleaved] == alone
-    assert [sample[:7] for sample in all_kinds] == interleaved
-    assert {len(sample) for sample in all_kinds} == {5 + 2 + 1}
+    assert {len(sample) for sample in interleaved} == {5 + 2}
 
 
 def test_windows_too_short_for_a_segment_and_a_raw_piece_are_refused_before_drawing(dataset) -> None:
@@ -398,27 +390,6 @@ def test_windows_too_short_for_a_segment_and_a_raw_piece_are_refused_before_draw
     with pytest.raises(DataError, match=f"{shortest}"):
         check_sampling(pool, LAYOUT, {"code": 1.0}, too_long)
     check_sampling(pool, LAYOUT, {"code": 1.0}, too_long.model_copy(update={"per_window": 0}))
-
-
-def test_repeating_contexts_hold_the_sink_and_a_segment_on_the_grid_of_the_window(dataset) -> None:
-    """Lengths are counted where there is room for all: as those of the single contexts."""
-    counts: Counter[int] = Counter()
-    clipped = 0
-    for length, sample, context in contexts_drawn(dataset, repeating=2, items=3000):
-        (start,), (count,) = context.starts.tolist(), context.n_spans.tolist()
-        assert (context.prefix, context.end, context.repeats) == (4, start + 8 * count, True)
-        assert start >= 4
-        assert start % 8 == sample.phase
-        assert count >= 1
-        assert context.end <= length
-        room = (length - start) // 8
-        if room >= 7:
-            counts[count] += 1
-        elif count not in (1, 2, 5):
-            assert count == room
-            clipped += 1
-    assert_proportions(counts, {1: 0.375, 2: 0.15, 5: 0.225, 7: 0.25})
-    assert clipped > 50
 
 
 def test_raw_pieces_without_a_range_are_refused() -> None:

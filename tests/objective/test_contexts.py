@@ -23,7 +23,6 @@ SINGLE = context(5, [5], [1], 5 + SPAN + 6)
 ROWS = context(4, [4, 4 + 2 * SPAN + 3], [2, 1], 4 + 3 * SPAN + 3 + 9)
 COMPACT = dataclasses.replace(ROWS, compact=True)
 WHOLE = context(2, [2], [6], 56)
-REPEATING = [context(4, [12], [2], 12 + 2 * SPAN, repeats=True), context(3, [30], [1], 38, repeats=True)]
 
 
 def tokens() -> torch.Tensor:
@@ -47,16 +46,6 @@ def test_slots_positions_and_targets_by_hand():
     assert packed.positions.tolist() == [[3, 4, 5, 6, 7, 8], [6, 7, 8, 9, 10, 11]]
 
 
-def test_what_repeats_is_gists_cues_and_the_segment_itself():
-    rows = [(0, context(2, [5], [2], 11, repeats=True)), (1, context(2, [4], [1], 7, repeats=True))]
-    packed = pack_contexts(torch.zeros(2, 20, dtype=torch.long), rows, span_tokens=3, positions="end", cue_vectors=2)
-    # Gists are 0 and 1, and 2; the cue vectors come behind all of them.
-    assert packed.slots.tolist() == [[-1, -2, -4, -5, 5, 6, 7, 8, 9], [-3, -4, -5, 4, 5, 0, 0, 0, 0]]
-    assert packed.targets.tolist() == [[-1, -1, -1, 5, 6, 7, 8, 9, 10], [-1, -1, 4, 5, 6, -1, -1, -1, -1]]
-    assert packed.positions[0].tolist() == list(range(2, 11))
-    assert [(sample.targets(3), sample.vectors(3)) for _, sample in rows] == [(6, 9 - 2), (3, 5 - 2)]
-
-
 def plain_hidden(teacher, packed: ContextBatch, vectors: torch.Tensor) -> torch.Tensor:
     """The states that predict the targets, from one forward of transformers over each whole context."""
     states = []
@@ -70,14 +59,13 @@ def plain_hidden(teacher, packed: ContextBatch, vectors: torch.Tensor) -> torch.
     return torch.cat(states)
 
 
-@pytest.mark.parametrize("samples", [[SINGLE, ROWS, COMPACT, WHOLE], REPEATING], ids=["continuing", "repeating"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_packed_contexts_equal_a_forward_of_each(family, samples):
+def test_packed_contexts_equal_a_forward_of_each(family):
     """Values and gradients, in float64, with contexts of both windows and of all lengths in one pass."""
     teacher = tiny_teacher(family)
-    rows = [(number % 2, sample) for number, sample in enumerate(samples)]
-    packed = pack_contexts(tokens(), rows, span_tokens=SPAN, positions="end", cue_vectors=2)
-    count = len(packed.gist_starts) + 2 * packed.repeats
+    rows = [(number % 2, sample) for number, sample in enumerate([SINGLE, ROWS, COMPACT, WHOLE])]
+    packed = pack_contexts(tokens(), rows, span_tokens=SPAN, positions="end")
+    count = len(packed.gist_starts)
     results = []
     for read in (lambda v: contexts_hidden(teacher, teacher.prefill(tokens()), packed, v), None):
         vectors = torch.randn(
@@ -111,15 +99,8 @@ def test_spans_replaced_by_nothing_new_predict_as_before():
         context(4, [4, 11], [1, 1], 40),
         context(4, [4], [1], 12),
         context(4, [4], [0], 12),
-        context(4, [4], [1], 13, repeats=True),
-        context(4, [4, 12], [1, 1], 20, repeats=True),
     ],
 )
 def test_a_context_that_is_not_one_is_refused(broken):
     with pytest.raises(DataError, match="context"):
         pack_contexts(tokens(), [(0, broken)], span_tokens=SPAN, positions="end")
-
-
-def test_a_batch_is_of_one_kind():
-    with pytest.raises(DataError, match="one kind"):
-        pack_contexts(tokens(), [(0, SINGLE), (0, REPEATING[0])], span_tokens=SPAN, positions="end")

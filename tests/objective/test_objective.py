@@ -3,11 +3,9 @@
 import dataclasses
 from itertools import pairwise
 
-import numpy as np
 import pytest
 import torch
 
-from gistnet.data.sampling import ContextSample
 from gistnet.errors import ConfigError
 from gistnet.model.config import GistNetConfig
 from gistnet.model.encoder import SpanEncoder
@@ -16,10 +14,8 @@ from gistnet.model.layers import Dropout
 from gistnet.model.teacher import Teacher
 from gistnet.objective.branches import SegmentBatch, gist_replacements
 from gistnet.objective.config import ObjectiveConfig
-from gistnet.objective.contexts import pack_contexts
 from gistnet.objective.losses import ContextLosses, context_losses, contrastive_loss, token_losses
 from gistnet.objective.reference import (
-    _plain_forward,
     reference_original_hidden,
     reference_replaced_hidden,
 )
@@ -38,17 +34,13 @@ def teacher() -> Teacher:
 CONFIG = GistNetConfig(architecture="bottleneck", width=16, heads=2)
 
 
-def woken(teacher: Teacher, cue_vectors: int = 0) -> GistNet:
+@pytest.fixture
+def gistnet(teacher) -> GistNet:
     """Untrained but for W_out, so that everything inside matters and has a gradient."""
-    network = GistNet.build(CONFIG.model_copy(update={"cue_vectors": cue_vectors}), teacher, SPAN)
+    network = GistNet.build(CONFIG, teacher, SPAN)
     torch.manual_seed(4)
     torch.nn.init.normal_(network.w_out.weight, std=0.3)
     return network
-
-
-@pytest.fixture
-def gistnet(teacher) -> GistNet:
-    return woken(teacher)
 
 
 def make_segments(gists: int | torch.Tensor = 1, horizon: int = HORIZON) -> SegmentBatch:
@@ -99,7 +91,7 @@ def test_totals_are_means_over_the_horizon_of_what_the_loss_names(teacher, gistn
         torch.testing.assert_close(result.total, total, rtol=1e-9, atol=1e-10)
         torch.testing.assert_close(result.kl, kl, rtol=1e-9, atol=1e-10)
         torch.testing.assert_close(result.delta_nll, delta, rtol=1e-9, atol=1e-10)
-        assert [part.requires_grad for part in result] == [True] + 5 * [False]
+        assert [part.requires_grad for part in result] == [True] + 4 * [False]
 
 
 def test_the_gradient_of_delta_nll_is_that_of_plain_cross_entropy(teacher, gistnet):
@@ -180,42 +172,9 @@ def test_terms_without_weight_are_not_computed(teacher, gistnet):
     plain = losses_of(teacher, gistnet, make_segments())
     with_neighbours = losses_of(teacher, gistnet, make_segments(), contrastive_weight=0.1)
     assert encoded_spans == [4, 8]
-    assert plain.contrastive.abs().max() == plain.reconstruction.abs().max() == 0
+    assert plain.contrastive.abs().max() == 0
     torch.testing.assert_close(plain.total, plain.kl)
     torch.testing.assert_close(with_neighbours.kl, plain.kl)
-
-
-@pytest.mark.parametrize("cues", [0, 3])
-def test_reconstruction_is_the_cross_entropy_of_a_segment_behind_first_tokens_gists_and_cues(teacher, cues):
-    """One whole forward per context, numbered without gaps; contexts of four lengths and two prefixes in one pass."""
-    network, segments = woken(teacher, cues), make_segments(MIXED)
-    gists = SpanEncoder(teacher, network).encode(segments.replaced).double()
-    samples, rows = [], []
-    columns = (segments.windows.tolist(), segments.starts.tolist(), segments.counts.tolist())
-    for branch, (window, start, k) in enumerate(zip(*columns, strict=True)):
-        prefix, end = min(start, 4), start + k * SPAN
-        samples.append((window, ContextSample(prefix, np.array([start]), np.array([k]), end, repeats=True)))
-        tokens = segments.tokens[window]
-        vectors = [
-            teacher.embed(tokens[:prefix]),
-            gists[branch, :k],
-            network.cue_vectors,
-            teacher.embed(tokens[start:end]),
-        ]
-        context = torch.cat(vectors)
-        hidden = _plain_forward(teacher, context, torch.arange(len(context)))
-        predicting = teacher.logits(hidden[prefix + k + cues - 1 : -1])
-        rows.append(torch.nn.functional.cross_entropy(predicting, tokens[start:end]))
-    packed = pack_contexts(segments.tokens, samples, span_tokens=SPAN, positions="end", cue_vectors=cues)
-    prefill, config = teacher.prefill(segments.tokens), ObjectiveConfig(reconstruction_weight=0.5)
-    result = context_losses(SpanEncoder(teacher, network), prefill, packed, config)
-    torch.testing.assert_close(result.reconstruction, torch.stack(rows).detach(), rtol=1e-8, atol=1e-9)
-    torch.testing.assert_close(result.total.detach(), 0.5 * result.reconstruction)
-    assert result.kl.abs().max() == result.delta_nll.abs().max() == result.contrastive.abs().max() == 0
-    ours = gradient_of(network, result.total.sum())
-    cue_gradient = network.cues.grad.clone() if cues else torch.ones(1)
-    assert cue_gradient.abs().min() > 1e-6
-    torch.testing.assert_close(ours, 0.5 * gradient_of(network, torch.stack(rows).sum()), rtol=1e-3, atol=1e-5)
 
 
 def test_dropout_depends_on_the_keys_and_on_nothing_else(teacher, gistnet):

@@ -16,12 +16,10 @@ from gistnet.training.checkpoint import latest_checkpoint
 from gistnet.training.recording import Recorder
 from gistnet.training.run import Run, StageRun, TrainState
 
-OTHERS = (
-    "train.interleaved={per_window: 1, raw_tokens: [4, 20], segments: {lengths: {1: 0.5, 3: 0.5}}, compact: 0.5}",
-    "train.repeating_per_window=1",
-    "gistnet.cue_vectors=2",
+INTERLEAVED = (
+    "train.interleaved={per_window: 1, raw_tokens: [4, 20], segments: {lengths: {1: 0.5, 3: 0.5}}, compact: 0.5}"
 )
-"""An interleaved and a repeating context of each window, beside the single ones."""
+"""An interleaved context of each window, beside the single ones."""
 
 
 def run_of(config_file: Path, *settings: str) -> Run:

@@ -26,7 +26,7 @@ from gistnet.training.micro_batch import (
 from gistnet.training.recording import Recorder
 from gistnet.training.run import Run, StageRun, TrainState
 from gistnet.training.trainer import accumulate_gradient, fit, restore, train_step
-from tests.training.runs import OTHERS, assert_same
+from tests.training.runs import INTERLEAVED, assert_same
 from tests.training.test_trainer import stop_after, woken_run
 
 VOCABULARY = 4000
@@ -76,19 +76,15 @@ def test_the_longest_context_holds_its_gists_and_all_but_the_last_predicted_toke
     assert longest_context(stage_of(4, horizon=16, segments=segments), 1024, 32) == (8 + 15, 8 / 23)
     room_for_three = longest_context(stage_of(4, horizon=16, segments=segments), 4 + 3 * 32 + 16, 32)
     assert room_for_three == (3 + 15, 3 / 18)
-    repeating = stage_of(4, horizon=16, segments=segments, repeating_per_window=1)
-    assert longest_context(repeating, 1024, 32, cue_vectors=2) == (8 + 2 + 8 * 32 - 1, 8 / 23)
     # Longest with a single gist and all of the rest raw, fullest of gists with ten of them and four tokens.
     interleaved = {"per_window": 1, "raw_tokens": (4, 9), "segments": {"lengths": {10: 1.0}}}
     assert longest_context(stage_of(4, interleaved=interleaved), 1024, 32) == (1 + 1024 - 4 - 32 - 1, 10 / 13)
 
 
 def test_no_context_that_is_drawn_is_longer_or_fuller_of_gists_than_the_longest(config_file):
-    run = woken_run(config_file, *OTHERS, "train.segments.whole_prefix=0.3", "train.interleaved.segments.longest=5")
+    run = woken_run(config_file, INTERLEAVED, "train.segments.whole_prefix=0.3", "train.interleaved.segments.longest=5")
     (stage,) = run.stages
-    longest = longest_context(
-        Stage(name="only", train=stage.train, objective=stage.objective), 96, 8, len(run.gistnet.cue_vectors)
-    )
+    longest = longest_context(Stage(name="only", train=stage.train, objective=stage.objective), 96, 8)
     samples = [
         sample
         for step in range(50)
@@ -98,17 +94,16 @@ def test_no_context_that_is_drawn_is_longer_or_fuller_of_gists_than_the_longest(
             stage.train.segments,
             stage.train.probabilities,
             stage.train.interleaved,
-            stage.train.repeating_per_window,
             seed=0,
             step=step,
             items=range(4),
         )
     ]
     contexts = [context for sample in samples for context in sample.contexts(stage.layout)]
-    assert len(contexts) == 200 * (3 + 1 + 1)
+    assert len(contexts) == 200 * (3 + 1)
     for context in contexts:
         vectors = context.vectors(8)
-        assert vectors + context.repeats * len(run.gistnet.cue_vectors) <= longest.vectors
+        assert vectors <= longest.vectors
         assert context.n_spans.sum() <= longest.gists_per_vector * vectors
 
 

@@ -64,12 +64,11 @@ def test_vectors_are_counted_with_padding_and_a_context_that_is_longer_goes_by_i
     assert cut(samples, 21, 9) == cut(samples, 11, 9) == [[(0, 10, 1)], [(0, 20, 3)], [(0, 30, 4)]]
 
 
-def test_what_repeats_is_read_apart_and_interleaved_beside_single_ones():
-    """With H = 16 and K = 8 single ones are a gist and 15 tokens long, all others two gists and 15."""
+def test_interleaved_contexts_are_read_beside_single_ones():
+    """With H = 16 and K = 8 single ones are a gist and 15 tokens long, the interleaved one two gists and 15."""
     interleaved = ContextSample(4, np.array([4, 20]), np.array([1, 1]), 36)
-    repeating = ContextSample(4, np.array([40]), np.array([2]), 56, compact=True, repeats=True)
-    samples = [sample([10], [1], repeating, interleaved), sample([30], [1], repeating)]
-    assert cut(samples, 640, 16) == [[(0, 10, 1), (1, 30, 1), (0, 4, 2)], [(0, 40, 2), (1, 40, 2)]]
+    samples = [sample([10], [1], interleaved), sample([30], [1])]
+    assert cut(samples, 640, 16) == [[(0, 10, 1), (1, 30, 1), (0, 4, 2)]]
 
 
 def test_every_window_of_every_step_and_seed_has_a_dropout_key_of_its_own():

@@ -30,7 +30,7 @@ from gistnet.training.trainer import (
     train_step,
     update_after_validation,
 )
-from tests.training.runs import OTHERS, assert_same, records, run_of, stop_after
+from tests.training.runs import INTERLEAVED, assert_same, records, run_of, stop_after
 
 
 def woken_run(config_file: Path, *settings: str) -> Run:
@@ -54,11 +54,11 @@ def weights_of(run: Run) -> dict[str, torch.Tensor]:
 
 
 def test_an_interrupted_and_resumed_run_equals_an_uninterrupted_one(config_file, tmp_path, monkeypatch):
-    """Weights bit for bit and every logged figure, with dropout and accumulation, stopped by SIGTERM in step 4.
+    """Weights bit for bit and every logged figure, with contexts of both kinds, dropout and accumulation.
 
-    With contexts of all kinds, and cue vectors among what is trained.
+    SIGTERM stops it in step 4.
     """
-    settings = ("gistnet.architecture=teacher_lora", "gistnet.teacher_layers=2", *OTHERS)
+    settings = ("gistnet.architecture=teacher_lora", "gistnet.teacher_layers=2", INTERLEAVED)
     before = signal.getsignal(signal.SIGTERM)  # Ray's, where it ran in this process
     whole = run_of(config_file, f"run_folder={tmp_path / 'whole'}", *settings)
     fit(whole)
@@ -68,8 +68,6 @@ def test_an_interrupted_and_resumed_run_equals_an_uninterrupted_one(config_file,
     resumed = run_of(config_file, *settings)
     assert fit(resumed, resume=True).step == 6
     assert_same(weights_of(whole), weights_of(resumed))
-    assert "cues" in weights_of(whole)
-    assert all(record["reconstruction"] > 0 for record in records(whole.folder) if "loss" in record)
     assert records(whole.folder) == records(resumed.folder)
     assert signal.getsignal(signal.SIGTERM) == before
 
@@ -107,9 +105,9 @@ def test_the_teacher_and_its_copy_are_bit_identical_after_training(config_file, 
         (("teacher.gradient_checkpointing=true",), None),
     ],
 )
-@pytest.mark.parametrize("runs", [(), ("train.segments={lengths: {1: 0.5, 2: 0.5}, whole_prefix: 0.5}", *OTHERS)])
+@pytest.mark.parametrize("runs", [(), ("train.segments={lengths: {1: 0.5, 2: 0.5}, whole_prefix: 0.5}", INTERLEAVED)])
 def test_how_a_batch_is_cut_up_does_not_change_its_gradient(config_file, runs, settings, sizes):
-    """Four windows of three segments or of all kinds of contexts: in one batch, two or four, in passes of any size."""
+    """Four windows of three segments or of both kinds of contexts: in one batch, two or four, in passes of any size."""
     gradients = []
     for changes, micro_batch in (((), None), (settings, sizes)):
         run = woken_run(config_file, *runs, *changes)
@@ -138,11 +136,7 @@ def predictions(run: Run, tokens: torch.Tensor, context: ContextSample) -> tuple
             parts.append(encoder.encode(tokens[None, first : first + 8])[0])
             indices.append(first + 4)
         read(range(start + 8 * count, bound))
-    if context.repeats:
-        parts.append(run.gistnet.cue_vectors)
-        indices += [-1] * len(run.gistnet.cue_vectors)
-        read(range(int(context.starts[0]), context.end))
-    positions = torch.arange(len(indices)) if context.compact or context.repeats else torch.tensor(indices)
+    positions = torch.arange(len(indices)) if context.compact else torch.tensor(indices)
     predicting, predicted = zip(*targets, strict=True)
     own = _plain_forward(run.teacher, torch.cat(parts), positions)[list(predicting)]
     with torch.no_grad():
@@ -152,39 +146,33 @@ def predictions(run: Run, tokens: torch.Tensor, context: ContextSample) -> tuple
 
 
 def test_a_step_has_the_gradient_of_the_mean_loss_of_its_predicted_tokens_up_to_a_length(config_file, monkeypatch):
-    """Written out for four windows, of three single contexts, an interleaved and a repeating one each.
+    """Written out for four windows, of three single contexts and an interleaved one each.
 
     Then the same with half the gradient's length as the limit.
     """
-    settings = ("train.dropout=0.0", "objective.reconstruction_weight=0.5", *OTHERS)
+    settings = ("train.dropout=0.0", INTERLEAVED)
     run = woken_run(config_file, *settings)
     (stage,) = run.stages
-    kls, deltas, repeated = [], [], []
+    kls, deltas = [], []
     for sample in sample_batch(
-        run.pool, stage.layout, stage.train.segments, stage.train.probabilities, stage.train.interleaved, 1,
+        run.pool, stage.layout, stage.train.segments, stage.train.probabilities, stage.train.interleaved,
         seed=run.seed, step=0, items=range(4),
     ):  # fmt: skip
         tokens = torch.from_numpy(run.dataset.read(sample.window)).long()
         contexts = list(sample.contexts(stage.layout))
-        assert [context.repeats for context in contexts] == [False] * 4 + [True]
+        assert len(contexts) == 4
         for context in contexts:
             original, own, targets = predictions(run, tokens, context)
             nll = torch.nn.functional.cross_entropy(own, tokens[targets], reduction="none")
-            if context.repeats:
-                assert targets == list(range(int(context.starts[0]), context.end))
-                repeated.append(nll)
-                continue
             log_p, log_q = original.log_softmax(-1), own.log_softmax(-1)
             kls.append((log_p.exp() * (log_p - log_q)).sum(-1))
             deltas.append(nll - torch.nn.functional.cross_entropy(original, tokens[targets], reduction="none"))
-    kl, delta, reconstruction = map(torch.cat, (kls, deltas, repeated))
+    kl, delta = torch.cat(kls), torch.cat(deltas)
     assert len({len(of_context) for of_context in kls}) > 2
-    loss = (kl.sum() + 0.5 * reconstruction.sum()) / (len(kl) + len(reconstruction))
-    loss.backward()
+    kl.mean().backward()
     expected = gradient_in(run)
-    assert expected["cues"].abs().min() > 0
     norm = float(torch.cat([gradient.flatten() for gradient in expected.values()]).norm())
-    means = {"loss": loss, "kl": kl.mean(), "delta_nll": delta.mean(), "reconstruction": reconstruction.mean()}
+    means = {"loss": kl.mean(), "kl": kl.mean(), "delta_nll": delta.mean()}
     for limit, share in ((1e9, 1.0), (norm / 2, 0.5)):
         monkeypatch.setattr(trainer, "GRADIENT_CLIP", limit)
         again = woken_run(config_file, *settings)

@@ -69,7 +69,6 @@ class ContextSample:
         n_spans: int64 [segments], consecutive spans that each replaces (k).
         end: the window's token behind its last one. Raw tokens follow each segment, up to the next or to here.
         compact: True if its positions have no gaps; otherwise they follow `ObjectiveConfig.positions`.
-        repeats: True if the tokens of its only segment follow its gists once more (reconstruction).
     """
 
     prefix: int
@@ -77,12 +76,10 @@ class ContextSample:
     n_spans: NDArray[np.int64]
     end: int
     compact: bool = False
-    repeats: bool = False
 
     def targets(self, tokens_per_gist: int) -> int:
-        """Number of tokens that are predicted: the raw ones behind the first gist, or those repeated."""
-        replaced = int(self.n_spans.sum()) * tokens_per_gist
-        return replaced if self.repeats else self.end - int(self.starts[0]) - replaced
+        """Number of tokens that are predicted: the raw ones behind the first gist."""
+        return self.end - int(self.starts[0]) - int(self.n_spans.sum()) * tokens_per_gist
 
     def vectors(self, tokens_per_gist: int) -> int:
         """Vectors behind the prefix: gists, and the tokens that are predicted but the last."""
@@ -96,7 +93,7 @@ class WindowSample:
     `starts` and `n_spans` are int64 [branches], branches <= segments_per_window, in the order of their horizons: the
     first token replaced, and how many consecutive spans are replaced from there (k). All starts are `phase` plus a
     multiple of K, so that the spans of a segment and their neighbours share one grid, and spans of a higher level the
-    gists below them. `others` are the window's interleaved and repeating contexts.
+    gists below them. `others` are the window's interleaved contexts.
     """
 
     item: int
@@ -191,7 +188,6 @@ def sample_window(
     segments: SegmentLengths,
     probabilities: Probabilities,
     interleaved: InterleavedConfig = _NONE,
-    repeating: int = 0,
     *,
     seed: int,
     step: int,
@@ -202,8 +198,7 @@ def sample_window(
     The domain is drawn by its probability, the source by its weight, the window uniformly, a phase uniformly among
     those with an eligible start, and `segments_per_window` of its eligible starts (or all) without replacement. Each
     span drawn is the last of a segment; how many before it are replaced as well is drawn behind that, so that the
-    horizons do not depend on `segments`. The interleaved contexts come last, and then as many that repeat a segment as
-    `repeating` says, whose lengths are drawn from `segments`, too.
+    horizons do not depend on `segments`. The interleaved contexts come last.
 
     Raises:
         ConfigError, DataError: as `check_sampling`, for the window that is drawn.
@@ -221,10 +216,9 @@ def sample_window(
     last = np.sort(random.choice(starts, size=min(layout.segments_per_window, len(starts)), replace=False))
     room = (last - starts[0]) // layout.tokens_per_gist + 1
     n_spans = np.minimum(_draw_counts(random, segments, len(last)), room)
-    others = [_draw_interleaved(random, length, layout, interleaved) for _ in range(interleaved.per_window)]
-    others += [_draw_repeating(random, length, starts, layout, segments) for _ in range(repeating)]
+    others = tuple(_draw_interleaved(random, length, layout, interleaved) for _ in range(interleaved.per_window))
     first = last - (n_spans - 1) * layout.tokens_per_gist
-    return WindowSample(item, int(source.windows[index]), phase, first, n_spans, tuple(others))
+    return WindowSample(item, int(source.windows[index]), phase, first, n_spans, others)
 
 
 def sample_batch(
@@ -233,7 +227,6 @@ def sample_batch(
     segments: SegmentLengths,
     probabilities: Probabilities,
     interleaved: InterleavedConfig = _NONE,
-    repeating: int = 0,
     *,
     seed: int,
     step: int,
@@ -241,7 +234,7 @@ def sample_batch(
 ) -> list[WindowSample]:
     """Draw the given items of a step's global batch: all of them, or one rank's slice."""
     return [
-        sample_window(pool, layout, segments, probabilities, interleaved, repeating, seed=seed, step=step, item=item)
+        sample_window(pool, layout, segments, probabilities, interleaved, seed=seed, step=step, item=item)
         for item in items
     ]
 
@@ -366,17 +359,6 @@ def _draw_interleaved(
         start += count * span + raw
     compact = bool(random.random() < config.compact)
     return ContextSample(prefix, np.array(starts), np.array(n_spans), length, compact)
-
-
-def _draw_repeating(
-    random: np.random.Generator, length: int, starts: NDArray[np.int64], layout: SpanLayout, segments: SegmentLengths
-) -> ContextSample:
-    """A context of the sink and one segment, whose tokens are repeated."""
-    count = int(_draw_counts(random, segments, 1)[0])
-    first = int(random.choice(starts))
-    count = min(count, (length - first) // layout.tokens_per_gist)
-    end = first + count * layout.tokens_per_gist
-    return ContextSample(layout.sink_tokens, np.array([first]), np.array([count]), end, compact=True, repeats=True)
 
 
 def _draw(random: np.random.Generator, weights: Sequence[float]) -> int:

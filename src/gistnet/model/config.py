@@ -59,9 +59,6 @@ class GistNetConfig(Section):
     anchor: Literal["token", "state"] | None = None
     """Gist before training. token: the span's last vector; state: the direction of the last token's state
     behind the layers that `teacher_lora` copies, as long as a token's embedding. None: state where there is one."""
-    cue_vectors: int = Field(default=0, ge=0)
-    """Learned input vectors that tell the teacher to repeat what the gists before them stand for
-    (`train.repeating_per_window`); used in training alone."""
     gist_scale: float | None = Field(default=None, gt=0)
     """Gists are made so many times as long as token embeddings. The layers of a teacher add little to a long vector, so
     that it reaches the later ones nearly as it was (docs/ablations.md). None: 100 with the anchor `state`, else 1."""

@@ -168,9 +168,6 @@ class GistNet(nn.Module):
         nn.init.zeros_(self.w_out.weight)
         self.gain = nn.Parameter(torch.tensor(1.0))
         self.register_buffer("embedding_norm", teacher.embedding_norm(), persistent=False)
-        cues = torch.randn(config.cue_vectors * self.dim).to(teacher.device) * (self.embedding_norm / self.dim**0.5)
-        # One dimension, as for the slots: no matrix that an optimiser would make orthogonal.
-        self.cues = nn.Parameter(cues) if config.cue_vectors else None
 
         dropouts = (module for module in self.modules() if isinstance(module, StatelessDropout))
         for salt, module in enumerate(dropouts):
@@ -212,11 +209,6 @@ class GistNet(nn.Module):
     def levels(self) -> tuple["GistNet", ...]:
         """The GistNets of all levels, from level 0 to this one."""
         return (self,) if self.below is None else (*self.below.levels, self)
-
-    @property
-    def cue_vectors(self) -> Tensor:
-        """Input vectors that ask the teacher to repeat what the gists before them stand for, `[cues, dim]`."""
-        return self.gain.new_zeros(0, self.dim) if self.cues is None else self.cues.view(-1, self.dim)
 
     @property
     def hidden_state_layer(self) -> int | None:

@@ -155,7 +155,7 @@ def replaced_hidden(
         read: the pass over the windows that the segments are cut from.
         segments: what is replaced.
         replacements: what takes its place.
-        tokens: `[branches, H]`, what follows; None is the horizon. (Reconstruction lets the span itself follow.)
+        tokens: `[branches, H]`, what follows; None is the horizon.
     """
     following = segments.targets if tokens is None else tokens
     hidden = read.hidden[segments.windows, segments.starts - 1][:, None]

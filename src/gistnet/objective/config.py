@@ -21,6 +21,3 @@ class ObjectiveConfig(Section):
     """λ, the weight of the hinge that keeps gists of consecutive spans apart."""
     contrastive_margin: float = Field(default=0.2, ge=0, le=2)
     """The cosine distance at which that hinge is content."""
-    reconstruction_weight: float = Field(default=1.0, gt=0)
-    """Weight of a token that is repeated, by its cross-entropy, beside one that is predicted
-    (`train.repeating_per_window`)."""

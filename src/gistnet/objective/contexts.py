@@ -1,8 +1,8 @@
 """Training contexts: windows in which gists replace segments and the rest stays raw, packed for one pass.
 
 A context keeps the first tokens of its window, whose keys and values the prefill has made. Behind them it holds
-vectors slot by slot: gists, raw tokens and, where a segment is to be repeated, cue vectors. The slot before a raw token
-predicts it, so that every raw token behind the first gist is compared with what the original context predicts.
+vectors slot by slot: gists and raw tokens. The slot before a raw token predicts it, so that every raw token behind the
+first gist is compared with what the original context predicts.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ from gistnet.positions import Positions
 
 @dataclass(frozen=True)
 class ContextBatch:
-    """Contexts of the windows of a batch, padded at their ends to the longest; all of them repeat, or none does.
+    """Contexts of the windows of a batch, padded at their ends to the longest.
 
     Attributes:
         tokens: `[windows, tokens]`, token ids.
@@ -33,11 +33,9 @@ class ContextBatch:
         ends: `[contexts]`, the window's token behind the last one of each context.
         gist_starts: `[gists]`, the first token that each gist replaces; those of a context follow each other.
         gist_contexts: `[gists]`, the context of each gist.
-        slots: `[contexts, length]`, the index of a slot's token in the window; -1 - n for gist n, and behind all gists
-            for the cue vectors.
+        slots: `[contexts, length]`, the index of a slot's token in the window, or -1 - n for gist n.
         positions: `[contexts, length]`, increasing along a context.
         targets: `[contexts, length]`, the index of the token that a slot predicts; -1 where it predicts none.
-        repeats: True if the targets are the replaced tokens themselves (reconstruction).
     """
 
     tokens: Tensor
@@ -50,7 +48,6 @@ class ContextBatch:
     slots: Tensor
     positions: Tensor
     targets: Tensor
-    repeats: bool
 
     @property
     def gist_windows(self) -> Tensor:
@@ -73,12 +70,7 @@ class ContextBatch:
 
 
 def pack_contexts(
-    tokens: Tensor,
-    contexts: Sequence[tuple[int, ContextSample]],
-    *,
-    span_tokens: int,
-    positions: Positions,
-    cue_vectors: int = 0,
+    tokens: Tensor, contexts: Sequence[tuple[int, ContextSample]], *, span_tokens: int, positions: Positions
 ) -> ContextBatch:
     """Lay contexts out slot by slot.
 
@@ -87,19 +79,14 @@ def pack_contexts(
         contexts: the window's row, and the context.
         span_tokens: how many tokens one gist stands for.
         positions: policy of the contexts that are not `compact`.
-        cue_vectors: how many cue vectors stand between gists and what is repeated.
 
     Raises:
         DataError: a context does not fit into its window, nothing precedes its first gist or follows its last, or
-            segments overlap; or some contexts repeat and others do not.
+            segments overlap.
     """
-    repeats = contexts[0][1].repeats
-    if any(context.repeats != repeats for _, context in contexts):
-        raise DataError("Got contexts that repeat beside others that do not, expected a batch of one kind.")
     counts = [_checked(context, tokens.shape[1], span_tokens).n_spans.sum() for _, context in contexts]
-    cues = sum(counts) + np.arange(cue_vectors)
     laid_out = [
-        _laid_out(context, span_tokens, "compact" if context.compact else positions, first, cues)
+        _laid_out(context, span_tokens, "compact" if context.compact else positions, first)
         for (_, context), first in zip(contexts, np.cumsum([0, *counts[:-1]]), strict=True)
     ]
     gist_starts = [
@@ -132,7 +119,6 @@ def pack_contexts(
         # Positions go on through the padding: what has a later position is not seen.
         positions=torch.where(padding > 0, last + padding, placed),
         targets=following.clamp(min=-1).masked_fill(padding > 0, -1),
-        repeats=repeats,
     )
 
 
@@ -143,7 +129,7 @@ def contexts_hidden(teacher: Teacher, prefill: PrefillOutput, contexts: ContextB
         teacher: the frozen language model; gradient flows through it into `vectors`.
         prefill: the pass over the windows.
         contexts: what is read behind them.
-        vectors: `[gists + cue vectors, dim]`.
+        vectors: `[gists, dim]`.
     """
     is_vector = contexts.slots < 0
     read = teacher.embed(contexts.tokens[contexts.windows[:, None], contexts.slots.clamp(min=0)])
@@ -170,19 +156,19 @@ def _checked(context: ContextSample, window_tokens: int, span_tokens: int) -> Co
         and 1 <= context.prefix <= context.starts[0]
         and context.n_spans.min() >= 1
         and context.end <= window_tokens
-        and bool((ends == bounds).all() and len(ends) == 1 if context.repeats else (ends < bounds).all())
+        and bool((ends < bounds).all())
     )
     if not sound:
         raise DataError(
             f"A context of a window of {window_tokens} tokens must keep a first token, replace spans behind it one "
-            f"after the other, with a token behind each segment, and end in the window; one that repeats has a single "
-            f"segment and nothing behind it. Got {context} with {span_tokens} tokens a gist."
+            f"after the other, with a token behind each segment, and end in the window; got {context} with "
+            f"{span_tokens} tokens a gist."
         )
     return context
 
 
 def _laid_out(
-    context: ContextSample, span_tokens: int, policy: Positions, first_gist: int, cues: NDArray[np.int64]
+    context: ContextSample, span_tokens: int, policy: Positions, first_gist: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Slots behind the prefix and their positions, as in `ContextBatch`, with the last token at the end."""
     slots, positions = [], []
@@ -193,9 +179,7 @@ def _laid_out(
         slots += [-1 - first_gist - order, raw]
         positions += [start + order * span_tokens + (span_tokens // 2 if policy == "center" else span_tokens - 1), raw]
         first_gist += count
-    if context.repeats:
-        slots += [-1 - cues, np.arange(context.starts[0], context.end)]
     laid_out = np.concatenate(slots)
-    if policy == "compact" or context.repeats:
+    if policy == "compact":
         return laid_out, context.prefix + np.arange(len(laid_out))
     return laid_out, np.concatenate(positions)

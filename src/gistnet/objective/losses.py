@@ -25,18 +25,16 @@ DIFFERENTIATED = {"kl": ("kl",), "delta_nll": ("nll_replaced",), "mixed": ("kl",
 
 
 class ContextLosses(NamedTuple):
-    """Per context, each `[contexts]`; only `total` carries gradient. What a kind of context does not have is zero."""
+    """Per context, each `[contexts]`; only `total` carries gradient."""
 
     total: Tensor
     """Loss that is minimised, in nats per predicted token plus the weighted hinge."""
     kl: Tensor
-    """KL of the predictions, nats per token, all tokens alike; where nothing is repeated."""
+    """KL of the predictions, nats per token, all tokens alike."""
     delta_nll: Tensor
-    """ΔNLL, nats per token, all tokens alike; where nothing is repeated."""
+    """ΔNLL, nats per token, all tokens alike."""
     contrastive: Tensor
     """The unweighted hinge, cosine distance; zero where its weight is."""
-    reconstruction: Tensor
-    """Cross-entropy of repeated tokens, nats per token; where the context repeats."""
     gist_norm: Tensor
     """Mean length of the context's gists."""
 
@@ -84,7 +82,7 @@ def context_losses(
     dropout_rate: float = 0.0,
     dropout_keys: Tensor | None = None,
 ) -> ContextLosses:
-    """Losses of training contexts (spec, Training Objectives): distillation or reconstruction, and the hinge beside it.
+    """Losses of training contexts (spec, Training Objectives): distillation, and the hinge beside it.
 
     Args:
         encoder: makes the gists; gradient flows into its GistNet.
@@ -114,31 +112,23 @@ def context_losses(
         dropout_keys=dropout_keys,
     )
     gists, neighbours = encoded[: len(starts)], encoded[len(starts) :]
-    vectors = torch.cat([gists, encoder.gistnet.cue_vectors]) if contexts.repeats else gists
-    hidden = contexts_hidden(teacher, prefill, contexts, vectors)[None]
+    losses = token_losses(
+        teacher,
+        contexts.original_hidden(prefill)[None],
+        contexts_hidden(teacher, prefill, contexts, gists)[None],
+        contexts.target_tokens[None],
+        differentiate=DIFFERENTIATED[config.loss],
+    )
     of_target = contexts.target_contexts
-    nothing = torch.zeros(count, device=hidden.device)
-    kl = delta_nll = reconstruction = contrastive = nothing
-    if contexts.repeats:
-        nll = token_nll(teacher, hidden, contexts.target_tokens[None])[0]
-        reconstruction = _means(nll, of_target, count)
-        total = config.reconstruction_weight * reconstruction
-    else:
-        losses = token_losses(
-            teacher,
-            contexts.original_hidden(prefill)[None],
-            hidden,
-            contexts.target_tokens[None],
-            differentiate=DIFFERENTIATED[config.loss],
-        )
-        kl, delta_nll = _means(losses.kl[0], of_target, count), _means(losses.delta_nll[0], of_target, count)
-        total = {"kl": kl, "delta_nll": delta_nll, "mixed": 0.5 * kl + 0.5 * delta_nll}[config.loss]
+    kl, delta_nll = _means(losses.kl[0], of_target, count), _means(losses.delta_nll[0], of_target, count)
+    total = {"kl": kl, "delta_nll": delta_nll, "mixed": 0.5 * kl + 0.5 * delta_nll}[config.loss]
+    contrastive = torch.zeros(count, device=kl.device)
     if config.contrastive_weight > 0:
         hinges = contrastive_loss(gists[has_next], neighbours, config.contrastive_margin)
         contrastive = _means(hinges, of_context[has_next], count)
         total = total + config.contrastive_weight * contrastive
     norms = _means(gists.detach().norm(dim=-1), of_context, count)
-    return ContextLosses(total, kl.detach(), delta_nll.detach(), contrastive.detach(), reconstruction.detach(), norms)
+    return ContextLosses(total, kl.detach(), delta_nll.detach(), contrastive.detach(), norms)
 
 
 def _means(values: Tensor, groups: Tensor, count: int) -> Tensor:
@@ -221,11 +211,6 @@ def default_chunk_tokens(device_type: str) -> int:
 
 def token_nll(teacher: Teacher, hidden: Tensor, targets: Tensor, *, chunk_tokens: int | None = None) -> Tensor:
     """Negative log-likelihood of `targets` `[branches, n]` given hidden states `[branches, n, dim]`, in nats."""
-    if hidden.requires_grad and torch.is_grad_enabled():
-        losses = token_losses(
-            teacher, hidden.detach(), hidden, targets, differentiate=("nll_replaced",), chunk_tokens=chunk_tokens
-        )
-        return losses.nll_replaced
     chunk_tokens = chunk_tokens or default_chunk_tokens(hidden.device.type)
     chunks = zip(hidden.flatten(0, 1).split(chunk_tokens), targets.flatten().split(chunk_tokens), strict=True)
     nll = [-_log_softmax(teacher.logits(states)).gather(1, column[:, None])[:, 0] for states, column in chunks]

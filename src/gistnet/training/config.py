@@ -92,9 +92,6 @@ class TrainConfig(Section):
     """Segments drawn from each window, each of which is replaced in a context of its own."""
     segments: SegmentLengths = SegmentLengths()
     interleaved: InterleavedConfig = InterleavedConfig()
-    repeating_per_window: int = Field(default=0, ge=0)
-    """Segments of each window whose tokens the teacher is to repeat from the sink, their gists and the cue vectors of
-    GistNet alone (reconstruction); their lengths are drawn like those of the others."""
     level: int = Field(default=0, ge=0)
     """The level of gists that the stage trains; those above it are left alone."""
     train_below: bool = False

@@ -116,7 +116,7 @@ class LongestContext(NamedTuple):
     """Largest share of gists among the vectors of a context."""
 
 
-def longest_context(stage: Stage, window_tokens: int, tokens_per_gist: int, cue_vectors: int = 0) -> LongestContext:
+def longest_context(stage: Stage, window_tokens: int, tokens_per_gist: int) -> LongestContext:
     """Longest context of a stage, and how many gists its contexts may hold for each vector."""
     train, horizon = stage.train, stage.objective.horizon_tokens
 
@@ -125,9 +125,6 @@ def longest_context(stage: Stage, window_tokens: int, tokens_per_gist: int, cue_
 
     spans = min(train.segments.most, most_spans(horizon))
     contexts = [(spans, spans + horizon - 1)]
-    if train.repeating_per_window:
-        spans = min(train.segments.most, most_spans(0))
-        contexts.append((spans, spans + cue_vectors + spans * tokens_per_gist - 1))
     if train.interleaved.per_window:
         # Longest with one gist, where the rest of the window is raw; fullest of gists with the shortest raw piece.
         shortest = train.interleaved.raw_tokens[0]
@@ -161,7 +158,7 @@ def estimated_bytes(
     layer_bytes = _saved_bytes_per_layer(teacher)
     state_bytes = teacher.hidden_size * teacher.dtype.itemsize
     trained = gistnet.levels[stage.train.level]
-    longest = longest_context(stage, window_tokens, trained.tokens_per_gist, len(trained.cue_vectors))
+    longest = longest_context(stage, window_tokens, trained.tokens_per_gist)
     vectors = min(max(sizes.vectors, longest.vectors), sizes.windows * _vectors_of_window(stage, longest))
     of_vector = layer_bytes + teacher.n_layers * (state_bytes if recompute else layer_bytes)
     # A layer with adapters saves each map's input besides, in float32.
@@ -184,8 +181,7 @@ def estimated_bytes(
 
 def _vectors_of_window(stage: Stage, longest: LongestContext) -> int:
     """No fewer vectors than all contexts of a window have together."""
-    train = stage.train
-    return longest.vectors * (train.segments_per_window + train.interleaved.per_window + train.repeating_per_window)
+    return longest.vectors * (stage.train.segments_per_window + stage.train.interleaved.per_window)
 
 
 def _saved_bytes_per_layer(teacher: Teacher) -> int:

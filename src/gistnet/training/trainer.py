@@ -209,12 +209,13 @@ class BatchSums:
     """Sums over a step's batches, beside their gradient.
 
     Attributes:
-        losses: sums over the predicted tokens of this process, float64 `[2, fields]`: of each of `ContextLosses`'
-            fields, and how many tokens they are taken over.
+        losses: of each of `ContextLosses`' fields over the predicted tokens of this process, float64 `[fields]`.
+        targets: predicted tokens of all processes.
         spans: replaced in the contexts of all processes.
     """
 
     losses: Tensor
+    targets: int
     spans: int
 
 
@@ -245,7 +246,6 @@ def add_up_gradient(run: Run, stage: StageRun, state: TrainState, optimiser: Opt
             train.segments,
             train.probabilities,
             train.interleaved,
-            train.repeating_per_window,
             seed=run.seed,
             step=state.step,
             items=items,
@@ -258,7 +258,7 @@ def add_up_gradient(run: Run, stage: StageRun, state: TrainState, optimiser: Opt
 
     def accumulate(sizes: MicroBatch) -> Tensor:
         optimiser.zero_grad(set_to_none=False)
-        sums = torch.zeros(2, len(ContextLosses._fields), dtype=torch.float64, device=run.teacher.device)
+        sums = torch.zeros(len(ContextLosses._fields), dtype=torch.float64, device=run.teacher.device)
         for items, samples in zip(batches, everything, strict=True):
             sums += accumulate_gradient(
                 run.teacher,
@@ -275,7 +275,7 @@ def add_up_gradient(run: Run, stage: StageRun, state: TrainState, optimiser: Opt
     # The sizes that fit are kept for later steps, and for a resumed run, which then rounds alike.
     sums, state.micro_batch = run_halving(accumulate, state.micro_batch or stage.micro_batch)
     state.processes = run.processes.count
-    return BatchSums(sums, spans=sum(int(context.n_spans.sum()) for context in contexts))
+    return BatchSums(sums, targets, spans=sum(int(context.n_spans.sum()) for context in contexts))
 
 
 def accumulate_gradient(
@@ -305,7 +305,7 @@ def accumulate_gradient(
         TrainingError: a loss is not finite; names the windows.
     """
     layout, encoder = stage.layout, SpanEncoder(teacher, stage.gistnet)
-    sums = torch.zeros(2, len(ContextLosses._fields), dtype=torch.float64, device=teacher.device)
+    sums = torch.zeros(len(ContextLosses._fields), dtype=torch.float64, device=teacher.device)
     for first in range(0, len(samples), sizes.windows):
         group = samples[first : first + sizes.windows]
         tokens = prefill_tokens(teacher, dataset, group, layout.window_tokens)
@@ -313,11 +313,7 @@ def accumulate_gradient(
         keys = torch.tensor([_dropout_key(*dropout_seed, sample.item) for sample in group], device=teacher.device)
         for together in context_micro_batches(group, sizes.vectors, layout):
             contexts = pack_contexts(
-                tokens,
-                together,
-                span_tokens=layout.tokens_per_gist,
-                positions=objective.positions,
-                cue_vectors=len(stage.gistnet.cue_vectors),
+                tokens, together, span_tokens=layout.tokens_per_gist, positions=objective.positions
             )
             losses = context_losses(
                 encoder,
@@ -334,17 +330,9 @@ def accumulate_gradient(
                 raise TrainingError(f"The loss is not finite (documents: {', '.join(where)})")
             n_targets = torch.bincount(contexts.target_contexts, minlength=len(together))
             ((losses.total * n_targets).sum() / targets_in_step).backward()
-            sums += _sums(losses, n_targets, repeats=contexts.repeats)
+            sums += torch.stack([field.detach().double() for field in losses]) @ n_targets.double()
         del prefill, losses  # or they would be held while the next windows are read
     return sums
-
-
-def _sums(losses: ContextLosses, n_targets: Tensor, *, repeats: bool) -> Tensor:
-    """Sums over the predicted tokens of contexts of one kind, as `BatchSums.losses`."""
-    values = torch.stack([field.detach().double() for field in losses])
-    absent = ("kl", "delta_nll") if repeats else ("reconstruction",)
-    counts = [0.0 if name in absent else float(n_targets.sum()) for name in losses._fields]
-    return torch.stack([values @ n_targets.double(), torch.tensor(counts, dtype=torch.float64, device=values.device)])
 
 
 def take_step(run: Run, stage: StageRun, state: TrainState, optimiser: Optimizer, batch: BatchSums) -> dict[str, float]:
@@ -362,10 +350,9 @@ def take_step(run: Run, stage: StageRun, state: TrainState, optimiser: Optimizer
     state.step += 1
     state.stage_step += 1
     state.spans_seen += batch.spans
-    names, (sums, counts) = ("loss", *ContextLosses._fields[1:]), batch.losses.tolist()
-    means = {name: total / count for name, total, count in zip(names, sums, counts, strict=True) if count}
+    names, means = ("loss", *ContextLosses._fields[1:]), (batch.losses / batch.targets).tolist()
     return {
-        **means,
+        **dict(zip(names, means, strict=True)),
         "contrastive_weight": state.contrastive_weight,
         "spans_seen": state.spans_seen,
         "learning_rate": rate,
@@ -406,18 +393,18 @@ def prefill_tokens(
 def context_micro_batches(
     samples: Sequence[WindowSample], vectors_at_once: int, layout: SpanLayout
 ) -> Iterator[list[tuple[int, ContextSample]]]:
-    """Contexts of windows in micro-batches of one kind and of similar length: (row of the window, context) of each."""
+    """Contexts of windows in micro-batches of similar length: (row of the window, context) of each."""
 
     def length(context: ContextSample) -> int:
         return context.vectors(layout.tokens_per_gist)
 
     contexts = [(row, context) for row, sample in enumerate(samples) for context in sample.contexts(layout)]
     together: list[tuple[int, ContextSample]] = []
-    for row, context in sorted(contexts, key=lambda entry: (entry[1].repeats, length(entry[1]))):
+    for row, context in sorted(contexts, key=lambda entry: length(entry[1])):
         if together:
-            (_, first), longest = together[0], length(context)
+            shortest, longest = length(together[0][1]), length(context)
             fits = (len(together) + 1) * longest <= vectors_at_once
-            if not fits or context.repeats != first.repeats or longest > LONGEST_TO_SHORTEST * length(first):
+            if not fits or longest > LONGEST_TO_SHORTEST * shortest:
                 yield together
                 together = []
         together.append((row, context))
