@@ -1,11 +1,12 @@
-"""Plans that fade: recent text behind rows of gists that stand for more and more tokens, beside those of one rate.
+"""Which rate at which budget: gists of 32 tokens, of 8, and plans that fade from one to the other, in prose.
 
     python benchmarks/fading.py [--documents 24] [--skip 20]
 
 What the last tokens of held-out documents of the corpus of configs/release.yaml cost, after contexts of equally many
-vectors, numbered without gaps as `generate` reads them. An eighth of the vectors (or a quarter) are gists of the text
-just before recent text: of 32 tokens, of 8, of 32 and then 8 in equal parts, or two of 1,024 tokens before these. The
-control has the 32-and-8 row of another document. The first 20 documents are those on which the eighth was chosen.
+vectors, numbered without gaps as `generate` reads them. Either an eighth of the vectors are gists of the text just
+before recent text, as in `gistnet.context.select`, in a row no longer than training had: of 32 tokens, of 8, of 32 and
+then 8 in equal parts, or two of 1,024 tokens before these. Or all that is old is gists of one rate, as in `gist_plan`.
+The control has the 32-and-8 row of another document. The first 20 documents are those on which the eighth was chosen.
 
 Results: benchmarks/results/fading.json.
 """
@@ -29,6 +30,7 @@ from gistnet.context.assembly import Context, assemble, read_context
 from gistnet.context.plan import Gists, Plan, Raw
 from gistnet.data.config import SINK_TOKENS
 from gistnet.errors import GistNetError
+from gistnet.evaluation.contexts.equal_budget import gist_plan, with_gists_of
 from gistnet.evaluation.contexts.long_context import LongDocument, long_passages
 from gistnet.evaluation.resampling import bootstrap_over_documents
 from gistnet.files import write_json
@@ -41,7 +43,7 @@ from gistnet.tree.document import InMemoryDocument, compress
 from gistnet.tree.gist_encoder import GistEncoder
 
 COARSE, FINE = "smollm2-135m-gist32", "smollm2-135m-gist8"
-BUDGETS = (8, 16, 32)
+BUDGETS = (4, 8, 16, 32)
 """Tokens of the document for each vector."""
 MIN_TOKENS, MAX_TOKENS, SCORED = 4096, 4608, 256
 HIGHEST = 2
@@ -90,28 +92,23 @@ def contexts(
     after = passage.tokens[-SCORED:-1].tolist()
     for budget in BUDGETS:
         vectors = coarse.n_tokens // budget - SINK_TOKENS
-        eighth, quarter = vectors // 8, vectors // 4
+        eighth = min(vectors // 8, coarse.longest_row, fine.longest_row)
         half = eighth // 2
         rows: dict[str, Row] = {
             BASELINE: [],
             "32": [(coarse, 0, eighth)],
             "8": [(fine, 0, eighth)],
-            "8, a quarter": [(fine, 0, quarter)],
             "32, 8": [(fine, 0, half), (coarse, 0, eighth - half)],
-            "32, 8, a quarter": [(fine, 0, eighth), (coarse, 0, quarter - eighth)],
             "1,024, 32, 8": [(fine, 0, half), (coarse, 0, eighth - half - HIGHEST), (coarse, 1, HIGHEST)],
         }
         for name, row in rows.items():
             yield budget, name, faded(teacher, coarse, row, vectors, after)
-        borrowed = with_gists(fine, others_fine), with_gists(coarse, others_coarse)
+        for name, document in (("all of 32", coarse), ("all of 8", fine)):
+            plan = gist_plan(document.n_tokens, document.branchings, budget, SINK_TOKENS)
+            yield budget, name, assemble(document, plan, teacher, positions="compact", after=after)
+        borrowed = with_gists_of(fine, others_fine), with_gists_of(coarse, others_coarse)
         row = [(borrowed[0], 0, half), (borrowed[1], 0, eighth - half)]
         yield budget, CONTROL, faded(teacher, coarse, row, vectors, after)
-
-
-def with_gists(document: InMemoryDocument, other: InMemoryDocument) -> InMemoryDocument:
-    """A document with another one's gists, again from its beginning where it is shorter."""
-    levels = zip(document.level_gists, other.level_gists, strict=True)
-    return replace(document, level_gists=tuple(np.resize(borrowed, own.shape) for own, borrowed in levels))
 
 
 def faded(teacher: Teacher, document: InMemoryDocument, row: Row, vectors: int, after: Sequence[int]) -> Context:
@@ -119,9 +116,8 @@ def faded(teacher: Teacher, document: InMemoryDocument, row: Row, vectors: int, 
 
     A row that would reach before the document's beginning has fewer gists, and recent text more tokens.
     """
-    end, parts, left = document.n_tokens, [], vectors
-    recent = vectors - sum(count for _, _, count in row)
-    end -= recent
+    parts, left = [], vectors
+    end = document.n_tokens - vectors + sum(count for _, _, count in row)
     for source, level, count in row:
         size = int(np.prod(source.branchings[: level + 1]))
         stop = min(end // size, source.n_gists[level])

@@ -519,6 +519,23 @@ def _signed(value: float, interval: Sequence[float] | None, digits: int = 2) -> 
     return f"{value:+.{digits}f}{low_to_high}"
 
 
+def fading_table(root: Path) -> str:
+    """NLL after contexts of gists of one rate and of several, below that of as much recent text."""
+    content = _load(root, "fading")
+    if content is None:
+        return _to_measure("fading.py")
+    rows: dict[int, list[str]] = {}
+    for of in content["contexts"]:
+        is_first = of["tokens_per_vector"] not in rows
+        row = rows.setdefault(of["tokens_per_vector"], [f"1/{of['tokens_per_vector']}", f"{of['nll']:.3f}"])
+        if not is_first:
+            row.append(_signed(of["below_recent"], of["interval"], 3))
+    names = list(dict.fromkeys(of["row"] for of in content["contexts"]))[1:]
+    header = ["vectors", "recent text, nats", *names]
+    documents = f"{content['documents']} documents, {content['scored']} scored tokens"
+    return f"{documents}, {device_name(content['machine'])}:\n\n{markdown(header, list(rows.values()))}"
+
+
 def tree_table(root: Path) -> str:
     """Writing, reading and asking trees, small and large."""
     content = _load(root, "tree-cpu")
@@ -668,7 +685,8 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
     "rows": partial(rows_table, RELEASE),
     "release-8": partial(release_tables, RELEASE_OF_8),
     "rows-8": partial(rows_table, RELEASE_OF_8),
-    "long-context-8": partial(long_context_table, RELEASE_OF_8),
+    "rows-context": partial(rows_table, CONTEXT_RELEASE),
+    "fading": fading_table,
     "recall-8": partial(recall_table, f"recall-{RELEASE_OF_8}"),
     "writing": writing_table,
     "writing-samples": writing_samples,
