@@ -66,7 +66,8 @@ RUNS = {
     ),
     "gist32-context": (
         *("start_from=smollm2-135m-gist32-context", "levels=[32]", "gistnet.reads=context"),
-        *("gistnet.teacher_layers=20", "gistnet.gist_scale=120"),
+        *("gistnet.teacher_layers=20", "gistnet.gist_scale=120", "stages.narrative.train.steps=90"),
+        *("stages.structured.train.steps=15", "stages.mixed.train.steps=12"),
     ),
 }
 """Runs by name, and the changes to the configuration that make them."""

@@ -393,7 +393,7 @@ def core_table(root: Path) -> str:
     rows += [[said, *(f"{part.baselines[name]:.0%}" for part in alone)] for name, said in free.items()]
     spans = f"{alone[0].n_spans} spans of {alone[0].n_documents} held-out documents"
     theirs = ", ".join(f"{part.baselines['last_token']:.0%}" for part in in_context)
-    if alone[0].baselines != in_context[0].baselines:
+    if any(a.baselines["last_token"] != b.baselines["last_token"] for a, b in zip(alone, in_context, strict=True)):
         spans += f"; in context, {in_context[0].n_spans} others, whose last tokens keep {theirs}"
     return f"{spans}:\n\n{markdown(['read in place of 32 tokens', 'next 32 tokens', '1–8', '9–32'], rows)}"
 
