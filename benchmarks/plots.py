@@ -5,7 +5,7 @@
 
 Each plot is made where its results are: engine-*.json (ratios, and where the time goes), sweep-*.json (cost by windows,
 horizons, spans and passes; memory), compression-*.json, ablations-*.json (curves of each group against spans seen, and
-quality by tokens per gist), and release-progress.jsonl.
+quality by tokens per gist); and learning.svg of the metrics of the releases.
 """
 
 import argparse
@@ -25,6 +25,8 @@ from benchmarks import ablation_results as kept
 from benchmarks.ablation_results import DEFAULT, Comparison, Record, mean_kl, recovered, recovered_interval
 from benchmarks.machine import RESULTS, ROOT
 from gistnet.machine import device_name
+from gistnet.metrics_log import read_metrics
+from gistnet.run_folder import METRICS_FILE
 
 STYLE: dict[str, Any] = {
     "figure.facecolor": "white",
@@ -207,18 +209,27 @@ def _rates(path: Path, content: Comparison, arms: Mapping[int, Sequence[Record]]
     return _finish(figure, left, path, "tokens per gist", "KL@32, nats per token", title)
 
 
-def draw_progress(lines: list[dict[str, Any]], path: Path) -> Path:
-    """Share of KL that 30 gists before 64 raw tokens recover, by the spans that each run of the releases has seen."""
-    figure, axes = _pyplot().subplots(figsize=(8, 4.5), layout="constrained")
-    for colour, run in zip(COLOURS, dict.fromkeys(line["run"] for line in lines), strict=False):
-        seen = [(line["spans_seen"], row) for line in lines if line["run"] == run for row in line["figures"]]
-        rows = [(x, row) for x, row in seen if (row["name"], row["spans_per_segment"]) == ("row_recovered_kl", 30)]
-        points = [(x, row["value"]) for x, row in rows if row["offsets"][0] == 65]
-        axes.plot([x for x, _ in points], [y for _, y in points], color=colour, label=run)
-    axes.legend(frameon=False)
-    return _finish(
-        figure, axes, path, "spans seen", "recovered by 30 gists before 64 tokens", "The releases in training"
-    )
+def draw_learning(runs: Mapping[str, list[dict[str, Any]]], path: Path) -> Path:
+    """Validations of the first stage of each run, narrative text: shares that gists recover, by the spans seen.
+
+    Args:
+        runs: the lines of each run's metrics.jsonl, by its name.
+    """
+    figure, (singles, rows) = _pyplot().subplots(1, 2, figsize=(9, 4), layout="constrained")
+    for colour, (name, lines) in zip(COLOURS, runs.items(), strict=False):
+        validated = [line for line in lines if "validation" in line and line["stage"] == 1]
+        x = [line["spans_seen"] for line in validated]
+        for axes, metric in ((singles, "recovered_kl"), (rows, "row_recovered_kl")):
+            axes.plot(x, [line["validation"].get(metric) for line in validated], color=colour, label=name)
+    ticker = importlib.import_module("matplotlib.ticker")
+    for axes, title in ((singles, "one gist"), (rows, "30 gists before 64 tokens")):
+        axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
+        axes.set_xlabel("spans seen")
+        axes.set_title(title, loc="left", fontsize=12)
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+        axes.yaxis.set_major_formatter(ticker.PercentFormatter(1.0))
+    rows.legend(frameon=False)
+    return _finish(figure, singles, path, "spans seen", "share of KL recovered", "one gist")
 
 
 # All of them ----------------------------------------------------------------------------------------------------------
@@ -250,8 +261,8 @@ def _finish(figure: Any, axes: Any, path: Path, x_label: str, y_label: str, titl
 DRAWN = {"engine": draw_engine, "sweep": draw_sweep, "compression": draw_compression, "ablations": draw_ablations}
 
 
-def draw_all(results: Path, out: Path) -> list[Path]:
-    """Draw every result of the folder that there is a plot for; returns the files made."""
+def draw_all(results: Path, out: Path, releases: Path) -> list[Path]:
+    """Draw every result of a folder that there is a plot for, and the releases' training; returns the files made."""
     matplotlib = importlib.import_module("matplotlib")
     matplotlib.use("svg")
     made: list[Path] = []
@@ -261,9 +272,8 @@ def draw_all(results: Path, out: Path) -> list[Path]:
                 path = results / f"{kind}-{device}.json"
                 if path.exists():
                     made += draw(json.loads(path.read_text(encoding="utf-8")), f"-{device}", out)
-        if (path := results / "release-progress.jsonl").exists():
-            lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-            made.append(draw_progress(lines, out / "release-progress.svg"))
+        if runs := {of.parent.name: read_metrics(of) for of in sorted(releases.glob(f"*/{METRICS_FILE}"))}:
+            made.append(draw_learning(runs, out / "learning.svg"))
     return made
 
 
@@ -273,7 +283,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "plots")
     arguments = parser.parse_args()
-    for path in draw_all(arguments.results, arguments.out):
+    for path in draw_all(arguments.results, arguments.out, ROOT / "src" / "gistnet" / "released"):
         print(path)
 
 

@@ -15,7 +15,7 @@ a run is rounded once for each change of machine. Where the corpus is another on
 the Python that runs), what differs is printed: documents of the same text stay on their side of the split.
 
 Every hour of a run's training its newest checkpoint is looked at, on few documents: rows of gists, minimal pairs and
-recall, in a line of benchmarks/results/release-progress.jsonl, which benchmarks/plots.py draws.
+recall, in a line of benchmarks/results/release-progress.jsonl.
 """
 
 import argparse

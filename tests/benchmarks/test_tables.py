@@ -77,16 +77,20 @@ def test_plots_are_made_of_what_is_there(tmp_path: Path) -> None:
     case["breakdown"] = {"document pass": {"seconds_per_span": 0.5}, "GistNet forward": {"seconds_per_span": 0.25}}
     engine = {"machine": MACHINE, "teachers": {"some teacher": {"cases": [case]}}}
     (tmp_path / "engine-cpu.json").write_text(json.dumps(engine))
-    row = {"name": "row_recovered_kl", "spans_per_segment": 30, "offsets": [65, 192], "value": 0.25}
-    lines = [json.dumps({"run": "some run", "spans_seen": seen, "figures": [row]}) for seen in (1000, 2000)]
-    (tmp_path / "release-progress.jsonl").write_text("\n".join(lines) + "\n")
-    made = draw_all(tmp_path, tmp_path / "plots")
-    names = ["engine-speedup-cpu.svg", "engine-parts-cpu.svg", "cost-by-windows-cpu.svg", "release-progress.svg"]
+    (tmp_path / "some run").mkdir()
+    validations = [{"recovered_kl": 0.5, "row_recovered_kl": 0.25}, {"recovered_kl": 0.6, "row_recovered_kl": 0.125}]
+    lines = [
+        json.dumps({"step": step, "stage": 1, "spans_seen": 1000 * step, "validation": validation})
+        for step, validation in enumerate(validations, 1)
+    ]
+    (tmp_path / "some run" / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    made = draw_all(tmp_path, tmp_path / "plots", tmp_path)
+    names = ["engine-speedup-cpu.svg", "engine-parts-cpu.svg", "cost-by-windows-cpu.svg", "learning.svg"]
     assert [path.name for path in made] == names
-    assert "some run" in made[3].read_text()
+    assert "2,000" in made[3].read_text()
     assert "123×" in made[0].read_text()
     assert "GistNet forward" in made[1].read_text()
     drawn = made[2].read_text()
     assert "some teacher, 2 cores of a processor" in drawn and "1,024" in drawn
-    draw_all(tmp_path, tmp_path / "plots")
+    draw_all(tmp_path, tmp_path / "plots", tmp_path)
     assert made[2].read_text() == drawn  # the same results give the same file
