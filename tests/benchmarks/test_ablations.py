@@ -258,7 +258,7 @@ def test_the_same_results_give_the_same_plots(tmp_path: Path) -> None:
     }
     content = {"budget": {"minutes": 1.0}, "default": {}, "data": "", "same_as": {"k-32": "default"}, "arms": arms}
     save(tmp_path / "ablations-cuda.json", {"comparisons": {"a": content}})
-    first, again = (draw_all(tmp_path, tmp_path / name) for name in ("first", "again"))
+    first, again = (draw_all(tmp_path, tmp_path / name, tmp_path) for name in ("first", "again"))
     assert [path.name.partition("-1-minutes")[0] for path in first] == ["span", "rate-quality"]
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in again]
 
