@@ -26,17 +26,16 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # so that `python benchma
 
 from benchmarks.machine import RESULTS, ROOT
 from gistnet.config import load_config
-from gistnet.context.assembly import Context, assemble, read_context
+from gistnet.context.assembly import Context, assemble
 from gistnet.context.plan import Gists, Plan, Raw
 from gistnet.data.config import SINK_TOKENS
 from gistnet.errors import GistNetError
 from gistnet.evaluation.contexts.equal_budget import gist_plan, with_gists_of
-from gistnet.evaluation.contexts.long_context import LongDocument, long_passages
+from gistnet.evaluation.contexts.long_context import LongDocument, context_nll, long_passages
 from gistnet.evaluation.resampling import bootstrap_over_documents
 from gistnet.files import write_json
 from gistnet.machine import describe_machine
 from gistnet.model.teacher import Teacher
-from gistnet.objective.losses import token_nll
 from gistnet.preparation import prepare_data
 from gistnet.session import open_gistnet
 from gistnet.tree.document import InMemoryDocument, compress
@@ -70,7 +69,8 @@ def main() -> int:
     nll: dict[tuple[int, str], list[float]] = {}
     for number, passage in enumerate(chosen):
         for budget, name, context in contexts(teacher, passage, *made[number], *made[number - 1]):
-            nll.setdefault((budget, name), []).append(cost(teacher, context, passage.tokens[-SCORED:]))
+            of_token = context_nll(teacher, context, passage.tokens[-SCORED:])
+            nll.setdefault((budget, name), []).append(float(of_token.mean()))
         print(f"{number + 1} of {len(chosen)}: {passage.name}", flush=True)
     found = [record(budget, name, values, nll[budget, BASELINE]) for (budget, name), values in nll.items()]
     for of in found:
@@ -116,7 +116,7 @@ def faded(teacher: Teacher, document: InMemoryDocument, row: Row, vectors: int, 
 
     A row that would reach before the document's beginning has fewer gists, and recent text more tokens.
     """
-    parts, left = [], vectors
+    parts: list[Context] = []
     end = document.n_tokens - vectors + sum(count for _, _, count in row)
     for source, level, count in row:
         size = int(np.prod(source.branchings[: level + 1]))
@@ -125,8 +125,8 @@ def faded(teacher: Teacher, document: InMemoryDocument, row: Row, vectors: int, 
         if stop > start:
             parts.append(assemble(source, Plan([Gists(level, start, stop)], source.branchings), teacher, before=()))
             end = start * size
-    left -= sum(len(part) for part in parts)
-    text = Plan([Raw(document.n_tokens - left, document.n_tokens)], document.branchings)
+    recent = vectors - sum(len(part) for part in parts)
+    text = Plan([Raw(document.n_tokens - recent, document.n_tokens)], document.branchings)
     sink = assemble(document, Plan([Raw(0, SINK_TOKENS)], document.branchings), teacher)
     last = assemble(document, text, teacher, positions="compact", before=(), after=after)
     vectors_read = torch.cat([part.inputs_embeds for part in (sink, *parts[::-1], last)], dim=1)
@@ -138,14 +138,6 @@ def faded(teacher: Teacher, document: InMemoryDocument, row: Row, vectors: int, 
         attention_mask=torch.ones(1, count, dtype=torch.long, device=teacher.device),
         positions="compact",
     )
-
-
-@torch.no_grad()
-def cost(teacher: Teacher, context: Context, scored: np.ndarray) -> float:
-    """Mean NLL of the tokens that end a context and follow it, nats a token."""
-    hidden = read_context(teacher, context)[:, -len(scored) :]
-    targets = torch.from_numpy(scored).to(teacher.device)[None]
-    return float(token_nll(teacher, hidden, targets).double().mean())
 
 
 def record(budget: int, name: str, values: list[float], recent: list[float]) -> dict[str, Any]:

@@ -222,10 +222,10 @@ def draw_learning(runs: Mapping[str, list[dict[str, Any]]], path: Path) -> Path:
         for axes, metric in ((singles, "recovered_kl"), (rows, "row_recovered_kl")):
             axes.plot(x, [line["validation"].get(metric) for line in validated], color=colour, label=name)
     ticker = importlib.import_module("matplotlib.ticker")
-    for axes, title in ((singles, "one gist"), (rows, "30 gists before 64 tokens")):
+    rows.set_title("30 gists before 64 tokens", loc="left", fontsize=12)
+    rows.set_xlabel("spans seen")
+    for axes in (singles, rows):
         axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
-        axes.set_xlabel("spans seen")
-        axes.set_title(title, loc="left", fontsize=12)
         axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.yaxis.set_major_formatter(ticker.PercentFormatter(1.0))
     rows.legend(frameon=False)

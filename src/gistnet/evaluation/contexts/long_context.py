@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from gistnet.context.assembly import assemble, read_context
+from gistnet.context.assembly import Context, assemble, read_context
 from gistnet.context.generate import CONTINUED_SHARE
 from gistnet.context.plan import Plan
 from gistnet.context.select import select
@@ -281,8 +281,13 @@ def _opened(
 def scored_nll(
     teacher: Teacher, scored: NDArray[np.int64], compressed: CompressedDocument, plan: Plan, policy: Positions
 ) -> Floats:
-    """NLL of the tokens that follow a context, `[scored]`, nats; one forward over the context and them."""
+    """NLL of the tokens that follow a plan of a document, `[scored]`, nats; one forward over the context and them."""
     context = assemble(compressed, plan, teacher, positions=policy, after=scored[:-1].tolist())
+    return context_nll(teacher, context, scored)
+
+
+def context_nll(teacher: Teacher, context: Context, scored: NDArray[np.int64]) -> Floats:
+    """NLL of tokens, `[scored]`, nats, all of which but the last end the context."""
     hidden = read_context(teacher, context)[:, -len(scored) :]
     targets = torch.from_numpy(scored).to(teacher.device)[None]
     with torch.no_grad():
