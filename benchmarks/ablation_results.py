@@ -101,7 +101,7 @@ def records(comparison: Comparison, arm: str) -> list[Record]:
 def budget_text(comparison: Comparison) -> str:
     """Budget of each arm, in words."""
     ((unit, amount),) = comparison["budget"].items()
-    return f"{amount:g} minutes each" if unit == "minutes" else f"{amount:,} spans each"
+    return f"{amount:{'g' if unit == 'minutes' else ','}} {unit} each"
 
 
 # Figures --------------------------------------------------------------------------------------------------------------

@@ -1,14 +1,15 @@
 """Ablations: arms that change one thing at a time from the default of configs/ablations.yaml.
 
     python benchmarks/ablations.py --corpus FILE… --group architecture --minutes 20    equal time
-    python benchmarks/ablations.py --corpus FILE… --group architecture --spans 4096    equal spans
+    python benchmarks/ablations.py --corpus FILE… --group architecture --contexts 4096    equal contexts
     python benchmarks/ablations.py --corpus FILE… --arm lr-1e-3 k-16 --minutes 1 --device cuda --seeds 0 1
     python benchmarks/plots.py && python benchmarks/tables.py     the page docs/ablations.md; takes seconds
 
 Each arm (benchmarks/arms.yaml) is a real `gistnet train` in a process of its own. All arms end with a complete
-learning-rate schedule, since one that was cut off compares nothing: with --spans each has the steps that see so many
-spans; with --minutes each has the steps that fit into the time, at the speed of its own first steps (processor time on
-a CPU; start-up and validation are not counted). The two answer different questions, and are kept apart.
+learning-rate schedule, since one that was cut off compares nothing: with --contexts each has the steps that see so many
+training contexts; with --minutes each has the steps that fit into the time, at the speed of its own first steps
+(processor time on a CPU; start-up and validation are not counted). The two answer different questions, and are kept
+apart.
 
 Results are written as they come. A killed program is simply started again: arms that have a result are skipped, and one
 that was interrupted goes on from its checkpoint. With --device cuda nothing but the device changes.
@@ -316,7 +317,7 @@ class Ablations:
         if len(self.default.stages) != 1:
             raise ConfigError(f"{asked.config} has {len(self.default.stages)} stages, expected one.")
         self.trainer = Trainer(asked.config, common, asked.threads, asked.device == "cuda")
-        self.budget = {"minutes": asked.minutes} if asked.spans is None else {"spans": asked.spans}
+        self.budget = {"minutes": asked.minutes} if asked.contexts is None else {"contexts": asked.contexts}
         self.dataset = prepare_data(self.default)
         torch.set_num_threads(asked.threads)
         self.teacher = load_teacher(self.default, torch.device(asked.device))
@@ -352,10 +353,10 @@ class Ablations:
         (stage,) = config.stages
         own = [*settings, f"seed={seed}"]
         named = f"{name}-{digest(described(config))[:6]}"
-        seconds_per_step, steps = self._plan(named, own, config)
-        # The default's number of spans between validations, so that all curves have points in common.
-        every = self.default.stages[0].train.validation.every_steps * _spans_per_step(self.default)
-        every = max(1, round(every / _spans_per_step(config)))
+        steps = self._steps(named, own, config)
+        # The default's number of contexts between validations, so that all curves have points in common.
+        every = self.default.stages[0].train.validation.every_steps * _contexts_per_step(self.default)
+        every = max(1, round(every / _contexts_per_step(config)))
         run_folder = self.folder / f"{named}-seed{seed}"
         planned = [f"train.steps={steps}", f"train.validation.every_steps={every}"]
         seconds = self.trainer.train(run_folder, [*own, *planned])
@@ -372,7 +373,6 @@ class Ablations:
             "steps": steps,
             "spans_seen": curve[-1]["spans_seen"],
             "minutes": round(seconds / 60, 2),
-            "spans_per_second": round(_spans_per_step(config) / seconds_per_step, 3),
             "trained_parameters": saved.trained_parameters,
             "share_of_teacher": round(saved.share_of_teacher, 5),
             "curve": curve,
@@ -391,22 +391,23 @@ class Ablations:
             self.held_out_rows[span] = rows
         return judge_rows(self.teacher, self.held_out_rows[span], evaluation, folder)
 
-    def _plan(self, named: str, settings: list[str], config: RunConfig) -> tuple[float, int]:
-        """Seconds a step, and the steps that the budget is good for: the same with every seed, so it is kept."""
+    def _steps(self, named: str, settings: list[str], config: RunConfig) -> int:
+        """The steps that the budget is good for. What fits into a time is kept, to be the same with every seed."""
+        if "contexts" in self.budget:
+            return max(1, round(self.budget["contexts"] / _contexts_per_step(config)))
         path = self.folder / f"{named}.plan.json"
         if not path.exists():
             seconds = self.trainer.seconds_per_step(self.folder / f"{named}-probe", settings)
-            minutes = self.budget.get("minutes")
-            steps = self.budget["spans"] / _spans_per_step(config) if minutes is None else 60 * minutes / seconds
-            write_json(path, {"seconds_per_step": seconds, "steps": max(1, round(steps))})
-        plan = json.loads(path.read_text(encoding="utf-8"))
-        return plan["seconds_per_step"], plan["steps"]
+            write_json(path, {"steps": max(1, round(60 * self.budget["minutes"] / seconds))})
+        return int(json.loads(path.read_text(encoding="utf-8"))["steps"])
 
 
-def _spans_per_step(config: RunConfig) -> int:
-    """Branches of a step; a run of several gists counts once."""
+def _contexts_per_step(config: RunConfig) -> int:
+    """Training contexts of a step, however many gists each has."""
     (stage,) = config.stages
-    return stage.train.windows_per_batch * stage.train.accumulation_steps * stage.train.segments_per_window
+    train = stage.train
+    of_window = train.segments_per_window + train.interleaved.per_window
+    return train.windows_per_batch * train.accumulation_steps * of_window
 
 
 # Command line ---------------------------------------------------------------------------------------------------------
@@ -423,7 +424,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--group", nargs="+", default=[], help="groups by name; else all")
     parser.add_argument("--arm", nargs="+", default=[], help="arms by name; the default is always among them")
     parser.add_argument("--minutes", type=float, default=20, help="of training for each arm")
-    parser.add_argument("--spans", type=int, help="to be seen by each arm, in place of --minutes")
+    parser.add_argument("--contexts", type=int, help="to be seen by each arm, in place of --minutes")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--threads", type=int, default=1, help="of each process")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")

@@ -225,7 +225,7 @@ def _comparison(content: Comparison, asked: Sequence[str]) -> str:
     reached = min(record["spans_seen"] for records in arms.values() for record in records)
     costs = [_cost_row(content, arm, records, default[0], reached) for arm, records in arms.items()]
     at = f"recovered at {reached:,} spans" if reached else "recovered at equal spans"
-    cost_header = ["arm", "trained", "compute", "spans/s", "spans seen", "minutes", at]
+    cost_header = ["arm", "trained", "compute", "spans seen", "minutes", at]
     failed = [
         f"Failed: {arm}, seed {seed}. {record['failed']}"
         for arm in asked
@@ -319,7 +319,6 @@ def _cost_row(content: Comparison, arm: str, records: Sequence[Record], default:
         _name(content, arm),
         f"{record['trained_parameters'] / 1e6:.2f}M",
         f"{record['share_of_teacher']:.1%}",
-        f"{np.mean([r['spans_per_second'] for r in records]):.2f}",
         f"{record['spans_seen']:,}",
         f"{np.mean([r['minutes'] for r in records]):.1f}",
         "–" if at_equal is None else f"{at_equal:.1%}",

@@ -29,7 +29,7 @@ LAYOUT = SpanLayout((8,), horizon_tokens=10, segments_per_window=3)
 RUNS = SegmentLengths()
 MIXED = SegmentLengths(lengths={1: 0.5, 2: 0.2, 5: 0.3}, whole_prefix=0.25, longest=7)
 ROWS = InterleavedConfig(
-    per_window=2, raw_tokens=(3, 9), segments=SegmentLengths(lengths={1: 0.5, 2: 0.2, 4: 0.3}), compact=0.25
+    per_window=2, raw_tokens=(3, 9), segments=SegmentLengths(lengths={1: 0.5, 2: 0.2, 4: 0.3}, compact=0.25)
 )
 PROBABILITIES = {"narrative": 0.6, "code": 0.3, "structured": 0.1}
 SOURCES = {"tales": "narrative", "essays": "narrative", "programs": "code", "tables": "structured"}
@@ -315,7 +315,7 @@ def test_the_contexts_of_a_sample_are_its_segments_with_their_horizons_and_then_
         contexts = list(sample.contexts(LAYOUT))
         singles = contexts[: len(sample.starts)]
         assert [(c.prefix, c.end - 10, c.compact) for c in singles] == [
-            (start, horizon, False) for start, horizon in zip(sample.starts, horizons(sample), strict=True)
+            *zip(sample.starts, horizons(sample), sample.compact, strict=True)
         ]
         assert [(c.starts.tolist(), c.n_spans.tolist()) for c in singles] == [
             ([start], [count]) for start, count in zip(sample.starts, sample.n_spans, strict=True)
@@ -360,11 +360,26 @@ def test_an_interleaved_context_may_be_one_segment_that_leaves_room_for_one_raw_
 
 
 @pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
-def test_a_share_of_the_interleaved_contexts_is_compact(dataset, share) -> None:
-    compact = Counter(
-        int(context.compact) for _, context in contexts_drawn(dataset, ROWS.model_copy(update={"compact": share}))
-    )
+def test_a_share_of_the_contexts_is_compact_by_itself_in_each_kind(dataset, share) -> None:
+    segments = MIXED.model_copy(update={"compact": share})
+    others = ROWS.model_copy(update={"segments": SegmentLengths(compact=1 - share)})
+    pool = training_pool(dataset)
+    samples = sample_batch(pool, LAYOUT, segments, PROBABILITIES, others, seed=3, step=1, items=range(500))
+    compact = Counter(int(compact) for sample in samples for compact in sample.compact)
     assert_proportions(compact, {0: 1 - share, 1: share})
+    compact = Counter(int(context.compact) for sample in samples for context in sample.others)
+    assert_proportions(compact, {0: share, 1: 1 - share})
+
+
+def test_which_segments_are_compact_leaves_everything_else_as_it_was(dataset) -> None:
+    pool = training_pool(dataset)
+    without, half = (
+        sample_batch(pool, LAYOUT, segments, PROBABILITIES, ROWS, seed=1, step=2, items=range(50))
+        for segments in (MIXED, MIXED.model_copy(update={"compact": 0.5}))
+    )
+    as_before = [replace(sample, compact=np.zeros_like(sample.compact)) for sample in half]
+    assert as_tuples(as_before) == as_tuples(without)
+    assert any(sample.compact.any() for sample in half)
 
 
 def test_interleaved_contexts_leave_the_segments_drawn_before_them_as_they_were(dataset) -> None:

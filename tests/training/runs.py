@@ -17,7 +17,7 @@ from gistnet.training.recording import Recorder
 from gistnet.training.run import Run, StageRun, TrainState
 
 INTERLEAVED = (
-    "train.interleaved={per_window: 1, raw_tokens: [4, 20], segments: {lengths: {1: 0.5, 3: 0.5}}, compact: 0.5}"
+    "train.interleaved={per_window: 1, raw_tokens: [4, 20], segments: {lengths: {1: 0.5, 3: 0.5}, compact: 0.5}}"
 )
 """An interleaved context of each window, beside the single ones."""
 

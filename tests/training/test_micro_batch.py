@@ -167,7 +167,8 @@ def test_the_estimate_is_near_what_a_step_allocates(windows, tokens, spans, hori
     stage, sizes = stage_of(spans, horizon, dropout=0.1), MicroBatch(windows, windows * spans * horizon)
     layout = SpanLayout((32,), horizon_tokens=horizon, segments_per_window=spans)
     starts = np.linspace(4, tokens - 32 - horizon, spans).astype(np.int64)
-    samples = [WindowSample(item, item, 0, starts, np.ones_like(starts)) for item in range(windows)]
+    ones, none = np.ones_like(starts), np.zeros_like(starts, dtype=bool)
+    samples = [WindowSample(item, item, 0, starts, ones, none) for item in range(windows)]
     seen = most_allocated(
         lambda: accumulate_gradient(
             teacher,

@@ -16,7 +16,8 @@ from gistnet.training.trainer import _dropout_key, accumulate_gradient, context_
 
 
 def sample(starts: list[int], gists: list[int], *others: ContextSample) -> WindowSample:
-    return WindowSample(item=0, window=0, phase=0, starts=np.array(starts), n_spans=np.array(gists), others=others)
+    compact = np.zeros(len(starts), dtype=bool)
+    return WindowSample(0, 0, 0, np.array(starts), np.array(gists), compact, others)
 
 
 def cut(samples: list[WindowSample], vectors: int, horizon: int) -> list[list[tuple[int, int, int]]]:

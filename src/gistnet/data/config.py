@@ -147,6 +147,8 @@ class SegmentLengths(Section):
     """Share of the branches that replace everything between the sink and their horizon instead."""
     longest: int = Field(default=64, ge=1)
     """The most spans that such a branch replaces."""
+    compact: float = Field(default=0.0, ge=0, le=1)
+    """Share of the contexts that number their positions without gaps; the others have `objective.positions`."""
 
     @model_validator(mode="after")
     def _lengths_are_a_distribution(self) -> Self:
@@ -177,8 +179,6 @@ class InterleavedConfig(Section):
     raw_tokens: tuple[PositiveInt, PositiveInt] = (16, 128)
     """Shortest and longest raw piece behind a segment, drawn evenly by order of magnitude. The last one of a window is
     longer where no segment fits behind it."""
-    compact: float = Field(default=0.0, ge=0, le=1)
-    """Share of these contexts that number their positions without gaps; the others have `objective.positions`."""
 
     @model_validator(mode="after")
     def _raw_pieces_have_a_range(self) -> Self:

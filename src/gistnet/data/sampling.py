@@ -91,9 +91,10 @@ class WindowSample:
     """One item of a batch: a window, and what is replaced in it.
 
     `starts` and `n_spans` are int64 [branches], branches <= segments_per_window, in the order of their horizons: the
-    first token replaced, and how many consecutive spans are replaced from there (k). All starts are `phase` plus a
-    multiple of K, so that the spans of a segment and their neighbours share one grid, and spans of a higher level the
-    gists below them. `others` are the window's interleaved contexts.
+    first token replaced, and how many consecutive spans are replaced from there (k); `compact`, bool [branches], is
+    that of `ContextSample`. All starts are `phase` plus a multiple of K, so that the spans of a segment and their
+    neighbours share one grid, and spans of a higher level the gists below them. `others` are the window's interleaved
+    contexts.
     """
 
     item: int
@@ -101,6 +102,7 @@ class WindowSample:
     phase: int
     starts: NDArray[np.int64]
     n_spans: NDArray[np.int64]
+    compact: NDArray[np.bool_]
     others: tuple[ContextSample, ...] = ()
 
     def contexts(self, layout: SpanLayout) -> Iterator[ContextSample]:
@@ -108,7 +110,7 @@ class WindowSample:
         ends = self.starts + self.n_spans * layout.tokens_per_gist + layout.horizon_tokens
         for index, (start, end) in enumerate(zip(self.starts, ends, strict=True)):
             own = slice(index, index + 1)
-            yield ContextSample(int(start), self.starts[own], self.n_spans[own], int(end))
+            yield ContextSample(int(start), self.starts[own], self.n_spans[own], int(end), bool(self.compact[index]))
         yield from self.others
 
 
@@ -198,7 +200,7 @@ def sample_window(
     The domain is drawn by its probability, the source by its weight, the window uniformly, a phase uniformly among
     those with an eligible start, and `segments_per_window` of its eligible starts (or all) without replacement. Each
     span drawn is the last of a segment; how many before it are replaced as well is drawn behind that, so that the
-    horizons do not depend on `segments`. The interleaved contexts come last.
+    horizons do not depend on `segments`. The interleaved contexts follow, and which of the segments are compact.
 
     Raises:
         ConfigError, DataError: as `check_sampling`, for the window that is drawn.
@@ -217,8 +219,9 @@ def sample_window(
     room = (last - starts[0]) // layout.tokens_per_gist + 1
     n_spans = np.minimum(_draw_counts(random, segments, len(last)), room)
     others = tuple(_draw_interleaved(random, length, layout, interleaved) for _ in range(interleaved.per_window))
+    compact = random.random(len(last)) < segments.compact
     first = last - (n_spans - 1) * layout.tokens_per_gist
-    return WindowSample(item, int(source.windows[index]), phase, first, n_spans, others)
+    return WindowSample(item, int(source.windows[index]), phase, first, n_spans, compact, others)
 
 
 def sample_batch(
@@ -293,7 +296,8 @@ def validation_windows(
             phases = eligible_phases(length, layout, n_spans)
             phase = int(phases[draw // count % len(phases)])
             starts = _evenly_spread(eligible_starts(length, phase, layout, n_spans), segments_per_window)
-            chosen.append(WindowSample(len(chosen), window, phase, starts, np.full_like(starts, n_spans)))
+            n_replaced, compact = np.full_like(starts, n_spans), np.zeros(len(starts), dtype=bool)
+            chosen.append(WindowSample(len(chosen), window, phase, starts, n_replaced, compact))
     return chosen
 
 
@@ -357,7 +361,7 @@ def _draw_interleaved(
         starts.append(start)
         n_spans.append(count)
         start += count * span + raw
-    compact = bool(random.random() < config.compact)
+    compact = bool(random.random() < config.segments.compact)
     return ContextSample(prefix, np.array(starts), np.array(n_spans), length, compact)
 
 

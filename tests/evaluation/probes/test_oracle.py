@@ -246,7 +246,8 @@ class TwoDomains:
 
 
 def test_spans_are_taken_from_domains_and_windows_in_turn():
-    samples = [WindowSample(n, n, 0, np.array([10, 20, 30]), np.array([2, 2, 2])) for n in range(3)]
+    starts, compact = np.array([10, 20, 30]), np.zeros(3, dtype=bool)
+    samples = [WindowSample(n, n, 0, starts, np.full(3, 2), compact) for n in range(3)]
 
     def chosen(count: int) -> list[tuple[int, int]]:
         return [(sample.window, *sample.starts.tolist()) for sample in choose_spans(TwoDomains(), samples, count)]
