@@ -280,7 +280,7 @@ def test_results_become_tables(tmp_path: Path) -> None:
     assert "| 2-blocks | 0.4250 | **75.7%** [50.0, 80.0], 2 seeds 74.3–77.1 |" in filled
     assert "| +35.7 [+10.0, +40.0] | +35.7 [+10.0, +40.0] |" in filled
     assert "| `last_token` | 0.8750 | 50.0% | 50.0% | 50.0% |  |  |" in filled
-    assert "| default | 0.82M | 12.5% | 2.00 | 64 | 1.5 | 40.0% |" in filled
+    assert "| default | 0.82M | 12.5% | 64 | 1.5 | 40.0% |" in filled
     assert "Failed: 3-blocks, seed 0. It did not fit." in filled
 
 
