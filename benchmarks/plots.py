@@ -5,7 +5,8 @@
 
 Each plot is made where its results are: engine-*.json (ratios, and where the time goes), sweep-*.json (cost by windows,
 horizons, spans and passes; memory), compression-*.json, ablations-*.json (curves of each group against spans seen, and
-quality by tokens per gist); and learning.svg of the metrics of the releases.
+quality by tokens per gist); and learning.svg of the metrics of the releases, and of learning-*.jsonl, the validations
+of runs that were not released.
 """
 
 import argparse
@@ -258,6 +259,8 @@ def _finish(figure: Any, axes: Any, path: Path, x_label: str, y_label: str, titl
     return path
 
 
+LEARNING = "learning-"
+"""What the files of validations of runs that were not released begin with; the run's name follows."""
 DRAWN = {"engine": draw_engine, "sweep": draw_sweep, "compression": draw_compression, "ablations": draw_ablations}
 
 
@@ -272,7 +275,10 @@ def draw_all(results: Path, out: Path, releases: Path) -> list[Path]:
                 path = results / f"{kind}-{device}.json"
                 if path.exists():
                     made += draw(json.loads(path.read_text(encoding="utf-8")), f"-{device}", out)
-        if runs := {of.parent.name: read_metrics(of) for of in sorted(releases.glob(f"*/{METRICS_FILE}"))}:
+        runs = {of.parent.name: read_metrics(of) for of in sorted(releases.glob(f"*/{METRICS_FILE}"))}
+        others = sorted(results.glob(f"{LEARNING}*.jsonl"))
+        runs |= {of.stem.removeprefix(LEARNING).replace("-", " "): read_metrics(of) for of in others}
+        if runs:
             made.append(draw_learning(runs, out / "learning.svg"))
     return made
 

@@ -495,6 +495,21 @@ def writing_table(root: Path) -> str:
     return f"{passages}:\n\n{markdown(header, rows)}"
 
 
+def fit_rows_table(root: Path) -> str:
+    """What rows recover of the passages that a GistNet was trained on, and of others, by their number and by rank."""
+    content = _load(root, "fit-rows")
+    if content is None:
+        return _to_measure("fit_rows.py")
+    rows = [
+        [str(of["passages"]), f"{content['contexts'] / of['passages']:.0f}", str(of["rank"])]
+        + [f"**{of[judged]:.0%}**" for judged in ("own", "others")]
+        for of in content["arms"]
+    ]
+    rows.append(["last tokens", "", "", *(f"{content['last_token'][judged]:.0%}" for judged in ("own", "others"))])
+    header = ["passages", "times each", "rank", "of its own", f"of {content['others']} others"]
+    return f"{content['contexts']} contexts each, {device_name(content['machine'])}:\n\n{markdown(header, rows)}"
+
+
 def writing_samples(root: Path) -> str:
     """Each passage, how it ends, and how the teacher goes on after each context."""
     content = _load(root, "writing")
@@ -687,6 +702,7 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
     "rows-context": partial(rows_table, CONTEXT_RELEASE),
     "fading": fading_table,
     "recall-8": partial(recall_table, f"recall-{RELEASE_OF_8}"),
+    "fit-rows": fit_rows_table,
     "writing": writing_table,
     "writing-samples": writing_samples,
     "tree": tree_table,

@@ -84,10 +84,12 @@ def test_plots_are_made_of_what_is_there(tmp_path: Path) -> None:
         for step, validation in enumerate(validations, 1)
     ]
     (tmp_path / "some run" / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    (tmp_path / "learning-another-run.jsonl").write_text(lines[0].replace("1000", "7000") + "\n")
     made = draw_all(tmp_path, tmp_path / "plots", tmp_path)
     names = ["engine-speedup-cpu.svg", "engine-parts-cpu.svg", "cost-by-windows-cpu.svg", "learning.svg"]
     assert [path.name for path in made] == names
-    assert "2,000" in made[3].read_text()
+    learning = made[3].read_text()
+    assert "2,000" in learning and "7,000" in learning and "another run" in learning
     assert "123×" in made[0].read_text()
     assert "GistNet forward" in made[1].read_text()
     drawn = made[2].read_text()
