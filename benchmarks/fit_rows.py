@@ -4,9 +4,9 @@
 
 A new GistNet is trained on rows alone: 30 gists at the end of their spans, and 192 tokens behind them that the teacher
 predicts. Every arm sees as many such contexts, two a step, of a number of passages that it comes back to. It is judged
-on the passages that it was trained on, and on sixteen others, by the share of KL recovered beside a tail of 64. Weights
-that recover much of few passages and little of others have the capacity, and lack passages; weights that recover as
-little of their own lack capacity.
+on the first sixteen that it was trained on, and on sixteen others, by the share of KL recovered beside a tail of 64.
+Weights that recover much of few passages and little of others have the capacity, and lack passages; weights that
+recover as little of their own lack capacity.
 
 The passages are from documents of `narrative/squality_stories.jsonl.zst` and `narrative/wikipedia_articles.jsonl.zst`
 in the folder of corpora, half of each. An arm costs seven minutes of a core. Results: benchmarks/results/fit-rows.json.
@@ -14,7 +14,7 @@ in the folder of corpora, half of each. An arm costs seven minutes of a core. Re
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import cycle, islice, product
 from pathlib import Path
 from typing import Any
@@ -25,9 +25,8 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parent.parent))  # so that `python benchmarks/…` works, and `-m benchmarks.…`
 
 from benchmarks.machine import RESULTS
-from benchmarks.oracle_rows import FILES, SPAN, SPANS, TAIL
+from benchmarks.oracle_rows import FILES, SPAN, SPANS, TAIL, read_passages
 from gistnet.data.config import SINK_TOKENS
-from gistnet.data.sources import MatchedFile, read_rows
 from gistnet.errors import DataError, GistNetError
 from gistnet.evaluation import baselines
 from gistnet.files import write_json
@@ -43,7 +42,7 @@ from gistnet.training.config import OptimiserConfig
 from gistnet.training.optimiser import build_optimiser, learning_rate
 from gistnet.training.trainer import GRADIENT_CLIP
 
-SCORED, OTHERS, CONTEXTS_PER_STEP = 128, 16, 2
+SCORED, JUDGED, CONTEXTS_PER_STEP = 128, 16, 2
 NEEDED = SINK_TOKENS + SPANS * SPAN + TAIL + SCORED
 OPTIMISER = OptimiserConfig(kind="muon", learning_rate=2e-3)
 
@@ -58,35 +57,29 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=RESULTS / "fit-rows.json")
     asked = parser.parse_args()
     teacher, _ = open_gistnet(Path("smollm2-135m-gist32"))
-    passages = list(read_passages(teacher, asked.corpora, OTHERS + max(asked.passages)))
-    others = [Row(teacher, passage) for passage in passages[:OTHERS]]
-    trained = [Row(teacher, passage) for passage in passages[OTHERS:]]
-    head = {"machine": describe_machine(), "contexts": asked.contexts, "others": OTHERS, "tail": TAIL, "scored": SCORED}
+    rows = [Row(teacher, passage) for passage in in_turn(teacher, asked.corpora, JUDGED + max(asked.passages))]
+    others, trained = rows[:JUDGED], rows[JUDGED:]
+    head = {"machine": describe_machine(), "contexts": asked.contexts, "others": JUDGED, "tail": TAIL, "scored": SCORED}
     arms: list[dict[str, Any]] = []
     for count, rank in product(asked.passages, asked.ranks):
         encoder = SpanEncoder(teacher, GistNet.build(GistNetConfig(lora_rank=rank, lora_alpha=2 * rank), teacher, SPAN))
         train(encoder, trained[:count], asked.contexts)
-        shares = {"own": recovered(encoder, trained[:OTHERS]), "others": recovered(encoder, others)}
+        shares = {"own": recovered(encoder, trained[:JUDGED]), "others": recovered(encoder, others)}
         arms.append({"passages": count, "rank": rank, **shares})
         print(arms[-1], flush=True)
-        last_token = {"own": of_last_token(trained[:OTHERS]), "others": of_last_token(others)}
+        last_token = {"own": of_last_token(trained[:JUDGED]), "others": of_last_token(others)}
         write_json(asked.out, {**head, "last_token": last_token, "arms": arms})
     return 0
 
 
-def read_passages(teacher: Teacher, corpora: Path, count: int) -> Iterator[Tensor]:
-    """Token ids `[NEEDED]` from the middles of so many long documents, of each file in turn."""
-    assert teacher.tokenizer is not None
-    of_files = []
-    for name in FILES:
-        rows = read_rows(MatchedFile(corpora / name, name), "text", "id")
-        tokens = (torch.from_numpy(teacher.tokenizer.encode(text)).long() for _, text in rows)
-        long_enough = (ids[(len(ids) - NEEDED) // 2 :][:NEEDED] for ids in tokens if len(ids) > 2 * NEEDED)
-        of_files.append(list(islice(long_enough, -(-count // len(FILES)))))
+def in_turn(teacher: Teacher, corpora: Path, count: int) -> list[Tensor]:
+    """Token ids `[NEEDED]` of so many passages, of each file in turn."""
+    each = -(-count // len(FILES))
+    of_files = ([ids for _, ids in read_passages(teacher, corpora / name, NEEDED, each)] for name in FILES)
     passages = [passage for together in zip(*of_files, strict=False) for passage in together][:count]
     if len(passages) < count:
         raise DataError(f"Got {len(passages)} passages of {NEEDED} tokens in {corpora}, expected {count}.")
-    yield from passages
+    return passages
 
 
 class Row:
@@ -98,7 +91,7 @@ class Row:
 
     @torch.no_grad()
     def __init__(self, teacher: Teacher, passage: Tensor) -> None:
-        self.teacher, self.tokens = teacher, passage[None].to(teacher.device)
+        self.teacher, self.tokens = teacher, passage[None].long()
         start = torch.full((1,), SINK_TOKENS, device=teacher.device)
         self.segments = SegmentBatch(self.tokens, torch.zeros_like(start), start, SPAN, SPANS, TAIL + SCORED)
         read = teacher.prefill(self.tokens)
@@ -116,7 +109,7 @@ class Row:
         return token_losses(self.teacher, self.wanted, hidden, following).kl[:, first:].mean()
 
     def kl_of_gists(self, encoder: SpanEncoder, first: int = TAIL) -> Tensor:
-        """The same after the gists of an encoder; gradient flows into it."""
+        """Mean KL after the gists of an encoder, into which gradient flows, over the tokens from `first` on, nats."""
         gists = encoder.encode(self.tokens[:, SINK_TOKENS : SINK_TOKENS + SPANS * SPAN])
         replacements = gist_replacements(self.segments, gists, "end")
         return self.kl(replaced_hidden(self.teacher, self.sink, self.segments, replacements), first)

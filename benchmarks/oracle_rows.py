@@ -16,6 +16,7 @@ in the folder of corpora, on which the released GistNet was trained. Results: be
 import argparse
 import math
 import sys
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from gistnet.evaluation.probes.oracle import sample_continuations
 from gistnet.files import write_json
 from gistnet.machine import describe_machine
 from gistnet.model.encoder import SpanEncoder
+from gistnet.model.teacher import Teacher
 from gistnet.objective.branches import Positions, SegmentBatch, gist_replacements, replaced_hidden
 from gistnet.objective.losses import token_losses
 from gistnet.session import open_gistnet
@@ -58,17 +60,11 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="results/oracle-rows-TAIL.json by default")
     asked = parser.parse_args()
     teacher, gistnet = open_gistnet(asked.gistnet)
-    assert teacher.tokenizer is not None
     encoder = SpanEncoder(teacher, gistnet.levels[0])
     needed = SINK_TOKENS + SPANS * SPAN + TAIL + SCORED
     found: list[dict[str, Any]] = []
     for name in FILES:
-        rows = read_rows(MatchedFile(asked.corpora / name, name), "text", "id")
-        tokens = ((label, teacher.tokenizer.encode(text)) for label, text in rows)
-        long_enough = ((label, ids) for label, ids in tokens if len(ids) > 2 * needed)
-        for label, ids in islice(long_enough, asked.passages // 2):
-            first = (len(ids) - needed) // 2
-            passage = torch.from_numpy(ids[first : first + needed]).to(teacher.device)
+        for label, passage in read_passages(teacher, asked.corpora / name, needed, asked.passages // 2):
             found.append({"document": label, **measure(encoder, passage, asked)})
             print(found[-1], flush=True)
     whole = {name: float(np.mean([of[name] for of in found])) for name in ("drop", "gists", "oracle", "last_token")}
@@ -79,6 +75,16 @@ def main() -> int:
     out = asked.out or RESULTS / f"oracle-rows-{asked.tail}.json"
     write_json(out, {**head, "recovered": recovered, "passages": found})
     return 0
+
+
+def read_passages(teacher: Teacher, path: Path, needed: int, count: int) -> Iterator[tuple[str, Tensor]]:
+    """Passages of `needed` tokens from the middles of a file's first documents of twice that: id, token ids."""
+    assert teacher.tokenizer is not None
+    rows = read_rows(MatchedFile(path, path.name), "text", "id")
+    tokens = ((label, teacher.tokenizer.encode(text)) for label, text in rows)
+    for label, ids in islice(((label, ids) for label, ids in tokens if len(ids) > 2 * needed), count):
+        first = (len(ids) - needed) // 2
+        yield label, torch.from_numpy(ids[first : first + needed]).to(teacher.device)
 
 
 def measure(encoder: SpanEncoder, passage: Tensor, asked: argparse.Namespace) -> dict[str, float]:

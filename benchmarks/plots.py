@@ -260,7 +260,7 @@ def _finish(figure: Any, axes: Any, path: Path, x_label: str, y_label: str, titl
 
 
 LEARNING = "learning-"
-"""What the files of validations of runs that were not released begin with; the run's name follows."""
+"""Prefix of files with the validations of runs that were not released; the run's name follows."""
 DRAWN = {"engine": draw_engine, "sweep": draw_sweep, "compression": draw_compression, "ablations": draw_ablations}
 
 

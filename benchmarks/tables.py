@@ -496,7 +496,7 @@ def writing_table(root: Path) -> str:
 
 
 def fit_rows_table(root: Path) -> str:
-    """What rows recover of the passages that a GistNet was trained on, and of others, by their number and by rank."""
+    """Share of KL that rows recover of passages trained on, and of others, by the number of passages and by rank."""
     content = _load(root, "fit-rows")
     if content is None:
         return _to_measure("fit_rows.py")
@@ -506,7 +506,7 @@ def fit_rows_table(root: Path) -> str:
         for of in content["arms"]
     ]
     rows.append(["last tokens", "", "", *(f"{content['last_token'][judged]:.0%}" for judged in ("own", "others"))])
-    header = ["passages", "times each", "rank", "of its own", f"of {content['others']} others"]
+    header = ["passages", "times each", "rank", f"of {content['others']} of these", f"of {content['others']} others"]
     return f"{content['contexts']} contexts each, {device_name(content['machine'])}:\n\n{markdown(header, rows)}"
 
 
