@@ -135,36 +135,58 @@ def test_single_spans_are_drawn_as_they_were_before_there_were_runs(dataset: Pre
     ]
 
 
-def test_runs_end_at_the_same_horizons_and_reach_back_to_the_sink_at_most(dataset: PreparedDataset) -> None:
+def test_segments_that_have_room_keep_their_horizons_and_all_begin_behind_the_sink(dataset: PreparedDataset) -> None:
     pool = training_pool(dataset)
     single, mixed = (
         sample_batch(pool, LAYOUT, runs, PROBABILITIES, seed=1, step=2, items=range(500)) for runs in (RUNS, MIXED)
     )
-    clipped = 0
+    moved = 0
     for one, run in zip(single, mixed, strict=True):
-        assert (one.window, one.phase, horizons(one)) == (run.window, run.phase, horizons(run))
+        assert (one.window, one.phase) == (run.window, run.phase)
+        assert horizons(run) == sorted(set(horizons(run)))
         assert run.n_spans.dtype == run.starts.dtype == np.int64
         assert run.starts.min() >= LAYOUT.sink_tokens
         assert set(run.starts % 8) == {run.phase}
-        assert 1 <= run.n_spans.min() <= run.n_spans.max() <= MIXED.longest
-        # What is of no length on offer was clipped, and then no further span would fit behind the sink.
+        length = dataset.describe(run.window).length
+        assert max(horizons(run)) + LAYOUT.horizon_tokens <= length
+        # Only what replaces its whole prefix is of no length on offer.
         unusual = ~np.isin(run.n_spans, [1, 2, 5, 7])
         assert (run.starts[unusual] - 8 < LAYOUT.sink_tokens).all()
-        clipped += int(unusual.sum())
-    assert clipped > 50
+        moved += horizons(one) != horizons(run)
+    assert 50 < moved < 250  # of 500 windows
 
 
-def test_lengths_of_runs_are_drawn_in_their_proportions(dataset: PreparedDataset) -> None:
-    """Counted where there is room for all: 3/4 of 0.5, 0.2 and 0.3, and 1/4 of the longest."""
-    counts: Counter[int] = Counter()
-    for sample in sample_batch(training_pool(dataset), LAYOUT, MIXED, PROBABILITIES, seed=0, step=0, items=range(6000)):
-        room = (np.array(horizons(sample)) - LAYOUT.sink_tokens) // 8
-        counts.update(sample.n_spans[room >= 7].tolist())
-    n = counts.total()
+@pytest.mark.parametrize("lengths", [{1: 0.5, 2: 0.2, 5: 0.3}, {1: 0.2, 6: 0.8}, {40: 1.0}])
+def test_segments_are_as_long_as_they_were_asked_to_be_where_a_window_has_room(dataset, lengths) -> None:
+    """Clipped to what precedes the horizons that were drawn, four in ten of {1: 0.2, 6: 0.8} would be shorter."""
+    runs, counts = SegmentLengths(lengths=lengths), Counter[int]()
+    one_each = replace(LAYOUT, segments_per_window=1)
+    for sample in sample_batch(
+        training_pool(dataset), one_each, runs, PROBABILITIES, seed=0, step=0, items=range(6000)
+    ):
+        length = dataset.describe(sample.window).length
+        most = len(eligible_starts(length, sample.phase, LAYOUT))
+        counts.update((k, most >= max(lengths)) for k in sample.n_spans.tolist())
+        assert most >= max(lengths) or sample.n_spans.max() <= most
+    roomy = Counter({k: count for (k, enough), count in counts.items() if enough})
+    n = roomy.total()
+    if max(lengths) == 40:
+        assert n == 0
+        return
     assert n > 3000
-    for length, share in {1: 0.375, 2: 0.15, 5: 0.225, 7: 0.25}.items():
-        assert counts[length] == pytest.approx(n * share, abs=5 * (n * share * (1 - share)) ** 0.5)
-    assert set(counts) == {1, 2, 5, 7}
+    for length, share in lengths.items():
+        assert roomy[length] == pytest.approx(n * share, abs=5 * (n * share * (1 - share)) ** 0.5)
+    assert set(roomy) == set(lengths)
+
+
+def test_the_share_of_whole_prefixes_is_as_asked(dataset: PreparedDataset) -> None:
+    """Counted where what precedes a horizon is of no length on offer: a quarter of those reach to the sink."""
+    runs = SegmentLengths(lengths={1: 1.0}, whole_prefix=0.25, longest=7)
+    reach, n = 0, 0
+    for sample in sample_batch(training_pool(dataset), LAYOUT, runs, PROBABILITIES, seed=0, step=0, items=range(2000)):
+        room = (np.array(horizons(sample)) - LAYOUT.sink_tokens) // 8
+        reach, n = reach + int((sample.n_spans[room > 1] > 1).sum()), n + int((room > 1).sum())
+    assert reach == pytest.approx(n * 0.25, abs=5 * (n * 0.25 * 0.75) ** 0.5)
 
 
 def test_the_whole_prefix_is_everything_between_the_sink_and_the_horizon(dataset: PreparedDataset) -> None:
@@ -280,6 +302,16 @@ def test_layout_that_does_not_fit_the_shortest_window_is_refused_before_drawing(
     check_sampling(pool, fits, {"code": 1.0})
     with pytest.raises(DataError, match=f"{shortest}"):
         check_sampling(pool, SpanLayout((8,), horizon_tokens=shortest - 11), {"code": 1.0})
+
+
+def test_segments_that_no_window_of_a_domain_has_room_for_are_refused_before_drawing(dataset: PreparedDataset) -> None:
+    pool = training_pool(dataset)
+    longest = int(dataset.lengths[dataset.window_indices("train", "code")].max())
+    fits = (longest - LAYOUT.sink_tokens - LAYOUT.horizon_tokens) // 8
+    check_sampling(pool, LAYOUT, {"code": 1.0}, segments=SegmentLengths(lengths={1: 0.5, fits: 0.5}))
+    check_sampling(pool, LAYOUT, {"code": 1.0}, segments=SegmentLengths(lengths={1: 1.0, fits + 1: 0.0}))
+    with pytest.raises(DataError, match=rf"{fits + 1} spans of 8 tokens.* a window has {longest}"):
+        check_sampling(pool, LAYOUT, {"code": 1.0}, segments=SegmentLengths(lengths={1: 0.5, fits + 1: 0.5}))
 
 
 # Interleaved contexts -------------------------------------------------------------------------------------------------

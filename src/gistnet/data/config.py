@@ -138,7 +138,8 @@ def _absolute(path: str) -> str:
 class SegmentLengths(Section):
     """Length of the segments that branches replace, in spans (k), drawn for each branch.
 
-    A segment ends where its horizon begins and reaches back from there, at most to the sink: what is drawn is clipped.
+    A segment ends where its horizon begins and reaches back from there, at most to the sink. Where a window has no room
+    for it, it is as long as it can be; a domain of which no window has room for the longest is refused.
     """
 
     lengths: dict[int, float] = Field(default={1: 1.0})

@@ -17,7 +17,7 @@ from gistnet.data.dataset import PreparedDataset, Split
 from gistnet.errors import ConfigError, DataError
 
 Probabilities = Mapping[str, float]
-_NONE = InterleavedConfig()
+_NONE, _SINGLE = InterleavedConfig(), SegmentLengths()
 
 
 @dataclass(frozen=True)
@@ -149,20 +149,25 @@ def check_sampling(
     layout: SpanLayout,
     probabilities: Probabilities,
     interleaved: InterleavedConfig = _NONE,
+    segments: SegmentLengths = _SINGLE,
 ) -> None:
-    """Refuse what `sample_window` could not draw from; worth calling before a long run.
+    """Refuse what `sample_window` could not draw from, and segments of no window; worth calling before a long run.
 
     Raises:
         ConfigError: a probability is negative, or they do not sum to 1 (within 1e-6).
-        DataError: a domain of positive probability has no training windows, or one that is too short for a branch.
+        DataError: a domain of positive probability has no training windows, one that is too short for a branch, or none
+            that is long enough for the longest segments.
     """
     _check_probabilities(pool, probabilities)
+    longest_segment = max(count for count, share in segments.lengths.items() if share > 0)
     for domain, probability in probabilities.items():
         if probability > 0:
             shortest = layout.used(min(int(source.lengths.min()) for source in pool[domain]))
             _require_room(shortest, layout)
             if interleaved.per_window:
                 _require_room(shortest, replace(layout, horizon_tokens=interleaved.raw_tokens[0]))
+            longest = layout.used(max(int(source.lengths.max()) for source in pool[domain]))
+            _require_room(longest, layout, longest_segment)
 
 
 def eligible_starts(length: int, phase: int, layout: SpanLayout, n_spans: int = 1) -> NDArray[np.int64]:
@@ -199,8 +204,9 @@ def sample_window(
 
     The domain is drawn by its probability, the source by its weight, the window uniformly, a phase uniformly among
     those with an eligible start, and `segments_per_window` of its eligible starts (or all) without replacement. Each
-    span drawn is the last of a segment; how many before it are replaced as well is drawn behind that, so that the
-    horizons do not depend on `segments`. The interleaved contexts follow, and which of the segments are compact.
+    span drawn is the last of a segment, and how many before it are replaced as well is drawn behind that; a segment
+    that has no room there ends with another span, drawn anew. The interleaved contexts follow, and which of the
+    segments are compact.
 
     Raises:
         ConfigError, DataError: as `check_sampling`, for the window that is drawn.
@@ -215,12 +221,9 @@ def sample_window(
     length = layout.used(int(source.lengths[index]))
     phase = int(random.choice(eligible_phases(length, layout)))
     starts = eligible_starts(length, phase, layout)
-    last = np.sort(random.choice(starts, size=min(layout.segments_per_window, len(starts)), replace=False))
-    room = (last - starts[0]) // layout.tokens_per_gist + 1
-    n_spans = np.minimum(_draw_counts(random, segments, len(last)), room)
+    first, n_spans = _draw_segments(random, starts, layout, segments)
     others = tuple(_draw_interleaved(random, length, layout, interleaved) for _ in range(interleaved.per_window))
-    compact = random.random(len(last)) < segments.compact
-    first = last - (n_spans - 1) * layout.tokens_per_gist
+    compact = random.random(len(first)) < segments.compact
     return WindowSample(item, int(source.windows[index]), phase, first, n_spans, compact, others)
 
 
@@ -338,12 +341,39 @@ def _require_room(length: int, layout: SpanLayout, n_spans: int = 1) -> None:
         )
 
 
-def _draw_counts(random: np.random.Generator, segments: SegmentLengths, branches: int) -> NDArray[np.int64]:
-    """The k of some branches, int64 [branches], before they are clipped to what precedes their horizons."""
+def _draw_segments(
+    random: np.random.Generator, starts: NDArray[np.int64], layout: SpanLayout, segments: SegmentLengths
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The first token and the k of some segments, both int64 [branches], in the order of their horizons.
+
+    Single spans are as they would be without longer segments; what has no room before its last span ends elsewhere.
+    """
+    ends = random.choice(len(starts), size=min(layout.segments_per_window, len(starts)), replace=False)
+    ends.sort()  # indices of the last spans' starts
+    room = (starts - starts[0]) // layout.tokens_per_gist + 1  # spans up to each start, that one among them
+    wanted, whole = _draw_counts(random, segments, len(ends))
+    wanted = np.minimum(wanted, room[-1])
+    for branch in np.argsort(-wanted, kind="stable"):  # the longest have the fewest places to choose from
+        if not whole[branch] and room[ends[branch]] < wanted[branch]:
+            free = np.setdiff1d(np.flatnonzero(room >= wanted[branch]), ends)
+            ends[branch] = random.choice(free) if len(free) else ends[branch]
+    n_spans = np.minimum(wanted, room[ends])
+    order = np.argsort(ends)
+    return (starts[ends] - (n_spans - 1) * layout.tokens_per_gist)[order], n_spans[order]
+
+
+def _draw_counts(
+    random: np.random.Generator, segments: SegmentLengths, branches: int
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """The k of some branches, int64, and which replace their whole prefix, bool: both [branches].
+
+    The k of these is the most that they may replace.
+    """
     counts = sorted(segments.lengths)
     shares = [segments.lengths[k] for k in counts]
     drawn = np.array([counts[_draw(random, shares)] for _ in range(branches)], dtype=np.int64)
-    return np.where(random.random(branches) < segments.whole_prefix, segments.longest, drawn)
+    whole = random.random(branches) < segments.whole_prefix
+    return np.where(whole, segments.longest, drawn), whole
 
 
 def _draw_interleaved(
@@ -357,7 +387,7 @@ def _draw_interleaved(
     while start + span + shortest <= length:
         raw = int(np.exp(random.uniform(np.log(shortest), np.log(longest + 1))))
         room = max(1, (length - start - raw) // span)
-        count = min(int(_draw_counts(random, config.segments, 1)[0]), room)
+        count = min(int(_draw_counts(random, config.segments, 1)[0][0]), room)
         starts.append(start)
         n_spans.append(count)
         start += count * span + raw
