@@ -60,14 +60,10 @@ INTERRUPTED = (130, -signal.SIGTERM, -signal.SIGINT)
 """Statuses of a training command that was asked to stop: at a checkpoint, or before it had begun."""
 RUNS = {
     "gist32": (),
-    "gist8": (
-        *("start_from=null", "levels=[8]", "stages.narrative.train.steps=120"),
-        *("stages.structured.train.steps=20", "stages.mixed.train.steps=14"),
-    ),
+    "gist8": ("start_from=null", "levels=[8]"),
     "gist32-context": (
         *("start_from=smollm2-135m-gist32-context", "levels=[32]", "gistnet.reads=context"),
-        *("gistnet.teacher_layers=20", "gistnet.gist_scale=120", "stages.narrative.train.steps=90"),
-        *("stages.structured.train.steps=15", "stages.mixed.train.steps=12"),
+        *("gistnet.teacher_layers=20", "gistnet.gist_scale=120"),
     ),
 }
 """Runs by name, and the changes to the configuration that make them."""
