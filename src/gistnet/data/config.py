@@ -138,8 +138,9 @@ def _absolute(path: str) -> str:
 class SegmentLengths(Section):
     """Length of the segments that branches replace, in spans (k), drawn for each branch.
 
-    A segment ends where its horizon begins and reaches back from there, at most to the sink. Where a window has no room
-    for it, it is as long as it can be; a domain of which no window has room for the longest is refused.
+    A segment ends where its horizon begins and reaches back from there, at most to the sink. Where a window is too
+    short for it, or the window's other segments have taken all ends far enough in, it is cut; a domain all of whose
+    windows are too short for the longest is refused.
     """
 
     lengths: dict[int, float] = Field(default={1: 1.0})

@@ -205,7 +205,7 @@ def sample_window(
     The domain is drawn by its probability, the source by its weight, the window uniformly, a phase uniformly among
     those with an eligible start, and `segments_per_window` of its eligible starts (or all) without replacement. Each
     span drawn is the last of a segment, and how many before it are replaced as well is drawn behind that; a segment
-    that has no room there ends with another span, drawn anew. The interleaved contexts follow, and which of the
+    that would reach into the sink ends with another span, drawn anew. The interleaved contexts follow, and which of the
     segments are compact.
 
     Raises:
@@ -346,18 +346,19 @@ def _draw_segments(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The first token and the k of some segments, both int64 [branches], in the order of their horizons.
 
-    Single spans are as they would be without longer segments; what has no room before its last span ends elsewhere.
+    Single spans are as they would be without longer segments. What is longer than the window up to its last span ends
+    with another one; where those that are far enough in are taken, it is cut.
     """
     ends = random.choice(len(starts), size=min(layout.segments_per_window, len(starts)), replace=False)
     ends.sort()  # indices of the last spans' starts
-    room = (starts - starts[0]) // layout.tokens_per_gist + 1  # spans up to each start, that one among them
+    longest = (starts - starts[0]) // layout.tokens_per_gist + 1  # of the segments that end with each span
     wanted, whole = _draw_counts(random, segments, len(ends))
-    wanted = np.minimum(wanted, room[-1])
-    for branch in np.argsort(-wanted, kind="stable"):  # the longest have the fewest places to choose from
-        if not whole[branch] and room[ends[branch]] < wanted[branch]:
-            free = np.setdiff1d(np.flatnonzero(room >= wanted[branch]), ends)
+    wanted = np.minimum(wanted, longest[-1])
+    for branch in np.argsort(-wanted, kind="stable"):  # the longest have the fewest to choose from
+        if not whole[branch] and longest[ends[branch]] < wanted[branch]:
+            free = np.setdiff1d(np.flatnonzero(longest >= wanted[branch]), ends)
             ends[branch] = random.choice(free) if len(free) else ends[branch]
-    n_spans = np.minimum(wanted, room[ends])
+    n_spans = np.minimum(wanted, longest[ends])
     order = np.argsort(ends)
     return (starts[ends] - (n_spans - 1) * layout.tokens_per_gist)[order], n_spans[order]
 
