@@ -58,6 +58,17 @@ def test_the_time_left_of_a_resumed_stage_counts_only_its_own_steps() -> None:
     assert output.getvalue().splitlines() == ["code  8/100  -:--:-- left", "code  10/100  0:15:00 left  loss nan"]
 
 
+def test_time_that_did_not_go_to_steps_is_left_out_of_the_estimate() -> None:
+    """A validation of 500 s before the first of ten steps, which takes 3 s: 27 s are left."""
+    output, clock = io.StringIO(), Clock()
+    with ProgressDisplay("code", 10, console=PlainConsole(file=output), clock=clock) as display:
+        clock.seconds += 500
+        display.leave_out(500)
+        clock.seconds += 3
+        display.update(1)
+    assert output.getvalue() == "code  1/10  0:00:27 left\n"
+
+
 @pytest.mark.parametrize(("width", "fits"), [(200, 3), (80, 2), (60, 0)])
 def test_a_bar_has_step_and_time_left_first_and_of_the_rest_what_fits(width: int, fits: int) -> None:
     output, clock = io.StringIO(), Clock()

@@ -55,6 +55,10 @@ class ProgressDisplay:
         """Estimate the time left by the steps behind this one, from now on."""
         self._begun_at, self._started = step, self._clock()
 
+    def leave_out(self, seconds: float) -> None:
+        """Leave out time that went to something else than the steps when estimating the time left."""
+        self._started += seconds
+
     def update(self, step: int, details: Sequence[str] = (), title: str | None = None) -> None:
         """Show that `step` steps are done, and as many of the `details` as fit, the most telling first."""
         self._title = self._title if title is None else terminal.escaped(title)

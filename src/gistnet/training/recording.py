@@ -74,7 +74,10 @@ class Recorder:
         measured = self._validator.measure(stage.gistnet)
         # They decide what comes next: all go by those of one process, whatever the last bit is on another machine.
         result = run.processes.from_main(self._validator.metrics(run.processes.gather(measured)))
-        self._started += time.monotonic() - began
+        seconds = time.monotonic() - began
+        self._started += seconds
+        if self._is_main:
+            self._display.leave_out(seconds)
         return result
 
     def report(self, state: TrainState, result: dict[str, float], events: Sequence[dict[str, Any]]) -> None:
