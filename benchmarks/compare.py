@@ -1,0 +1,168 @@
+"""GistNets compared on the same held-out text, and the weights between two of them.
+
+    python benchmarks/compare.py smollm2-135m-gist32 runs/gist32 [--shares 0.5 0.75] [--config configs/release.yaml]
+    python benchmarks/compare.py smollm2-135m-gist32 runs/gist32 --shares 0.75 --keep benchmarks/state/gist32-between
+
+Fine-tuning gains where it was aimed at, and loses elsewhere. The weights on the line between those before and after it
+may lose less than they gain (WiSE-FT: Wortsman et al., 2022, 2109.01903): each of --shares names such a GistNet, by the
+share of the second one's weights, and is compared along. --keep saves it instead, with all levels.
+
+Prints the share of KL recovered by single gists, over the 32 tokens behind each span, and by rows of 30 beside a raw
+tail, and the difference from the first GistNet in points, with a 95 % interval over documents that are drawn for both
+at once. Results: benchmarks/results/compare.json.
+"""
+
+import argparse
+import copy
+import sys
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).parent.parent))  # so that `python benchmarks/…` works, and `-m benchmarks.…`
+
+from benchmarks.machine import RESULTS, in_short
+from gistnet.config import load_config
+from gistnet.data.config import RowsConfig
+from gistnet.data.dataset import PreparedDataset
+from gistnet.data.sampling import SpanLayout, validation_windows
+from gistnet.errors import ConfigError, GistNetError
+from gistnet.evaluation import baselines
+from gistnet.evaluation.baselines import Baseline
+from gistnet.evaluation.held_out import HeldOut
+from gistnet.evaluation.metrics import Floats, recovered_share
+from gistnet.evaluation.resampling import DocumentDraws, percentile_interval
+from gistnet.evaluation.rows import HeldOutRows
+from gistnet.files import write_json
+from gistnet.machine import describe_machine
+from gistnet.model.encoder import SpanEncoder
+from gistnet.model.gistnet import GistNet
+from gistnet.model.teacher import Teacher
+from gistnet.positions import Positions
+from gistnet.preparation import prepare_data
+from gistnet.session import open_gistnet
+
+HORIZON, WINDOW, SEGMENTS, LENGTH = 32, 1152, 4, 30
+POLICIES: tuple[Positions, ...] = ("end", "compact")
+RESAMPLES = 2000
+
+
+def main() -> int:
+    """Compare and print, or keep the GistNet between two."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("gistnets", type=Path, nargs="+", help="releases, runs or folders; of one teacher and shape")
+    parser.add_argument(
+        "--shares", type=float, nargs="*", default=[], help="of the last one's weights beside the first's"
+    )
+    parser.add_argument("--config", type=Path, default=Path("configs/release.yaml"), help="whose corpus is used")
+    parser.add_argument("--level", type=int, default=0, help="of the gists that are compared")
+    parser.add_argument("--spans", type=int, default=64, help="documents of four spans each; 0: none")
+    parser.add_argument("--passages", type=int, default=20, help="for rows; 0: none")
+    parser.add_argument("--tails", type=int, nargs="+", default=[64], help="raw tokens behind a row")
+    parser.add_argument("--keep", type=Path, help="folder for the GistNet of the only share")
+    parser.add_argument("--out", type=Path, default=RESULTS / "compare.json")
+    asked = parser.parse_args()
+    teacher, first = open_gistnet(asked.gistnets[0])
+    nets = {str(asked.gistnets[0]): first}
+    nets |= {str(name): open_gistnet(name)[1] for name in asked.gistnets[1:]}
+    last = str(asked.gistnets[-1])
+    between = {f"{share:g} of {last}": weights_between(first, nets[last], share) for share in asked.shares}
+    if asked.keep is not None:
+        if len(between) != 1:
+            raise ConfigError(f"--keep keeps the GistNet of one share, got {len(between)} of them.")
+        next(iter(between.values())).save_pretrained(asked.keep)
+        return 0
+    dataset = prepare_data(load_config(asked.config))
+    found = compared(teacher, nets | between, dataset, asked)
+    write_json(asked.out, {"machine": describe_machine(), "figures": found})
+    return 0
+
+
+def weights_between(first: GistNet, second: GistNet, share: float) -> GistNet:
+    """The GistNet whose weights are (1 - share) of the first's and `share` of the second's, at every level.
+
+    Raises:
+        ConfigError: they have other weights, or of another shape.
+    """
+    ours, theirs = first.trainable_state(), second.trainable_state()
+    if {name: of.shape for name, of in ours.items()} != {name: of.shape for name, of in theirs.items()}:
+        raise ConfigError("Got GistNets with other weights, expected two of the same configuration.")
+    between = copy.deepcopy(second)
+    between.load_trainable_state({name: ours[name].lerp(theirs[name], share) for name in ours})
+    return between
+
+
+def compared(
+    teacher: Teacher, nets: Mapping[str, GistNet], dataset: PreparedDataset, asked: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """Figures of all GistNets at the level asked for, printed as they come."""
+    judged = {name: gistnet.levels[asked.level].eval() for name, gistnet in nets.items()}
+    found = []
+    for figures in (
+        *(single_spans(teacher, judged, dataset, asked.spans) if asked.spans else ()),
+        *(rows(teacher, judged, dataset, asked.passages, asked.tails) if asked.passages else ()),
+    ):
+        print(in_short(figures), flush=True)
+        found.append(figures)
+    return found
+
+
+def single_spans(
+    teacher: Teacher, nets: Mapping[str, GistNet], dataset: PreparedDataset, documents: int
+) -> Iterator[dict[str, Any]]:
+    """What single gists recover, and last tokens."""
+    layout = SpanLayout(next(iter(nets.values())).branchings, HORIZON, SEGMENTS, window_tokens=WINDOW)
+    samples = validation_windows(
+        dataset, layout, documents=documents, segments_per_window=SEGMENTS, seed=1, domains=["narrative"]
+    )
+    held_out = HeldOut(teacher, dataset, samples, layout, cache_gigabytes=4)
+    replacements: dict[str, Baseline | Tensor] = {"drop": baselines.drop, "last_token": baselines.last_token}
+    replacements |= {name: held_out.encode(gistnet)[0] for name, gistnet in nets.items()}
+    measured = held_out.measure({name: (kind, "end") for name, kind in replacements.items()})
+    yield from differences("single", {name: of.kl.mean(1) for name, of in measured.items()}, held_out.documents, nets)
+
+
+def rows(
+    teacher: Teacher, nets: Mapping[str, GistNet], dataset: PreparedDataset, documents: int, tails: Sequence[int]
+) -> Iterator[dict[str, Any]]:
+    """What rows of gists recover, another document's, last tokens and as many recent ones."""
+    span = next(iter(nets.values())).tokens_per_gist
+    config = RowsConfig(documents=documents, lengths=(LENGTH,), tails=tuple(tails))
+    held_out = HeldOutRows(dataset, ["narrative"], config, tokens_per_gist=span)
+    measured = {name: held_out.measure(SpanEncoder(teacher, gistnet), POLICIES) for name, gistnet in nets.items()}
+    for row, of_row in measured[next(iter(nets))].items():
+        for policy in POLICIES:
+            kl = {name: of_row[f"{name}/{policy}"].kl.mean(1) for name in ("last_token", "recent_tokens")}
+            kl["drop"] = of_row["drop"].kl.mean(1)
+            for name, of in measured.items():
+                kl[name] = of[row][f"gist/{policy}"].kl.mean(1)
+                kl[f"{name}, another document's"] = of[row][f"shuffled/{policy}"].kl.mean(1)
+            yield from differences(f"{row} {policy}", kl, np.arange(len(kl["drop"])), nets)
+
+
+def differences(
+    what: str, kl: Mapping[str, Floats], documents: NDArray[Any], nets: Collection[str]
+) -> Iterator[dict[str, Any]]:
+    """Shares of KL recovered by each name, in percent, and of GistNets but the first how much more it is than that."""
+    draws, drop = DocumentDraws(documents, RESAMPLES, seed=0), kl["drop"]
+    first = next(iter(nets))
+    for name, of_name in kl.items():
+        if name == "drop":
+            continue
+        share = 100 * float(recovered_share(of_name.sum(), drop.sum()))
+        figures = {"what": what, "name": name, "recovered": share}
+        if name in nets and name != first:
+            low, high = percentile_interval(100 * draws.sums(kl[first] - of_name) / draws.sums(drop))
+            figures |= {"more": 100 * float((kl[first] - of_name).sum() / drop.sum()), "low": low, "high": high}
+        yield figures
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except GistNetError as error:
+        sys.exit(f"compare: {error}")
