@@ -1,11 +1,11 @@
-"""GistNets compared on the same held-out text, and the weights between two of them.
+"""GistNets compared on the same held-out text, and the means of several.
 
-    python benchmarks/compare.py smollm2-135m-gist32 runs/gist32 [--shares 0.5 0.75] [--config configs/release.yaml]
-    python benchmarks/compare.py smollm2-135m-gist32 runs/gist32 --shares 0.75 --keep benchmarks/state/gist32-between
+    python benchmarks/compare.py smollm2-135m-gist32 runs/a runs/b runs/a+runs/b [--config configs/release.yaml]
+    python benchmarks/compare.py runs/a+runs/b --keep benchmarks/state/mean
 
-Fine-tuning gains where it was aimed at, and loses elsewhere. The weights on the line between those before and after it
-may lose less than they gain (WiSE-FT: Wortsman et al., 2022, 2109.01903): each of --shares names such a GistNet, by the
-share of the second one's weights, and is compared along. --keep saves it instead, with all levels.
+Fine-tuning gains where it was aimed at, and loses elsewhere. The mean of weights before and after it, or after several
+ones, may lose less than it gains (Wortsman et al., 2022: 2109.01903, 2203.05482). `A+B` is the GistNet with the mean of
+the weights of A and B; one that is named twice counts twice. --keep saves the last one, with all levels, in float16.
 
 Prints the share of KL recovered by single gists, over the 32 tokens behind each span, and by rows of 30 beside a raw
 tail, and the difference from the first GistNet in points, with a 95 % interval over documents that are drawn for both
@@ -13,13 +13,13 @@ at once. Results: benchmarks/results/compare.json.
 """
 
 import argparse
-import copy
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -52,48 +52,41 @@ RESAMPLES = 2000
 
 
 def main() -> int:
-    """Compare and print, or keep the GistNet between two."""
+    """Compare and print, or keep the last GistNet."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("gistnets", type=Path, nargs="+", help="releases, runs or folders; of one teacher and shape")
-    parser.add_argument(
-        "--shares", type=float, nargs="*", default=[], help="of the last one's weights beside the first's"
-    )
+    parser.add_argument("gistnets", nargs="+", help="releases, runs or folders; A+B is the mean of two")
     parser.add_argument("--config", type=Path, default=Path("configs/release.yaml"), help="whose corpus is used")
     parser.add_argument("--level", type=int, default=0, help="of the gists that are compared")
     parser.add_argument("--spans", type=int, default=64, help="documents of four spans each; 0: none")
     parser.add_argument("--passages", type=int, default=20, help="for rows; 0: none")
     parser.add_argument("--tails", type=int, nargs="+", default=[64], help="raw tokens behind a row")
-    parser.add_argument("--keep", type=Path, help="folder for the GistNet of the only share")
+    parser.add_argument("--keep", type=Path, help="folder for the last GistNet, in place of a comparison")
     parser.add_argument("--out", type=Path, default=RESULTS / "compare.json")
     asked = parser.parse_args()
-    teacher, first = open_gistnet(asked.gistnets[0])
-    nets = {str(asked.gistnets[0]): first}
-    nets |= {str(name): open_gistnet(name)[1] for name in asked.gistnets[1:]}
-    last = str(asked.gistnets[-1])
-    between = {f"{share:g} of {last}": weights_between(first, nets[last], share) for share in asked.shares}
+    opened = {name: read(name) for name in asked.gistnets}
+    nets = {name: gistnet for name, (_, gistnet) in opened.items()}
     if asked.keep is not None:
-        if len(between) != 1:
-            raise ConfigError(f"--keep keeps the GistNet of one share, got {len(between)} of them.")
-        next(iter(between.values())).save_pretrained(asked.keep)
+        nets[asked.gistnets[-1]].save_pretrained(asked.keep, dtype=torch.float16)  # as a release
         return 0
     dataset = prepare_data(load_config(asked.config))
-    found = compared(teacher, nets | between, dataset, asked)
+    found = compared(opened[asked.gistnets[0]][0], nets, dataset, asked)
     write_json(asked.out, {"machine": describe_machine(), "figures": found})
     return 0
 
 
-def weights_between(first: GistNet, second: GistNet, share: float) -> GistNet:
-    """The GistNet whose weights are (1 - share) of the first's and `share` of the second's, at every level.
+def read(name: str) -> tuple[Teacher, GistNet]:
+    """The GistNet of a name, or the mean of those that "+" joins, at every level.
 
     Raises:
-        ConfigError: they have other weights, or of another shape.
+        ConfigError: their weights differ in name or shape.
     """
-    ours, theirs = first.trainable_state(), second.trainable_state()
-    if {name: of.shape for name, of in ours.items()} != {name: of.shape for name, of in theirs.items()}:
-        raise ConfigError("Got GistNets with other weights, expected two of the same configuration.")
-    between = copy.deepcopy(second)
-    between.load_trainable_state({name: ours[name].lerp(theirs[name], share) for name in ours})
-    return between
+    teachers, parts = zip(*(open_gistnet(Path(part)) for part in name.split("+")), strict=True)
+    states = [part.trainable_state() for part in parts]
+    shapes = [{key: of.shape for key, of in state.items()} for state in states]
+    if any(other != shapes[0] for other in shapes):
+        raise ConfigError(f"Got GistNets with other weights in {name}, expected those of one configuration.")
+    parts[0].load_trainable_state({key: torch.stack([state[key] for state in states]).mean(0) for key in states[0]})
+    return teachers[0], parts[0]
 
 
 def compared(

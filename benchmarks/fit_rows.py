@@ -35,8 +35,9 @@ from gistnet.model.config import GistNetConfig
 from gistnet.model.encoder import SpanEncoder
 from gistnet.model.gistnet import GistNet
 from gistnet.model.teacher import PrefillOutput, Teacher
-from gistnet.objective.branches import SegmentBatch, gist_replacements, replaced_hidden
+from gistnet.objective.branches import Replacements, SegmentBatch, gist_replacements, replaced_hidden
 from gistnet.objective.losses import token_losses
+from gistnet.positions import Positions
 from gistnet.session import open_gistnet
 from gistnet.training.config import OptimiserConfig
 from gistnet.training.optimiser import build_optimiser, learning_rate
@@ -83,46 +84,71 @@ def in_turn(teacher: Teacher, corpora: Path, count: int) -> list[Tensor]:
 
 
 class Row:
-    """A passage, its row of spans, and what the teacher predicts behind it.
+    """A text with a row of spans, and what the teacher predicts behind it.
+
+    Args:
+        tokens: `[n]`, the row from `start` on, and the rest behind it.
+        start: first token of the row.
+        unscored: tokens behind the row that are not judged.
+        positions: where gists and baselines stand.
 
     Attributes:
-        drop, last_token: mean KL over the scored tokens, nats, without the spans and after their last tokens.
+        drop, last_token, recent_tokens: mean KL over the scored tokens, nats, without the spans, after their last
+            tokens, and after as many recent ones.
     """
 
     @torch.no_grad()
-    def __init__(self, teacher: Teacher, passage: Tensor) -> None:
-        self.teacher, self.tokens = teacher, passage[None].long()
-        start = torch.full((1,), SINK_TOKENS, device=teacher.device)
-        self.segments = SegmentBatch(self.tokens, torch.zeros_like(start), start, SPAN, SPANS, TAIL + SCORED)
+    def __init__(
+        self,
+        teacher: Teacher,
+        tokens: Tensor,
+        *,
+        start: int = SINK_TOKENS,
+        unscored: int = TAIL,
+        positions: Positions = "end",
+    ) -> None:
+        self.teacher, self.tokens, self.unscored, self.positions = teacher, tokens[None].long(), unscored, positions
+        starts = torch.full((1,), start, device=teacher.device)
+        horizon = len(tokens) - start - SPANS * SPAN
+        self.segments = SegmentBatch(self.tokens, torch.zeros_like(starts), starts, SPAN, SPANS, horizon)
         read = teacher.prefill(self.tokens)
         self.wanted = self.segments.original_hidden(read).clone()
-        # The first tokens are all that a row reads of the original: the rest need not stay in memory.
-        self.sink: PrefillOutput = teacher.prefill(self.tokens[:, :SINK_TOKENS])
-        self.drop, self.last_token = (
-            float(self.kl(replaced_hidden(teacher, read, self.segments, made(teacher, self.segments, read, "end"))))
-            for made in (baselines.drop, baselines.last_token)
+        # The tokens before it are all that a row reads of the original: the rest need not stay in memory.
+        self.before: PrefillOutput = teacher.prefill(self.tokens[:, :start])
+        self.drop, self.last_token, self.recent_tokens = (
+            float(self.kl(replaced_hidden(teacher, read, self.segments, self._made(baseline, read)), unscored))
+            for baseline in (baselines.drop, baselines.last_token, baselines.recent_tokens)
         )
 
-    def kl(self, hidden: Tensor, first: int = TAIL) -> Tensor:
+    def kl(self, hidden: Tensor, first: int) -> Tensor:
         """Mean KL over the tokens behind the row from `first` on, nats."""
-        following = self.tokens[:, -TAIL - SCORED :]
-        return token_losses(self.teacher, self.wanted, hidden, following).kl[:, first:].mean()
+        return token_losses(self.teacher, self.wanted, hidden, self.segments.targets).kl[:, first:].mean()
 
-    def kl_of_gists(self, encoder: SpanEncoder, first: int = TAIL) -> Tensor:
-        """Mean KL after the gists of an encoder, into which gradient flows, over the tokens from `first` on, nats."""
-        gists = encoder.encode(self.tokens[:, SINK_TOKENS : SINK_TOKENS + SPANS * SPAN])
-        replacements = gist_replacements(self.segments, gists, "end")
-        return self.kl(replaced_hidden(self.teacher, self.sink, self.segments, replacements), first)
+    def hidden_after_gists(self, encoder: SpanEncoder) -> Tensor:
+        """What predicts the tokens behind the row after the gists of an encoder, `[1, n, dim]`; carries gradient."""
+        start = int(self.segments.starts[0])
+        gists = encoder.encode(self.tokens[:, start : start + SPANS * SPAN])
+        replacements = gist_replacements(self.segments, gists, self.positions)
+        return replaced_hidden(self.teacher, self.before, self.segments, replacements)
+
+    def kl_of_gists(self, encoder: SpanEncoder, first: int | None = None) -> Tensor:
+        """Mean KL after the gists of an encoder over the scored tokens, or all from `first` on, nats."""
+        return self.kl(self.hidden_after_gists(encoder), self.unscored if first is None else first)
+
+    def _made(self, baseline: baselines.Baseline, read: PrefillOutput) -> Replacements:
+        return baseline(self.teacher, self.segments, read, self.positions)
 
 
-def train(encoder: SpanEncoder, rows: Sequence[Row], contexts: int) -> None:
-    """Train on `contexts` of the rows, which come again in the same order, by the loss of all 192 tokens."""
-    optimiser = build_optimiser(encoder.gistnet.named_parameters(), OPTIMISER)
+def train(
+    encoder: SpanEncoder, rows: Sequence[Row], contexts: int, optimiser_config: OptimiserConfig = OPTIMISER
+) -> None:
+    """Train on `contexts` of the rows, which come again in the same order, by the loss of all tokens behind them."""
+    optimiser = build_optimiser(encoder.gistnet.named_parameters(), optimiser_config)
     parameters = [parameter for parameter in encoder.gistnet.parameters() if parameter.requires_grad]
     drawn, steps = cycle(rows), contexts // CONTEXTS_PER_STEP
     for step in range(steps):
         for group in optimiser.param_groups:
-            group["lr"] = learning_rate(step, steps, OPTIMISER)
+            group["lr"] = learning_rate(step, steps, optimiser_config)
         optimiser.zero_grad()
         for row in islice(drawn, CONTEXTS_PER_STEP):
             (row.kl_of_gists(encoder, first=0) / CONTEXTS_PER_STEP).backward()

@@ -214,11 +214,13 @@ def draw_learning(runs: Mapping[str, list[dict[str, Any]]], path: Path) -> Path:
     """Validations of the first stage of each run, narrative text: shares that gists recover, by the spans seen.
 
     Args:
-        runs: the lines of each run's metrics.jsonl, by its name.
+        runs: the lines of each run's metrics.jsonl, by its name; one that was validated at its ends alone has no curve.
     """
     figure, (singles, rows) = _pyplot().subplots(1, 2, figsize=(9, 4), layout="constrained")
     for colour, (name, lines) in zip(COLOURS, runs.items(), strict=False):
         validated = [line for line in lines if "validation" in line and line["stage"] == 1]
+        if len(validated) < 3:
+            continue
         x = [line["spans_seen"] for line in validated]
         for axes, metric in ((singles, "recovered_kl"), (rows, "row_recovered_kl")):
             axes.plot(x, [line["validation"].get(metric) for line in validated], color=colour, label=name)

@@ -1,4 +1,4 @@
-"""Comparison of GistNets, and the weights between two; with a tiny teacher."""
+"""Comparison of GistNets, and the mean of several; with a tiny teacher."""
 
 from pathlib import Path
 
@@ -6,13 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.compare import differences, weights_between
+from benchmarks.compare import differences, read
 from gistnet.errors import ConfigError
 from gistnet.model.config import GistNetConfig, TeacherConfig
 from gistnet.model.gistnet import GistNet
 from gistnet.model.teacher import Teacher
-
-CONFIG = GistNetConfig(architecture="bottleneck", width=16, heads=2)
 
 
 @pytest.fixture
@@ -20,30 +18,31 @@ def teacher(teacher_folder: Path) -> Teacher:
     return Teacher.from_pretrained(TeacherConfig(name=str(teacher_folder), precision="float32"))
 
 
-def two_levels(teacher: Teacher, value: float) -> GistNet:
-    gistnet = GistNet.build(CONFIG, teacher, 4, below=GistNet.build(CONFIG, teacher, 8))
+def saved(teacher: Teacher, folder: Path, value: float, width: int = 16) -> str:
+    config = GistNetConfig(architecture="bottleneck", width=width, heads=2)
+    gistnet = GistNet.build(config, teacher, 4, below=GistNet.build(config, teacher, 8))
     gistnet.load_trainable_state(
         {name: torch.full_like(weights, value) for name, weights in gistnet.trainable_state().items()}
     )
-    return gistnet
+    gistnet.save_pretrained(folder)
+    return str(folder)
 
 
-def test_weights_between_two_are_so_much_of_the_second_at_every_level(teacher: Teacher) -> None:
-    first, second = two_levels(teacher, 1.0), two_levels(teacher, 3.0)
+def test_names_joined_by_plus_are_the_mean_of_their_weights_at_every_level(teacher: Teacher, tmp_path: Path) -> None:
+    ones, fours = saved(teacher, tmp_path / "a", 1.0), saved(teacher, tmp_path / "b", 4.0)
 
-    between = weights_between(first, second, 0.25)
+    _, mean = read(f"{ones}+{ones}+{fours}")
 
-    for level in between.levels:
-        assert all((weights == 1.5).all() for weights in level.trainable_state().values())
-    for gistnet, value in ((first, 1.0), (second, 3.0)):  # these stay as they were
-        assert all((weights == value).all() for weights in gistnet.trainable_state().values())
+    assert len(mean.levels) == 2
+    for level in mean.levels:
+        assert all((weights == 2.0).all() for weights in level.trainable_state().values())
 
 
-def test_weights_between_gistnets_of_another_shape_are_refused(teacher: Teacher) -> None:
-    narrow, wide = (GistNet.build(CONFIG.model_copy(update={"width": n}), teacher, 8) for n in (16, 32))
+def test_the_mean_of_gistnets_of_another_shape_is_refused(teacher: Teacher, tmp_path: Path) -> None:
+    narrow, wide = saved(teacher, tmp_path / "a", 1.0), saved(teacher, tmp_path / "b", 1.0, width=32)
 
-    with pytest.raises(ConfigError, match="expected two of the same configuration"):
-        weights_between(narrow, wide, 0.5)
+    with pytest.raises(ConfigError, match="expected those of one configuration"):
+        read(f"{narrow}+{wide}")
 
 
 def test_differences_are_paired_and_in_points_of_what_dropping_costs() -> None:

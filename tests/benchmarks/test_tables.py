@@ -78,18 +78,20 @@ def test_plots_are_made_of_what_is_there(tmp_path: Path) -> None:
     engine = {"machine": MACHINE, "teachers": {"some teacher": {"cases": [case]}}}
     (tmp_path / "engine-cpu.json").write_text(json.dumps(engine))
     (tmp_path / "some run").mkdir()
-    validations = [{"recovered_kl": 0.5, "row_recovered_kl": 0.25}, {"recovered_kl": 0.6, "row_recovered_kl": 0.125}]
+    validations = [{"recovered_kl": 0.5, "row_recovered_kl": share} for share in (0.25, 0.125, 0.5)]
     lines = [
         json.dumps({"step": step, "stage": 1, "spans_seen": 1000 * step, "validation": validation})
         for step, validation in enumerate(validations, 1)
     ]
     (tmp_path / "some run" / "metrics.jsonl").write_text("\n".join(lines) + "\n")
-    (tmp_path / "learning-another-run.jsonl").write_text(lines[0].replace("1000", "7000") + "\n")
+    (tmp_path / "learning-another-run.jsonl").write_text("\n".join(lines).replace("000", "0000") + "\n")
+    (tmp_path / "learning-at-its-ends.jsonl").write_text("\n".join(lines[:2]) + "\n")
     made = draw_all(tmp_path, tmp_path / "plots", tmp_path)
     names = ["engine-speedup-cpu.svg", "engine-parts-cpu.svg", "cost-by-windows-cpu.svg", "learning.svg"]
     assert [path.name for path in made] == names
     learning = made[3].read_text()
-    assert "2,000" in learning and "7,000" in learning and "another run" in learning
+    assert "30,000" in learning and "some run" in learning and "another run" in learning
+    assert "at its ends" not in learning
     assert "123×" in made[0].read_text()
     assert "GistNet forward" in made[1].read_text()
     drawn = made[2].read_text()

@@ -10,7 +10,7 @@ from transformers import TextStreamer
 
 from gistnet.context.assembly import assemble, read_context
 from gistnet.context.generate import ASKED, Looping, generate
-from gistnet.context.generate import _surroundings as surroundings
+from gistnet.context.generate import prompt_surroundings as surroundings
 from gistnet.context.plan import Gists, Plan, Raw
 from gistnet.errors import ConfigError, DataError, TeacherError
 from gistnet.model.config import GistNetConfig, TeacherConfig

@@ -170,7 +170,7 @@ def prompt_context(
     require_unicode(prompt, "a prompt")
     if teacher.tokenizer is None:
         raise TeacherError(f"{teacher.name} has no tokenizer, expected one to read the prompt.")
-    before, after = surroundings or _surroundings(teacher.tokenizer, prompt, chat, teacher.name)
+    before, after = surroundings or prompt_surroundings(teacher.tokenizer, prompt, chat, teacher.name)
     selection = None
     if recent_share is None:
         continues = surroundings is None and (chat is False or not _has_template(teacher.tokenizer))
@@ -213,8 +213,16 @@ def _has_template(tokenizer: TeacherTokenizer) -> bool:
     return bool(getattr(tokenizer.inner, "chat_template", None))
 
 
-def _surroundings(tokenizer: TeacherTokenizer, prompt: str, chat: bool | None, teacher_name: str) -> Surroundings:
-    """The tokens before and after the document."""
+def prompt_surroundings(tokenizer: TeacherTokenizer, prompt: str, chat: bool | None, teacher_name: str) -> Surroundings:
+    """The tokens before a document and after it, which end with a prompt about it.
+
+    Args:
+        chat: whether to use the chat template; None uses it where there is one.
+        teacher_name: for messages.
+
+    Raises:
+        TeacherError: no chat template and one was asked for, or it does not render a conversation of one user's turn.
+    """
     has_template = _has_template(tokenizer)
     if chat and not has_template:
         raise TeacherError(f"The tokenizer of {teacher_name} has no chat template, expected one or chat=False.")
