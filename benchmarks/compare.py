@@ -107,7 +107,7 @@ def compared(
 def single_spans(
     teacher: Teacher, nets: Mapping[str, GistNet], dataset: PreparedDataset, documents: int
 ) -> Iterator[dict[str, Any]]:
-    """What single gists recover, and last tokens."""
+    """Shares of KL that single gists recover, and last tokens, over the 32 tokens behind each span."""
     layout = SpanLayout(next(iter(nets.values())).branchings, HORIZON, SEGMENTS, window_tokens=WINDOW)
     samples = validation_windows(
         dataset, layout, documents=documents, segments_per_window=SEGMENTS, seed=1, domains=["narrative"]
@@ -122,7 +122,7 @@ def single_spans(
 def rows(
     teacher: Teacher, nets: Mapping[str, GistNet], dataset: PreparedDataset, documents: int, tails: Sequence[int]
 ) -> Iterator[dict[str, Any]]:
-    """What rows of gists recover, another document's, last tokens and as many recent ones."""
+    """Shares of KL that rows of gists recover, beside another document's gists, last tokens and as many recent ones."""
     span = next(iter(nets.values())).tokens_per_gist
     config = RowsConfig(documents=documents, lengths=(LENGTH,), tails=tuple(tails))
     held_out = HeldOutRows(dataset, ["narrative"], config, tokens_per_gist=span)

@@ -46,7 +46,7 @@ def test_the_mean_of_gistnets_of_another_shape_is_refused(teacher: Teacher, tmp_
 
 
 def test_differences_are_paired_and_in_points_of_what_dropping_costs() -> None:
-    """Of four documents each costs 2 to drop; the second GistNet leaves 0.2 less of every one: 10 points, for sure."""
+    """Differences of 0.2 nats of 2 that dropping costs, in each of four documents: 10 points, without spread."""
     first = np.array([0.4, 0.8, 1.2, 1.6])
     kl = {"drop": np.full(4, 2.0), "last_token": np.full(4, 1.9), "a": first, "b": first - 0.2}
 
