@@ -125,7 +125,7 @@ class Row:
         return token_losses(self.teacher, self.wanted, hidden, self.segments.targets).kl[:, first:].mean()
 
     def hidden_after_gists(self, encoder: SpanEncoder) -> Tensor:
-        """Hidden states after an encoder's gists that predict the tokens behind the row, `[1, n, dim]`, with gradient."""
+        """Hidden states after an encoder's gists that predict what is behind the row, `[1, n, dim]`, with gradient."""
         start = int(self.segments.starts[0])
         gists = encoder.encode(self.tokens[:, start : start + SPANS * SPAN])
         replacements = gist_replacements(self.segments, gists, self.positions)
