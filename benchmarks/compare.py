@@ -7,9 +7,10 @@ Fine-tuning gains where it was aimed at, and loses elsewhere. The mean of weight
 ones, may lose less than it gains (Wortsman et al., 2022: 2109.01903, 2203.05482). `A+B` is the GistNet with the mean of
 the weights of A and B; one that is named twice counts twice. --keep saves the last one, with all levels, in float16.
 
-Prints the share of KL recovered by single gists, over the 32 tokens behind each span, and by rows of 30 beside a raw
-tail, and the difference from the first GistNet in points, with a 95 % interval over documents that are drawn for both
-at once. Results: benchmarks/results/compare.json.
+Prints the share recovered by single gists, over the 32 tokens behind each span, and by rows of 30 beside a raw tail, of
+the KL and of the nats of true text that leaving the spans out costs. Of a GistNet also how many points that is above
+the first one, and in rows above as many recent tokens, with a 95 % interval over documents that are drawn for both at
+once. Results: benchmarks/results/compare.json.
 """
 
 import argparse
@@ -33,8 +34,8 @@ from gistnet.data.sampling import SpanLayout, validation_windows
 from gistnet.errors import ConfigError, GistNetError
 from gistnet.evaluation import baselines
 from gistnet.evaluation.baselines import Baseline
-from gistnet.evaluation.held_out import HeldOut
-from gistnet.evaluation.metrics import Floats, recovered_share
+from gistnet.evaluation.held_out import HeldOut, Measured
+from gistnet.evaluation.metrics import recovered_share
 from gistnet.evaluation.resampling import DocumentDraws, percentile_interval
 from gistnet.evaluation.rows import HeldOutRows
 from gistnet.files import write_json
@@ -107,7 +108,7 @@ def compared(
 def single_spans(
     teacher: Teacher, nets: Mapping[str, GistNet], dataset: PreparedDataset, documents: int
 ) -> Iterator[dict[str, Any]]:
-    """Shares of KL that single gists recover, and last tokens, over the 32 tokens behind each span."""
+    """Shares that single gists recover, and last tokens, over the 32 tokens behind each span."""
     layout = SpanLayout(next(iter(nets.values())).branchings, HORIZON, SEGMENTS, window_tokens=WINDOW)
     samples = validation_windows(
         dataset, layout, documents=documents, segments_per_window=SEGMENTS, seed=1, domains=["narrative"]
@@ -116,42 +117,51 @@ def single_spans(
     replacements: dict[str, Baseline | Tensor] = {"drop": baselines.drop, "last_token": baselines.last_token}
     replacements |= {name: held_out.encode(gistnet)[0] for name, gistnet in nets.items()}
     measured = held_out.measure({name: (kind, "end") for name, kind in replacements.items()})
-    yield from differences("single", {name: of.kl.mean(1) for name, of in measured.items()}, held_out.documents, nets)
+    yield from differences("single", measured, held_out.documents, nets, beside=())
 
 
 def rows(
     teacher: Teacher, nets: Mapping[str, GistNet], dataset: PreparedDataset, documents: int, tails: Sequence[int]
 ) -> Iterator[dict[str, Any]]:
-    """Shares of KL that rows of gists recover, beside another document's gists, last tokens and as many recent ones."""
+    """Shares that rows of gists recover, beside another document's gists, last tokens and as many recent ones."""
     span = next(iter(nets.values())).tokens_per_gist
     config = RowsConfig(documents=documents, lengths=(LENGTH,), tails=tuple(tails))
     held_out = HeldOutRows(dataset, ["narrative"], config, tokens_per_gist=span)
     measured = {name: held_out.measure(SpanEncoder(teacher, gistnet), POLICIES) for name, gistnet in nets.items()}
     for row, of_row in measured[next(iter(nets))].items():
         for policy in POLICIES:
-            kl = {name: of_row[f"{name}/{policy}"].kl.mean(1) for name in ("last_token", "recent_tokens")}
-            kl["drop"] = of_row["drop"].kl.mean(1)
+            losses = {name: of_row[f"{name}/{policy}"] for name in ("last_token", "recent_tokens")}
+            losses["drop"] = of_row["drop"]
             for name, of in measured.items():
-                kl[name] = of[row][f"gist/{policy}"].kl.mean(1)
-                kl[f"{name}, another document's"] = of[row][f"shuffled/{policy}"].kl.mean(1)
-            yield from differences(f"{row} {policy}", kl, np.arange(len(kl["drop"])), nets)
+                losses[name] = of[row][f"gist/{policy}"]
+                losses[f"{name}, another document's"] = of[row][f"shuffled/{policy}"]
+            passages = np.arange(len(of_row["drop"].kl))  # each is a document of its own
+            yield from differences(f"{row} {policy}", losses, passages, nets, beside=("recent_tokens",))
 
 
 def differences(
-    what: str, kl: Mapping[str, Floats], documents: NDArray[Any], nets: Collection[str]
+    what: str,
+    losses: Mapping[str, Measured],
+    documents: NDArray[Any],
+    nets: Collection[str],
+    *,
+    beside: Sequence[str],
 ) -> Iterator[dict[str, Any]]:
-    """Shares of KL recovered by each name, in percent, and of GistNets but the first how much more it is than that."""
-    draws, drop = DocumentDraws(documents, RESAMPLES, seed=0), kl["drop"]
-    first = next(iter(nets))
-    for name, of_name in kl.items():
-        if name == "drop":
-            continue
-        share = 100 * float(recovered_share(of_name.sum(), drop.sum()))
-        figures = {"what": what, "name": name, "recovered": share}
-        if name in nets and name != first:
-            low, high = percentile_interval(100 * draws.sums(kl[first] - of_name) / draws.sums(drop))
-            figures |= {"more": 100 * float((kl[first] - of_name).sum() / drop.sum()), "low": low, "high": high}
-        yield figures
+    """Shares recovered by each name, in percent, and of GistNets the points above the first one and `beside`."""
+    draws, first = DocumentDraws(documents, RESAMPLES, seed=0), next(iter(nets))
+    for measure in ("kl", "delta_nll"):
+        means = {name: getattr(of_name, measure).mean(1) for name, of_name in losses.items()}
+        drop = means.pop("drop")
+        for name, mean in means.items():
+            share = 100 * float(recovered_share(mean.sum(), drop.sum()))
+            figures: dict[str, Any] = {"what": what, "measure": measure, "name": name, "recovered": share}
+            for other in (first, *beside) if name in nets else ():
+                if other != name:
+                    gain = means[other] - mean
+                    low, high = percentile_interval(100 * draws.sums(gain) / draws.sums(drop))
+                    points = {"points": 100 * float(gain.sum() / drop.sum()), "low": low, "high": high}
+                    figures |= {f"above {other}": points}
+            yield figures
 
 
 if __name__ == "__main__":

@@ -5,8 +5,8 @@
 
 Each plot is made where its results are: engine-*.json (ratios, and where the time goes), sweep-*.json (cost by windows,
 horizons, spans and passes; memory), compression-*.json, ablations-*.json (curves of each group against spans seen, and
-quality by tokens per gist); and learning.svg of the metrics of the releases, and of learning-*.jsonl, the validations
-of runs that were not released.
+quality by tokens per gist), fading.json (what gists of each rate are worth, by the budget); and learning.svg of the
+metrics of the releases, and of learning-*.jsonl, the validations of runs that were not released.
 """
 
 import argparse
@@ -235,6 +235,29 @@ def draw_learning(runs: Mapping[str, list[dict[str, Any]]], path: Path) -> Path:
     return _finish(figure, singles, path, "spans seen", "share of KL recovered", "one gist")
 
 
+def draw_rates(content: Mapping[str, Any], path: Path) -> Path:
+    """What each row of gists is worth beside as much recent text, with its interval, by the budget of vectors."""
+    figure, axes = _pyplot().subplots(figsize=(8, 4.5), layout="constrained")
+    rows = [row for row in dict.fromkeys(of["row"] for of in content["contexts"]) if row != "recent"]
+    for number, (row, colour) in enumerate(zip(rows, [*COLOURS, "#555555"], strict=False)):
+        of_row = [of for of in content["contexts"] if of["row"] == row]
+        x = np.arange(len(of_row)) + 0.08 * (number - len(rows) / 2)  # side by side, so that intervals can be seen
+        y = np.array([of["below_recent"] for of in of_row])
+        low, high = np.array([of["interval"] for of in of_row]).T
+        axes.errorbar(x, y, yerr=np.stack([y - low, high - y]), color=colour, linewidth=1.5, capsize=2, label=row)
+        axes.set_xticks(range(len(of_row)), [f"1/{of['tokens_per_vector']}" for of in of_row])
+    axes.axhline(0, color="#000000", linewidth=1, marker="")
+    figure.legend(frameon=False, title="tokens a gist", loc="outside right upper")
+    return _finish(
+        figure,
+        axes,
+        path,
+        "vectors a token of the document",
+        "nats per token",
+        "What follows is cheaper than after recent text by",
+    )
+
+
 # All of them ----------------------------------------------------------------------------------------------------------
 
 
@@ -263,6 +286,7 @@ def _finish(figure: Any, axes: Any, path: Path, x_label: str, y_label: str, titl
 
 LEARNING = "learning-"
 """Prefix of files with the validations of runs that were not released; the run's name follows."""
+RATES = "fading.json"
 DRAWN = {"engine": draw_engine, "sweep": draw_sweep, "compression": draw_compression, "ablations": draw_ablations}
 
 
@@ -282,6 +306,8 @@ def draw_all(results: Path, out: Path, releases: Path) -> list[Path]:
         runs |= {of.stem.removeprefix(LEARNING).replace("-", " "): read_metrics(of) for of in others}
         if runs:
             made.append(draw_learning(runs, out / "learning.svg"))
+        if (results / RATES).exists():
+            made.append(draw_rates(json.loads((results / RATES).read_text(encoding="utf-8")), out / "rates.svg"))
     return made
 
 

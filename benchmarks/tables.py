@@ -453,28 +453,48 @@ def _budget_row(nll: MetricRecord, records: list[MetricRecord]) -> list[str]:
 
 
 def rows_table(name: str, root: Path) -> str:
-    """Share of KL that rows of gists recover beside raw tails, with baselines, by domain and position policy."""
+    """Shares of KL and of nats that rows of gists recover beside raw tails, with baselines, by domain and policy.
+
+    A share of nats is left out where what dropping the row costs on the true text may be nothing.
+    """
     content = _load(root, f"rows-{name}")
     if content is None:
         return "TO MEASURE: `benchmarks/release_run.py release`"
     records = [MetricRecord.model_validate(record) for record in content["records"]]
     found = [record for record in records if record.name == "row_recovered_kl"]
+    in_nats = {_row_context(record): record for record in records if record.name == "row_recovered_delta_nll"}
     baselines: dict[BaselineName, str] = {
         "last_token": "last tokens",
         "recent_tokens": "as many recent tokens",
-        "shuffled": "gists of another document",
+        "shuffled": "another document's gists",
     }
-    header = ["text, positions", "gists", "raw tail", "**gists keep**", "95 % interval", *baselines.values()]
+    header = ["text, positions", "gists", "raw tail", "**gists keep**, of KL", *baselines.values()]
+    header += ["**gists keep**, of nats", "as many recent tokens", "another document's gists"]
     rows = []
     for record in found:
-        assert record.offsets is not None and record.interval is not None
         shares = [f"{record.baselines[name]:.0%}" if name in record.baselines else "" for name in baselines]
-        context = [f"{record.domain}, {record.positions}", str(record.spans_per_segment), str(record.offsets[0] - 1)]
-        rows.append([*context, f"**{record.value:.0%}**", _percent(record.interval), *shares])
+        nats = in_nats.get(_row_context(record))
+        rows.append([*_row_context(record), _share_within(record), *shares])
+        rows[-1] += (
+            ["", "", ""]
+            if nats is None
+            else [_share_within(nats), *(f"{nats.baselines[name]:.0%}" for name in ("recent_tokens", "shuffled"))]
+        )
     assert found[0].offsets is not None
     scored = found[0].offsets[1] - found[0].offsets[0] + 1
     documents = f"{found[0].n_documents} documents of each kind, {scored} scored tokens"
     return f"{documents}, {device_name(content['machine'])}:\n\n{markdown(header, rows)}"
+
+
+def _row_context(record: MetricRecord) -> tuple[str, str, str]:
+    """Text and positions, the gists of a row, and the raw tail behind it."""
+    assert record.offsets is not None
+    return f"{record.domain}, {record.positions}", str(record.spans_per_segment), str(record.offsets[0] - 1)
+
+
+def _share_within(record: MetricRecord) -> str:
+    assert record.interval is not None
+    return f"**{record.value:.0%}** {_percent(record.interval)}"
 
 
 WRITTEN = {"full": "full text", "gists, compact": "gists", "recent": "recent text", "tail": "the tail alone"}

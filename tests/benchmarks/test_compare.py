@@ -8,6 +8,7 @@ import torch
 
 from benchmarks.compare import differences, read
 from gistnet.errors import ConfigError
+from gistnet.evaluation.held_out import Measured
 from gistnet.model.config import GistNetConfig, TeacherConfig
 from gistnet.model.gistnet import GistNet
 from gistnet.model.teacher import Teacher
@@ -46,17 +47,25 @@ def test_the_mean_of_gistnets_of_another_shape_is_refused(teacher: Teacher, tmp_
 
 
 def test_differences_are_paired_and_in_points_of_what_dropping_costs() -> None:
-    """Differences of 0.2 nats of 2 that dropping costs, in each of four documents: 10 points, without spread."""
+    """KL: 0.2 nats of 2 that dropping costs, in each of four documents, are 10 points, without spread; ΔNLL: half."""
     first = np.array([0.4, 0.8, 1.2, 1.6])
-    kl = {"drop": np.full(4, 2.0), "last_token": np.full(4, 1.9), "a": first, "b": first - 0.2}
+    means = {"drop": np.full(4, 2.0), "recent_tokens": first - 0.1, "a": first, "b": first - 0.2}
+    losses = {name: Measured(kl[:, None] + [-0.1, 0.1], kl[:, None] / 2 + 1) for name, kl in means.items()}
 
-    last_token, ours, theirs = differences("single", kl, np.arange(4), ["a", "b"])
+    found = list(differences("row", losses, np.arange(4), ["a", "b"], beside=["recent_tokens"]))
 
-    assert last_token == {"what": "single", "name": "last_token", "recovered": pytest.approx(5)}
-    assert ours == {"what": "single", "name": "a", "recovered": pytest.approx(50)}
-    assert theirs == {
-        "what": "single",
-        "name": "b",
-        "recovered": pytest.approx(60),
-        **{name: pytest.approx(10) for name in ("more", "low", "high")},
-    }
+    for measure, part, half in (("kl", found[:3], 1.0), ("delta_nll", found[3:], 0.5)):
+        recent, ours, theirs = part
+        of_all = {"what": "row", "measure": measure}
+        points = {
+            number: {name: pytest.approx(half * number) for name in ("points", "low", "high")} for number in (-5, 5, 10)
+        }
+        assert recent == {**of_all, "name": "recent_tokens", "recovered": pytest.approx(half * 55)}
+        assert ours == {**of_all, "name": "a", "recovered": pytest.approx(half * 50), "above recent_tokens": points[-5]}
+        assert theirs.pop("above a") == points[10]
+        assert theirs == {
+            **of_all,
+            "name": "b",
+            "recovered": pytest.approx(half * 60),
+            "above recent_tokens": points[5],
+        }

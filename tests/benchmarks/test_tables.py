@@ -86,12 +86,19 @@ def test_plots_are_made_of_what_is_there(tmp_path: Path) -> None:
     (tmp_path / "some run" / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     (tmp_path / "learning-another-run.jsonl").write_text("\n".join(lines).replace("000", "0000") + "\n")
     (tmp_path / "learning-at-its-ends.jsonl").write_text("\n".join(lines[:2]) + "\n")
+    rates = [
+        {"tokens_per_vector": budget, "row": row, "below_recent": 0.01, "interval": [-0.01, 0.02]}
+        for budget in (4, 8)
+        for row in ("recent", "some rate")
+    ]
+    (tmp_path / "fading.json").write_text(json.dumps({"contexts": rates}))
     made = draw_all(tmp_path, tmp_path / "plots", tmp_path)
-    names = ["engine-speedup-cpu.svg", "engine-parts-cpu.svg", "cost-by-windows-cpu.svg", "learning.svg"]
+    names = ["engine-speedup-cpu.svg", "engine-parts-cpu.svg", "cost-by-windows-cpu.svg", "learning.svg", "rates.svg"]
     assert [path.name for path in made] == names
     learning = made[3].read_text()
     assert "30,000" in learning and "some run" in learning and "another run" in learning
     assert "at its ends" not in learning
+    assert "some rate" in made[4].read_text() and "1/8" in made[4].read_text()
     assert "123×" in made[0].read_text()
     assert "GistNet forward" in made[1].read_text()
     drawn = made[2].read_text()
