@@ -453,33 +453,30 @@ def _budget_row(nll: MetricRecord, records: list[MetricRecord]) -> list[str]:
 
 
 def rows_table(name: str, root: Path) -> str:
-    """Shares of KL and of nats that rows of gists recover beside raw tails, with baselines, by domain and policy.
+    """Shares of KL and of ΔNLL that rows of gists recover beside raw tails, with baselines, by domain and policy.
 
-    A share of nats is left out where what dropping the row costs on the true text may be nothing.
+    That of ΔNLL is left out where what dropping the row costs on the true text may be nothing.
     """
     content = _load(root, f"rows-{name}")
     if content is None:
         return "TO MEASURE: `benchmarks/release_run.py release`"
     records = [MetricRecord.model_validate(record) for record in content["records"]]
     found = [record for record in records if record.name == "row_recovered_kl"]
-    in_nats = {_row_context(record): record for record in records if record.name == "row_recovered_delta_nll"}
+    of_nll = {_row_context(record): record for record in records if record.name == "row_recovered_delta_nll"}
     baselines: dict[BaselineName, str] = {
         "last_token": "last tokens",
         "recent_tokens": "as many recent tokens",
         "shuffled": "another document's gists",
     }
     header = ["text, positions", "gists", "raw tail", "**gists keep**, of KL", *baselines.values()]
-    header += ["**gists keep**, of nats", "as many recent tokens", "another document's gists"]
+    header += ["**gists keep**, of ΔNLL", "as many recent tokens", "another document's gists"]
     rows = []
     for record in found:
         shares = [f"{record.baselines[name]:.0%}" if name in record.baselines else "" for name in baselines]
-        nats = in_nats.get(_row_context(record))
-        rows.append([*_row_context(record), _share_within(record), *shares])
-        rows[-1] += (
-            ["", "", ""]
-            if nats is None
-            else [_share_within(nats), *(f"{nats.baselines[name]:.0%}" for name in ("recent_tokens", "shuffled"))]
-        )
+        cells = ["", "", ""]
+        if nll := of_nll.get(_row_context(record)):
+            cells = [_share_within(nll), *(f"{nll.baselines[name]:.0%}" for name in ("recent_tokens", "shuffled"))]
+        rows.append([*_row_context(record), _share_within(record), *shares, *cells])
     assert found[0].offsets is not None
     scored = found[0].offsets[1] - found[0].offsets[0] + 1
     documents = f"{found[0].n_documents} documents of each kind, {scored} scored tokens"
