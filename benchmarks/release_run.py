@@ -60,7 +60,10 @@ INTERRUPTED = (130, -signal.SIGTERM, -signal.SIGINT)
 """Statuses of a training command that was asked to stop: at a checkpoint, or before it had begun."""
 RUNS = {
     "gist32": (),
-    "gist8": ("start_from=smollm2-135m-gist8", "levels=[8]"),
+    "gist8": (
+        *("start_from=smollm2-135m-gist8", "levels=[8]"),
+        *("train.window_tokens=448", "stages.narrative.objective.horizon_tokens=128"),  # thirty spans are 240 tokens
+    ),
     "gist32-context": (
         *("start_from=smollm2-135m-gist32-context", "levels=[32]", "gistnet.reads=context"),
         *("gistnet.teacher_layers=20", "gistnet.gist_scale=120"),
