@@ -71,7 +71,8 @@ def main() -> int:
         return 0
     dataset = prepare_data(load_config(asked.config))
     found = compared(opened[asked.gistnets[0]][0], nets, dataset, asked)
-    write_json(asked.out, {"machine": describe_machine(), "figures": found})
+    about = {"gistnets": asked.gistnets, "spans": SEGMENTS * asked.spans, "passages": asked.passages}
+    write_json(asked.out, {"machine": describe_machine(), **about, "figures": found})
     return 0
 
 

@@ -512,6 +512,33 @@ def writing_table(root: Path) -> str:
     return f"{passages}:\n\n{markdown(header, rows)}"
 
 
+def compare_table(root: Path) -> str:
+    """The last two GistNets of `benchmarks/compare.py` on the same text, and points above as many recent tokens."""
+    content = _load(root, "compare")
+    if content is None:
+        return _to_measure("compare.py")
+    before, after = content["gistnets"][-2:]
+    found = {(of["what"], of["measure"], of["name"]): of for of in content["figures"]}
+    rows = []
+    for what, measure in dict.fromkeys((what, measure) for what, measure, _ in found):
+        figures = found[what, measure, after]
+        names = (before, after, "last_token", "recent_tokens", f"{after}, another document's")
+        shares = [found.get((what, measure, name)) for name in names]
+        cells = [f"{of['recovered']:.1f}" if of else "" for of in shares]
+        above = [figures.get(f"above {name}") for name in (before, "recent_tokens")]
+        cells += [_signed(of["points"], (of["low"], of["high"]), digits=1) if of else "" for of in above]
+        context = (
+            "one gist"
+            if what == "single"
+            else "{} gists before {} tokens, `{}`".format(*what.replace("+", " ").split())
+        )
+        rows.append([context, {"kl": "KL", "delta_nll": "ΔNLL"}[measure], cells[0], f"**{cells[1]}**", *cells[2:]])
+    header = ["read", "of", "the release before", "**this release**", "last tokens", "as many recent tokens"]
+    header += ["another document's gists", "points above the release before", "points above recent tokens"]
+    text = f"{content['spans']} single spans, {content['passages']} passages of narrative text"
+    return f"{text}, percent kept, {device_name(content['machine'])}:\n\n{markdown(header, rows)}"
+
+
 def fit_rows_table(root: Path) -> str:
     """Share of KL that rows recover of passages trained on, and of others, by the number of passages and by rank."""
     content = _load(root, "fit-rows")
@@ -719,6 +746,7 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
     "rows-context": partial(rows_table, CONTEXT_RELEASE),
     "fading": fading_table,
     "recall-8": partial(recall_table, f"recall-{RELEASE_OF_8}"),
+    "compare": compare_table,
     "fit-rows": fit_rows_table,
     "writing": writing_table,
     "writing-samples": writing_samples,
