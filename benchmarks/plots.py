@@ -15,6 +15,7 @@ import json
 import sys
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +118,7 @@ def _lines(
     from_zero: bool = False,
 ) -> Path:
     figure, axes = _pyplot().subplots(figsize=(8, 4.5), layout="constrained")
-    for colour, (name, y) in zip(COLOURS, lines.items(), strict=False):
+    for colour, (name, y) in zip(cycle(COLOURS), lines.items()):
         axes.plot(x, y, color=colour, label=name)
     axes.set_xscale("log", base=2)
     axes.set_xticks(x, [f"{value:,}" for value in x])
@@ -136,7 +137,7 @@ def _bars(path: Path, bars: dict[str, dict[str, float]], x_label: str, title: st
     cases = list(dict.fromkeys(case for values in bars.values() for case in values))
     figure, axes = _pyplot().subplots(figsize=(9, 1.5 + 0.8 * len(cases)), layout="constrained")
     height, begins = (0.7 if stacked else 0.7 / len(bars)), [0.0] * len(cases)
-    for row, (colour, (name, values)) in enumerate(zip(COLOURS, bars.items(), strict=False)):
+    for row, (colour, (name, values)) in enumerate(zip(cycle(COLOURS), bars.items())):
         widths = [values.get(case, 0.0) for case in cases]
         offsets = [case + (0.0 if stacked else row * height) for case in range(len(cases))]
         drawn = axes.barh(offsets, widths, height, left=begins if stacked else None, color=colour, label=name)
@@ -217,10 +218,11 @@ def draw_learning(runs: Mapping[str, list[dict[str, Any]]], path: Path) -> Path:
         runs: the lines of each run's metrics.jsonl, by its name; one that was validated at its ends alone has no curve.
     """
     figure, (singles, rows) = _pyplot().subplots(1, 2, figsize=(9, 4), layout="constrained")
-    for colour, (name, lines) in zip(COLOURS, runs.items(), strict=False):
-        validated = [line for line in lines if "validation" in line and line["stage"] == 1]
-        if len(validated) < 3:
-            continue
+    of_first_stage = {
+        name: [line for line in lines if "validation" in line and line["stage"] == 1] for name, lines in runs.items()
+    }
+    curves = {name: validated for name, validated in of_first_stage.items() if len(validated) > 2}
+    for (name, validated), colour in zip(curves.items(), cycle(COLOURS)):
         x = [line["spans_seen"] for line in validated]
         for axes, metric in ((singles, "recovered_kl"), (rows, "row_recovered_kl")):
             axes.plot(x, [line["validation"].get(metric) for line in validated], color=colour, label=name)
@@ -239,7 +241,7 @@ def draw_rates(content: Mapping[str, Any], path: Path) -> Path:
     """What each row of gists is worth beside as much recent text, with its interval, by the budget of vectors."""
     figure, axes = _pyplot().subplots(figsize=(8, 4.5), layout="constrained")
     rows = [row for row in dict.fromkeys(of["row"] for of in content["contexts"]) if row != "recent"]
-    for number, (row, colour) in enumerate(zip(rows, [*COLOURS, "#555555"], strict=False)):
+    for number, (row, colour) in enumerate(zip(rows, cycle((*COLOURS, "#555555")))):
         of_row = [of for of in content["contexts"] if of["row"] == row]
         x = np.arange(len(of_row)) + 0.08 * (number - len(rows) / 2)  # side by side, so that intervals can be seen
         y = np.array([of["below_recent"] for of in of_row])

@@ -85,6 +85,8 @@ def test_plots_are_made_of_what_is_there(tmp_path: Path) -> None:
     ]
     (tmp_path / "some run" / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     (tmp_path / "learning-another-run.jsonl").write_text("\n".join(lines).replace("000", "0000") + "\n")
+    for number in range(7):  # more than there are colours
+        (tmp_path / f"learning-run-{number}.jsonl").write_text("\n".join(lines) + "\n")
     (tmp_path / "learning-at-its-ends.jsonl").write_text("\n".join(lines[:2]) + "\n")
     rates = [
         {"tokens_per_vector": budget, "row": row, "below_recent": 0.01, "interval": [-0.01, 0.02]}
@@ -97,7 +99,7 @@ def test_plots_are_made_of_what_is_there(tmp_path: Path) -> None:
     assert [path.name for path in made] == names
     learning = made[3].read_text()
     assert "30,000" in learning and "some run" in learning and "another run" in learning
-    assert "at its ends" not in learning
+    assert "at its ends" not in learning and all(f"run {number}" in learning for number in range(7))
     assert "some rate" in made[4].read_text() and "1/8" in made[4].read_text()
     assert "123×" in made[0].read_text()
     assert "GistNet forward" in made[1].read_text()
