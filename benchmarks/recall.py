@@ -40,7 +40,7 @@ def main() -> int:
     parser.add_argument("--cases", type=int, default=36)
     parser.add_argument("--tokens", type=int, default=2048, help="length of the text before each question")
     parser.add_argument("--budgets", type=int, nargs="+", default=[16, 32], help="tokens a vector, at least a gist's")
-    parser.add_argument("--out", type=Path, default=RESULTS / "recall.json")
+    parser.add_argument("--out", type=Path, help="by default recall.json, and recall-NAME.json of another GistNet")
     asked = parser.parse_args()
     teacher, gistnet = open_gistnet(asked.gistnet)
     assert teacher.tokenizer is not None
@@ -58,7 +58,11 @@ def main() -> int:
     config = EvaluationConfig(positions=("compact",), contexts=contexts)
     records = retrieval(teacher, GistEncoder(teacher, gistnet), filler, config)
     kept = [record.model_dump(mode="json", exclude_none=True) for record in records]
-    write_json(asked.out, {"machine": describe_machine(), "gistnet": str(asked.gistnet), "records": kept})
+    name = "recall" if asked.gistnet == parser.get_default("gistnet") else f"recall-{asked.gistnet.name}"
+    write_json(
+        asked.out or RESULTS / f"{name}.json",
+        {"machine": describe_machine(), "gistnet": str(asked.gistnet), "records": kept},
+    )
     for record in records:
         if record.name == "retrieval_accuracy":
             shares = {name: round(record.baselines[name], 2) for name in CONTEXTS}  # type: ignore[index]
