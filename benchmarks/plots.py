@@ -238,7 +238,7 @@ def draw_learning(runs: Mapping[str, list[dict[str, Any]]], path: Path) -> Path:
 
 
 def draw_rates(content: Mapping[str, Any], path: Path) -> Path:
-    """What each row of gists is worth beside as much recent text, with its interval, by the budget of vectors."""
+    """Plot of the nats that each rate of gists saves beside as much recent text, by the budget of vectors."""
     figure, axes = _pyplot().subplots(figsize=(8, 4.5), layout="constrained")
     rows = [row for row in dict.fromkeys(of["row"] for of in content["contexts"]) if row != "recent"]
     for number, (row, colour) in enumerate(zip(rows, cycle((*COLOURS, "#555555")))):
