@@ -18,7 +18,7 @@ Costs, for each arm, the minutes asked for, a minute of measuring its speed, and
 Where the default's evaluation has rows (configs/rows.yaml), the last network is also judged by rows of gists, by
 minimal pairs, and by how alike its gists are:
 
-    python benchmarks/ablations.py --config configs/rows.yaml --group layout --minutes 8 --seeds 0 1
+    python benchmarks/ablations.py --config configs/rows.yaml --group prefix --minutes 6 --seeds 0 1
 Results: benchmarks/results/ablations-<device>.json.
 """
 
@@ -406,8 +406,7 @@ def _contexts_per_step(config: RunConfig) -> int:
     """Training contexts of a step, however many gists each has."""
     (stage,) = config.stages
     train = stage.train
-    of_window = train.segments_per_window + train.interleaved.per_window
-    return train.windows_per_batch * train.accumulation_steps * of_window
+    return train.windows_per_batch * train.accumulation_steps * train.segments_per_window
 
 
 # Command line ---------------------------------------------------------------------------------------------------------

@@ -9,12 +9,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from gistnet.data.sampling import ContextSample
 from gistnet.machine import keep_freed_memory
 from gistnet.model.config import GistNetConfig, TeacherConfig
 from gistnet.model.embedded_teacher import EMBEDDED_TEACHER
@@ -23,8 +21,7 @@ from gistnet.model.gistnet import GistNet
 from gistnet.model.teacher import PrefillOutput, Teacher
 from gistnet.objective.branches import SegmentBatch, gist_replacements
 from gistnet.objective.config import ObjectiveConfig
-from gistnet.objective.contexts import ContextBatch, pack_contexts
-from gistnet.objective.losses import context_losses, token_losses
+from gistnet.objective.losses import segment_losses, token_losses
 from gistnet.objective.reference import reference_original_hidden, reference_replaced_hidden
 
 SPAN, SINK = 32, 4
@@ -140,16 +137,6 @@ class Branches:
         starts = torch.tensor(self.starts, device=self.tokens.device)[order]
         return SegmentBatch(self.tokens, windows, starts, SPAN, 1, self.horizon)
 
-    def contexts(self, first: int, count: int) -> ContextBatch:
-        """Training contexts that the engine reads: one for each of `segments`."""
-        segments = self.segments(first, count)
-        one = np.array([1])
-        samples = [
-            (window, ContextSample(start, np.array([start]), one, start + SPAN + self.horizon))
-            for window, start in zip(segments.windows.tolist(), segments.starts.tolist(), strict=True)
-        ]
-        return pack_contexts(self.tokens, samples, span_tokens=SPAN, positions="end")
-
 
 def cut_windows(teacher: Teacher, window: int, horizon: int, windows: int | None = None) -> Branches:
     """All spans of windows that are read at once; None is one window on a CPU, 32k tokens of them on a GPU."""
@@ -185,10 +172,10 @@ def engine(
         read: the windows' prefill; None makes it here.
     """
     read = teacher.prefill(branches.tokens) if read is None else read
-    objective = ObjectiveConfig(horizon_tokens=branches.horizon)
+    objective = ObjectiveConfig(horizon_tokens=branches.horizon, positions="end")
     encoder, kls = SpanEncoder(teacher, gistnet), []
     for first in range(0, len(branches), branches_per_pass):
-        losses = context_losses(encoder, read, branches.contexts(first, branches_per_pass), objective)
+        losses = segment_losses(encoder, read, branches.segments(first, branches_per_pass), objective)
         losses.total.sum().backward()
         kls.append(losses.kl)  # read at the end, so that no pass waits for the one before
     return list(torch.cat(kls).tolist())

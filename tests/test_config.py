@@ -105,9 +105,7 @@ def test_a_configuration_is_immutable(config_file):
     [
         ((), 1),
         (("train.segments.lengths={1: 0.5, 3: 0.5}",), 3),
-        (("train.interleaved={per_window: 1, segments: {lengths: {2: 1.0}}}",), 2),
-        (("train.interleaved={per_window: 0, segments: {lengths: {2: 1.0}}}",), 1),
-        (("train.interleaved={per_window: 1, segments: {whole_prefix: 0.1}}", "data.window_tokens=60"), 7),
+        (("train.segments={whole_prefix: 0.1}", "data.window_tokens=60"), 7),
         (("train.level=1", "levels=[2, 2]"), 0),
     ],
 )

@@ -85,9 +85,8 @@ class RunConfig(Section):
     def longest_row(self) -> int:
         """The most gists of level 0 in a row that training can read; 0 where it trains higher levels only."""
         trained = [stage.train for stage in self.stages if stage.train.level == 0]
-        drawn = [train.segments.most for train in trained]
-        drawn += [train.interleaved.segments.most for train in trained if train.interleaved.per_window]
-        return min(max(drawn, default=0), (self.data.window_tokens - SINK_TOKENS) // self.levels[0])
+        longest = max((train.segments.most for train in trained), default=0)
+        return min(longest, (self.data.window_tokens - SINK_TOKENS) // self.levels[0])
 
     def _require_room(self, stage: Stage) -> None:
         train, horizon = stage.train, stage.objective.horizon_tokens

@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from gistnet.data.config import DataConfig, InterleavedConfig, SegmentLengths
+from gistnet.data.config import DataConfig, SegmentLengths
 from gistnet.data.dataset import PreparedDataset
 from gistnet.data.prepare import prepare
 from gistnet.data.sampling import (
-    ContextSample,
     SpanLayout,
     WindowSample,
     check_sampling,
@@ -28,9 +27,6 @@ from tests.data.byte_tokenizer import ByteTokenizer
 LAYOUT = SpanLayout((8,), horizon_tokens=10, segments_per_window=3)
 RUNS = SegmentLengths()
 MIXED = SegmentLengths(lengths={1: 0.5, 2: 0.2, 5: 0.3}, whole_prefix=0.25, longest=7)
-ROWS = InterleavedConfig(
-    per_window=2, raw_tokens=(3, 9), segments=SegmentLengths(lengths={1: 0.5, 2: 0.2, 4: 0.3}, compact=0.25)
-)
 PROBABILITIES = {"narrative": 0.6, "code": 0.3, "structured": 0.1}
 SOURCES = {"tales": "narrative", "essays": "narrative", "programs": "code", "tables": "structured"}
 
@@ -108,12 +104,9 @@ def test_sample_is_in_the_training_split_and_its_starts_are_distinct_eligible_an
 
 
 def as_tuples(samples: list[WindowSample]) -> list[tuple]:
-    """Item, window, phase, starts and lengths of each, and its other contexts."""
+    """Item, window, phase, starts and lengths of each."""
     return [
-        (
-            *(sample.item, sample.window, sample.phase, tuple(sample.starts.tolist()), tuple(sample.n_spans.tolist())),
-            *((*c.starts.tolist(), *c.n_spans.tolist(), c.prefix, c.end, c.compact) for c in sample.others),
-        )
+        (sample.item, sample.window, sample.phase, tuple(sample.starts.tolist()), tuple(sample.n_spans.tolist()))
         for sample in samples
     ]
 
@@ -222,13 +215,13 @@ def test_the_most_gists_of_a_run_are_those_that_can_be_drawn() -> None:
 
 def test_slices_of_ranks_join_to_the_batch_of_a_single_process(dataset: PreparedDataset) -> None:
     pool = training_pool(dataset)
-    whole = as_tuples(sample_batch(pool, LAYOUT, MIXED, PROBABILITIES, ROWS, seed=7, step=11, items=range(24)))
+    whole = as_tuples(sample_batch(pool, LAYOUT, MIXED, PROBABILITIES, seed=7, step=11, items=range(24)))
     for ranks in (2, 3, 8):
         share = 24 // ranks
         joined: dict[int, tuple] = {}
         for rank in reversed(range(ranks)):  # each with a pool of its own, in another order than the items
             items = range(rank * share, (rank + 1) * share)
-            own = sample_batch(training_pool(dataset), LAYOUT, MIXED, PROBABILITIES, ROWS, seed=7, step=11, items=items)
+            own = sample_batch(training_pool(dataset), LAYOUT, MIXED, PROBABILITIES, seed=7, step=11, items=items)
             joined |= {drawn[0]: drawn for drawn in as_tuples(own)}
         assert [joined[item] for item in range(24)] == whole
 
@@ -237,13 +230,12 @@ def test_seed_step_and_item_each_change_the_draw(dataset: PreparedDataset) -> No
     pool = training_pool(dataset)
 
     def draw(seed: int, step: int, item: int) -> tuple:
-        sample = sample_window(pool, LAYOUT, MIXED, PROBABILITIES, ROWS, seed=seed, step=step, item=item)
+        sample = sample_window(pool, LAYOUT, MIXED, PROBABILITIES, seed=seed, step=step, item=item)
         return as_tuples([sample])[0][1:]
 
     for field in ("seed", "step", "item"):
         draws = [draw(**{"seed": 1, "step": 5, "item": 3, field: value}) for value in range(50)]
-        assert len({drawn[:4] for drawn in draws}) > 40
-        assert all(len({drawn[index] for drawn in draws}) > 30 for index in (4, 5))  # both interleaved
+        assert len(set(draws)) > 40
     # Neighbours do not share their random numbers: item 5 of step 3 is not item 3 of step 5.
     assert draw(1, 3, 5) != draw(1, 5, 3)
 
@@ -314,134 +306,27 @@ def test_segments_that_no_window_of_a_domain_has_room_for_are_refused_before_dra
         check_sampling(pool, LAYOUT, {"code": 1.0}, segments=SegmentLengths(lengths={1: 0.5, fits + 1: 0.5}))
 
 
-# Interleaved contexts -------------------------------------------------------------------------------------------------
-
-
-def contexts_drawn(
-    dataset: PreparedDataset,
-    interleaved: InterleavedConfig,
-    layout: SpanLayout = LAYOUT,
-    items: int = 500,
-) -> list[tuple[int, ContextSample]]:
-    """The tokens used of the window, and the context, for each interleaved one."""
-    pool = training_pool(dataset)
-    samples = sample_batch(pool, layout, MIXED, PROBABILITIES, interleaved, seed=3, step=1, items=range(items))
-    return [
-        (layout.used(dataset.describe(sample.window).length), context)
-        for sample in samples
-        for context in sample.others
-    ]
-
-
-def assert_proportions(counts: Counter[int], shares: dict[int, float]) -> None:
-    n = counts.total()
-    assert n > 500
-    assert set(counts) <= set(shares)
-    for value, share in shares.items():
-        assert counts[value] == pytest.approx(n * share, abs=5 * (n * share * (1 - share)) ** 0.5), value
-
-
-def test_the_contexts_of_a_sample_are_its_segments_with_their_horizons_and_then_the_others(dataset) -> None:
-    pool = training_pool(dataset)
-    for sample in sample_batch(pool, LAYOUT, MIXED, PROBABILITIES, ROWS, seed=1, step=2, items=range(50)):
-        contexts = list(sample.contexts(LAYOUT))
-        singles = contexts[: len(sample.starts)]
-        assert [(c.prefix, c.end - 10, c.compact) for c in singles] == [
-            *zip(sample.starts, horizons(sample), sample.compact, strict=True)
-        ]
-        assert [(c.starts.tolist(), c.n_spans.tolist()) for c in singles] == [
-            ([start], [count]) for start, count in zip(sample.starts, sample.n_spans, strict=True)
-        ]
-        assert tuple(contexts[len(singles) :]) == sample.others
-        assert len(sample.others) == 2
-
-
-@pytest.mark.parametrize("window_tokens", [None, 40])
-def test_interleaved_contexts_alternate_from_the_sink_to_the_end_of_the_window(dataset, window_tokens) -> None:
-    begins: Counter[int] = Counter()
-    for length, context in contexts_drawn(dataset, ROWS, layout=replace(LAYOUT, window_tokens=window_tokens)):
-        assert context.end == length
-        assert context.starts[0] == context.prefix
-        assert context.n_spans.min() >= 1
-        raw = np.append(context.starts[1:], context.end) - (context.starts + 8 * context.n_spans)
-        assert raw.min() >= 3
-        assert raw[:-1].max(initial=3) <= 9
-        assert raw[-1] < 9 + 8 + 3  # else another segment had room
-        begins[context.prefix] += 1
-    assert_proportions(begins, dict.fromkeys(range(4, 12), 1 / 8))
-
-
-def test_segments_and_raw_pieces_of_interleaved_contexts_follow_their_distributions(dataset) -> None:
-    """Counted where there is room for the longest, and another segment behind it; lengths of pieces are log-uniform."""
-    segments: Counter[int] = Counter()
-    pieces: Counter[int] = Counter()
-    for length, context in contexts_drawn(dataset, ROWS):
-        ends = context.starts + 8 * context.n_spans
-        roomy = length - context.starts[:-1] >= 4 * 8 + 9 + 8 + 3
-        segments.update(context.n_spans[:-1][roomy].tolist())
-        pieces.update((context.starts[1:] - ends[:-1])[roomy].tolist())
-    assert_proportions(segments, {1: 0.5, 2: 0.2, 4: 0.3})
-    assert_proportions(pieces, {n: np.log((n + 1) / n) / np.log(10 / 3) for n in range(3, 10)})
-
-
-def test_an_interleaved_context_may_be_one_segment_that_leaves_room_for_one_raw_piece(dataset) -> None:
-    whole = ROWS.model_copy(update={"segments": SegmentLengths(whole_prefix=1.0)})
-    for length, context in contexts_drawn(dataset, whole, items=100):
-        (start,), (count,) = context.starts, context.n_spans
-        assert 3 <= length - (start + 8 * count) < 9 + 8
+# Compact segments -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
-def test_a_share_of_the_contexts_is_compact_by_itself_in_each_kind(dataset, share) -> None:
+def test_a_share_of_the_segments_is_compact(dataset, share) -> None:
     segments = MIXED.model_copy(update={"compact": share})
-    others = ROWS.model_copy(update={"segments": SegmentLengths(compact=1 - share)})
-    pool = training_pool(dataset)
-    samples = sample_batch(pool, LAYOUT, segments, PROBABILITIES, others, seed=3, step=1, items=range(500))
-    compact = Counter(int(compact) for sample in samples for compact in sample.compact)
-    assert_proportions(compact, {0: 1 - share, 1: share})
-    compact = Counter(int(context.compact) for sample in samples for context in sample.others)
-    assert_proportions(compact, {0: share, 1: 1 - share})
+    samples = sample_batch(training_pool(dataset), LAYOUT, segments, PROBABILITIES, seed=3, step=1, items=range(500))
+    compact = np.concatenate([sample.compact for sample in samples])
+    n = len(compact)
+    assert n > 500
+    assert compact.sum() == pytest.approx(n * share, abs=5 * (n * share * (1 - share)) ** 0.5)
 
 
 def test_which_segments_are_compact_leaves_everything_else_as_it_was(dataset) -> None:
     pool = training_pool(dataset)
     without, half = (
-        sample_batch(pool, LAYOUT, segments, PROBABILITIES, ROWS, seed=1, step=2, items=range(50))
+        sample_batch(pool, LAYOUT, segments, PROBABILITIES, seed=1, step=2, items=range(50))
         for segments in (MIXED, MIXED.model_copy(update={"compact": 0.5}))
     )
-    as_before = [replace(sample, compact=np.zeros_like(sample.compact)) for sample in half]
-    assert as_tuples(as_before) == as_tuples(without)
+    assert as_tuples(half) == as_tuples(without)
     assert any(sample.compact.any() for sample in half)
-
-
-def test_interleaved_contexts_leave_the_segments_drawn_before_them_as_they_were(dataset) -> None:
-    pool = training_pool(dataset)
-    alone, interleaved = (
-        as_tuples(sample_batch(pool, LAYOUT, MIXED, PROBABILITIES, *others, seed=1, step=2, items=range(50)))
-        for others in ((), (ROWS,))
-    )
-    assert [sample[:5] for sample in interleaved] == alone
-    assert {len(sample) for sample in interleaved} == {5 + 2}
-
-
-def test_windows_too_short_for_a_segment_and_a_raw_piece_are_refused_before_drawing(dataset) -> None:
-    pool = training_pool(dataset)
-    shortest = int(dataset.lengths[dataset.window_indices("train", "code")].min())
-    fits, too_long = (
-        InterleavedConfig(per_window=1, raw_tokens=(raw, 200)) for raw in (shortest - 4 - 8, shortest - 4 - 8 + 1)
-    )
-    check_sampling(pool, LAYOUT, {"code": 1.0}, fits)
-    for sample in sample_batch(pool, LAYOUT, RUNS, {"code": 1.0}, fits, seed=0, step=0, items=range(300)):
-        (context,) = sample.others
-        assert context.end - 8 - int(context.starts[0]) >= fits.raw_tokens[0]
-    with pytest.raises(DataError, match=f"{shortest}"):
-        check_sampling(pool, LAYOUT, {"code": 1.0}, too_long)
-    check_sampling(pool, LAYOUT, {"code": 1.0}, too_long.model_copy(update={"per_window": 0}))
-
-
-def test_raw_pieces_without_a_range_are_refused() -> None:
-    with pytest.raises(ValidationError, match="shorter first"):
-        InterleavedConfig(raw_tokens=(9, 3))
 
 
 # Validation -----------------------------------------------------------------------------------------------------------

@@ -14,11 +14,10 @@ from gistnet.model.encoder import SpanEncoder
 from gistnet.model.gistnet import GistNet, SpanContext
 from gistnet.objective.branches import SegmentBatch
 from gistnet.objective.config import ObjectiveConfig
-from gistnet.objective.losses import context_losses, encode_segments
+from gistnet.objective.losses import encode_segments, segment_losses
 from gistnet.session import open_run
 from gistnet.training.trainer import fit
 from tests.gistnets import SPAN, context_gistnet
-from tests.segments import contexts_of
 from tests.teachers import FAMILIES, tiny_teacher
 
 
@@ -88,10 +87,9 @@ def test_the_gradient_is_that_of_whole_forwards():
     teacher, segments = tiny_teacher("llama"), make_segments(torch.tensor([2, 1, 1]))
     gistnet = context_gistnet(teacher).double()
     read = SpanEncoder(teacher, gistnet).prefill(segments.tokens)
-    contexts = contexts_of(segments)
 
     def loss() -> torch.Tensor:
-        return context_losses(SpanEncoder(teacher, gistnet), read, contexts, ObjectiveConfig()).total.sum()
+        return segment_losses(SpanEncoder(teacher, gistnet), read, segments, ObjectiveConfig()).total.sum()
 
     loss().backward()
     parameters = [p for p in gistnet.parameters() if p.requires_grad]

@@ -181,6 +181,9 @@ def test_positions_of_runs_by_hand():
         assert replacements.positions[1, :2].tolist() == short
         assert replacements.continuation.tolist() == continuation
         assert replacements.lengths.tolist() == [64, 2]
+    some = gist_replacements(segments, vectors, "end", compact=torch.tensor([False, True]))
+    assert (some.positions[0].tolist(), some.positions[1, :2].tolist()) == (expected["end"][0], [100, 101])
+    assert some.continuation.tolist() == [2052, 102]
 
 
 def shift(

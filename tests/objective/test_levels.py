@@ -8,10 +8,9 @@ from gistnet.model.gistnet import GistNet
 from gistnet.model.teacher import Teacher
 from gistnet.objective.branches import SegmentBatch, gist_replacements
 from gistnet.objective.config import ObjectiveConfig
-from gistnet.objective.losses import context_losses, encode_segments, token_losses
+from gistnet.objective.losses import encode_segments, segment_losses, token_losses
 from gistnet.objective.reference import reference_original_hidden, reference_replaced_hidden
 from tests.gistnets import SPAN, woken_gistnet
-from tests.segments import contexts_of
 from tests.teachers import FAMILIES, tiny_teacher
 
 HORIZON = 6
@@ -63,8 +62,9 @@ def test_spans_that_overlap_share_the_gists_below(monkeypatch):
 def test_losses_equal_whole_forwards_in_values_and_gradients(family):
     teacher = tiny_teacher(family)
     gistnet, segments = woken_gistnet(teacher, levels=2), make_segments(torch.tensor([1, 1, 2]))
-    contexts, read = contexts_of(segments, "center"), teacher.prefill(segments.tokens)
-    result = context_losses(SpanEncoder(teacher, gistnet), read, contexts, ObjectiveConfig(), train_below=True)
+    read = teacher.prefill(segments.tokens)
+    objective = ObjectiveConfig(positions="center")
+    result = segment_losses(SpanEncoder(teacher, gistnet), read, segments, objective, train_below=True)
     result.total.sum().backward()
     ours = {name: p.grad.clone() for name, p in gistnet.named_parameters()}
     gistnet.zero_grad()
@@ -87,9 +87,9 @@ def test_losses_equal_whole_forwards_in_values_and_gradients(family):
 def test_gradient_reaches_the_level_below_only_where_asked_for(train_below):
     teacher = tiny_teacher("llama")
     gistnet, segments = woken_gistnet(teacher, levels=2), make_segments()
-    contexts, read = contexts_of(segments), teacher.prefill(segments.tokens)
+    read = teacher.prefill(segments.tokens)
     encoder = SpanEncoder(teacher, gistnet)
-    context_losses(encoder, read, contexts, ObjectiveConfig(), train_below=train_below).total.sum().backward()
+    segment_losses(encoder, read, segments, ObjectiveConfig(), train_below=train_below).total.sum().backward()
     reached = {name.startswith("below.") for name, p in gistnet.named_parameters() if p.grad is not None}
     assert reached == ({False, True} if train_below else {False})
     assert all(p.grad is None for p in teacher.model.parameters())

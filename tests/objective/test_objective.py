@@ -14,12 +14,11 @@ from gistnet.model.layers import Dropout
 from gistnet.model.teacher import Teacher
 from gistnet.objective.branches import SegmentBatch, gist_replacements
 from gistnet.objective.config import ObjectiveConfig
-from gistnet.objective.losses import ContextLosses, context_losses, contrastive_loss, token_losses
+from gistnet.objective.losses import SegmentLosses, contrastive_loss, segment_losses, token_losses
 from gistnet.objective.reference import (
     reference_original_hidden,
     reference_replaced_hidden,
 )
-from tests.segments import contexts_of
 from tests.teachers import tiny_teacher
 
 SPAN, HORIZON = 8, 10
@@ -43,20 +42,21 @@ def gistnet(teacher) -> GistNet:
     return network
 
 
-def make_segments(gists: int | torch.Tensor = 1, horizon: int = HORIZON) -> SegmentBatch:
+def make_segments(gists: int | torch.Tensor = 1) -> SegmentBatch:
     tokens = torch.randint(3, 97, (2, 60), generator=torch.Generator().manual_seed(0))
     windows, starts = torch.tensor([0, 1, 0, 1]), torch.tensor([5, 18, 22, 1])
-    return SegmentBatch(tokens, windows, starts, span_tokens=SPAN, n_spans=gists, horizon=horizon)
+    return SegmentBatch(tokens, windows, starts, span_tokens=SPAN, n_spans=gists, horizon=HORIZON)
 
 
 def losses_of(
-    teacher, gistnet, segments, dropout_rate=0.0, dropout_keys=None, positions="center", **settings
-) -> ContextLosses:
-    return context_losses(
+    teacher, gistnet, segments, dropout_rate=0.0, dropout_keys=None, positions="center", compact=None, **settings
+) -> SegmentLosses:
+    return segment_losses(
         SpanEncoder(teacher, gistnet),
         teacher.prefill(segments.tokens),
-        contexts_of(segments, positions),
-        ObjectiveConfig(**settings),
+        segments,
+        ObjectiveConfig(positions=positions, **settings),
+        compact=compact,
         dropout_rate=dropout_rate,
         dropout_keys=dropout_keys,
     )
@@ -94,6 +94,16 @@ def test_totals_are_means_over_the_horizon_of_what_the_loss_names(teacher, gistn
         assert [part.requires_grad for part in result] == [True] + 4 * [False]
 
 
+def test_branches_that_are_compact_are_read_so_beside_others(teacher, gistnet):
+    segments, some = make_segments(MIXED), torch.tensor([True, False, True, False])
+    mixed, compact, others = (
+        losses_of(teacher, gistnet, segments, positions=positions, compact=of)
+        for positions, of in (("end", some), ("compact", None), ("end", None))
+    )
+    assert (compact.kl - others.kl).abs()[[0, 2, 3]].min() > 1e-3  # a single gist is one vector earlier, too
+    torch.testing.assert_close(mixed.total, torch.where(some, compact.total, others.total), rtol=1e-9, atol=1e-10)
+
+
 def test_the_gradient_of_delta_nll_is_that_of_plain_cross_entropy(teacher, gistnet):
     segments = make_segments()
     ours = gradient_of(gistnet, losses_of(teacher, gistnet, segments, loss="delta_nll").total.mean())
@@ -114,21 +124,17 @@ def test_the_gradient_of_mixed_is_the_weighted_sum_of_both(teacher, gistnet):
     assert (kl - delta).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("horizon", [SPAN, SPAN - 1])
 @pytest.mark.parametrize("gists", [1, MIXED], ids=["one gist", "mixed runs"])
-def test_the_contrastive_term_is_the_hinge_of_each_gist_and_the_next(teacher, gistnet, gists, horizon):
-    """Gists of the spans at s, s + K, … are encoded one by one; a margin of 2 keeps every hinge open.
-
-    The span behind the last gist is not all in the context where the horizon is shorter: then it has no hinge.
-    """
-    segments = make_segments(gists, horizon)
+def test_the_contrastive_term_is_the_hinge_of_each_gist_and_the_next(teacher, gistnet, gists):
+    """Gists of the spans at s, s + K, … are encoded one by one; a margin of 2 keeps every hinge open."""
+    segments = make_segments(gists)
     result = losses_of(teacher, gistnet, segments, contrastive_weight=0.05, contrastive_margin=2.0)
     rows = []
     for window, start, count in zip(segments.windows, segments.starts, segments.counts, strict=True):
-        firsts = [int(start) + index * SPAN for index in range(count + (horizon >= SPAN))]
+        firsts = [int(start) + index * SPAN for index in range(count + 1)]
         run = [SpanEncoder(teacher, gistnet).encode(segments.tokens[window, None, at : at + SPAN])[0] for at in firsts]
         hinges = [contrastive_loss(first, second, 2.0)[0] for first, second in pairwise(run)]
-        rows.append(torch.stack(hinges).mean() if hinges else torch.tensor(0.0))
+        rows.append(torch.stack(hinges).mean())
     expected = torch.stack(rows)
     torch.testing.assert_close(result.contrastive, expected.to(result.contrastive.dtype), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(result.total.detach(), result.kl + 0.05 * result.contrastive)

@@ -16,10 +16,8 @@ from gistnet.training.checkpoint import latest_checkpoint
 from gistnet.training.recording import Recorder
 from gistnet.training.run import Run, StageRun, TrainState
 
-INTERLEAVED = (
-    "train.interleaved={per_window: 1, raw_tokens: [4, 20], segments: {lengths: {1: 0.5, 3: 0.5}, compact: 0.5}}"
-)
-"""An interleaved context of each window, beside the single ones."""
+MIXED = "train.segments={lengths: {1: 0.5, 3: 0.5}, whole_prefix: 0.4, compact: 0.5}"
+"""Segments of several lengths, half of them compact."""
 
 
 def run_of(config_file: Path, *settings: str) -> Run:

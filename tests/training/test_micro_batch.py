@@ -21,12 +21,13 @@ from gistnet.training.micro_batch import (
     choose_micro_batch,
     estimated_bytes,
     largest_micro_batch,
-    longest_context,
+    longest_branch,
+    of_similar_length,
 )
 from gistnet.training.recording import Recorder
 from gistnet.training.run import Run, StageRun, TrainState
 from gistnet.training.trainer import accumulate_gradient, fit, restore, train_step
-from tests.training.runs import INTERLEAVED, assert_same
+from tests.training.runs import MIXED, assert_same
 from tests.training.test_trainer import stop_after, woken_run
 
 VOCABULARY = 4000
@@ -71,40 +72,47 @@ def test_sizes_are_halved_until_the_estimate_fits_or_nothing_is_left_to_halve(mo
     assert {room: choose_micro_batch(teacher, gistnet, stage, room_bytes=room, **options) for room in rooms} == rooms
 
 
-def test_the_longest_context_holds_its_gists_and_all_but_the_last_predicted_token():
-    segments = {"lengths": {1: 0.5, 8: 0.5}}
-    assert longest_context(stage_of(4, horizon=16, segments=segments), 1024, 32) == (8 + 15, 8 / 23)
-    room_for_three = longest_context(stage_of(4, horizon=16, segments=segments), 4 + 3 * 32 + 16, 32)
-    assert room_for_three == (3 + 15, 3 / 18)
-    # Longest with a single gist and all of the rest raw, fullest of gists with ten of them and four tokens.
-    interleaved = {"per_window": 1, "raw_tokens": (4, 9), "segments": {"lengths": {10: 1.0}}}
-    assert longest_context(stage_of(4, interleaved=interleaved), 1024, 32) == (1 + 1024 - 4 - 32 - 1, 10 / 13)
+# How a step is cut up -------------------------------------------------------------------------------------------------
 
 
-def test_no_context_that_is_drawn_is_longer_or_fuller_of_gists_than_the_longest(config_file):
-    run = woken_run(config_file, INTERLEAVED, "train.segments.whole_prefix=0.3", "train.interleaved.segments.longest=5")
+def test_branches_of_one_length_keep_their_order_and_fill_micro_batches():
+    for vectors in (64, 95):
+        assert list(of_similar_length([32] * 5, vectors)) == [[0, 1], [2, 3], [4]]
+
+
+def test_a_micro_batch_ends_before_a_branch_more_than_a_quarter_longer_than_its_shortest():
+    """9 and 11 go together (11.25 at most), 12 and 15 (15 at most), then 16."""
+    assert list(of_similar_length([16, 11, 9, 15, 12], 640)) == [[2, 1], [4, 3], [0]]
+
+
+def test_vectors_are_counted_with_padding_and_a_branch_that_is_longer_goes_by_itself():
+    """9 and 11 take 22 padded, 12 alone is more than 11."""
+    assert list(of_similar_length([9, 11, 12], 22)) == [[0, 1], [2]]
+    for vectors in (21, 11):
+        assert list(of_similar_length([9, 11, 12], vectors)) == [[0], [1], [2]]
+
+
+def test_the_longest_branch_holds_its_gists_and_all_but_the_last_predicted_token():
+    stage = stage_of(4, horizon=16, segments={"lengths": {1: 0.5, 8: 0.5}})
+    assert longest_branch(stage, 1024, 32) == (8, 8 + 15)
+    assert longest_branch(stage, 4 + 3 * 32 + 16, 32) == (3, 3 + 15)
+
+
+def test_no_branch_that_is_drawn_is_longer_or_fuller_of_gists_than_the_longest(config_file):
+    run = woken_run(config_file, MIXED, "train.segments.longest=5")
     (stage,) = run.stages
-    longest = longest_context(Stage(name="only", train=stage.train, objective=stage.objective), 96, 8)
-    samples = [
-        sample
-        for step in range(50)
-        for sample in sample_batch(
-            run.pool,
-            stage.layout,
-            stage.train.segments,
-            stage.train.probabilities,
-            stage.train.interleaved,
-            seed=0,
-            step=step,
-            items=range(4),
+    longest = longest_branch(Stage(name="only", train=stage.train, objective=stage.objective), 96, 8)
+    train, counts = stage.train, []
+    for step in range(50):
+        samples = sample_batch(
+            run.pool, stage.layout, train.segments, train.probabilities, seed=0, step=step, items=range(4)
         )
-    ]
-    contexts = [context for sample in samples for context in sample.contexts(stage.layout)]
-    assert len(contexts) == 200 * (3 + 1)
-    for context in contexts:
-        vectors = context.vectors(8)
+        counts += [int(count) for sample in samples for count in sample.n_spans]
+    assert len(counts) == 200 * 3
+    for gists in counts:
+        vectors = gists + stage.layout.horizon_tokens - 1
         assert vectors <= longest.vectors
-        assert context.n_spans.sum() <= longest.gists_per_vector * vectors
+        assert gists / vectors <= longest.gists / longest.vectors
 
 
 # The estimate beside what a step allocates ----------------------------------------------------------------------------
@@ -151,7 +159,7 @@ def most_allocated(compute: Callable[[], object]) -> int:
     ("windows", "tokens", "spans", "horizon", "architecture", "dtype", "recompute"),
     [
         (4, 1024, 2, 16, "bottleneck", torch.float32, False),  # windows are most of it
-        (1, 512, 16, 64, "bottleneck", torch.float32, False),  # contexts are most of it
+        (1, 512, 16, 64, "bottleneck", torch.float32, False),  # branches are most of it
         (1, 512, 16, 64, "bottleneck", torch.bfloat16, True),
         (2, 512, 8, 32, "teacher_lora", torch.float32, False),
         (2, 512, 8, 32, "teacher_lora", torch.bfloat16, True),
@@ -176,7 +184,7 @@ def test_the_estimate_is_near_what_a_step_allocates(windows, tokens, spans, hori
             StageRun(stage.name, stage.train, stage.objective, stage.targets, gistnet, layout, sizes),
             stage.objective,
             samples,
-            targets_in_step=sizes.vectors,
+            branches_in_step=windows * spans,
             sizes=sizes,
             dropout_seed=(0, 0),
         )
@@ -210,7 +218,7 @@ def gradients(run: Run, state: TrainState) -> dict[str, torch.Tensor]:
 
 
 def test_where_memory_runs_out_the_step_is_done_again_with_half_the_sizes(config_file, monkeypatch, caplog):
-    """Seven times, from 2,048 vectors to 16, where contexts of 12 go one at a time."""
+    """Seven times, from 2,048 vectors to 16, where branches of 12 go one at a time."""
     expected = gradients(woken_run(config_file), TrainState(0.0, micro_batch=MicroBatch(1, 1)))
     caplog.set_level("INFO", "gistnet")
     run, state = woken_run(config_file), TrainState(0.0)

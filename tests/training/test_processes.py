@@ -18,7 +18,7 @@ from gistnet.config import load_config
 from gistnet.metrics_log import read_metrics
 from gistnet.session import train
 from gistnet.training.checkpoint import latest_checkpoint
-from tests.training.runs import INTERLEAVED, assert_same, newest_weights
+from tests.training.runs import MIXED, assert_same, newest_weights
 
 PATIENCE = 500.0
 """Seconds until a launch counts as hanging: more than any takes on a machine with twenty other things to do, and less
@@ -29,8 +29,8 @@ pytestmark = pytest.mark.timeout(4 * PATIENCE)
 # The launcher kills what has not ended by itself so many seconds after the first process did, 30 by default, which on a
 # busy machine is before it has said what happened.
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(int(2 * PATIENCE))}
-UNEVEN = ("train.windows_per_batch=5", "train.segments.whole_prefix=0.5", "train.validation.documents=5", INTERLEAVED)
-"""Windows of a batch, with contexts of both kinds, and held-out ones that two or three processes share unevenly."""
+UNEVEN = ("train.windows_per_batch=5", "train.validation.documents=5", MIXED)
+"""Windows with segments of several lengths, and held-out ones, that two or three processes share unevenly."""
 
 # The sum of a gradient is rounded otherwise for every way to share it out, by some 1e-7 of it; six steps of Adam, which
 # divides each entry by its own size, bring out more of that in small entries.

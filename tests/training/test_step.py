@@ -1,75 +1,38 @@
-"""A step's micro-batches of contexts, the prefill of its windows, and its dropout keys."""
+"""A step's micro-batches of segments, the prefill of its windows, and its dropout keys."""
 
+import dataclasses
 import itertools
 import weakref
 
 import numpy as np
 import pytest
+import torch
 
 from gistnet.config import load_config
-from gistnet.data.sampling import ContextSample, SpanLayout, WindowSample, sample_batch
+from gistnet.data.sampling import SpanLayout, WindowSample, sample_batch
 from gistnet.errors import TeacherError
 from gistnet.session import open_run
 from gistnet.training.micro_batch import MicroBatch
 from gistnet.training.run import Run
-from gistnet.training.trainer import _dropout_key, accumulate_gradient, context_micro_batches, prefill_tokens
+from gistnet.training.trainer import _dropout_key, accumulate_gradient, prefill_tokens, segment_micro_batches
 
 
-def sample(starts: list[int], gists: list[int], *others: ContextSample) -> WindowSample:
-    compact = np.zeros(len(starts), dtype=bool)
-    return WindowSample(0, 0, 0, np.array(starts), np.array(gists), compact, others)
+def sample(starts: list[int], gists: list[int]) -> WindowSample:
+    return WindowSample(0, 0, 0, np.array(starts), np.array(gists), np.zeros(len(starts), dtype=bool))
 
 
-def cut(samples: list[WindowSample], vectors: int, horizon: int) -> list[list[tuple[int, int, int]]]:
-    """The window, first start and gists of each context, by micro-batch."""
-    layout = SpanLayout((8,), horizon_tokens=horizon)
-    return [
-        [(row, int(context.starts[0]), int(context.n_spans.sum())) for row, context in together]
-        for together in context_micro_batches(samples, vectors, layout)
+def test_segments_of_a_micro_batch_are_those_of_its_windows():
+    """With H = 9 they are 9, 11, 9 and 12 vectors long, sorted by that."""
+    samples = [sample([10, 20], [1, 3]), sample([30, 5], [1, 4])]
+    samples[1] = dataclasses.replace(samples[1], compact=np.array([True, False]))
+    tokens = torch.zeros(2, 60, dtype=torch.long)
+    found = list(segment_micro_batches(tokens, samples, 33, SpanLayout((8,), horizon_tokens=9)))
+    columns = [(s.windows.tolist(), s.starts.tolist(), s.counts.tolist(), compact.tolist()) for s, compact in found]
+    assert columns == [
+        ([0, 1, 0], [10, 30, 20], [1, 1, 3], [False, True, False]),
+        ([1], [5], [4], [False]),
     ]
-
-
-def test_single_gists_keep_their_order_and_fill_micro_batches():
-    """With H = 32 each is a gist and 31 tokens."""
-    samples = [sample([10, 20, 30], [1, 1, 1]), sample([5, 15], [1, 1])]
-    assert (
-        cut(samples, 64, 32)
-        == cut(samples, 95, 32)
-        == [
-            [(0, 10, 1), (0, 20, 1)],
-            [(0, 30, 1), (1, 5, 1)],
-            [(1, 15, 1)],
-        ]
-    )
-
-
-def test_a_micro_batch_ends_before_a_context_more_than_a_quarter_longer_than_its_shortest():
-    """With H = 9 contexts are k + 8 long: 9 and 11 go together (11.25 at most), 12 and 15 (15 at most), then 16."""
-    samples = [sample([10, 20], [8, 3]), sample([30, 40], [1, 7]), sample([50], [4])]
-    assert cut(samples, 640, 9) == [
-        [(1, 30, 1), (0, 20, 3)],
-        [(2, 50, 4), (1, 40, 7)],
-        [(0, 10, 8)],
-    ]
-
-
-def test_one_token_of_horizon_leaves_only_the_gists():
-    """Contexts are k long: 4 and 5 fit together, 3 fits neither."""
-    assert cut([sample([1, 2, 3], [5, 4, 3])], 640, 1) == [[(0, 3, 3)], [(0, 2, 4), (0, 1, 5)]]
-
-
-def test_vectors_are_counted_with_padding_and_a_context_that_is_longer_goes_by_itself():
-    """With H = 9: 9 and 11 take 22 padded, 12 alone is more than 11."""
-    samples = [sample([10, 20, 30], [1, 3, 4])]
-    assert cut(samples, 22, 9) == [[(0, 10, 1), (0, 20, 3)], [(0, 30, 4)]]
-    assert cut(samples, 21, 9) == cut(samples, 11, 9) == [[(0, 10, 1)], [(0, 20, 3)], [(0, 30, 4)]]
-
-
-def test_interleaved_contexts_are_read_beside_single_ones():
-    """With H = 16 and K = 8 single ones are a gist and 15 tokens long, the interleaved one two gists and 15."""
-    interleaved = ContextSample(4, np.array([4, 20]), np.array([1, 1]), 36)
-    samples = [sample([10], [1], interleaved), sample([30], [1])]
-    assert cut(samples, 640, 16) == [[(0, 10, 1), (1, 30, 1), (0, 4, 2)]]
+    assert {(s.span_tokens, s.horizon) for s, _ in found} == {(8, 9)}
 
 
 def test_every_window_of_every_step_and_seed_has_a_dropout_key_of_its_own():
@@ -127,7 +90,7 @@ def test_windows_are_out_of_memory_before_the_next_are_read(config_file, monkeyp
         stage,
         stage.objective,
         samples_of(run, 4),
-        targets_in_step=1,
+        branches_in_step=1,
         sizes=MicroBatch(1, 24),
         dropout_seed=(0, 0),
     )

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from gistnet.data.sampling import ContextSample, sample_batch
+from gistnet.data.sampling import sample_batch
 from gistnet.errors import CheckpointError, ProcessError, TrainingError
 from gistnet.metrics_log import read_metrics
 from gistnet.model.encoder import SpanEncoder
@@ -30,7 +30,7 @@ from gistnet.training.trainer import (
     train_step,
     update_after_validation,
 )
-from tests.training.runs import INTERLEAVED, assert_same, records, run_of, stop_after
+from tests.training.runs import MIXED, assert_same, records, run_of, stop_after
 
 
 def woken_run(config_file: Path, *settings: str) -> Run:
@@ -54,11 +54,11 @@ def weights_of(run: Run) -> dict[str, torch.Tensor]:
 
 
 def test_an_interrupted_and_resumed_run_equals_an_uninterrupted_one(config_file, tmp_path, monkeypatch):
-    """Weights bit for bit and every logged figure, with contexts of both kinds, dropout and accumulation.
+    """Weights bit for bit and every logged figure, with segments of several lengths, dropout and accumulation.
 
     SIGTERM stops it in step 4.
     """
-    settings = ("gistnet.architecture=teacher_lora", "gistnet.teacher_layers=2", INTERLEAVED)
+    settings = ("gistnet.architecture=teacher_lora", "gistnet.teacher_layers=2", MIXED)
     before = signal.getsignal(signal.SIGTERM)  # Ray's, where it ran in this process
     whole = run_of(config_file, f"run_folder={tmp_path / 'whole'}", *settings)
     fit(whole)
@@ -105,9 +105,9 @@ def test_the_teacher_and_its_copy_are_bit_identical_after_training(config_file, 
         (("teacher.gradient_checkpointing=true",), None),
     ],
 )
-@pytest.mark.parametrize("runs", [(), ("train.segments={lengths: {1: 0.5, 2: 0.5}, whole_prefix: 0.5}", INTERLEAVED)])
+@pytest.mark.parametrize("runs", [(), (MIXED,)])
 def test_how_a_batch_is_cut_up_does_not_change_its_gradient(config_file, runs, settings, sizes):
-    """Four windows of three segments or of both kinds of contexts: in one batch, two or four, in passes of any size."""
+    """Four windows of three segments each, single ones or longer: in one batch, two or four, in passes of any size."""
     gradients = []
     for changes, micro_batch in (((), None), (settings, sizes)):
         run = woken_run(config_file, *runs, *changes)
@@ -117,58 +117,44 @@ def test_how_a_batch_is_cut_up_does_not_change_its_gradient(config_file, runs, s
     assert_same(*gradients, rtol=1e-4, atol=1e-6)
 
 
-def predictions(run: Run, tokens: torch.Tensor, context: ContextSample) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
-    """Logits of a context's targets by plain forwards, of the original context and of its own, and the targets.
+def predictions(
+    run: Run, tokens: torch.Tensor, start: int, count: int, compact: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Logits of a horizon's 12 tokens by plain forwards, after the original text and after gists, and the tokens.
 
     Gists are encoded one by one; they stand in the middle of their 8 tokens, or what there is without gaps.
     """
-    parts, indices, targets = [run.teacher.embed(tokens[: context.prefix])], list(range(context.prefix)), []
-
-    def read(raw: range) -> None:
-        for token in raw:
-            targets.append((len(indices) - 1, token))
-            parts.append(run.teacher.embed(tokens[token : token + 1]))
-            indices.append(token)
-
-    encoder, bounds = SpanEncoder(run.teacher, run.gistnet), [*context.starts.tolist()[1:], context.end]
-    for start, count, bound in zip(context.starts.tolist(), context.n_spans.tolist(), bounds, strict=True):
-        for first in range(start, start + 8 * count, 8):
-            parts.append(encoder.encode(tokens[None, first : first + 8])[0])
-            indices.append(first + 4)
-        read(range(start + 8 * count, bound))
-    positions = torch.arange(len(indices)) if context.compact else torch.tensor(indices)
-    predicting, predicted = zip(*targets, strict=True)
-    own = _plain_forward(run.teacher, torch.cat(parts), positions)[list(predicting)]
+    end, spans = start + 8 * count, range(start, start + 8 * count, 8)
+    gists = [SpanEncoder(run.teacher, run.gistnet).encode(tokens[None, first : first + 8])[0] for first in spans]
+    parts = [run.teacher.embed(tokens[:start]), *gists, run.teacher.embed(tokens[end : end + 12])]
+    indices = [*range(start), *(first + 4 for first in spans), *range(end, end + 12)]
+    positions = torch.arange(len(indices)) if compact else torch.tensor(indices)
+    own = _plain_forward(run.teacher, torch.cat(parts), positions)[-13:-1]
     with torch.no_grad():
         original = _plain_forward(run.teacher, run.teacher.embed(tokens), torch.arange(len(tokens)))
-    before = [token - 1 for token in predicted]
-    return run.teacher.logits(original[before]), run.teacher.logits(own), list(predicted)
+    return run.teacher.logits(original[end - 1 : end + 11]), run.teacher.logits(own), tokens[end : end + 12]
 
 
 def test_a_step_has_the_gradient_of_the_mean_loss_of_its_predicted_tokens_up_to_a_length(config_file, monkeypatch):
-    """Written out for four windows, of three single contexts and an interleaved one each.
-
-    Then the same with half the gradient's length as the limit.
-    """
-    settings = ("train.dropout=0.0", INTERLEAVED)
+    """Written out for four windows of three segments each; then with half the gradient's length as the limit."""
+    settings = ("train.dropout=0.0", MIXED)
     run = woken_run(config_file, *settings)
     (stage,) = run.stages
-    kls, deltas = [], []
+    kls, deltas, lengths = [], [], set()
     for sample in sample_batch(
-        run.pool, stage.layout, stage.train.segments, stage.train.probabilities, stage.train.interleaved,
-        seed=run.seed, step=0, items=range(4),
-    ):  # fmt: skip
+        run.pool, stage.layout, stage.train.segments, stage.train.probabilities, seed=run.seed, step=0, items=range(4)
+    ):
         tokens = torch.from_numpy(run.dataset.read(sample.window)).long()
-        contexts = list(sample.contexts(stage.layout))
-        assert len(contexts) == 4
-        for context in contexts:
-            original, own, targets = predictions(run, tokens, context)
-            nll = torch.nn.functional.cross_entropy(own, tokens[targets], reduction="none")
+        for start, count, compact in zip(*map(list, (sample.starts, sample.n_spans, sample.compact)), strict=True):
+            original, own, targets = predictions(run, tokens, int(start), int(count), bool(compact))
+            lengths.add((int(count), bool(compact)))
+            nll = torch.nn.functional.cross_entropy(own, targets, reduction="none")
             log_p, log_q = original.log_softmax(-1), own.log_softmax(-1)
             kls.append((log_p.exp() * (log_p - log_q)).sum(-1))
-            deltas.append(nll - torch.nn.functional.cross_entropy(original, tokens[targets], reduction="none"))
+            deltas.append(nll - torch.nn.functional.cross_entropy(original, targets, reduction="none"))
     kl, delta = torch.cat(kls), torch.cat(deltas)
-    assert len({len(of_context) for of_context in kls}) > 2
+    assert len(kls) == 12
+    assert len(lengths) > 3
     kl.mean().backward()
     expected = gradient_in(run)
     norm = float(torch.cat([gradient.flatten() for gradient in expected.values()]).norm())

@@ -168,27 +168,6 @@ class SegmentLengths(Section):
         return max(drawn + [self.longest] * (self.whole_prefix > 0))
 
 
-class InterleavedConfig(Section):
-    """Contexts as they occur in use: behind the sink, segments alternate with raw text to the end of the window.
-
-    Every raw token after the first gist is predicted (the layout of LCLM, 2606.09659, and of Activation Beacon).
-    """
-
-    per_window: int = Field(default=0, ge=0)
-    """Such contexts of each window, drawn anew each."""
-    segments: SegmentLengths = SegmentLengths()
-    """Lengths of their segments, drawn for each; what is drawn is clipped to what the window has room for."""
-    raw_tokens: tuple[PositiveInt, PositiveInt] = (16, 128)
-    """Shortest and longest raw piece behind a segment, drawn evenly by order of magnitude. The last one of a window is
-    longer where no segment fits behind it."""
-
-    @model_validator(mode="after")
-    def _raw_pieces_have_a_range(self) -> Self:
-        if self.raw_tokens[0] > self.raw_tokens[1]:
-            raise ValueError(f"raw_tokens are {list(self.raw_tokens)}, expected the shorter first")
-        return self
-
-
 class RowsConfig(Section):
     """Rows of gists, and raw tails behind them, beside which they are judged."""
 

@@ -5,19 +5,19 @@ global one: the number of processes does not change what is trained on (spec, Sa
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gistnet.data.config import SINK_TOKENS, InterleavedConfig, SegmentLengths
+from gistnet.data.config import SINK_TOKENS, SegmentLengths
 from gistnet.data.dataset import PreparedDataset, Split
 from gistnet.errors import ConfigError, DataError
 
 Probabilities = Mapping[str, float]
-_NONE, _SINGLE = InterleavedConfig(), SegmentLengths()
+_SINGLE = SegmentLengths()
 
 
 @dataclass(frozen=True)
@@ -60,41 +60,14 @@ class SpanLayout:
 
 
 @dataclass(frozen=True)
-class ContextSample:
-    """A training context: part of a window in which gists replace some segments, and the rest stays raw.
-
-    Attributes:
-        prefix: first tokens of the window that it keeps, up to its first gist.
-        starts: int64 [segments], the first token that each segment replaces.
-        n_spans: int64 [segments], consecutive spans that each replaces (k).
-        end: the window's token behind its last one. Raw tokens follow each segment, up to the next or to here.
-        compact: True if its positions have no gaps; otherwise they follow `ObjectiveConfig.positions`.
-    """
-
-    prefix: int
-    starts: NDArray[np.int64]
-    n_spans: NDArray[np.int64]
-    end: int
-    compact: bool = False
-
-    def targets(self, tokens_per_gist: int) -> int:
-        """Number of tokens that are predicted: the raw ones behind the first gist."""
-        return self.end - int(self.starts[0]) - int(self.n_spans.sum()) * tokens_per_gist
-
-    def vectors(self, tokens_per_gist: int) -> int:
-        """Vectors behind the prefix: gists, and the tokens that are predicted but the last."""
-        return int(self.n_spans.sum()) + self.targets(tokens_per_gist) - 1
-
-
-@dataclass(frozen=True)
 class WindowSample:
     """One item of a batch: a window, and what is replaced in it.
 
     `starts` and `n_spans` are int64 [branches], branches <= segments_per_window, in the order of their horizons: the
-    first token replaced, and how many consecutive spans are replaced from there (k); `compact`, bool [branches], is
-    that of `ContextSample`. All starts are `phase` plus a multiple of K, so that the spans of a segment and their
-    neighbours share one grid, and spans of a higher level the gists below them. `others` are the window's interleaved
-    contexts.
+    first token replaced, and how many consecutive spans are replaced from there (k). `compact`, bool [branches], says
+    whose positions have no gaps; the others follow `ObjectiveConfig.positions`. All starts are `phase` plus a multiple
+    of K, so that the spans of a segment and their neighbours share one grid, and spans of a higher level the gists
+    below them.
     """
 
     item: int
@@ -103,15 +76,6 @@ class WindowSample:
     starts: NDArray[np.int64]
     n_spans: NDArray[np.int64]
     compact: NDArray[np.bool_]
-    others: tuple[ContextSample, ...] = ()
-
-    def contexts(self, layout: SpanLayout) -> Iterator[ContextSample]:
-        """All contexts of the window: each segment with the horizon behind it, then the others."""
-        ends = self.starts + self.n_spans * layout.tokens_per_gist + layout.horizon_tokens
-        for index, (start, end) in enumerate(zip(self.starts, ends, strict=True)):
-            own = slice(index, index + 1)
-            yield ContextSample(int(start), self.starts[own], self.n_spans[own], int(end), bool(self.compact[index]))
-        yield from self.others
 
 
 @dataclass(frozen=True)
@@ -148,7 +112,6 @@ def check_sampling(
     pool: TrainingPool,
     layout: SpanLayout,
     probabilities: Probabilities,
-    interleaved: InterleavedConfig = _NONE,
     segments: SegmentLengths = _SINGLE,
 ) -> None:
     """Refuse what `sample_window` could not draw from, and segments of no window; worth calling before a long run.
@@ -164,8 +127,6 @@ def check_sampling(
         if probability > 0:
             shortest = layout.used(min(int(source.lengths.min()) for source in pool[domain]))
             _require_room(shortest, layout)
-            if interleaved.per_window:
-                _require_room(shortest, replace(layout, horizon_tokens=interleaved.raw_tokens[0]))
             longest = layout.used(max(int(source.lengths.max()) for source in pool[domain]))
             _require_room(longest, layout, longest_segment)
 
@@ -194,7 +155,6 @@ def sample_window(
     layout: SpanLayout,
     segments: SegmentLengths,
     probabilities: Probabilities,
-    interleaved: InterleavedConfig = _NONE,
     *,
     seed: int,
     step: int,
@@ -205,8 +165,7 @@ def sample_window(
     The domain is drawn by its probability, the source by its weight, the window uniformly, a phase uniformly among
     those with an eligible start, and `segments_per_window` of its eligible starts (or all) without replacement. Each
     span drawn is the last of a segment, and how many before it are replaced as well is drawn behind that; a segment
-    that would reach into the sink ends with another span, drawn anew. The interleaved contexts follow, and which of the
-    segments are compact.
+    that would reach into the sink ends with another span, drawn anew. Which of the segments are compact comes last.
 
     Raises:
         ConfigError, DataError: as `check_sampling`, for the window that is drawn.
@@ -222,9 +181,8 @@ def sample_window(
     phase = int(random.choice(eligible_phases(length, layout)))
     starts = eligible_starts(length, phase, layout)
     first, n_spans = _draw_segments(random, starts, layout, segments)
-    others = tuple(_draw_interleaved(random, length, layout, interleaved) for _ in range(interleaved.per_window))
     compact = random.random(len(first)) < segments.compact
-    return WindowSample(item, int(source.windows[index]), phase, first, n_spans, compact, others)
+    return WindowSample(item, int(source.windows[index]), phase, first, n_spans, compact)
 
 
 def sample_batch(
@@ -232,17 +190,13 @@ def sample_batch(
     layout: SpanLayout,
     segments: SegmentLengths,
     probabilities: Probabilities,
-    interleaved: InterleavedConfig = _NONE,
     *,
     seed: int,
     step: int,
     items: range,
 ) -> list[WindowSample]:
     """Draw the given items of a step's global batch: all of them, or one rank's slice."""
-    return [
-        sample_window(pool, layout, segments, probabilities, interleaved, seed=seed, step=step, item=item)
-        for item in items
-    ]
+    return [sample_window(pool, layout, segments, probabilities, seed=seed, step=step, item=item) for item in items]
 
 
 def share_of(items: range, rank: int, count: int) -> range:
@@ -375,25 +329,6 @@ def _draw_counts(
     drawn = np.array([counts[_draw(random, shares)] for _ in range(branches)], dtype=np.int64)
     whole = random.random(branches) < segments.whole_prefix
     return np.where(whole, segments.longest, drawn), whole
-
-
-def _draw_interleaved(
-    random: np.random.Generator, length: int, layout: SpanLayout, config: InterleavedConfig
-) -> ContextSample:
-    """A context of all of a window: raw pieces behind segments, whose grid begins anywhere behind the sink."""
-    (shortest, longest), span = config.raw_tokens, layout.tokens_per_gist
-    slack = length - layout.sink_tokens - span - shortest
-    start = prefix = layout.sink_tokens + int(random.integers(min(layout.span_tokens, slack + 1)))
-    starts, n_spans = [], []
-    while start + span + shortest <= length:
-        raw = int(np.exp(random.uniform(np.log(shortest), np.log(longest + 1))))
-        room = max(1, (length - start - raw) // span)
-        count = min(int(_draw_counts(random, config.segments, 1)[0][0]), room)
-        starts.append(start)
-        n_spans.append(count)
-        start += count * span + raw
-    compact = bool(random.random() < config.segments.compact)
-    return ContextSample(prefix, np.array(starts), np.array(n_spans), length, compact)
 
 
 def _draw(random: np.random.Generator, weights: Sequence[float]) -> int:

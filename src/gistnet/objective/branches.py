@@ -131,14 +131,22 @@ def no_replacements(teacher: Teacher, segments: SegmentBatch) -> Replacements:
     return Replacements(none, positions, segments.starts + segments.replaced_tokens)
 
 
-def gist_replacements(segments: SegmentBatch, gists: Tensor, policy: Positions) -> Replacements:
-    """Place gists, `[branches, longest, dim]`, by a position policy (`Positions`)."""
-    order = torch.arange(segments.longest, device=segments.starts.device)
-    starts, span, counts = segments.starts[:, None], segments.span_tokens, segments.counts
-    if policy == "compact":
-        return Replacements(gists, starts + order, segments.starts + counts, counts)
+def gist_replacements(
+    segments: SegmentBatch, gists: Tensor, policy: Positions, compact: Tensor | None = None
+) -> Replacements:
+    """Place gists, `[branches, longest, dim]`, by a position policy (`Positions`).
+
+    Args:
+        compact: bool `[branches]`, those that are placed by the policy "compact" whatever `policy` says.
+    """
+    starts, span, counts = segments.starts, segments.span_tokens, segments.counts
+    gapless = torch.full_like(counts, policy == "compact", dtype=torch.bool)
+    if compact is not None:
+        gapless = gapless | compact
+    order = torch.arange(segments.longest, device=starts.device)
     within = span // 2 if policy == "center" else span - 1
-    return Replacements(gists, starts + order * span + within, segments.starts + segments.replaced_tokens, counts)
+    positions = starts[:, None] + torch.where(gapless[:, None], order, order * span + within)
+    return Replacements(gists, positions, starts + torch.where(gapless, counts, segments.replaced_tokens), counts)
 
 
 def replaced_hidden(

@@ -1,4 +1,4 @@
-"""Losses: what a training step minimises per context, from what is measured per token or per pair of gists.
+"""Losses: what a training step minimises per segment, from what is measured per token or per pair of gists.
 
 The distillation losses never hold the logits of all horizon tokens at once. The head is frozen, so the gradient that
 reaches a hidden state is known as soon as its logits are: it is computed with the loss, chunk by chunk, and the
@@ -16,27 +16,26 @@ from gistnet.errors import ConfigError
 from gistnet.kernels.gate import shown_exact
 from gistnet.model.encoder import SpanEncoder
 from gistnet.model.teacher import PrefillOutput, Teacher
-from gistnet.objective.branches import SegmentBatch
+from gistnet.objective.branches import SegmentBatch, gist_replacements, replaced_hidden
 from gistnet.objective.config import ObjectiveConfig
-from gistnet.objective.contexts import ContextBatch, contexts_hidden
 
 DIFFERENTIATED = {"kl": ("kl",), "delta_nll": ("nll_replaced",), "mixed": ("kl", "nll_replaced")}
 """Losses that carry gradient for each kind of objective, as for `token_losses`."""
 
 
-class ContextLosses(NamedTuple):
-    """Per context, each `[contexts]`; only `total` carries gradient."""
+class SegmentLosses(NamedTuple):
+    """Per segment, each `[branches]`; only `total` carries gradient."""
 
     total: Tensor
     """Loss that is minimised, in nats per predicted token plus the weighted hinge."""
     kl: Tensor
-    """KL of the predictions, nats per token, all tokens alike."""
+    """KL of the predictions, nats per token of the horizon."""
     delta_nll: Tensor
-    """ΔNLL, nats per token, all tokens alike."""
+    """ΔNLL, nats per token of the horizon."""
     contrastive: Tensor
     """The unweighted hinge, cosine distance; zero where its weight is."""
     gist_norm: Tensor
-    """Mean length of the context's gists."""
+    """Mean length of the segment's gists."""
 
 
 def encode_segments(
@@ -72,21 +71,23 @@ def encode_segments(
     return padded.masked_scatter(real[..., None], gists)
 
 
-def context_losses(
+def segment_losses(
     encoder: SpanEncoder,
     prefill: PrefillOutput,
-    contexts: ContextBatch,
+    segments: SegmentBatch,
     config: ObjectiveConfig,
     *,
+    compact: Tensor | None = None,
     train_below: bool = False,
     dropout_rate: float = 0.0,
     dropout_keys: Tensor | None = None,
-) -> ContextLosses:
-    """Losses of training contexts (spec, Training Objectives): distillation, and the hinge beside it.
+) -> SegmentLosses:
+    """Losses of segments that gists replace (spec, Training Objectives): distillation, and the hinge beside it.
 
     Args:
         encoder: makes the gists; gradient flows into its GistNet.
-        prefill: the encoder's pass over the windows of the contexts.
+        prefill: the encoder's pass over the windows of the segments.
+        compact: bool `[branches]`, those whose positions have no gaps; the others have the objective's positions.
         train_below: whether gradient and dropout reach the levels below GistNet's own, too.
         dropout_rate: the share dropped inside GistNet.
         dropout_keys: `[windows]`, int64; a span's masks derive from its window's key and its start.
@@ -97,44 +98,39 @@ def context_losses(
     """
     if dropout_rate > 0 and dropout_keys is None:
         raise ConfigError(f"The dropout rate is {dropout_rate} without keys; expected one key per window.")
-    teacher, span, count = encoder.teacher, contexts.span_tokens, len(contexts.windows)
-    starts, windows, of_context = contexts.gist_starts, contexts.gist_windows, contexts.gist_contexts
-    has_next = starts + 2 * span <= contexts.ends[of_context]
-    if config.contrastive_weight == 0:
-        has_next = torch.zeros_like(has_next)
-    encoded = encoder.encode_spans(
-        contexts.tokens,
-        torch.cat([windows, windows[has_next]]),
-        torch.cat([starts, starts[has_next] + span]),
+    teacher, hinged = encoder.teacher, config.contrastive_weight > 0
+    encoded = encode_segments(
+        encoder,
+        segments,
         prefill,
+        with_next=hinged,
         train_below=train_below,
         dropout_rate=dropout_rate,
         dropout_keys=dropout_keys,
     )
-    gists, neighbours = encoded[: len(starts)], encoded[len(starts) :]
+    gists = encoded[:, : segments.longest]
     losses = token_losses(
         teacher,
-        contexts.original_hidden(prefill)[None],
-        contexts_hidden(teacher, prefill, contexts, gists)[None],
-        contexts.target_tokens[None],
+        segments.original_hidden(prefill),
+        replaced_hidden(teacher, prefill, segments, gist_replacements(segments, gists, config.positions, compact)),
+        segments.targets,
         differentiate=DIFFERENTIATED[config.loss],
     )
-    of_target = contexts.target_contexts
-    kl, delta_nll = _means(losses.kl[0], of_target, count), _means(losses.delta_nll[0], of_target, count)
+    kl, delta_nll = losses.kl.mean(1), losses.delta_nll.mean(1)
     total = {"kl": kl, "delta_nll": delta_nll, "mixed": 0.5 * kl + 0.5 * delta_nll}[config.loss]
-    contrastive = torch.zeros(count, device=kl.device)
-    if config.contrastive_weight > 0:
-        hinges = contrastive_loss(gists[has_next], neighbours, config.contrastive_margin)
-        contrastive = _means(hinges, of_context[has_next], count)
+    counted = _first(segments.counts, segments.longest)
+    contrastive = torch.zeros_like(kl)
+    if hinged:
+        hinges = contrastive_loss(gists[counted], encoded[:, 1:][counted], config.contrastive_margin)
+        contrastive = _means(hinges, counted)
         total = total + config.contrastive_weight * contrastive
-    norms = _means(gists.detach().norm(dim=-1), of_context, count)
-    return ContextLosses(total, kl.detach(), delta_nll.detach(), contrastive.detach(), norms)
+    norms = _means(gists.detach()[counted].norm(dim=-1), counted)
+    return SegmentLosses(total, kl.detach(), delta_nll.detach(), contrastive.detach(), norms)
 
 
-def _means(values: Tensor, groups: Tensor, count: int) -> Tensor:
-    """Means of `values`, `[n]`, by the `groups` that they are of, `[n]`: `[count]`, zero for a group without any."""
-    sums = values.new_zeros(count).index_add(0, groups, values)
-    return sums / torch.bincount(groups, minlength=count).clamp(min=1)
+def _means(values: Tensor, counted: Tensor) -> Tensor:
+    """Mean of each row's values, which are those of the entries that are `counted`, bool `[branches, longest]`."""
+    return values.new_zeros(counted.shape).masked_scatter(counted, values).sum(1) / counted.sum(1)
 
 
 def _first(counts: Tensor, length: int) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from gistnet.data.config import InterleavedConfig, RowsConfig, SegmentLengths
+from gistnet.data.config import RowsConfig, SegmentLengths
 from gistnet.objective.config import ObjectiveConfig
 from gistnet.settings import Name, Section, Target
 
@@ -78,7 +78,7 @@ class ValidationConfig(Section):
 
 
 class TrainConfig(Section):
-    """Training of a stage. Every token that is predicted after a gist counts alike, whatever its context."""
+    """Training of a stage. Every segment that is replaced counts alike, whatever its length."""
 
     steps: int = Field(default=10_000, ge=1)
     """Optimiser steps of the stage, at most; the learning rate arrives at its end there."""
@@ -89,9 +89,8 @@ class TrainConfig(Section):
     accumulation_steps: int = Field(default=1, ge=1)
     """Batches whose gradients are added up before a step."""
     segments_per_window: int = Field(default=8, ge=1)
-    """Segments drawn from each window, each of which is replaced in a context of its own."""
+    """Segments drawn from each window; a branch replaces each."""
     segments: SegmentLengths = SegmentLengths()
-    interleaved: InterleavedConfig = InterleavedConfig()
     level: int = Field(default=0, ge=0)
     """The level of gists that the stage trains; those above it are left alone."""
     train_below: bool = False
@@ -100,7 +99,7 @@ class TrainConfig(Section):
     """Tokens of each window that the stage reads, from its first on; None reads all. Where a later stage needs long
     windows, an earlier one sees more documents for the same cost."""
     micro_batch_vectors: int | None = Field(default=None, ge=1)
-    """Vectors of contexts that run through the teacher at once, though never less than one context; None is as many as
+    """Vectors of branches that run through the teacher at once, though never less than one branch; None is as many as
     fit and make it faster."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Share of activations dropped inside GistNet."""

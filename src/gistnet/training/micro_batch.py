@@ -5,7 +5,7 @@ estimate lets fit are tried; where the device runs out of memory all the same, t
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -15,13 +15,14 @@ from gistnet.data.sampling import SpanLayout
 from gistnet.errors import TrainingError
 from gistnet.model.gistnet import GistNet
 from gistnet.model.teacher import Teacher
+from gistnet.objective.branches import LONGEST_TO_SHORTEST
 from gistnet.objective.losses import default_chunk_tokens
 from gistnet.training.config import Stage, TrainConfig
 
 logger = logging.getLogger(__name__)
 
 MOST_VECTORS = {"cpu": 2_048, "cuda": 32_768}
-"""Most vectors of a micro-batch of contexts: more of them do not make a CPU faster; on a GPU it was not measured."""
+"""Most vectors of a micro-batch of branches: more of them do not make a CPU faster; on a GPU it was not measured."""
 USABLE = 0.9
 """Share of a device's memory that is planned with; the rest is for libraries and fragmentation."""
 
@@ -32,7 +33,7 @@ class MicroBatch(NamedTuple):
     windows: int
     """Windows whose KV cache is held at once."""
     vectors: int
-    """Vectors of contexts that run through the teacher at once; a longer context goes by itself."""
+    """Vectors of branches that run through the teacher at once; a longer branch goes by itself."""
 
     def halved(self) -> "MicroBatch | None":
         """Half of both sizes, at least 1 each; None where both are 1."""
@@ -107,31 +108,37 @@ def run_halving(compute: Callable[[MicroBatch], Tensor], sizes: MicroBatch) -> t
         sizes = smaller
 
 
-class LongestContext(NamedTuple):
-    """Sizes of a context that bound what any other one of a stage takes."""
+def of_similar_length(lengths: Sequence[int], vectors_at_once: int) -> Iterator[list[int]]:
+    """Micro-batches of branches of these lengths in vectors, as their indices, shortest first.
 
+    With all of them padded to the longest, a micro-batch has `vectors_at_once` at most; a longer branch goes by itself.
+    """
+    together: list[int] = []
+    for branch in sorted(range(len(lengths)), key=lambda branch: lengths[branch]):
+        if together:
+            fits = (len(together) + 1) * lengths[branch] <= vectors_at_once
+            if not fits or lengths[branch] > LONGEST_TO_SHORTEST * lengths[together[0]]:
+                yield together
+                together = []
+        together.append(branch)
+    yield together
+
+
+class LongestBranch(NamedTuple):
+    """Sizes of the longest branch of a stage."""
+
+    gists: int
+    """Gists that it reads."""
     vectors: int
-    """Gists, and the predicted tokens but the last."""
-    gists_per_vector: float
-    """Largest share of gists among the vectors of a context."""
+    """These, and the predicted tokens but the last."""
 
 
-def longest_context(stage: Stage, window_tokens: int, tokens_per_gist: int) -> LongestContext:
-    """Longest context of a stage, and how many gists its contexts may hold for each vector."""
-    train, horizon = stage.train, stage.objective.horizon_tokens
-
-    def most_spans(behind: int) -> int:
-        return max(1, (window_tokens - SpanLayout.sink_tokens - behind) // tokens_per_gist)
-
-    spans = min(train.segments.most, most_spans(horizon))
-    contexts = [(spans, spans + horizon - 1)]
-    if train.interleaved.per_window:
-        # Longest with one gist, where the rest of the window is raw; fullest of gists with the shortest raw piece.
-        shortest = train.interleaved.raw_tokens[0]
-        contexts.append((1, window_tokens - SpanLayout.sink_tokens - tokens_per_gist))
-        spans = min(train.interleaved.segments.most, most_spans(shortest))
-        contexts.append((spans, spans + shortest - 1))
-    return LongestContext(max(vectors for _, vectors in contexts), max(gists / vectors for gists, vectors in contexts))
+def longest_branch(stage: Stage, window_tokens: int, tokens_per_gist: int) -> LongestBranch:
+    """Longest branch of a stage; no other one has a larger share of gists."""
+    horizon = stage.objective.horizon_tokens
+    most = (window_tokens - SpanLayout.sink_tokens - horizon) // tokens_per_gist
+    gists = max(1, min(stage.train.segments.most, most))
+    return LongestBranch(gists, gists + horizon - 1)
 
 
 def estimated_bytes(
@@ -158,8 +165,9 @@ def estimated_bytes(
     layer_bytes = _saved_bytes_per_layer(teacher)
     state_bytes = teacher.hidden_size * teacher.dtype.itemsize
     trained = gistnet.levels[stage.train.level]
-    longest = longest_context(stage, window_tokens, trained.tokens_per_gist)
-    vectors = min(max(sizes.vectors, longest.vectors), sizes.windows * _vectors_of_window(stage, longest))
+    longest = longest_branch(stage, window_tokens, trained.tokens_per_gist)
+    of_windows = sizes.windows * stage.train.segments_per_window * longest.vectors
+    vectors = min(max(sizes.vectors, longest.vectors), of_windows)
     of_vector = layer_bytes + teacher.n_layers * (state_bytes if recompute else layer_bytes)
     # A layer with adapters saves each map's input besides, in float32.
     of_gist = 3 * trained.tokens_per_gist * max(1, trained.depth) * layer_bytes
@@ -172,16 +180,11 @@ def estimated_bytes(
         "GistNet and optimiser": sum(parameter.nbytes for parameter in gistnet.parameters()) + 3 * trainable,
         "KV cache of the windows": sizes.windows * of_window,
         "branches, or prefill": max(
-            round(vectors * (of_vector + longest.gists_per_vector * of_gist)),
+            round(vectors * (of_vector + longest.gists / longest.vectors * of_gist)),
             sizes.windows * window_tokens * layer_bytes,
         ),
         "logits": 3 * 4 * chunk * teacher.vocabulary_size,
     }
-
-
-def _vectors_of_window(stage: Stage, longest: LongestContext) -> int:
-    """No fewer vectors than all contexts of a window have together."""
-    return longest.vectors * (stage.train.segments_per_window + stage.train.interleaved.per_window)
 
 
 def _saved_bytes_per_layer(teacher: Teacher) -> int:

@@ -199,7 +199,7 @@ def _layout(stage: Stage, gistnet: GistNet, dataset: PreparedDataset, pool: Trai
         segments_per_window=train.segments_per_window,
         window_tokens=train.window_tokens,
     )
-    check_sampling(pool, layout, train.probabilities, train.interleaved, train.segments)
+    check_sampling(pool, layout, train.probabilities, train.segments)
     domains = [domain for domain, share in train.probabilities.items() if share > 0]
     in_a_row = train.validation.spans_per_segment
     validation_windows(

@@ -15,20 +15,20 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.optim import Optimizer
 
 from gistnet.data.dataset import PreparedDataset
-from gistnet.data.sampling import ContextSample, SpanLayout, WindowSample, sample_batch
+from gistnet.data.sampling import SpanLayout, WindowSample, sample_batch
 from gistnet.errors import CheckpointError, ProcessError, TrainingError
 from gistnet.model.encoder import SpanEncoder
 from gistnet.model.teacher import Teacher
-from gistnet.objective.branches import LONGEST_TO_SHORTEST
+from gistnet.objective.branches import SegmentBatch
 from gistnet.objective.config import ObjectiveConfig
-from gistnet.objective.contexts import pack_contexts
-from gistnet.objective.losses import ContextLosses, context_losses
+from gistnet.objective.losses import SegmentLosses, segment_losses
 from gistnet.training.checkpoint import (
     checkpoint_folder,
     latest_checkpoint,
@@ -48,7 +48,7 @@ from gistnet.training.curriculum import (
     reason_to_end,
     with_validation,
 )
-from gistnet.training.micro_batch import MicroBatch, run_halving
+from gistnet.training.micro_batch import MicroBatch, of_similar_length, run_halving
 from gistnet.training.optimiser import learning_rate
 from gistnet.training.parallel import losing_processes
 from gistnet.training.recording import Recorder
@@ -209,13 +209,13 @@ class BatchSums:
     """Sums over a step's batches, beside their gradient.
 
     Attributes:
-        losses: of each of `ContextLosses`' fields over the predicted tokens of this process, float64 `[fields]`.
-        targets: predicted tokens of all processes.
-        spans: replaced in the contexts of all processes.
+        losses: of each of `SegmentLosses`' fields over the branches of this process, float64 `[fields]`.
+        branches: of all processes.
+        spans: replaced in the branches of all processes.
     """
 
     losses: Tensor
-    targets: int
+    branches: int
     spans: int
 
 
@@ -245,20 +245,18 @@ def add_up_gradient(run: Run, stage: StageRun, state: TrainState, optimiser: Opt
             stage.layout,
             train.segments,
             train.probabilities,
-            train.interleaved,
             seed=run.seed,
             step=state.step,
             items=items,
         )
         for items in batches
     ]
-    contexts = [context for samples in everything for sample in samples for context in sample.contexts(stage.layout)]
-    targets = sum(context.targets(stage.layout.tokens_per_gist) for context in contexts)
+    n_spans = np.concatenate([sample.n_spans for samples in everything for sample in samples])
     objective = stage.objective.model_copy(update={"contrastive_weight": state.contrastive_weight})
 
     def accumulate(sizes: MicroBatch) -> Tensor:
         optimiser.zero_grad(set_to_none=False)
-        sums = torch.zeros(len(ContextLosses._fields), dtype=torch.float64, device=run.teacher.device)
+        sums = torch.zeros(len(SegmentLosses._fields), dtype=torch.float64, device=run.teacher.device)
         for items, samples in zip(batches, everything, strict=True):
             sums += accumulate_gradient(
                 run.teacher,
@@ -266,7 +264,7 @@ def add_up_gradient(run: Run, stage: StageRun, state: TrainState, optimiser: Opt
                 stage,
                 objective,
                 [samples[item - items.start] for item in run.processes.share(items)],
-                targets_in_step=targets,
+                branches_in_step=len(n_spans),
                 sizes=sizes,
                 dropout_seed=(run.seed, state.step),
             )
@@ -275,7 +273,7 @@ def add_up_gradient(run: Run, stage: StageRun, state: TrainState, optimiser: Opt
     # The sizes that fit are kept for later steps, and for a resumed run, which then rounds alike.
     sums, state.micro_batch = run_halving(accumulate, state.micro_batch or stage.micro_batch)
     state.processes = run.processes.count
-    return BatchSums(sums, targets, spans=sum(int(context.n_spans.sum()) for context in contexts))
+    return BatchSums(sums, branches=len(n_spans), spans=int(n_spans.sum()))
 
 
 def accumulate_gradient(
@@ -285,7 +283,7 @@ def accumulate_gradient(
     objective: ObjectiveConfig,
     samples: Sequence[WindowSample],
     *,
-    targets_in_step: int,
+    branches_in_step: int,
     sizes: MicroBatch,
     dropout_seed: tuple[int, int],
 ) -> Tensor:
@@ -293,8 +291,8 @@ def accumulate_gradient(
 
     Args:
         objective: the stage's, with λ as it has become.
-        samples: the windows and their contexts.
-        targets_in_step: predicted tokens of the whole step, over all windows and processes; each counts alike.
+        samples: the windows and their segments.
+        branches_in_step: of all windows and processes; each counts alike.
         sizes: how many windows and vectors run through the teacher at once; bounds memory.
         dropout_seed: (seed, step).
 
@@ -305,32 +303,29 @@ def accumulate_gradient(
         TrainingError: a loss is not finite; names the windows.
     """
     layout, encoder = stage.layout, SpanEncoder(teacher, stage.gistnet)
-    sums = torch.zeros(len(ContextLosses._fields), dtype=torch.float64, device=teacher.device)
+    sums = torch.zeros(len(SegmentLosses._fields), dtype=torch.float64, device=teacher.device)
     for first in range(0, len(samples), sizes.windows):
         group = samples[first : first + sizes.windows]
         tokens = prefill_tokens(teacher, dataset, group, layout.window_tokens)
         prefill = encoder.prefill(tokens)
         keys = torch.tensor([_dropout_key(*dropout_seed, sample.item) for sample in group], device=teacher.device)
-        for together in context_micro_batches(group, sizes.vectors, layout):
-            contexts = pack_contexts(
-                tokens, together, span_tokens=layout.tokens_per_gist, positions=objective.positions
-            )
-            losses = context_losses(
+        for segments, compact in segment_micro_batches(tokens, group, sizes.vectors, layout):
+            losses = segment_losses(
                 encoder,
                 prefill,
-                contexts,
+                segments,
                 objective,
+                compact=compact,
                 train_below=stage.train.train_below,
                 dropout_rate=stage.train.dropout,
                 dropout_keys=keys,
             )
             if not bool(torch.isfinite(losses.total).all()):
-                infos = [dataset.describe(group[row].window) for row in contexts.windows.unique().tolist()]
+                infos = [dataset.describe(group[row].window) for row in segments.windows.unique().tolist()]
                 where = (f"{info.document_id} at token {info.offset}" for info in infos)
                 raise TrainingError(f"The loss is not finite (documents: {', '.join(where)})")
-            n_targets = torch.bincount(contexts.target_contexts, minlength=len(together))
-            ((losses.total * n_targets).sum() / targets_in_step).backward()
-            sums += torch.stack([field.detach().double() for field in losses]) @ n_targets.double()
+            (losses.total.sum() / branches_in_step).backward()
+            sums += torch.stack([field.detach().double().sum() for field in losses])
         del prefill, losses  # or they would be held while the next windows are read
     return sums
 
@@ -350,7 +345,7 @@ def take_step(run: Run, stage: StageRun, state: TrainState, optimiser: Optimizer
     state.step += 1
     state.stage_step += 1
     state.spans_seen += batch.spans
-    names, means = ("loss", *ContextLosses._fields[1:]), (batch.losses / batch.targets).tolist()
+    names, means = ("loss", *SegmentLosses._fields[1:]), (batch.losses / batch.branches).tolist()
     return {
         **dict(zip(names, means, strict=True)),
         "contrastive_weight": state.contrastive_weight,
@@ -390,25 +385,24 @@ def prefill_tokens(
     return tokens.to(teacher.device, non_blocking=True)
 
 
-def context_micro_batches(
-    samples: Sequence[WindowSample], vectors_at_once: int, layout: SpanLayout
-) -> Iterator[list[tuple[int, ContextSample]]]:
-    """Contexts of windows in micro-batches of similar length: (row of the window, context) of each."""
+def segment_micro_batches(
+    tokens: Tensor, samples: Sequence[WindowSample], vectors_at_once: int, layout: SpanLayout
+) -> Iterator[tuple[SegmentBatch, Tensor]]:
+    """Segments of windows in micro-batches of similar length, each with those that are compact, bool `[branches]`.
 
-    def length(context: ContextSample) -> int:
-        return context.vectors(layout.tokens_per_gist)
-
-    contexts = [(row, context) for row, sample in enumerate(samples) for context in sample.contexts(layout)]
-    together: list[tuple[int, ContextSample]] = []
-    for row, context in sorted(contexts, key=lambda entry: length(entry[1])):
-        if together:
-            shortest, longest = length(together[0][1]), length(context)
-            fits = (len(together) + 1) * longest <= vectors_at_once
-            if not fits or longest > LONGEST_TO_SHORTEST * shortest:
-                yield together
-                together = []
-        together.append((row, context))
-    yield together
+    Args:
+        tokens: of the windows, `[windows, tokens]`.
+    """
+    starts, n_spans, compact = (
+        np.concatenate([getattr(sample, name) for sample in samples]) for name in ("starts", "n_spans", "compact")
+    )
+    windows = np.repeat(np.arange(len(samples)), [len(sample.starts) for sample in samples])
+    vectors = (n_spans + layout.horizon_tokens - 1).tolist()
+    for branches in of_similar_length(vectors, vectors_at_once):
+        columns = (torch.from_numpy(column[branches]).to(tokens.device) for column in (windows, starts, n_spans))
+        window, start, count = columns
+        segments = SegmentBatch(tokens, window, start, layout.tokens_per_gist, count, layout.horizon_tokens)
+        yield segments, torch.from_numpy(compact[branches]).to(tokens.device)
 
 
 def _dropout_key(seed: int, step: int, item: int) -> int:
