@@ -1,6 +1,6 @@
 """Does training on answers in the chat form make gists better for answering: rows of prose, of chat, and half of each.
 
-    python benchmarks/fit_answers.py CORPORA [--gistnet smollm2-135m-gist32] [--contexts 184]
+    python benchmarks/fit_answers.py CORPORA [--gistnet smollm2-135m-gist32] [--contexts 176]
 
 A context in chat form is a document of 30 spans in the user's turn, a question behind it, and the answer that the
 teacher itself wrote after the full text, greedily. A GistNet goes on from its weights with as many contexts of each
@@ -27,7 +27,7 @@ from transformers import GenerationConfig, StoppingCriteriaList
 sys.path.insert(0, str(Path(__file__).parent.parent))  # so that `python benchmarks/…` works, and `-m benchmarks.…`
 
 from benchmarks.fit_rows import Row, in_turn, train
-from benchmarks.machine import RESULTS, in_short
+from benchmarks.machine import RELEASE, in_short, results_file
 from benchmarks.oracle_rows import SPAN, SPANS
 from gistnet.context.generate import Looping, prompt_surroundings
 from gistnet.data.config import SINK_TOKENS
@@ -59,9 +59,11 @@ def main() -> int:
     """Train and judge the arms, and print and keep what they recover."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("corpora", type=Path, help="folder of the documents")
-    parser.add_argument("--gistnet", type=Path, default=Path("smollm2-135m-gist32"))
-    parser.add_argument("--contexts", type=int, default=184, help="that every arm sees, two a step")
-    parser.add_argument("--out", type=Path, default=RESULTS / "fit-answers.json")
+    parser.add_argument("--gistnet", type=Path, default=RELEASE)
+    parser.add_argument("--contexts", type=int, default=176, help="that every arm sees, two a step")
+    parser.add_argument(
+        "--out", type=Path, help="results/fit-answers.json by default, fit-answers-NAME.json of another GistNet"
+    )
     asked = parser.parse_args()
     teacher, gistnet = open_gistnet(asked.gistnet)
     made = contexts(teacher, in_turn(teacher, asked.corpora, JUDGED + asked.contexts))
@@ -78,7 +80,10 @@ def main() -> int:
         arms[name] = {kind: measured(encoder, rows) for kind, rows in judged.items()}
         found = {name: figures(arms, judged, name) for name in arms}
         print(name, in_short(found[name]), flush=True)
-        write_json(asked.out, {**head, "baselines": of_baselines(judged), "arms": found})
+        write_json(
+            asked.out or results_file("fit-answers", asked.gistnet),
+            {**head, "baselines": of_baselines(judged), "arms": found},
+        )
     return 0
 
 

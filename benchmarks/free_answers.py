@@ -26,7 +26,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # so that `python benchmarks/…` works, and `-m benchmarks.…`
 
-from benchmarks.machine import RESULTS
+from benchmarks.machine import RELEASE, results_file
 from gistnet.context.generate import generate
 from gistnet.context.plan import Plan, Raw, default_plan
 from gistnet.context.select import select
@@ -130,13 +130,15 @@ def main() -> int:
     """Ask every question in every context, and keep the answers and the shares of right ones."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("corpora", type=Path, help="folder of the documents")
-    parser.add_argument("--gistnet", type=Path, default=Path("smollm2-135m-gist32"))
+    parser.add_argument("--gistnet", type=Path, default=RELEASE)
     parser.add_argument("--budget", type=int, default=256, help="the most vectors of the document, beside the question")
     parser.add_argument("--documents", type=int, default=12, help="the first so many")
     parser.add_argument("--each", type=int, default=5, help="the first so many questions of each document")
     parser.add_argument("--contexts", nargs="+", default=CONTEXTS, choices=CONTEXTS)
     parser.add_argument("--recall-only", action="store_true", help="rank passages, and answer nothing")
-    parser.add_argument("--out", type=Path, default=RESULTS / "free-answers.json")
+    parser.add_argument(
+        "--out", type=Path, help="results/free-answers.json by default, free-answers-NAME.json of another GistNet"
+    )
     asked = parser.parse_args()
     teacher, gistnet = open_gistnet(asked.gistnet)
     encoder, tokenizer = GistEncoder(teacher, gistnet), teacher.tokenizer
@@ -187,7 +189,7 @@ def main() -> int:
     head = {"machine": describe_machine(), "gistnet": str(asked.gistnet), "budget": asked.budget}
     means = {name: np.mean([of[name] for of in recalled], axis=0).tolist() for name in selectors}
     figures = {"recall": {"passages": RECALLED, **means}, "shares": shares, f"gains over {BASELINE}": gains}
-    write_json(asked.out, {**head, **figures, "questions": rows})
+    write_json(asked.out or results_file("free-answers", asked.gistnet), {**head, **figures, "questions": rows})
     print(json.dumps(figures, indent=1))
     return 0
 

@@ -20,7 +20,14 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
+RELEASE = Path("smollm2-135m-gist32")
+"""The GistNet that programs measure unless told another."""
 CEILING_SIZES = {"cpu": (1024, 2048, 4096), "cuda": (4096, 8192, 16384)}
+
+
+def results_file(name: str, gistnet: Path) -> Path:
+    """Where a program keeps its results: `name`.json, or `name`-GISTNET.json of another GistNet than `RELEASE`."""
+    return RESULTS / (f"{name}.json" if gistnet == RELEASE else f"{name}-{gistnet.name}.json")
 
 
 def in_own_process(action: Callable[..., Result], *arguments: Any) -> Result:

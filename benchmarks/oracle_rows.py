@@ -27,7 +27,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # so that `python benchmarks/…` works, and `-m benchmarks.…`
 
-from benchmarks.machine import RESULTS
+from benchmarks.machine import RELEASE, results_file
 from gistnet.data.config import SINK_TOKENS
 from gistnet.data.sources import MatchedFile, read_rows
 from gistnet.errors import GistNetError
@@ -52,7 +52,7 @@ def main() -> int:
     """Optimise the rows, and print and keep what they recover."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("corpora", type=Path, help="folder of the documents")
-    parser.add_argument("--gistnet", type=Path, default=Path("smollm2-135m-gist32"))
+    parser.add_argument("--gistnet", type=Path, default=RELEASE)
     parser.add_argument("--passages", type=int, default=4, help="half of them from each file")
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--positions", choices=("end", "compact"), default="end")
@@ -72,7 +72,7 @@ def main() -> int:
     print("recovered", recovered)
     settings = {"positions": asked.positions, "tail": asked.tail, "steps": asked.steps, "samples": SAMPLES}
     head = {"machine": describe_machine(), "gistnet": str(asked.gistnet), **settings}
-    out = asked.out or RESULTS / f"oracle-rows-{asked.tail}.json"
+    out = asked.out or results_file(f"oracle-rows-{asked.tail}", asked.gistnet)
     write_json(out, {**head, "recovered": recovered, "passages": found})
     return 0
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # so that `python benchmarks/…` works, and `-m benchmarks.…`
 
-from benchmarks.machine import RESULTS
+from benchmarks.machine import RELEASE, results_file
 from gistnet.data.sources import MatchedFile, read_rows
 from gistnet.errors import GistNetError
 from gistnet.evaluation.config import CASE_KINDS, ContextsConfig, EvaluationConfig
@@ -36,11 +36,11 @@ def main() -> int:
     """Measure, keep the records, and print the shares of right answers."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("corpora", type=Path, help="folder of the documents")
-    parser.add_argument("--gistnet", type=Path, default=Path("smollm2-135m-gist32"))
+    parser.add_argument("--gistnet", type=Path, default=RELEASE)
     parser.add_argument("--cases", type=int, default=36)
     parser.add_argument("--tokens", type=int, default=2048, help="length of the text before each question")
     parser.add_argument("--budgets", type=int, nargs="+", default=[16, 32], help="tokens a vector, at least a gist's")
-    parser.add_argument("--out", type=Path, help="by default recall.json, and recall-NAME.json of another GistNet")
+    parser.add_argument("--out", type=Path, help="results/recall.json by default, recall-NAME.json of another GistNet")
     asked = parser.parse_args()
     teacher, gistnet = open_gistnet(asked.gistnet)
     assert teacher.tokenizer is not None
@@ -58,9 +58,8 @@ def main() -> int:
     config = EvaluationConfig(positions=("compact",), contexts=contexts)
     records = retrieval(teacher, GistEncoder(teacher, gistnet), filler, config)
     kept = [record.model_dump(mode="json", exclude_none=True) for record in records]
-    name = "recall" if asked.gistnet == parser.get_default("gistnet") else f"recall-{asked.gistnet.name}"
     write_json(
-        asked.out or RESULTS / f"{name}.json",
+        asked.out or results_file("recall", asked.gistnet),
         {"machine": describe_machine(), "gistnet": str(asked.gistnet), "records": kept},
     )
     for record in records:

@@ -19,7 +19,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # so that `python benchmarks/…` works, and `-m benchmarks.…`
 
-from benchmarks.machine import RESULTS
+from benchmarks.machine import RELEASE, results_file
 from gistnet.context.generate import generate
 from gistnet.context.plan import Gists, Plan, Raw
 from gistnet.data.config import SINK_TOKENS
@@ -41,10 +41,12 @@ BASELINE = "recent"
 def main() -> int:
     """Continue every passage in every context, and keep the texts and what they repeat."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--gistnet", type=Path, default=Path("smollm2-135m-gist32"))
+    parser.add_argument("--gistnet", type=Path, default=RELEASE)
     parser.add_argument("--domain", default="narrative")
     parser.add_argument("--passages", type=int, default=PASSAGES)
-    parser.add_argument("--out", type=Path, default=RESULTS / "writing.json")
+    parser.add_argument(
+        "--out", type=Path, help="results/writing.json by default, writing-NAME.json of another GistNet"
+    )
     asked = parser.parse_args()
     trained = open_trained(asked.gistnet)
     teacher, encoder, dataset = trained.teacher, GistEncoder(trained.teacher, trained.gistnet), trained.dataset()
@@ -71,7 +73,7 @@ def main() -> int:
         print(name, {context: round(of["repeated"], 2) for context, of in written.items()}, flush=True)
     head = {"machine": describe_machine(), "gistnet": str(asked.gistnet), "domain": asked.domain, "spans": SPANS}
     shares = shares_of(found)
-    write_json(asked.out, {**head, "shares": shares, "passages": found})
+    write_json(asked.out or results_file("writing", asked.gistnet), {**head, "shares": shares, "passages": found})
     print(shares)
     return 0
 
