@@ -120,7 +120,7 @@ def warn_of_other_corpus(gistnet: GistNet, dataset: PreparedDataset) -> None:
 
 
 def load_teacher(config: RunConfig, device: torch.device) -> Teacher:
-    """The configuration's teacher, checked to be one for which the engine is exact and the windows are not too long.
+    """Load the teacher of a configuration; check that the engine is exact for it and its positions reach far enough.
 
     Raises:
         TeacherError: it cannot be loaded or cannot be a teacher.

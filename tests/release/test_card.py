@@ -107,7 +107,7 @@ def test_targets_that_cost_nothing_to_meet_are_marked_and_counted() -> None:
         "> 2.0 and < 4.0: met",
     ]
     assert rows[0].startswith("| substitutability_rate | narrative, H = 32, level 0 | **0.950** |  | 0.900 | 0.920 |")
-    assert count.startswith("3 of 4 targets are met; 2 of these")
+    assert count.startswith("Of 4 targets: 1 met by the gist alone; 1 not met; 2 met by dropping")
     assert "target" in targets_table([KL])
 
 

@@ -29,7 +29,7 @@ from gistnet.evaluation.probes.geometry import (
 from gistnet.evaluation.probes.mapping import map_documents, rounded
 from gistnet.evaluation.probes.minimal_pairs import minimal_pairs
 from gistnet.evaluation.probes.oracle import oracle_records
-from gistnet.evaluation.probes.reconstruction import reconstruction
+from gistnet.evaluation.probes.reconstruction import choose_windows, reconstruction
 from gistnet.evaluation.probes.span_map import SpanMap
 from gistnet.evaluation.records import MetricRecord
 from gistnet.evaluation.resampling import MIXED, Population, populations
@@ -92,6 +92,8 @@ def evaluate(teacher: Teacher, gistnet: GistNet, dataset: PreparedDataset, confi
     _require_weighted(dataset, config.weights)
     if config.oracle_vectors is not None:
         require_writable(config.oracle_vectors)
+    if config.reconstruction:
+        choose_windows(dataset, gistnet.levels[0], config.seed)  # for its errors, before all that takes long
     passages = choose_passages(dataset, gistnet.branchings, config.domains or dataset.domains("held_out"), config)
     parts = _Parts(gistnet, config)
     level_0 = _measure(teacher, gistnet.levels[0], dataset, config, parts)

@@ -68,7 +68,7 @@ class SpanContext:
     firsts: Tensor
 
     def spans(self, count: int, tokens: int) -> Self:
-        """The context of the `count` spans of so many tokens that each of these consists of, `[spans * count]`."""
+        """Contexts of the `count` parts of every span, of `tokens` tokens each, `[spans * count]`."""
         order = torch.arange(count, device=self.firsts.device) * tokens
         windows = self.windows[:, None].expand(-1, count).flatten()
         return replace(self, windows=windows, firsts=(self.firsts[:, None] + order).flatten())
@@ -212,7 +212,7 @@ class GistNet(nn.Module):
 
     @property
     def hidden_state_layer(self) -> int | None:
-        """Behind how many of its layers the teacher must keep states when it reads, for level 0; None: keep none."""
+        """Layer behind which level 0 needs the teacher's hidden states; None where it needs none."""
         level_0 = self.levels[0]
         return level_0.choices.teacher_layers if level_0.reads_context else None
 

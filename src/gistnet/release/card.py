@@ -270,7 +270,8 @@ def targets_table(records: Sequence[MetricRecord]) -> str:
     empty = sum(bool(met_for_free(record)) for record in met)
     names = (name.replace("_", " ") for name in FREE)
     table = markdown(["metric", "text", "gist", "95 % interval", *names, "target"], rows, bold="gist")
+    counts = f"{len(met) - empty} met by the gist alone; {len(aimed) - len(met)} not met; {empty} met"
     return (
-        f"{len(met)} of {len(aimed)} targets are met; {empty} of these also by dropping the span or by its last token, "
-        f"which cost nothing, so that they show nothing of the gist.\n\n{table}"
+        f"Of {len(aimed)} targets: {counts} by dropping the span or by its last token, too, which cost nothing: these "
+        f"show nothing of the gist.\n\n{table}"
     )

@@ -6,6 +6,9 @@ import torch
 
 from gistnet.config import load_config
 from gistnet.errors import DataError
+from gistnet.evaluation import evaluator
+from gistnet.evaluation.config import EvaluationConfig
+from gistnet.evaluation.held_out import HeldOut
 from gistnet.evaluation.probes import reconstruction as module
 from gistnet.evaluation.probes.reconstruction import Training, reconstruction, train_probe
 from gistnet.session import open_run
@@ -61,7 +64,8 @@ def test_no_probe_is_judged_on_documents_that_it_was_trained_on(run, monkeypatch
     monkeypatch.setattr(module, "train_probe", training)
     monkeypatch.setattr(module, "read_tokens", judging)
     measure(run, TRAINING._replace(steps=1))
-    held_out = module._held_out(run.teacher, run.gistnet, run.dataset, TRAINING, seed=1)
+    samples = module.choose_windows(run.dataset, run.gistnet, 1, TRAINING)
+    held_out = HeldOut(run.teacher, run.dataset, samples, module._layout(run.gistnet), cache_gigabytes=0)
     everything = torch.cat([window.segments.replaced for window in held_out.windows])
     for one, other in zip(trained, judged, strict=True):
         assert len(one) + len(other) == len(everything)
@@ -73,3 +77,13 @@ def test_no_probe_is_judged_on_documents_that_it_was_trained_on(run, monkeypatch
 def test_three_held_out_documents_are_too_few(run):
     with pytest.raises(DataError, match="four"):
         measure(run, TRAINING._replace(documents=3))
+
+
+def test_an_evaluation_says_so_before_it_measures_anything(run, monkeypatch):
+    def choosing(dataset, gistnet, seed):
+        return module.choose_windows(dataset, gistnet, seed, TRAINING._replace(documents=3))
+
+    monkeypatch.setattr(evaluator, "choose_windows", choosing)
+    monkeypatch.setattr(evaluator, "_measure", None)
+    with pytest.raises(DataError, match="four"):
+        evaluator.evaluate(run.teacher, run.gistnet, run.dataset, EvaluationConfig(reconstruction=True))

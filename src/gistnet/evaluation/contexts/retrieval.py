@@ -292,7 +292,7 @@ def retrieval_cases(
     seed: int,
     kinds: Sequence[CaseKind] = DEFAULT_CASE_KINDS,
 ) -> list[RetrievalCase]:
-    """`count` cases, of the kinds in turn, each in a passage of the next filler. More continue fewer.
+    """`count` cases, of the kinds in turn, each in a passage of the next filler. More cases begin with fewer.
 
     Raises:
         DataError: a document of the filler is shorter than `context_tokens`, there is none, or the tokenizer makes too

@@ -39,7 +39,7 @@ from gistnet.progress import track
 class Search(NamedTuple):
     """Settings of the search for an oracle vector.
 
-    A quarter of it, half of the steps on a third of the continuations, recovers two points of a hundred less.
+    A quarter of the compute (half of the steps, a third of the samples) costs two points of the share recovered.
     """
 
     samples: int = 96
@@ -138,7 +138,7 @@ def oracle_records(
 def choose_spans(dataset: PreparedDataset, samples: Sequence[WindowSample], count: int) -> list[WindowSample]:
     """At most `count` of the samples' spans, one each: domains in turn, and every window before a second span of one.
 
-    The first span of each window is another for each window, so that early and late ones are among them.
+    Which span of a window comes first rotates from window to window, so that early and late ones are among them.
 
     Raises:
         DataError: there are no samples.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from gistnet.data.dataset import PreparedDataset
-from gistnet.data.sampling import SpanLayout, validation_windows
+from gistnet.data.sampling import SpanLayout, WindowSample, validation_windows
 from gistnet.errors import DataError
 from gistnet.evaluation import baselines
 from gistnet.evaluation.held_out import HeldOut
@@ -115,6 +115,31 @@ def read_tokens(probe: Probe, vectors: Tensor, tokens: Tensor) -> Reconstructed:
     return Reconstructed(*torch.stack(rows, dim=1))
 
 
+def choose_windows(
+    dataset: PreparedDataset, gistnet: GistNet, seed: int, training: Training = TRAINING
+) -> list[WindowSample]:
+    """Held-out windows that probes are trained and judged on; worth calling before anything is measured.
+
+    Raises:
+        DataError: they are of fewer than four documents, or a domain has none that is long enough.
+    """
+    chosen = validation_windows(
+        dataset,
+        _layout(gistnet),
+        documents=training.documents,
+        segments_per_window=training.segments_per_window,
+        seed=seed,
+    )
+    documents = {int(dataset.documents[sample.window]) for sample in chosen}
+    if len(documents) < 4:
+        raise DataError(f"Reconstruction got spans of {len(documents)} documents, expected four at least.")
+    return chosen
+
+
+def _layout(gistnet: GistNet) -> SpanLayout:
+    return SpanLayout(gistnet.branchings, horizon_tokens=1)
+
+
 def reconstruction(
     teacher: Teacher,
     gistnet: GistNet,
@@ -132,13 +157,13 @@ def reconstruction(
         (the gist of another document), for which probes are trained alike.
 
     Raises:
-        DataError: the spans are from fewer than four documents.
+        DataError: as `choose_windows`.
     """
-    held_out = _held_out(teacher, gistnet, dataset, training, seed)
+    samples = choose_windows(dataset, gistnet, seed, training)
+    layer = gistnet.hidden_state_layer
+    held_out = HeldOut(teacher, dataset, samples, _layout(gistnet), cache_gigabytes=0, hidden_state_layer=layer)
     tokens = torch.cat([window.segments.replaced for window in held_out.windows])
     _, ranks = np.unique(held_out.documents, return_inverse=True)
-    if ranks.max() < 3:
-        raise DataError(f"Reconstruction got spans of {ranks.max() + 1} documents, expected four at least.")
     gists = held_out.encode(gistnet)[0].flatten(0, 1).float()
     others = baselines.other_documents(torch.from_numpy(ranks), seed)
     vectors = {"gist": gists, "last_token": teacher.embed(tokens[:, -1]).float(), "shuffled": gists[others]}
@@ -155,14 +180,6 @@ def reconstruction(
     for domain in sorted(set(held_out.domains.tolist())):
         records += _records(read, domain, held_out.domains == domain, held_out.documents, gistnet, seed, resamples)
     return records
-
-
-def _held_out(teacher: Teacher, gistnet: GistNet, dataset: PreparedDataset, training: Training, seed: int) -> HeldOut:
-    layout = SpanLayout(gistnet.branchings, horizon_tokens=1)
-    samples = validation_windows(
-        dataset, layout, documents=training.documents, segments_per_window=training.segments_per_window, seed=seed
-    )
-    return HeldOut(teacher, dataset, samples, layout, cache_gigabytes=0, hidden_state_layer=gistnet.hidden_state_layer)
 
 
 def _records(
