@@ -10,7 +10,7 @@ the weights of A and B; one that is named twice counts twice. --keep saves the l
 Prints the share recovered by single gists, over the 32 tokens behind each span, and by rows of 30 beside a raw tail, of
 the KL and of the nats of true text that leaving the spans out costs. Of a GistNet also how many points that is above
 the first one, and in rows above as many recent tokens, with a 95 % interval over documents that are drawn for both at
-once. Results: benchmarks/results/compare.json.
+once. The page docs/results.md is made from benchmarks/results/compare.json, where --out kept it.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # so that `python benchmarks/…` works, and `-m benchmarks.…`
 
-from benchmarks.machine import RESULTS, in_short
+from benchmarks.machine import in_short
 from gistnet.config import load_config
 from gistnet.data.config import RowsConfig
 from gistnet.data.dataset import PreparedDataset
@@ -62,7 +62,7 @@ def main() -> int:
     parser.add_argument("--passages", type=int, default=20, help="for rows; 0: none")
     parser.add_argument("--tails", type=int, nargs="+", default=[64], help="raw tokens behind a row")
     parser.add_argument("--keep", type=Path, help="folder for the last GistNet, in place of a comparison")
-    parser.add_argument("--out", type=Path, default=RESULTS / "compare.json")
+    parser.add_argument("--out", type=Path, help="file for the figures; none by default")
     asked = parser.parse_args()
     opened = {name: read(name) for name in asked.gistnets}
     nets = {name: gistnet for name, (_, gistnet) in opened.items()}
@@ -72,7 +72,8 @@ def main() -> int:
     dataset = prepare_data(load_config(asked.config))
     found = compared(opened[asked.gistnets[0]][0], nets, dataset, asked)
     about = {"gistnets": asked.gistnets, "spans": SEGMENTS * asked.spans, "passages": asked.passages}
-    write_json(asked.out, {"machine": describe_machine(), **about, "figures": found})
+    if asked.out is not None:
+        write_json(asked.out, {"machine": describe_machine(), **about, "figures": found})
     return 0
 
 
