@@ -554,6 +554,27 @@ def fit_rows_table(root: Path) -> str:
     return f"{content['contexts']} contexts each, {device_name(content['machine'])}:\n\n{markdown(header, rows)}"
 
 
+def fit_answers_table(root: Path) -> str:
+    """What rows keep before answers and before prose, by the training contexts that a GistNet went on with."""
+    content = _load(root, "fit-answers")
+    if content is None:
+        return _to_measure("fit_answers.py")
+    kinds = ("chat", "prose")
+    rows = []
+    for name, of in content["arms"].items():
+        changes = [
+            of[kind]["more"] and _signed(of[kind]["more"], (of[kind]["low"], of[kind]["high"]), 1) for kind in kinds
+        ]
+        kept = [f"**{of[kind]['recovered']:.0f}%**" for kind in kinds]
+        rows.append([name, kept[0], changes[0] or "", f"{of['chat']['kept']:.0f}%", kept[1], changes[1] or ""])
+    for name in ("recent_tokens", "last_token"):
+        of_kind = [f"{content['baselines'][kind][name]:.0f}%" for kind in kinds]
+        rows.append([f"`{name}`", of_kind[0], "", "", of_kind[1], ""])
+    header = ["trained on", "before answers", "points more", "their tokens kept", "before prose", "points more"]
+    counts = f"{content['contexts']} contexts each, judged on {content['judged']} of each kind"
+    return f"{counts}, {device_name(content['machine'])}:\n\n{markdown(header, rows)}"
+
+
 def writing_samples(root: Path) -> str:
     """Each passage, how it ends, and how the teacher goes on after each context."""
     content = _load(root, "writing")
@@ -748,6 +769,7 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
     "recall-8": partial(recall_table, f"recall-{RELEASE_OF_8}"),
     "compare": compare_table,
     "fit-rows": fit_rows_table,
+    "fit-answers": fit_answers_table,
     "writing": writing_table,
     "writing-samples": writing_samples,
     "tree": tree_table,
