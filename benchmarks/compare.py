@@ -115,7 +115,8 @@ def single_spans(
     samples = validation_windows(
         dataset, layout, documents=documents, segments_per_window=SEGMENTS, seed=1, domains=["narrative"]
     )
-    held_out = HeldOut(teacher, dataset, samples, layout, cache_gigabytes=4)
+    layer = next((gistnet.hidden_state_layer for gistnet in nets.values() if gistnet.reads_context), None)
+    held_out = HeldOut(teacher, dataset, samples, layout, cache_gigabytes=4, hidden_state_layer=layer)
     replacements: dict[str, Baseline | Tensor] = {"drop": baselines.drop, "last_token": baselines.last_token}
     replacements |= {name: held_out.encode(gistnet)[0] for name, gistnet in nets.items()}
     measured = held_out.measure({name: (kind, "end") for name, kind in replacements.items()})
