@@ -209,8 +209,10 @@ def group_tables(group: str, device: str, root: Path) -> str:
         if kept.records(comparison, DEFAULT)
         and any(kept.records(comparison, arm) and not _is_default(comparison, arm) for arm in arms)
     ]
-    on_gpu = " --device cuda" if device == "cuda" else ""
-    return "\n\n".join(parts) or _to_measure(f"ablations.py --group {group}{on_gpu}")
+    default = kept.read_groups()[group].config
+    options = [f"--config configs/{default}"] * bool(default) + [f"--group {group}"]
+    options += ["--device cuda"] * (device == "cuda")
+    return "\n\n".join(parts) or _to_measure(f"ablations.py {' '.join(options)}")
 
 
 def _comparison(content: Comparison, asked: Sequence[str]) -> str:
