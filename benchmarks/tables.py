@@ -557,7 +557,7 @@ def fit_rows_table(root: Path) -> str:
 
 
 def fit_answers_table(root: Path) -> str:
-    """What rows keep before answers and before prose, by the training contexts that a GistNet went on with."""
+    """Share of KL that rows recover before answers and before prose, by the contexts trained on."""
     content = _load(root, "fit-answers")
     if content is None:
         return _to_measure("fit_answers.py")

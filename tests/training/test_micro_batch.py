@@ -22,7 +22,6 @@ from gistnet.training.micro_batch import (
     estimated_bytes,
     largest_micro_batch,
     longest_branch,
-    of_similar_length,
 )
 from gistnet.training.recording import Recorder
 from gistnet.training.run import Run, StageRun, TrainState
@@ -73,23 +72,6 @@ def test_sizes_are_halved_until_the_estimate_fits_or_nothing_is_left_to_halve(mo
 
 
 # How a step is cut up -------------------------------------------------------------------------------------------------
-
-
-def test_branches_of_one_length_keep_their_order_and_fill_micro_batches():
-    for vectors in (64, 95):
-        assert list(of_similar_length([32] * 5, vectors)) == [[0, 1], [2, 3], [4]]
-
-
-def test_a_micro_batch_ends_before_a_branch_more_than_a_quarter_longer_than_its_shortest():
-    """9 and 11 go together (11.25 at most), 12 and 15 (15 at most), then 16."""
-    assert list(of_similar_length([16, 11, 9, 15, 12], 640)) == [[2, 1], [4, 3], [0]]
-
-
-def test_vectors_are_counted_with_padding_and_a_branch_that_is_longer_goes_by_itself():
-    """9 and 11 take 22 padded, 12 alone is more than 11."""
-    assert list(of_similar_length([9, 11, 12], 22)) == [[0, 1], [2]]
-    for vectors in (21, 11):
-        assert list(of_similar_length([9, 11, 12], vectors)) == [[0], [1], [2]]
 
 
 def test_the_longest_branch_holds_its_gists_and_all_but_the_last_predicted_token():

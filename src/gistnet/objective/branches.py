@@ -10,7 +10,7 @@ Branches of different `k` share one pass: the shorter ones are padded at their e
 What is kept per span or per vector is padded likewise, `[branches, longest, …]`, and only the first `k` count.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -137,7 +137,7 @@ def gist_replacements(
     """Place gists, `[branches, longest, dim]`, by a position policy (`Positions`).
 
     Args:
-        compact: bool `[branches]`, those that are placed by the policy "compact" whatever `policy` says.
+        compact: bool `[branches]`, those that are placed by the policy "compact" instead.
     """
     starts, span, counts = segments.starts, segments.span_tokens, segments.counts
     gapless = torch.full_like(counts, policy == "compact", dtype=torch.bool)
@@ -188,7 +188,9 @@ def replaced_hidden_of_each(
     Kinds whose branches are of similar length go through the teacher together: few branches do not fill it.
     """
     hidden: dict[str, Tensor] = {}
-    for names in _of_similar_length({name: made.vectors.shape[1] for name, made in replacements.items()}, segments):
+    lengths = [segments.horizon + made.vectors.shape[1] for made in replacements.values()]
+    for together in of_similar_length(lengths):
+        names = [list(replacements)[index] for index in together]
         kinds, n = [replacements[name] for name in names], len(names)
         repeated = replace(
             segments,
@@ -197,27 +199,34 @@ def replaced_hidden_of_each(
             n_spans=segments.counts.repeat(n),
         )
         most = max(kind.vectors.shape[1] for kind in kinds)
-        together = Replacements(
+        combined = Replacements(
             torch.cat([_padded(kind.vectors.to(teacher.dtype), most) for kind in kinds]),
             torch.cat([_padded(kind.positions, most) for kind in kinds]),
             torch.cat([kind.continuation for kind in kinds]),
             torch.cat([kind.lengths for kind in kinds]),
         )
         with torch.no_grad():
-            parts = replaced_hidden(teacher, read, repeated, together).split(len(segments.starts))
+            parts = replaced_hidden(teacher, read, repeated, combined).split(len(segments.starts))
         hidden |= zip(names, parts, strict=True)
     return {name: hidden[name] for name in replacements}
 
 
-def _of_similar_length(vectors: Mapping[str, int], segments: SegmentBatch) -> Iterator[list[str]]:
-    """Names by how many vectors they stand for, so that the longest branch is at most a quarter longer than another."""
-    together: list[str] = []
-    for name in sorted(vectors, key=lambda name: vectors[name]):
-        shortest = segments.horizon + vectors[together[0] if together else name]
-        if segments.horizon + vectors[name] > LONGEST_TO_SHORTEST * shortest:
-            yield together
-            together = []
-        together.append(name)
+def of_similar_length(lengths: Sequence[int], vectors_at_once: int | None = None) -> Iterator[list[int]]:
+    """Passes of branches of these lengths in vectors, as their indices, shortest first.
+
+    All branches of a pass are padded to its longest, which is at most a quarter longer than its shortest.
+
+    Args:
+        vectors_at_once: most vectors of a pass, padding counted; a longer branch goes by itself. None: any number.
+    """
+    together: list[int] = []
+    for branch in sorted(range(len(lengths)), key=lambda branch: lengths[branch]):
+        if together:
+            fits = vectors_at_once is None or (len(together) + 1) * lengths[branch] <= vectors_at_once
+            if not fits or lengths[branch] > LONGEST_TO_SHORTEST * lengths[together[0]]:
+                yield together
+                together = []
+        together.append(branch)
     yield together
 
 

@@ -78,7 +78,7 @@ class ValidationConfig(Section):
 
 
 class TrainConfig(Section):
-    """Training of a stage. Every segment that is replaced counts alike, whatever its length."""
+    """Training of a stage. Replaced segments count alike, single spans and rows."""
 
     steps: int = Field(default=10_000, ge=1)
     """Optimiser steps of the stage, at most; the learning rate arrives at its end there."""

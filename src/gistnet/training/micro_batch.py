@@ -5,7 +5,7 @@ estimate lets fit are tried; where the device runs out of memory all the same, t
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -15,7 +15,6 @@ from gistnet.data.sampling import SpanLayout
 from gistnet.errors import TrainingError
 from gistnet.model.gistnet import GistNet
 from gistnet.model.teacher import Teacher
-from gistnet.objective.branches import LONGEST_TO_SHORTEST
 from gistnet.objective.losses import default_chunk_tokens
 from gistnet.training.config import Stage, TrainConfig
 
@@ -106,22 +105,6 @@ def run_halving(compute: Callable[[MicroBatch], Tensor], sizes: MicroBatch) -> t
             )
         logger.info("Memory ran out with a micro-batch of %s; the step is done again with %s.", sizes, smaller)
         sizes = smaller
-
-
-def of_similar_length(lengths: Sequence[int], vectors_at_once: int) -> Iterator[list[int]]:
-    """Micro-batches of branches of these lengths in vectors, as their indices, shortest first.
-
-    With all of them padded to the longest, a micro-batch has `vectors_at_once` at most; a longer branch goes by itself.
-    """
-    together: list[int] = []
-    for branch in sorted(range(len(lengths)), key=lambda branch: lengths[branch]):
-        if together:
-            fits = (len(together) + 1) * lengths[branch] <= vectors_at_once
-            if not fits or lengths[branch] > LONGEST_TO_SHORTEST * lengths[together[0]]:
-                yield together
-                together = []
-        together.append(branch)
-    yield together
 
 
 class LongestBranch(NamedTuple):

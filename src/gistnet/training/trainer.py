@@ -26,7 +26,7 @@ from gistnet.data.sampling import SpanLayout, WindowSample, sample_batch
 from gistnet.errors import CheckpointError, ProcessError, TrainingError
 from gistnet.model.encoder import SpanEncoder
 from gistnet.model.teacher import Teacher
-from gistnet.objective.branches import SegmentBatch
+from gistnet.objective.branches import SegmentBatch, of_similar_length
 from gistnet.objective.config import ObjectiveConfig
 from gistnet.objective.losses import SegmentLosses, segment_losses
 from gistnet.training.checkpoint import (
@@ -48,7 +48,7 @@ from gistnet.training.curriculum import (
     reason_to_end,
     with_validation,
 )
-from gistnet.training.micro_batch import MicroBatch, of_similar_length, run_halving
+from gistnet.training.micro_batch import MicroBatch, run_halving
 from gistnet.training.optimiser import learning_rate
 from gistnet.training.parallel import losing_processes
 from gistnet.training.recording import Recorder
