@@ -46,7 +46,7 @@ from benchmarks.ablation_results import DEFAULT, HORIZON, Group, Record, digest,
 from benchmarks.machine import RESULTS, ROOT, seconds_of_steps
 from gistnet.config import RunConfig, load_config
 from gistnet.data.dataset import PreparedDataset
-from gistnet.data.sampling import SpanLayout, validation_windows
+from gistnet.data.sampling import SpanLayout, fixed_windows
 from gistnet.errors import CheckpointError, ConfigError, GistNetError, TrainingError
 from gistnet.evaluation import baselines, metrics
 from gistnet.evaluation.baselines import Baseline
@@ -238,7 +238,7 @@ def held_out_spans(
         segments_per_window=evaluation.segments_per_window,
         sink_tokens=evaluation.sink_tokens,
     )
-    samples = validation_windows(
+    samples = fixed_windows(
         dataset,
         layout,
         documents=evaluation.documents,

@@ -30,7 +30,7 @@ from benchmarks.machine import in_short
 from gistnet.config import load_config
 from gistnet.data.config import RowsConfig
 from gistnet.data.dataset import PreparedDataset
-from gistnet.data.sampling import SpanLayout, validation_windows
+from gistnet.data.sampling import SpanLayout, fixed_windows
 from gistnet.errors import ConfigError, GistNetError
 from gistnet.evaluation import baselines
 from gistnet.evaluation.baselines import Baseline
@@ -112,7 +112,7 @@ def single_spans(
 ) -> Iterator[dict[str, Any]]:
     """Shares that single gists recover, and last tokens, over the 32 tokens behind each span."""
     layout = SpanLayout(next(iter(nets.values())).branchings, HORIZON, SEGMENTS, window_tokens=WINDOW)
-    samples = validation_windows(
+    samples = fixed_windows(
         dataset, layout, documents=documents, segments_per_window=SEGMENTS, seed=1, domains=["narrative"]
     )
     layer = next((gistnet.hidden_state_layer for gistnet in nets.values() if gistnet.reads_context), None)

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from gistnet.data.config import DataConfig
 from gistnet.data.dataset import PreparedDataset
 from gistnet.data.prepare import dataset_fingerprint, prepare, split_of
-from gistnet.data.sampling import SpanLayout, validation_windows
+from gistnet.data.sampling import SpanLayout, fixed_windows
 from gistnet.errors import ConfigError, DataError, StorageError
 from tests.data.byte_tokenizer import ByteTokenizer
 from tests.tokenizers import END, TURN, merging
@@ -140,7 +140,7 @@ def test_split_and_orders_do_not_depend_on_names(tmp_path: Path) -> None:
     chosen = [
         [
             dataset.read(sample.window).tobytes()
-            for sample in validation_windows(dataset, layout, documents=5, segments_per_window=1, seed=1)
+            for sample in fixed_windows(dataset, layout, documents=5, segments_per_window=1, seed=1)
         ]
         for dataset in (one, other)
     ]
@@ -403,4 +403,6 @@ def test_whole_documents_are_read_uncut_and_in_an_order_of_their_own(tmp_path: P
     }
     assert list(found) != list(texts)
     assert list(found) == [name for name, _ in dataset.whole_documents("held_out") if name in found]
+    backwards = [name for name, _ in dataset.whole_documents("held_out", for_validation=True)]
+    assert backwards == [name for name, _ in dataset.whole_documents("held_out")][::-1]
     assert not list(dataset.whole_documents("train", "code"))

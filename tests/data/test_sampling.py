@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from gistnet.data.config import DataConfig, SegmentLengths
-from gistnet.data.dataset import PreparedDataset
+from gistnet.data.dataset import PreparedDataset, is_for_validation
 from gistnet.data.prepare import prepare
 from gistnet.data.sampling import (
     SpanLayout,
@@ -16,10 +16,10 @@ from gistnet.data.sampling import (
     check_sampling,
     eligible_phases,
     eligible_starts,
+    fixed_windows,
     sample_batch,
     sample_window,
     training_pool,
-    validation_windows,
 )
 from gistnet.errors import ConfigError, DataError
 from tests.data.byte_tokenizer import ByteTokenizer
@@ -73,7 +73,7 @@ def test_a_stage_that_uses_less_of_its_windows_draws_spans_and_horizons_from_the
     drawn = sample_batch(training_pool(dataset), layout, RUNS, PROBABILITIES, seed=1, step=0, items=range(100))
     ends = {int(start) + 8 + 10 for sample in drawn for start in sample.starts}
     assert max(ends) == layout.window_tokens
-    held_out = validation_windows(dataset, layout, documents=9, segments_per_window=9, seed=0)
+    held_out = fixed_windows(dataset, layout, documents=9, segments_per_window=9, seed=0)
     assert max(int(sample.starts.max()) + 8 + 10 for sample in held_out) <= layout.window_tokens
     with pytest.raises(DataError, match=r" 22 .* 21"):
         check_sampling(training_pool(dataset), replace(LAYOUT, window_tokens=21), PROBABILITIES)
@@ -332,8 +332,8 @@ def test_which_segments_are_compact_leaves_everything_else_as_it_was(dataset) ->
 # Validation -----------------------------------------------------------------------------------------------------------
 
 
-def test_validation_takes_one_window_a_held_out_document_of_each_domain(dataset: PreparedDataset) -> None:
-    chosen = validation_windows(dataset, LAYOUT, documents=5, segments_per_window=4, seed=3)
+def test_one_window_a_held_out_document_of_each_domain(dataset: PreparedDataset) -> None:
+    chosen = fixed_windows(dataset, LAYOUT, documents=5, segments_per_window=4, seed=3)
     infos = [dataset.describe(sample.window) for sample in chosen]
     assert Counter(info.domain for info in infos) == {"narrative": 5, "code": 5, "structured": 5}
     assert {info.split for info in infos} == {"held_out"}
@@ -349,30 +349,31 @@ def test_validation_takes_one_window_a_held_out_document_of_each_domain(dataset:
         assert steps.max() - steps.min() <= 1, "evenly spread over the grid"
 
 
-def test_validation_segments_have_exactly_the_gists_asked_for(dataset: PreparedDataset) -> None:
+def test_segments_have_exactly_the_gists_asked_for(dataset: PreparedDataset) -> None:
     """Windows, phases and starts, by a hash of the seed and the documents' texts."""
     expected = {
-        1: [(322, 2, [10, 26, 34, 50]), (326, 1, [9, 33, 57, 81]), (313, 5, [5, 29, 53, 77])],
-        2: [(322, 2, [10, 18, 34, 42]), (326, 1, [9, 33, 49, 73]), (313, 5, [5, 29, 45, 69])],
+        1: [(322, 2, [10, 26, 34, 50]), (328, 6, [6, 30, 54, 78]), (313, 5, [5, 29, 53, 77])],
+        2: [(322, 2, [10, 18, 34, 42]), (328, 6, [6, 30, 46, 70]), (313, 5, [5, 29, 45, 69])],
     }
     for gists, first in expected.items():
-        chosen = validation_windows(dataset, LAYOUT, documents=2, segments_per_window=4, seed=3, n_spans=gists)
+        chosen = fixed_windows(dataset, LAYOUT, documents=2, segments_per_window=4, seed=3, n_spans=gists)
         assert [(sample.window, sample.phase, sample.starts.tolist()) for sample in chosen[:3]] == first
         assert {k for sample in chosen for k in sample.n_spans.tolist()} == {gists}
     with pytest.raises(ConfigError, match="n_spans"):
-        validation_windows(dataset, LAYOUT, documents=2, segments_per_window=4, seed=3, n_spans=0)
+        fixed_windows(dataset, LAYOUT, documents=2, segments_per_window=4, seed=3, n_spans=0)
     with pytest.raises(DataError, match=r"12 spans .* 110 .* 100"):
-        validation_windows(dataset, LAYOUT, documents=2, segments_per_window=4, seed=3, n_spans=12)
+        fixed_windows(dataset, LAYOUT, documents=2, segments_per_window=4, seed=3, n_spans=12)
 
 
-def test_validation_choice_is_fixed_by_the_seed_and_grows_by_extension(dataset: PreparedDataset) -> None:
+def test_the_choice_is_fixed_by_the_seed_and_grows_by_extension(dataset: PreparedDataset) -> None:
     def windows(documents: int, seed: int = 3, spans: int = 2) -> list[int]:
-        chosen = validation_windows(
+        chosen = fixed_windows(
             dataset, LAYOUT, documents=documents, segments_per_window=spans, seed=seed, domains=["code"]
         )
         return [sample.window for sample in chosen]
 
-    assert windows(3) == windows(6)[:3] == windows(6, spans=1)[:3]
+    assert set(windows(3)) < set(windows(6))
+    assert windows(6) == windows(6, spans=1)
     assert windows(3) != windows(3, seed=4)
     held_out = dataset.window_indices("held_out", "code")
     assert len(windows(10**6)) == len({dataset.describe(window).document for window in held_out})
@@ -381,12 +382,33 @@ def test_validation_choice_is_fixed_by_the_seed_and_grows_by_extension(dataset: 
     assert min(offsets) == 0 < max(offsets)
 
 
+def test_what_is_reported_was_not_validated_on(dataset: PreparedDataset) -> None:
+    def keys(documents: int, *, for_validation: bool) -> list[str]:
+        chosen = fixed_windows(
+            dataset,
+            LAYOUT,
+            documents=documents,
+            segments_per_window=1,
+            seed=3,
+            domains=["code"],
+            for_validation=for_validation,
+        )
+        return [dataset.describe(sample.window).key for sample in chosen]
+
+    validated, reported = (keys(10**6, for_validation=for_validation) for for_validation in (True, False))
+    assert validated == reported, "a corpus that is too small for both is measured whole by both"
+    own = sum(is_for_validation(key) for key in validated)
+    assert 0 < own < len(validated)
+    assert {*keys(own, for_validation=True)}.isdisjoint(keys(len(validated) - own, for_validation=False))
+    assert len({*keys(own + 1, for_validation=True)} - {*keys(own, for_validation=True)}) == 1
+
+
 def test_validation_without_usable_windows_says_why(dataset: PreparedDataset) -> None:
     with pytest.raises(DataError, match="poetry"):
-        validation_windows(dataset, LAYOUT, documents=1, segments_per_window=1, seed=0, domains=["poetry"])
+        fixed_windows(dataset, LAYOUT, documents=1, segments_per_window=1, seed=0, domains=["poetry"])
     long = SpanLayout((32,), horizon_tokens=128)
     with pytest.raises(DataError, match=r" 164 .* 100"):
-        validation_windows(dataset, long, documents=1, segments_per_window=1, seed=0)
+        fixed_windows(dataset, long, documents=1, segments_per_window=1, seed=0)
 
 
 def test_window_indices_partition_the_corpus_by_split_domain_and_source(dataset: PreparedDataset) -> None:

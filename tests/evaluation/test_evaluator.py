@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from gistnet.config import load_config
 from gistnet.data.prepare import split_of
-from gistnet.data.sampling import validation_windows
+from gistnet.data.sampling import fixed_windows
 from gistnet.data.sources import Document
 from gistnet.errors import DataError, TrainingError
 from gistnet.evaluation import baselines
@@ -47,10 +47,14 @@ CONFIG = EvaluationConfig(
 )
 
 
-def written_out_kl(run, horizon: int, gists: int = 1) -> np.ndarray:
+ALL = 10**6
+"""So many documents that the evaluation measures all that are held out, as validation does."""
+
+
+def written_out_kl(run, horizon: int, gists: int = 1, documents: int = 5) -> np.ndarray:
     """KL per span and offset by two whole forwards per span, in the evaluation's order of spans."""
     layout = run.stages[0].layout
-    samples = validation_windows(run.dataset, layout, documents=5, segments_per_window=2, seed=0, n_spans=gists)
+    samples = fixed_windows(run.dataset, layout, documents=documents, segments_per_window=2, seed=0, n_spans=gists)
     rows = []
     for sample in samples:
         starts = torch.from_numpy(sample.starts)
@@ -123,7 +127,7 @@ def test_offsets_and_kinds_of_tokens_add_up_to_the_whole(run):
 
 def kinds_by_hand(run) -> Iterator[str]:
     """The kind of each letter that is predicted: the words of the windows looked up one by one."""
-    for sample in validation_windows(run.dataset, run.stages[0].layout, documents=5, segments_per_window=2, seed=0):
+    for sample in fixed_windows(run.dataset, run.stages[0].layout, documents=5, segments_per_window=2, seed=0):
         kinds: list[str] = []
         for word in re.findall(r"\w+|\s", run.teacher.tokenizer.decode(run.dataset.read(sample.window))):
             common = word in ("the", "over", "a", "and", "never")
@@ -237,8 +241,8 @@ def test_one_held_out_document_is_too_few(run):
 def neighbours(run, gists: int) -> torch.Tensor:
     """The gist of each segment's last span and that of the span after it, encoded one by one, `[segments, 2, dim]`."""
     rows = []
-    for sample in validation_windows(
-        run.dataset, run.stages[0].layout, documents=5, segments_per_window=2, seed=0, n_spans=gists
+    for sample in fixed_windows(
+        run.dataset, run.stages[0].layout, documents=ALL, segments_per_window=2, seed=0, n_spans=gists
     ):
         tokens = torch.from_numpy(run.dataset.read(sample.window))
         for start in sample.starts:
@@ -249,12 +253,12 @@ def neighbours(run, gists: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("k", [1, 2])
 def test_validation_agrees_with_the_evaluation_of_the_same_spans(run, k):
-    size = {"documents": 5, "segments_per_window": 2, "spans_per_segment": k, "cache_gigabytes": 1.0}
+    size = {"documents": ALL, "segments_per_window": 2, "spans_per_segment": k, "cache_gigabytes": 1.0}
     validator = Validator(run.teacher, run.dataset, run.stages[0].layout, "center", {"narrative": 1.0}, seed=0, **size)
     result = validator.metrics([validator.measure(run.gistnet)])
-    assert result["kl"] == pytest.approx(written_out_kl(run, 12, gists=k).mean(), rel=1e-6)
+    assert result["kl"] == pytest.approx(written_out_kl(run, 12, gists=k, documents=ALL).mean(), rel=1e-6)
     assert result == validator.metrics([validator.measure(run.gistnet)])  # the second time from the cache
-    evaluation = CONFIG.model_copy(update={"spans_per_segment": k})
+    evaluation = CONFIG.model_copy(update={"spans_per_segment": k, "documents": ALL})
     records = evaluate(run.teacher, run.gistnet, run.dataset, evaluation).records
     kl = next(r for r in records if (r.name, r.positions, r.offsets) == ("kl", "center", (1, 12)))
     assert kl.value == pytest.approx(result["kl"])
@@ -279,7 +283,7 @@ def test_a_validation_weighs_domains_by_their_share_in_training_and_counts_spans
     run, size = two_domains, {"documents": 5, "segments_per_window": 2}
     shares, layout = {"narrative": 0.75, "code": 0.25}, run.stages[0].layout
     validator = Validator(run.teacher, run.dataset, layout, "center", shares, seed=0, **size)
-    samples = validation_windows(run.dataset, layout, seed=0, **size, domains=["code", "narrative"])
+    samples = fixed_windows(run.dataset, layout, seed=0, **size, domains=["code", "narrative"])
     is_code = np.repeat([run.dataset.describe(sample.window).domain == "code" for sample in samples], 2)
     assert is_code.tolist().count(True) == 2 and len(is_code) == 12
     kl = np.where(is_code, 4.0, 2.0)[:, None] + np.where(np.arange(12) < 8, 0.0, 3.0)
@@ -305,7 +309,7 @@ def test_a_validation_weighs_domains_by_their_share_in_training_and_counts_spans
 
 
 def test_the_cache_keeps_only_what_fits(run):
-    samples = validation_windows(run.dataset, run.stages[0].layout, documents=5, segments_per_window=2, seed=0)
+    samples = fixed_windows(run.dataset, run.stages[0].layout, documents=5, segments_per_window=2, seed=0)
     one = HeldOut(run.teacher, run.dataset, samples[:1], run.stages[0].layout, cache_gigabytes=1.0)
     one.measure({"drop": (baselines.drop, "end")})
     (read,) = one._cache.values()

@@ -128,7 +128,7 @@ def test_validation_has_the_share_recovered_of_each_row(config_file):
     torch.nn.init.normal_(run.gistnet.w_out.weight, generator=torch.Generator().manual_seed(0))
     validator = stage_validator(run, run.stages[0])
     metrics = validator.metrics([validator.measure(run.gistnet)])
-    losses = held_out(run).measure(SpanEncoder(run.teacher, run.gistnet), POLICIES)
+    losses = held_out(run, for_validation=True).measure(SpanEncoder(run.teacher, run.gistnet), POLICIES)
     kls = [of_row[f"gist/{policy}"].kl.mean() for of_row in losses.values() for policy in POLICIES]
     assert metrics["row_kl"] == pytest.approx(np.mean(kls))
     of_row = losses[Row(4, 9)]

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from gistnet.config import RunConfig, load_config
 from gistnet.data.dataset import PreparedDataset
-from gistnet.data.sampling import SpanLayout, validation_windows
+from gistnet.data.sampling import SpanLayout, fixed_windows
 from gistnet.errors import CheckpointError, ConfigError, DataError
 from gistnet.evaluation.records import read_records
 from gistnet.model.config import GistNetConfig
@@ -79,7 +79,7 @@ def test_its_documents_are_those_that_the_evaluation_takes_of_the_whole_corpus(
     whole = open_trained(finished_run).dataset()
     own = PreparedDataset.open(release / "held-out")
     layout = SpanLayout((8,), horizon_tokens=12)
-    samples = validation_windows(whole, layout, documents=4, segments_per_window=2, seed=0)
+    samples = fixed_windows(whole, layout, documents=4, segments_per_window=2, seed=0)
     expected = {whole.describe(sample.window).document_id for sample in samples}
     assert {own.describe(window).document_id for window in range(len(own))} == expected
     assert len(own) == 4

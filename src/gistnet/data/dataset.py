@@ -203,16 +203,17 @@ class PreparedDataset:
         return np.flatnonzero(self._chosen(split, domain, source)[self.documents])
 
     def whole_documents(
-        self, split: Split, domain: str | None = None, *, min_tokens: int = 0
+        self, split: Split, domain: str | None = None, *, min_tokens: int = 0, for_validation: bool = False
     ) -> Iterator[tuple[str, NDArray[np.int64]]]:
         """Name and tokens of each document of a split, uncut and without prefix, read one by one.
 
-        The order depends on the texts alone, and the first few are from all over the corpus.
+        The order depends on the texts alone, and the first few are from all over the corpus. Validation begins with the
+        last, so that what is reported is measured on other documents.
         """
         names, keys = self._documents["id"], self._documents["key"]
         lengths = self._documents["n_tokens"].to_numpy()
         chosen = np.flatnonzero(self._chosen(split, domain) & (lengths >= min_tokens))
-        for document in sorted(chosen.tolist(), key=lambda row: _digest(keys[row].as_py())):
+        for document in sorted(chosen.tolist(), key=lambda row: _digest(keys[row].as_py()), reverse=for_validation):
             start, count = int(self._starts[document]), int(lengths[document])
             yield names[document].as_py(), self._tokens[start : start + count].astype(np.int64)
 
@@ -239,6 +240,11 @@ class PreparedDataset:
     @cached_property
     def _starts(self) -> NDArray[np.int64]:
         return self._documents["start"].to_numpy()
+
+
+def is_for_validation(key: str) -> bool:
+    """Whether validation takes a held-out document before those of the other half, by its key alone."""
+    return _digest(key)[0] >= 128
 
 
 def _digest(key: str) -> bytes:

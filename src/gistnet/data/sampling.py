@@ -8,12 +8,13 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
+from operator import itemgetter
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gistnet.data.config import SINK_TOKENS, SegmentLengths
-from gistnet.data.dataset import PreparedDataset, Split
+from gistnet.data.dataset import PreparedDataset, Split, is_for_validation
 from gistnet.errors import ConfigError, DataError
 
 Probabilities = Mapping[str, float]
@@ -206,7 +207,7 @@ def share_of(items: range, rank: int, count: int) -> range:
     return items[first : first + each + (rank < more)]
 
 
-def validation_windows(
+def fixed_windows(
     dataset: PreparedDataset,
     layout: SpanLayout,
     *,
@@ -216,15 +217,20 @@ def validation_windows(
     n_spans: int = 1,
     domains: Sequence[str] | None = None,
     split: Split = "held_out",
+    for_validation: bool = False,
 ) -> list[WindowSample]:
     """Choose one window of each of `documents` held-out documents per domain, with evenly spread segments.
 
     The choice depends on `seed` and the documents alone, never on training: a document is chosen by a hash of its key,
     so that a larger number extends the choice of a smaller one. Windows too short for a branch are passed over.
 
+    What checkpoints are chosen by is not what is reported: a hash halves the documents, and validation takes those of
+    one half first, all else those of the other. Only where a half has too few are some taken by both.
+
     Args:
         n_spans: the consecutive spans that each segment replaces (k).
-        domains: the domains to validate on; by default every one that has held-out windows.
+        domains: the domains to choose from; by default every one that has held-out windows.
+        for_validation: which half comes first.
 
     Raises:
         ConfigError: `n_spans` is below 1.
@@ -243,11 +249,12 @@ def validation_windows(
         _require_room(longest, layout, n_spans)
         windows = windows[dataset.lengths[windows] >= layout.minimum_length(n_spans)]
         _, first, counts = np.unique(dataset.documents[windows], return_index=True, return_counts=True)
+        keys = [dataset.describe(int(windows[index])).key for index in first]
         ranked = sorted(
-            (_hash(seed, dataset.describe(int(windows[index])).key), int(index), int(count))
-            for index, count in zip(first, counts, strict=True)
+            (is_for_validation(key) != for_validation, _hash(seed, key), int(index), int(count))
+            for key, index, count in zip(keys, first, counts, strict=True)
         )
-        for draw, index, count in ranked[:documents]:
+        for _, draw, index, count in sorted(ranked[:documents], key=itemgetter(1)):
             window = int(windows[index + draw % count])
             length = layout.used(int(dataset.lengths[window]))
             phases = eligible_phases(length, layout, n_spans)

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from gistnet.data.dataset import PreparedDataset
-from gistnet.data.sampling import SpanLayout, WindowSample, validation_windows
+from gistnet.data.sampling import SpanLayout, WindowSample, fixed_windows
 from gistnet.errors import DataError, TeacherError
 from gistnet.evaluation import metrics
 from gistnet.evaluation.baselines import every_replacement, of_policy
@@ -76,9 +76,10 @@ def evaluate(teacher: Teacher, gistnet: GistNet, dataset: PreparedDataset, confi
     Returns:
         Records of each domain, and of their weighted mean where weights are given: KL, ΔNLL, substitutability rate,
         perplexity ratio and the shares recovered for each position policy, horizon and range of offsets, and ΔNLL by
-        offset and by kind of token, each with `drop`, `last_token`, `surprisal_token`, `mean` and `shuffled`; then the
-        geometry of gists, the entropy of attention and minimal pairs; where asked for, reconstruction, what gists are
-        worth in long contexts, and oracle vectors.
+        offset and by kind of token, each with `drop`, `last_token`, `surprisal_token`, `mean` and `shuffled`, and where
+        several vectors, or gists of gists, replace a segment, with as many `recent_tokens`; then the geometry of gists,
+        the entropy of attention and minimal pairs; where asked for, reconstruction, what gists are worth in long
+        contexts, and oracle vectors.
         And the span map, under the first policy and horizon.
 
     Raises:
@@ -177,7 +178,7 @@ def _measure(
         segments_per_window=config.segments_per_window,
         sink_tokens=config.sink_tokens,
     )
-    samples = validation_windows(
+    samples = fixed_windows(
         dataset,
         layout,
         documents=config.documents,

@@ -68,6 +68,7 @@ class HeldOutRows:
     Args:
         domains: kinds of text; one without two documents that are long enough has no passages.
         tokens_per_gist: of the level whose gists are judged.
+        for_validation: take the documents that validation takes, which what is reported takes last.
         rank, processes: say which passages are measured here.
 
     Raises:
@@ -82,12 +83,16 @@ class HeldOutRows:
         *,
         tokens_per_gist: int,
         sink_tokens: int = SINK_TOKENS,
+        for_validation: bool = False,
         rank: int = 0,
         processes: int = 1,
     ) -> None:
         self._config, self._span, self._sink = config, tokens_per_gist, sink_tokens
         self._prefix = torch.tensor(dataset.description.window_prefix, dtype=torch.long)
-        self.passages = _passages(dataset, domains, config, tokens_per_gist, sink_tokens)
+        needed = sink_tokens + max(config.lengths) * tokens_per_gist + max(config.tails) + config.scored_tokens
+        self.passages = _passages(
+            dataset, domains, needed=needed, documents=config.documents, for_validation=for_validation
+        )
         self._own = share_of(range(len(self.passages)), rank, processes)
         self._baselines: RowLosses | None = None
 
@@ -184,14 +189,14 @@ class HeldOutRows:
 
 
 def _passages(
-    dataset: PreparedDataset, domains: Sequence[str], config: RowsConfig, tokens_per_gist: int, sink_tokens: int
+    dataset: PreparedDataset, domains: Sequence[str], *, needed: int, documents: int, for_validation: bool
 ) -> list[Passage]:
-    """A passage from the middle of each of `documents` held-out documents of each domain, chosen by the texts alone."""
-    needed = sink_tokens + max(config.lengths) * tokens_per_gist + max(config.tails) + config.scored_tokens
+    """The middle `needed` tokens of each of `documents` held-out documents of a domain, chosen by the texts alone."""
     passages: list[Passage] = []
     for domain in domains:
         found = []
-        for name, tokens in islice(dataset.whole_documents("held_out", domain, min_tokens=needed), config.documents):
+        whole = dataset.whole_documents("held_out", domain, min_tokens=needed, for_validation=for_validation)
+        for name, tokens in islice(whole, documents):
             first = (len(tokens) - needed) // 2  # not the first pages, which may be title and contents
             found.append(Passage(name, domain, torch.from_numpy(tokens[first : first + needed])))
         passages += found if len(found) > 1 else []

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gistnet.data.config import RowsConfig
 from gistnet.data.dataset import PreparedDataset
-from gistnet.data.sampling import SpanLayout, share_of, validation_windows
+from gistnet.data.sampling import SpanLayout, fixed_windows, share_of
 from gistnet.errors import TrainingError
 from gistnet.evaluation import baselines, metrics, substitution
 from gistnet.evaluation.held_out import HeldOut, Measured
@@ -85,7 +85,7 @@ class Validator:
     ) -> None:
         self._teacher, self._positions = teacher, positions
         weights = {domain: share for domain, share in sorted(probabilities.items()) if share > 0}
-        samples = validation_windows(
+        samples = fixed_windows(
             dataset,
             layout,
             documents=documents,
@@ -93,6 +93,7 @@ class Validator:
             seed=seed,
             n_spans=spans_per_segment,
             domains=list(weights),
+            for_validation=True,
         )
         segments, infos = [len(sample.starts) for sample in samples], [dataset.describe(s.window) for s in samples]
         self._documents = np.repeat([info.document_id for info in infos], segments)
@@ -113,6 +114,7 @@ class Validator:
                 rows,
                 tokens_per_gist=layout.tokens_per_gist,
                 sink_tokens=layout.sink_tokens,
+                for_validation=True,
                 rank=rank,
                 processes=processes,
             )

@@ -23,7 +23,7 @@ from gistnet.data.config import DataConfig, FilesSource
 from gistnet.data.dataset import DocumentLabels, PreparedDataset, SplitStatistics
 from gistnet.data.duplicates import MOST_SHARED, Overlap
 from gistnet.data.prepare import DatasetWriter
-from gistnet.data.sampling import SpanLayout, validation_windows
+from gistnet.data.sampling import SpanLayout, fixed_windows
 from gistnet.data.sources import read_text
 from gistnet.errors import CheckpointError, ConfigError, DataError
 from gistnet.evaluation.config import ContextsConfig, EvaluationConfig
@@ -205,7 +205,7 @@ def choose_windows(dataset: PreparedDataset, gistnet: GistNet, evaluation: Evalu
         )
         for domain in dataset.domains("held_out"):
             try:
-                samples = validation_windows(
+                samples = fixed_windows(
                     dataset,
                     layout,
                     documents=evaluation.documents,

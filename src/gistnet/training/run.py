@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from torch.optim import Optimizer
 
 from gistnet.data.dataset import PreparedDataset
-from gistnet.data.sampling import SpanLayout, TrainingPool, check_sampling, training_pool, validation_windows
+from gistnet.data.sampling import SpanLayout, TrainingPool, check_sampling, fixed_windows, training_pool
 from gistnet.errors import ConfigError, DataError
 from gistnet.machine import free_bytes
 from gistnet.model.gistnet import GistNet
@@ -202,9 +202,7 @@ def _layout(stage: Stage, gistnet: GistNet, dataset: PreparedDataset, pool: Trai
     check_sampling(pool, layout, train.probabilities, train.segments)
     domains = [domain for domain, share in train.probabilities.items() if share > 0]
     in_a_row = train.validation.spans_per_segment
-    validation_windows(
-        dataset, layout, documents=1, segments_per_window=1, seed=seed, n_spans=in_a_row, domains=domains
-    )
+    fixed_windows(dataset, layout, documents=1, segments_per_window=1, seed=seed, n_spans=in_a_row, domains=domains)
     return layout
 
 

@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import save_file
 
 from gistnet.config import load_config
-from gistnet.data.sampling import SpanLayout, WindowSample, validation_windows
+from gistnet.data.sampling import SpanLayout, WindowSample, fixed_windows
 from gistnet.errors import DataError, StorageError
 from gistnet.evaluation import baselines
 from gistnet.evaluation.held_out import HeldOut
@@ -135,7 +135,7 @@ def run(config_file):
 
 
 def samples_of(run) -> list[WindowSample]:
-    return validation_windows(run.dataset, run.stages[0].layout, documents=4, segments_per_window=2, seed=0)
+    return fixed_windows(run.dataset, run.stages[0].layout, documents=4, segments_per_window=2, seed=0)
 
 
 def test_the_true_continuation_changes_nothing_in_the_vector(run):

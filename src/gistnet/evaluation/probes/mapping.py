@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from gistnet.data.dataset import PreparedDataset
-from gistnet.data.sampling import SpanLayout, validation_windows
+from gistnet.data.sampling import SpanLayout, fixed_windows
 from gistnet.evaluation import baselines
 from gistnet.evaluation.held_out import HeldOut
 from gistnet.evaluation.probes.span_map import MappedDocument, MappedSpan, Neighbour, Prediction
@@ -48,7 +48,7 @@ def map_documents(
         return []
     layout = SpanLayout(gistnet.branchings, horizon, sink_tokens=sink_tokens)
     every_span = int(dataset.lengths.max())
-    samples = validation_windows(
+    samples = fixed_windows(
         dataset, layout, documents=documents, segments_per_window=every_span, seed=seed, domains=domains
     )
     passes = [

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from gistnet.data.dataset import PreparedDataset
-from gistnet.data.sampling import SpanLayout, WindowSample, validation_windows
+from gistnet.data.sampling import SpanLayout, WindowSample, fixed_windows
 from gistnet.errors import DataError
 from gistnet.evaluation import baselines
 from gistnet.evaluation.held_out import HeldOut
@@ -123,7 +123,7 @@ def choose_windows(
     Raises:
         DataError: they are of fewer than four documents, or a domain has none that is long enough.
     """
-    chosen = validation_windows(
+    chosen = fixed_windows(
         dataset,
         _layout(gistnet),
         documents=training.documents,
