@@ -38,8 +38,8 @@ EVALUATION = EvaluationConfig(
 def two_levels(values: dict[str, Any]) -> dict[str, Any]:
     """Level 0 for three steps, then level 1, of 64 tokens, for four; windows of 96 tokens."""
     values["data"]["min_tokens"] = 96
-    # The KL of a stage's last step is its best.
-    values["train"] |= {"optimiser": {"learning_rate": 0.003}, "stop": {"watch": "kl"}}
+    # The ΔNLL of a stage's last step is its best.
+    values["train"] |= {"optimiser": {"learning_rate": 0.003}, "stop": {"watch": "delta_nll"}}
     stages = [
         {"name": "spans", "train": {"steps": 3}},
         {"name": "above", "train": {"steps": 4, "level": 1}, "objective": {"horizon_tokens": 12}},
@@ -144,15 +144,19 @@ def test_the_evaluation_holds_each_level_beside_its_baselines(whole: Run) -> Non
     assert above["center"].target is not None
     assert above["center"].target.below == 2.0
     assert above["center"].baselines.keys() == {
-        "drop", "last_token", "surprisal_token", "mean", "shuffled", "gists_below",
+        "drop", "last_token", "recent_tokens", "surprisal_token", "mean", "shuffled", "gists_below",
     }  # fmt: skip
-    assert not any("gists_below" in r.baselines for r in records if r.level == 0)
+    of_single_spans = [r.baselines for r in records if r.level == 0]
+    assert not any({"gists_below", "recent_tokens"} & baselines.keys() for baselines in of_single_spans)
     # The level below, measured as runs of eight gists on the same spans, is that baseline.
     row = EVALUATION.model_copy(update={"spans_per_segment": 8, "highest_level": 0})
     runs = evaluate(whole.teacher, whole.gistnet, whole.dataset, row).records
     below = {r.positions: r for r in runs if (r.name, r.offsets) == ("delta_nll", (1, 12))}
     for policy, record in above.items():
         assert record.baselines["gists_below"] == pytest.approx(below[policy].value, abs=1e-5)
+        as_many = below[policy].baselines["recent_tokens"]
+        assert record.baselines["recent_tokens"] == pytest.approx(as_many, abs=1e-6)
+        assert as_many != pytest.approx(below[policy].baselines["last_token"], abs=1e-6)
         assert record.baselines["drop"] == pytest.approx(below[policy].baselines["drop"], abs=1e-6)
 
 

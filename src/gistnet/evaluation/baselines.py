@@ -67,9 +67,7 @@ VECTORS: dict[str, Baseline] = {"mean": mean}
 
 def vectors_in_place(segments: SegmentBatch, vectors: Tensor, positions: Positions) -> Replacements:
     """Put vectors `[branches, n * longest, dim]` where gists stand; n > 1 are those of the level below."""
-    parts = vectors.shape[1] // segments.longest
-    finer = replace(segments, span_tokens=segments.span_tokens // parts, n_spans=segments.counts * parts)
-    return gist_replacements(finer, vectors, positions)
+    return gist_replacements(_divided(segments, vectors.shape[1] // segments.longest), vectors, positions)
 
 
 def every_replacement(
@@ -90,8 +88,9 @@ def every_replacement(
         chosen |= {f"{name}/{policy}": (baseline, policy) for name, baseline in VECTORS.items()}
         if gists_below is not None:
             chosen[f"gists_below/{policy}"] = gists_below, policy
+    tokens = TOKENS | _recent_tokens(gists if gists_below is None else gists_below, gists)
     for policy in map(_positions_of_tokens, policies):
-        chosen |= {f"{name}/{policy}": (baseline, policy) for name, baseline in TOKENS.items()}
+        chosen |= {f"{name}/{policy}": (baseline, policy) for name, baseline in tokens.items()}
     return chosen
 
 
@@ -99,7 +98,7 @@ def of_policy(measured: Mapping[str, Measured], policy: Positions) -> dict[str, 
     """Results of `every_replacement` under one policy, by the plain name of each: the gist first."""
     names = {"gist": f"gist/{policy}", "drop": "drop"}
     names |= {name: f"{name}/{policy}" for name in (*VECTORS, "shuffled", "gists_below")}
-    names |= {name: f"{name}/{_positions_of_tokens(policy)}" for name in TOKENS}
+    names |= {name: f"{name}/{_positions_of_tokens(policy)}" for name in (*TOKENS, "recent_tokens")}
     return {name: measured[full] for name, full in names.items() if full in measured}
 
 
@@ -113,6 +112,23 @@ def other_documents(documents: Tensor, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     choices = [torch.nonzero(documents != document)[:, 0] for document in documents]
     return torch.stack([rows[torch.randint(len(rows), (), generator=generator)] for rows in choices])
+
+
+def _recent_tokens(finest: Tensor, gists: Tensor) -> dict[str, Baseline]:
+    """As many recent tokens as the finest vectors that replace a segment; as one it would be `last_token` again."""
+    if finest.shape[1] == 1:
+        return {}
+    parts = finest.shape[1] // gists.shape[1]
+    return {
+        "recent_tokens": lambda teacher, segments, prefill, positions: recent_tokens(
+            teacher, _divided(segments, parts), prefill, positions
+        )
+    }
+
+
+def _divided(segments: SegmentBatch, parts: int) -> SegmentBatch:
+    """The segments with every span cut into as many spans of the level below."""
+    return replace(segments, span_tokens=segments.span_tokens // parts, n_spans=segments.counts * parts)
 
 
 def _spans(segments: SegmentBatch) -> Tensor:
