@@ -60,6 +60,7 @@ def main() -> int:
     parser.add_argument("--level", type=int, default=0, help="of the gists that are compared")
     parser.add_argument("--spans", type=int, default=64, help="documents of four spans each; 0: none")
     parser.add_argument("--passages", type=int, default=20, help="for rows; 0: none")
+    parser.add_argument("--skip", type=int, default=0, help="leave out so many passages, which others are chosen by")
     parser.add_argument("--tails", type=int, nargs="+", default=[64], help="raw tokens behind a row")
     parser.add_argument("--keep", type=Path, help="folder for the last GistNet, in place of a comparison")
     parser.add_argument("--out", type=Path, help="file for the figures; none by default")
@@ -71,7 +72,12 @@ def main() -> int:
         return 0
     dataset = prepare_data(load_config(asked.config))
     found = compared(opened[asked.gistnets[0]][0], nets, dataset, asked)
-    about = {"gistnets": asked.gistnets, "spans": SEGMENTS * asked.spans, "passages": asked.passages}
+    about = {
+        "gistnets": asked.gistnets,
+        "spans": SEGMENTS * asked.spans,
+        "passages": asked.passages,
+        "skip": asked.skip,
+    }
     if asked.out is not None:
         write_json(asked.out, {"machine": describe_machine(), **about, "figures": found})
     return 0
@@ -100,7 +106,7 @@ def compared(
     found = []
     for figures in (
         *(single_spans(teacher, judged, dataset, asked.spans) if asked.spans else ()),
-        *(rows(teacher, judged, dataset, asked.passages, asked.tails) if asked.passages else ()),
+        *(rows(teacher, judged, dataset, asked) if asked.passages else ()),
     ):
         print(in_short(figures), flush=True)
         found.append(figures)
@@ -124,12 +130,12 @@ def single_spans(
 
 
 def rows(
-    teacher: Teacher, nets: Mapping[str, GistNet], dataset: PreparedDataset, documents: int, tails: Sequence[int]
+    teacher: Teacher, nets: Mapping[str, GistNet], dataset: PreparedDataset, asked: argparse.Namespace
 ) -> Iterator[dict[str, Any]]:
     """Shares that rows of gists recover, beside another document's gists, last tokens and as many recent ones."""
     span = next(iter(nets.values())).tokens_per_gist
-    config = RowsConfig(documents=documents, lengths=(LENGTH,), tails=tuple(tails))
-    held_out = HeldOutRows(dataset, ["narrative"], config, tokens_per_gist=span)
+    config = RowsConfig(documents=asked.passages, lengths=(LENGTH,), tails=tuple(asked.tails))
+    held_out = HeldOutRows(dataset, ["narrative"], config, tokens_per_gist=span, skip=asked.skip)
     measured = {name: held_out.measure(SpanEncoder(teacher, gistnet), POLICIES) for name, gistnet in nets.items()}
     for row, of_row in measured[next(iter(nets))].items():
         for policy in POLICIES:

@@ -136,6 +136,16 @@ def test_validation_has_the_share_recovered_of_each_row(config_file):
     assert metrics["row_recovered_kl/compact/4+9"] == pytest.approx(share)
 
 
+def test_what_is_validated_on_comes_last_and_the_first_may_be_left_out(run):
+    def taken(**which: int) -> list[str]:
+        return [passage.document for passage in held_out(run, **which).passages]
+
+    everything = [name for name, _ in run.dataset.whole_documents("held_out")]
+    enough = [name for name in everything if name in {*taken(), *taken(for_validation=True), *taken(skip=2)}]
+    assert taken(for_validation=True) == enough[::-1][:3]
+    assert (taken(), taken(skip=2)) == (enough[:3], enough[2:5])
+
+
 def test_rows_longer_than_any_document_are_refused(run):
     with pytest.raises(DataError, match="rows"):
         HeldOutRows(run.dataset, ["narrative"], RowsConfig(documents=2, lengths=(999,)), tokens_per_gist=8)

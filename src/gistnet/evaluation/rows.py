@@ -69,6 +69,7 @@ class HeldOutRows:
         domains: kinds of text; one without two documents that are long enough has no passages.
         tokens_per_gist: of the level whose gists are judged.
         for_validation: take the documents that validation takes, which what is reported takes last.
+        skip: leave out so many documents of each domain, the first that would be taken.
         rank, processes: say which passages are measured here.
 
     Raises:
@@ -84,6 +85,7 @@ class HeldOutRows:
         tokens_per_gist: int,
         sink_tokens: int = SINK_TOKENS,
         for_validation: bool = False,
+        skip: int = 0,
         rank: int = 0,
         processes: int = 1,
     ) -> None:
@@ -91,7 +93,7 @@ class HeldOutRows:
         self._prefix = torch.tensor(dataset.description.window_prefix, dtype=torch.long)
         needed = sink_tokens + max(config.lengths) * tokens_per_gist + max(config.tails) + config.scored_tokens
         self.passages = _passages(
-            dataset, domains, needed=needed, documents=config.documents, for_validation=for_validation
+            dataset, domains, needed, range(skip, skip + config.documents), for_validation=for_validation
         )
         self._own = share_of(range(len(self.passages)), rank, processes)
         self._baselines: RowLosses | None = None
@@ -189,14 +191,14 @@ class HeldOutRows:
 
 
 def _passages(
-    dataset: PreparedDataset, domains: Sequence[str], *, needed: int, documents: int, for_validation: bool
+    dataset: PreparedDataset, domains: Sequence[str], needed: int, documents: range, *, for_validation: bool
 ) -> list[Passage]:
-    """The middle `needed` tokens of each of `documents` held-out documents of a domain, chosen by the texts alone."""
+    """The middle `needed` tokens of held-out documents of each domain, by number in an order of their texts."""
     passages: list[Passage] = []
     for domain in domains:
         found = []
         whole = dataset.whole_documents("held_out", domain, min_tokens=needed, for_validation=for_validation)
-        for name, tokens in islice(whole, documents):
+        for name, tokens in islice(whole, documents.start, documents.stop):
             first = (len(tokens) - needed) // 2  # not the first pages, which may be title and contents
             found.append(Passage(name, domain, torch.from_numpy(tokens[first : first + needed])))
         passages += found if len(found) > 1 else []
