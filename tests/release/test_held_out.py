@@ -47,9 +47,10 @@ def config(tmp_path: Path) -> DataConfig:
 def test_documents_are_the_evaluations_and_windows_have_room_for_the_highest_level(
     config: DataConfig, tmp_path: Path
 ) -> None:
-    def rank(name: str) -> bytes:
+    def rank(name: str) -> tuple[bool, bytes]:
         key = hashlib.sha256((tmp_path / name).read_bytes()).hexdigest()[:32]
-        return hashlib.sha256(f"3:{key}".encode()).digest()[:8]
+        for_validation = hashlib.sha256(f"order:{key}".encode()).digest()[0] >= 128  # the half that comes last
+        return for_validation, hashlib.sha256(f"3:{key}".encode()).digest()[:8]
 
     dataset = prepare(config, ByteTokenizer())
     evaluation = EvaluationConfig(documents=8, horizons=(4, HORIZON), seed=3)
