@@ -234,7 +234,7 @@ def look(commands: Commands, name: str, run_folder: Path, *, every_hours: float,
         for record in read_records(out)
         if record.name in LOOKED_AT and not record.kind
     ]
-    seen = {key: checkpoint.progress[key] for key in ("stage", "spans_seen")}
+    seen = {key: checkpoint.train_state[key] for key in ("stage", "spans_seen")}
     with PROGRESS.open("a", encoding="utf-8") as file:
         file.write(json.dumps({"run": name, "step": checkpoint.step, **seen, **spent, "figures": figures}) + "\n")
 

@@ -145,7 +145,7 @@ def test_a_run_goes_on_elsewhere_by_step_with_rounded_weights(stopped: Path, con
     run = run_of(config_file, *settings)
     restore(tmp_path / "state", there, run.dataset.identity)
     before, after = (load_checkpoint(latest_checkpoint(folder) or folder) for folder in (stopped, there))
-    assert (after.step, after.progress, after.identity) == (5, before.progress, before.identity)
+    assert (after.step, after.train_state, after.identity) == (5, before.train_state, before.identity)
     rounded = {name: tensor.bfloat16().float() for name, tensor in newest_weights(stopped).items()}
     assert_same(
         {name: tensor for name, tensor in rounded.items() if tensor.ndim},

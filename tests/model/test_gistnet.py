@@ -262,7 +262,7 @@ def test_layers_for_the_last_token_alone_cost_what_is_counted(teacher):
     ],
 )
 def test_what_is_left_open_follows_from_the_anchor_and_the_layers_of_the_teacher(settings, layers, chosen):
-    assert GistNetConfig(**settings).choices(layers) == chosen
+    assert GistNetConfig(**settings).resolved(layers) == chosen
 
 
 def test_what_was_chosen_is_saved(teacher, tmp_path):

@@ -74,7 +74,7 @@ def train(network: Network, optimiser: Optimizer, steps: range) -> None:
 def save(run: Path, step: int = 7, **changes: Any) -> Path:
     network, optimiser = make()
     train(network, optimiser, range(2))
-    arguments = {"gistnet": network, "optimiser": optimiser, "progress": {}, "identity": IDENTITY, **changes}
+    arguments = {"gistnet": network, "optimiser": optimiser, "train_state": {}, "identity": IDENTITY, **changes}
     return save_checkpoint(run, step=step, **arguments)
 
 
@@ -111,13 +111,13 @@ def test_the_whole_optimiser_state_comes_back(tmp_path: Path) -> None:
     assert restored.state_dict()["state"] == {}
 
 
-def test_step_progress_and_identity_come_back_and_a_second_of_the_same_step_is_not_saved(tmp_path: Path) -> None:
-    progress = {"spans": 12_345_678_901, "best": None, "averages": {"kl": 0.1 + 0.2}, "stage": "narrative"}
-    folder = save(tmp_path, 1000, progress=progress)
-    assert save(tmp_path, 1000, progress={"attempt": 2}) == folder
+def test_step_state_and_identity_come_back_and_a_second_of_the_same_step_is_not_saved(tmp_path: Path) -> None:
+    train_state = {"spans": 12_345_678_901, "best": None, "averages": {"kl": 0.1 + 0.2}, "stage": "narrative"}
+    folder = save(tmp_path, 1000, train_state=train_state)
+    assert save(tmp_path, 1000, train_state={"attempt": 2}) == folder
     checkpoint = load_checkpoint(folder)
     assert (checkpoint.folder.name, checkpoint.step) == ("step-00001000", 1000)
-    assert checkpoint.progress == progress
+    assert checkpoint.train_state == train_state
     assert checkpoint.identity == IDENTITY
 
 
@@ -222,9 +222,9 @@ def test_a_refused_write_is_one_sentence_and_loses_nothing_earlier(tmp_path: Pat
         large = make(5000)
         train(*large, range(1))
         optimiser = large[1]
-    progress = {"history": list(range(5000))} if what == "state" else {}
+    train_state = {"history": list(range(5000))} if what == "state" else {}
     with largest_file(20_000), pytest.raises(StorageError, match=r"^Could not write .*File too large.*\.$"):
-        save(tmp_path, 2, gistnet=network, optimiser=optimiser, progress=progress)
+        save(tmp_path, 2, gistnet=network, optimiser=optimiser, train_state=train_state)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000001"]
     assert latest_checkpoint(tmp_path) == tmp_path / "checkpoints" / "step-00000001"
     save(tmp_path, 2)
@@ -261,7 +261,7 @@ for step in itertools.count(1):
     for parameter in network.parameters():
         torch.nn.init.constant_(parameter, step)
     save_checkpoint(
-        run, step=step, gistnet=network, optimiser=optimiser, progress={"step": step}, identity=IDENTITY
+        run, step=step, gistnet=network, optimiser=optimiser, train_state={"step": step}, identity=IDENTITY
     )
     mark_best(run, "narrative", step, 1 / step)
     prune_checkpoints(run, 2)
@@ -285,7 +285,7 @@ def test_a_killed_writer_leaves_a_run_that_resumes(tmp_path: Path, delay_ms: int
     assert latest is not None
     checkpoint = load_checkpoint(latest)
     assert checkpoint.step >= acknowledged[-1]
-    assert checkpoint.progress == {"step": checkpoint.step}
+    assert checkpoint.train_state == {"step": checkpoint.step}
     weights = load_file(checkpoint.gistnet_folder / "model.safetensors")
     assert all(torch.equal(weight, torch.full_like(weight, checkpoint.step)) for weight in weights.values())
 

@@ -83,7 +83,7 @@ class GistNetConfig(Section):
             self.slot_width(self.width)
         return self
 
-    def choices(self, n_layers: int) -> "Choices":
+    def resolved(self, n_layers: int) -> "ResolvedConfig":
         """Defaults of what is left open, for a teacher of so many layers.
 
         Raises:
@@ -100,11 +100,11 @@ class GistNetConfig(Section):
             token_layers = self.token_layers or layers
         if token_layers > layers:
             raise ConfigError(f"token_layers is {token_layers}, expected at most {layers}, as many as are copied.")
-        return Choices(anchor, self.gist_scale or (100.0 if anchor == "state" else 1.0), layers, token_layers)
+        return ResolvedConfig(anchor, self.gist_scale or (100.0 if anchor == "state" else 1.0), layers, token_layers)
 
     def for_teacher(self, n_layers: int) -> Self:
-        """Copy with `choices` stated."""
-        return self.model_copy(update=self.choices(n_layers)._asdict())
+        """Copy with `resolved` stated."""
+        return self.model_copy(update=self.resolved(n_layers)._asdict())
 
     def slot_width(self, dim: int) -> int:
         """The width of slots and expansion for a teacher of hidden size `dim`.
@@ -118,8 +118,8 @@ class GistNetConfig(Section):
         return width
 
 
-class Choices(NamedTuple):
-    """Choices that `GistNetConfig` may leave open, by the same names."""
+class ResolvedConfig(NamedTuple):
+    """What `GistNetConfig` may leave open, settled for a teacher; by the same names."""
 
     anchor: Literal["token", "state"]
     gist_scale: float

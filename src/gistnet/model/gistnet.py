@@ -127,7 +127,7 @@ class GistNet(nn.Module):
         self, config: GistNetConfig, teacher: Teacher, branching: int, *, below: "GistNet | None", positions: str
     ) -> None:
         super().__init__()
-        self.choices = config.choices(teacher.n_layers)
+        self.resolved = config.resolved(teacher.n_layers)
         self.config = config.for_teacher(teacher.n_layers)
         self.dim = teacher.hidden_size
         self.level: int = 0 if below is None else below.level + 1
@@ -145,8 +145,8 @@ class GistNet(nn.Module):
         self.teacher_layers: TeacherLayers | None = None
         self.entry = nn.Sequential()
         if config.architecture == "teacher_lora":
-            tokens_width, self.depth = self.dim, self.choices.token_layers
-            self.teacher_layers = teacher.copy_layers(self.choices.teacher_layers)
+            tokens_width, self.depth = self.dim, self.resolved.token_layers
+            self.teacher_layers = teacher.copy_layers(self.resolved.teacher_layers)
             self.teacher_layers.adapt(config.lora_rank, config.lora_alpha)
             blocks = 0
             if self.reads_context:
@@ -214,7 +214,7 @@ class GistNet(nn.Module):
     def hidden_state_layer(self) -> int | None:
         """Layer behind which level 0 needs the teacher's hidden states; None where it needs none."""
         level_0 = self.levels[0]
-        return level_0.choices.teacher_layers if level_0.reads_context else None
+        return level_0.resolved.teacher_layers if level_0.reads_context else None
 
     def forward(self, spans: Tensor, dropout: Dropout | None = None, context: SpanContext | None = None) -> Tensor:
         """Input embeddings of spans [spans, K, dim], of any float type → gists [spans, dim], float32.
@@ -258,13 +258,13 @@ class GistNet(nn.Module):
         tokens = self._self_attention(tokens, half, self.depth, dropout)
         slot, second_attention = self.second_read(tokens, dropout)
         gists = anchor(tokens) + self.gain * self.w_out(self.final_norm(slot))
-        return self.choices.gist_scale * gists, torch.stack([first_attention, second_attention])
+        return self.resolved.gist_scale * gists, torch.stack([first_attention, second_attention])
 
     def _anchor(self, spans: Tensor, tokens: Tensor) -> Tensor:
         """Anchor that gists start from, `[spans, dim]`, as long as token embeddings at every level."""
-        if self.choices.anchor == "state":
+        if self.resolved.anchor == "state":
             return self.embedding_norm * normalize(self._last_state(tokens), dim=-1)
-        return spans[:, -1] / (1.0 if self.below is None else self.below.choices.gist_scale)
+        return spans[:, -1] / (1.0 if self.below is None else self.below.resolved.gist_scale)
 
     def _self_attention(self, tokens: Tensor, first: int, last: int, dropout: Dropout | None) -> Tensor:
         """Blocks, or copied layers, `first` to `last - 1`: [spans, K, tokens_width] → the same."""
@@ -276,9 +276,9 @@ class GistNet(nn.Module):
 
     def _last_state(self, tokens: Tensor) -> Tensor:
         """The state of each span's last token behind all copied layers, `[spans, dim]`."""
-        if self.teacher_layers is None or self.depth == self.choices.teacher_layers:
+        if self.teacher_layers is None or self.depth == self.resolved.teacher_layers:
             return tokens[:, -1]
-        state = self.teacher_layers.last_token(self._as_teacher(tokens), self.depth, self.choices.teacher_layers)
+        state = self.teacher_layers.last_token(self._as_teacher(tokens), self.depth, self.resolved.teacher_layers)
         return state.to(tokens.dtype)
 
     def _as_teacher(self, tokens: Tensor) -> Tensor:

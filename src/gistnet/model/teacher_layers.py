@@ -48,14 +48,13 @@ class TeacherLayers(nn.Module):
     def forward(self, hidden: Tensor, first: int, last: int) -> Tensor:
         """Run layers `first` to `last - 1` at positions 0, 1, …: `[spans, K, dim]` → `[spans, K, dim]`."""
         position_ids = torch.arange(hidden.shape[1], device=hidden.device)[None]
-        own_pass = PrefixCache()
         for index in range(first, last):
             hidden = self.layers[index](
                 hidden,
                 attention_mask=None,
                 position_ids=position_ids,
                 position_embeddings=self._rotations(hidden, position_ids, index),
-                attention_input=own_pass,
+                attention_input=PrefixCache(),  # one a layer: no other layer needs the keys
             )
         return hidden
 

@@ -126,7 +126,7 @@ def make_release(
             gistnet_version=__version__,
             command=command,
             hardware=hardware,
-            spans_seen=checkpoint.progress["spans_seen"],
+            spans_seen=checkpoint.train_state["spans_seen"],
             steps=checkpoint.step,
             also_evaluated=tuple(map(shlex.join, also)),
             overlap=measure_overlap(held_out, dataset, load_tokenizer(trained.config.teacher).decode),

@@ -2,7 +2,7 @@
 
     RUN/checkpoints/step-00001000/gistnet/               the network, as `GistNet.save_pretrained` writes it
     RUN/checkpoints/step-00001000/optimiser.safetensors  the optimiser's tensors, by parameter name
-    RUN/checkpoints/step-00001000/state.json             step, progress, identity of the run, optimiser settings
+    RUN/checkpoints/step-00001000/state.json             step, trainer's state, identity of run, optimiser settings
     RUN/checkpoints/step-00001000/manifest.json          size and SHA-256 of each file above
     RUN/checkpoints/best.json                            which of them validated best, in each stage
 
@@ -49,7 +49,7 @@ class Checkpoint:
     folder: Path
     step: int
     """Completed optimiser steps."""
-    progress: dict[str, Any]
+    train_state: dict[str, Any]
     """The trainer's state: spans seen, the stage's validations; anything JSON can hold."""
     identity: dict[str, Any]
     """Identity of the run: teacher and its precision, network configuration, fingerprint of the corpus."""
@@ -76,7 +76,7 @@ def save_checkpoint(
     step: int,
     gistnet: Saveable,
     optimiser: Optimizer,
-    progress: Mapping[str, Any],
+    train_state: Mapping[str, Any],
     identity: Mapping[str, Any],
 ) -> Path:
     """Save the state after `step` completed steps and return its folder; a checkpoint of that step is kept as it is.
@@ -93,7 +93,7 @@ def save_checkpoint(
     state = {
         "format": _FORMAT,
         "step": step,
-        "progress": progress,
+        "train_state": train_state,
         "identity": identity,
         "optimiser_groups": groups,
     }
@@ -188,7 +188,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         CheckpointError: the folder is missing, or a file in it is missing, truncated, altered or of another format.
     """
     state = _state(folder)
-    return Checkpoint(folder, state["step"], state["progress"], state["identity"], state["optimiser_groups"])
+    return Checkpoint(folder, state["step"], state["train_state"], state["identity"], state["optimiser_groups"])
 
 
 def latest_checkpoint(run_folder: Path) -> Path | None:

@@ -424,7 +424,7 @@ def restore(run: Run) -> tuple[TrainState, Optimizer]:
     if folder is None:
         return begin(run)
     checkpoint = load_checkpoint(folder)
-    state = TrainState.read(checkpoint.progress)
+    state = TrainState.read(checkpoint.train_state)
     if state.stage > len(run.stages):
         raise CheckpointError(f"{folder} is of stage {state.stage}, but the configuration has {len(run.stages)}.")
     require_same_run(checkpoint, run.identity(state.stage))
@@ -447,7 +447,7 @@ def save(run: Run, stage: StageRun, state: TrainState, optimiser: Optimizer) -> 
         step=state.step,
         gistnet=run.gistnet,
         optimiser=optimiser,
-        progress=vars(state),
+        train_state=vars(state),
         identity=run.identity(state.stage),
     )
     if state.best_step is not None and state.best:
