@@ -514,29 +514,26 @@ def writing_table(root: Path) -> str:
     return f"{passages}:\n\n{markdown(header, rows)}"
 
 
-def compare_table(root: Path) -> str:
-    """The last two GistNets of `benchmarks/compare.py` on the same text, and points above as many recent tokens."""
-    content = _load(root, "compare")
+def compare_table(name: str, root: Path) -> str:
+    """The GistNet of a file of `benchmarks/compare.py`: shares kept, and points above as many recent tokens."""
+    content = _load(root, name)
     if content is None:
         return _to_measure("compare.py")
-    before, after = content["gistnets"][-2:]
+    (gistnet,) = content["gistnets"]
     found = {(of["what"], of["measure"], of["name"]): of for of in content["figures"]}
     rows = []
     for what, measure in dict.fromkeys((what, measure) for what, measure, _ in found):
-        figures = found[what, measure, after]
-        names = (before, after, "last_token", "recent_tokens", f"{after}, another document's")
+        names = (gistnet, "last_token", "recent_tokens", f"{gistnet}, another document's")
         shares = [found.get((what, measure, name)) for name in names]
         cells = [f"{of['recovered']:.1f}" if of else "" for of in shares]
-        above = [figures.get(f"above {name}") for name in (before, "recent_tokens")]
-        cells += [_signed(of["points"], (of["low"], of["high"]), digits=1) if of else "" for of in above]
+        above = found[what, measure, gistnet].get("above recent_tokens")
+        cells.append(_signed(above["points"], (above["low"], above["high"]), digits=1) if above else "")
         context = (
-            "one gist"
-            if what == "single"
-            else "{} gists before {} tokens, `{}`".format(*what.replace("+", " ").split())
+            "one gist" if what == "single" else "30 gists before {1} tokens, `{2}`".format(*re.split("[+ ]", what))
         )
-        rows.append([context, {"kl": "KL", "delta_nll": "ΔNLL"}[measure], cells[0], f"**{cells[1]}**", *cells[2:]])
-    header = ["read", "of", "the release before", "**this release**", "last tokens", "as many recent tokens"]
-    header += ["another document's gists", "points above the release before", "points above recent tokens"]
+        rows.append([context, {"kl": "KL", "delta_nll": "ΔNLL"}[measure], f"**{cells[0]}**", *cells[1:]])
+    header = ["read", "of", "**gists**", "last tokens", "as many recent tokens", "another document's gists"]
+    header.append("points above recent tokens")
     text = f"{content['spans']} single spans, {content['passages']} passages of narrative text"
     return f"{text}, percent kept, {device_name(content['machine'])}:\n\n{markdown(header, rows)}"
 
@@ -662,6 +659,24 @@ REPEATING = ("fact", "list", "passage")
 """Kinds of questions that repeat the words before their answer."""
 
 
+def recall_alone_table(root: Path) -> str:
+    """Shares of questions answered right from gists of all of a text, by GistNet, and nats of the right answer."""
+    content = _load(root, "recall-alone")
+    if content is None:
+        return _to_measure("recall.py CORPORA --cases 72 --alone GISTNET…")
+    rows = []
+    for name, records in content["records"].items():
+        accuracy, nll = (MetricRecord.model_validate(record) for record in records)
+        others = [f"{accuracy.baselines[other]:.2f}" for other in ("shuffled", "truncated")]
+        low, high = accuracy.interval or (accuracy.value, accuracy.value)
+        cost = [f"{value:.2f}" for value in (nll.value, nll.baselines["shuffled"], nll.baselines["truncated"])]
+        right = f"**{accuracy.value:.2f}** ({low:.2f} to {high:.2f})"
+        rows.append([f"`{name}`", f"1/{accuracy.tokens_per_vector}", right, *others, " / ".join(cost)])
+    header = ["gists of", "vectors", "right", "another text's gists", "recent tokens", "nats of the right answer"]
+    text = f"{accuracy.n_spans} questions, chance 0.25, {device_name(content['machine'])}"
+    return f"{text}; nats after gists / another text's / recent tokens:\n\n{markdown(header, rows)}"
+
+
 def recall_table(name: str, root: Path) -> str:
     """Shares of questions about what stands far back that are answered right, by kind, budget and context."""
     content = _load(root, name)
@@ -769,7 +784,10 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
     "rows-context": partial(rows_table, CONTEXT_RELEASE),
     "fading": fading_table,
     "recall-8": partial(recall_table, f"recall-{RELEASE_OF_8}"),
-    "compare": compare_table,
+    "compare": partial(compare_table, "compare"),
+    "compare-8": partial(compare_table, f"compare-{RELEASE_OF_8}"),
+    "compare-context": partial(compare_table, f"compare-{CONTEXT_RELEASE}"),
+    "recall-alone": recall_alone_table,
     "fit-rows": fit_rows_table,
     "fit-answers": fit_answers_table,
     "writing": writing_table,
