@@ -86,10 +86,11 @@ LOOK = (
 LOOKED_AT = ("kl", "delta_nll", "recovered_kl", "row_kl", "row_recovered_kl", "pair_accuracy", "retrieval_accuracy")
 ALSO = (
     *("evaluation.domains=[]", "evaluation.weights={narrative: 0.6, code: 0.3, structured: 0.1}"),
-    *("evaluation.horizons=[64, 128]", "evaluation.documents=8", "evaluation.segments_per_window=2"),
+    *("evaluation.horizons=[64, 128]", "evaluation.documents=16", "evaluation.segments_per_window=2"),
+    *("evaluation.positions=[end, compact]", "evaluation.rows={documents: 16, lengths: [30], tails: [64]}"),
     *("evaluation.minimal_pairs=0", "evaluation.map_documents=0"),
 )
-"""Settings of what is evaluated besides narrative text at 32 tokens, for the targets of the later stages."""
+"""Settings of what is evaluated besides narrative text at 32 tokens and `end`, for later targets; rows."""
 LONG_CONTEXT = (
     *(*NARRATIVE, "evaluation.documents=2", "evaluation.geometry_spans=100", "evaluation.minimal_pairs=0"),
     *("evaluation.contexts.documents=20", "evaluation.contexts.max_tokens=4608"),
