@@ -20,6 +20,7 @@ from gistnet.errors import ConfigError
 from gistnet.evaluation.config import EvaluationConfig
 from gistnet.files import write_text
 from gistnet.model.config import GistNetConfig, TeacherConfig
+from gistnet.paths import local_path
 from gistnet.run_folder import CONFIG_FILE, FORMAT_VERSION, read_config_values
 from gistnet.settings import Branching, LocalPath, Name, Section, Seed
 from gistnet.settings_reference import ITEM, Group, groups_of, markdown, similar_keys
@@ -115,7 +116,7 @@ class RunConfig(Section):
 _SHARED_BY_STAGES = ("train", "objective")
 
 
-def load_config(path: Path, settings: Sequence[str] = ()) -> RunConfig:
+def load_config(path: str | Path, settings: Sequence[str] = ()) -> RunConfig:
     """Read a YAML file and apply `key.sub=value` settings, whose values are YAML too.
 
     In a list, a name takes the place of a key: `stages.code.train.steps=100` changes one stage, and `train.steps=100`
@@ -125,7 +126,7 @@ def load_config(path: Path, settings: Sequence[str] = ()) -> RunConfig:
         ConfigError: the file is missing or not YAML, a key is unknown or stands twice, a value is wrong, or fields
             contradict; or a newer gistnet wrote it.
     """
-    values = read_config_values(path)
+    values = read_config_values(local_path(path))
     for setting in settings:
         _apply(values, setting)
     try:

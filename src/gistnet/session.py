@@ -276,7 +276,7 @@ def _train(run: Run, config: RunConfig, start: Start, report: bool) -> bool:
     return False
 
 
-def open_trained(path: Path, settings: Sequence[str] = ()) -> TrainedGistNet:
+def open_trained(path: str | Path, settings: Sequence[str] = ()) -> TrainedGistNet:
     """The GistNet of a run folder (its best checkpoint, otherwise its newest), of a checkpoint, or of a release.
 
     Args:

@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from gistnet.errors import CheckpointError, ConfigError, DataError, StorageError, TeacherError
 from gistnet.model.config import GistNetConfig
-from gistnet.model.gistnet import Budget, GistNet
+from gistnet.model.gistnet import Cost, GistNet
 from gistnet.model.layers import Dropout, StatelessDropout
 from gistnet.model.saved_gistnet import FORMAT_VERSION
 from gistnet.model.teacher import Teacher
@@ -428,13 +428,13 @@ def test_counted_flops_agree_with_the_flops_executed(architecture, blocks_per_st
 
 
 def test_share_of_teacher_is_a_ratio_of_flops(teacher):
-    assert Budget(trained=1, frozen=0, flops_per_span=300).share_of_teacher(1200) == 0.25
+    assert Cost(trained=1, frozen=0, flops_per_span=300).share_of_teacher(1200) == 0.25
     layer = 2 * DIM * DIM + 2 * DIM * DIM // 2 + 3 * DIM * 48 + 2 * DIM
     assert make_gistnet("full", teacher).teacher_flops_per_span == LENGTH * 2 * 4 * layer
     two_levels = make_gistnet("full", teacher, below=make_gistnet("full", teacher))
     assert two_levels.teacher_flops_per_span == LENGTH**2 * 2 * 4 * layer
     of_one = make_gistnet("full", teacher).parameter_budget()
-    expected = Budget(2 * of_one.trained, 0, (LENGTH + 1) * of_one.flops_per_span)
+    expected = Cost(2 * of_one.trained, 0, (LENGTH + 1) * of_one.flops_per_span)
     assert two_levels.parameter_budget() == expected  # a gist above is made of LENGTH gists below
 
 

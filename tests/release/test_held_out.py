@@ -3,6 +3,7 @@
 import hashlib
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from gistnet.data.config import DataConfig
 from gistnet.data.dataset import PreparedDataset
 from gistnet.data.prepare import prepare
+from gistnet.data.sampling import SpanLayout, fixed_windows
 from gistnet.errors import DataError
 from gistnet.evaluation.config import EvaluationConfig
 from gistnet.release.make import choose_windows, write_held_out
@@ -71,6 +73,23 @@ def test_documents_are_the_evaluations_and_windows_have_room_for_the_highest_lev
     for info in infos:
         assert (info.length >= ROOM[1]) == (max(lengths[info.document_id]) >= ROOM[1])
     assert {info.length >= ROOM[1] for info in infos} == {True, False}
+
+
+def test_a_corpus_without_training_documents_is_not_halved(config: DataConfig, tmp_path: Path) -> None:
+    """What a release says of its first documents comes again, whatever halves they were from."""
+    dataset = prepare(config, ByteTokenizer())
+    write_held_out(tmp_path / "held-out", dataset, dataset.window_indices("held_out", "code").tolist(), config)
+    small = PreparedDataset.open(tmp_path / "held-out")
+    assert dataset.domains("train")
+
+    def chosen(of: PreparedDataset, *, for_validation: bool) -> list[str]:
+        layout = SpanLayout((8,), horizon_tokens=4)
+        size: dict[str, Any] = {"documents": 2, "segments_per_window": 1, "seed": 3, "domains": ["code"]}
+        samples = fixed_windows(of, layout, **size, for_validation=for_validation)
+        return [of.describe(sample.window).key for sample in samples]
+
+    assert chosen(small, for_validation=True) == chosen(small, for_validation=False)
+    assert chosen(dataset, for_validation=True) != chosen(dataset, for_validation=False)
 
 
 def test_the_small_corpus_holds_those_windows_alone(config: DataConfig, tmp_path: Path) -> None:

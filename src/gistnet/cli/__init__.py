@@ -4,10 +4,11 @@ gistnet prepare   tokenise a configuration's documents into windows
 gistnet train     train a GistNet (`torchrun … -m gistnet.cli train …` for several processes)
 gistnet evaluate  measure a trained GistNet on held-out documents, beside its baselines
 gistnet report    show a run, or several side by side, on a page that opens offline
+gistnet show      show what the model predicts after a text, its gists, and nothing
 gistnet compress  compress documents into a tree of gists on disk
 gistnet generate  let the frozen model answer from a document in a tree
 gistnet chat      talk with the model in a conversation that is kept on disk
-gistnet tree      look into a tree: info, verify, search, export
+gistnet tree      look into a tree and keep it: list, search, export, info, verify, remove, index
 gistnet config    explain the settings of a configuration
 gistnet doctor    show what this machine and installation have
 gistnet release   make a folder of a finished run that anyone can load and evaluate

@@ -42,7 +42,8 @@ ASKED = "Answer the question from the text above.\n\nQuestion: {}"
 CONTINUED_SHARE = 0.5
 """Part of the budget that recent text has where the prompt continues the document."""
 SINK_TOKENS = 4
-"""So many tokens at least are raw at the beginning of a context (D11): the template's head, or else the document's."""
+"""So many tokens at least are raw at the beginning of a context: the template's head, or else the document's
+(docs/decisions.md, 11)."""
 
 
 @dataclass(frozen=True)

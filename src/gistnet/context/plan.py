@@ -3,11 +3,12 @@
 A plan is a list of pieces in the order of the document, without overlaps; text between two pieces is left out. Gists of
 a level stand for blocks of `tokens_per_gist` tokens that begin at multiples of that number.
 
-The first tokens of a context are its attention sink and stay raw (D11). Were the sink a piece, the gists of its blocks
-could not stand: with branchings of 32 and 32, 4 raw tokens would cost the 1020 that follow, or 59 vectors in place of
-one to say them in smaller pieces. So the sink is raw *beside* the pieces: the first `sink_tokens` come first as tokens
-even where a gist stands for their span. The model reads those few tokens twice, nothing is left out, and it costs no
-more than their number. A context with a template's head or a BOS before the document has its sink there.
+The first tokens of a context are its attention sink and stay raw (docs/decisions.md, 11). Were the sink a piece, the
+gists of its blocks could not stand: with branchings of 32 and 32, 4 raw tokens would cost the 1020 that follow, or 59
+vectors in place of one to say them in smaller pieces. So the sink is raw *beside* the pieces: the first `sink_tokens`
+come first as tokens even where a gist stands for their span. The model reads those few tokens twice, nothing is left
+out, and it costs no more than their number. A context with a template's head or a BOS before the document has its sink
+there.
 """
 
 from collections.abc import Iterator, Sequence
@@ -166,7 +167,7 @@ def default_plan(
         n_tokens: tokens of the document.
         branchings: of each level of gists that may be used, from level 0 on.
         budget: the most vectors that the plan may have.
-        sink_tokens: first tokens that stay raw (D11), at most half a span of level 0.
+        sink_tokens: first tokens that stay raw (docs/decisions.md, 11), at most half a span of level 0.
         raw_share: the part of the budget that recent raw tokens keep, to the nearest whole span, where coarser levels
             must be used for it; each level keeps the same part of what is left to it. Covering the document goes
             before.

@@ -92,7 +92,7 @@ def select(
         budget: the most vectors of the plan.
         tokenizer: of the document's teacher.
         selector: finds the passages that the query needs.
-        sink_tokens: first tokens that stay raw (D11).
+        sink_tokens: first tokens that stay raw (docs/decisions.md, 11).
         gists_beside: gists of level 0 on either side of what is opened, for which the budget keeps vectors; at most as
             many as the longest row that the document's GistNet was trained on.
         recent_share: part of the budget that recent text has beside what is opened.

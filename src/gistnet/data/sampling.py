@@ -225,7 +225,8 @@ def fixed_windows(
     so that a larger number extends the choice of a smaller one. Windows too short for a branch are passed over.
 
     What checkpoints are chosen by is not what is reported: a hash halves the documents, and validation takes those of
-    one half first, all else those of the other. Only where a half has too few are some taken by both.
+    one half first, all else those of the other. Only where a half has too few are some taken by both. A corpus that
+    nothing is trained on, as a release has, is not halved.
 
     Args:
         n_spans: the consecutive spans that each segment replaces (k).
@@ -239,6 +240,7 @@ def fixed_windows(
     if n_spans < 1:
         raise ConfigError(f"n_spans must be at least 1, got {n_spans}.")
     chosen: list[WindowSample] = []
+    halved = bool(dataset.domains("train"))
     if domains is None and not (domains := dataset.domains(split)):
         raise _without_windows(dataset, split, None)
     for domain in domains:
@@ -251,7 +253,7 @@ def fixed_windows(
         _, first, counts = np.unique(dataset.documents[windows], return_index=True, return_counts=True)
         keys = [dataset.describe(int(windows[index])).key for index in first]
         ranked = sorted(
-            (is_for_validation(key) != for_validation, _hash(seed, key), int(index), int(count))
+            (halved and is_for_validation(key) != for_validation, _hash(seed, key), int(index), int(count))
             for key, index, count in zip(keys, first, counts, strict=True)
         )
         for _, draw, index, count in sorted(ranked[:documents], key=itemgetter(1)):

@@ -7,7 +7,7 @@ is known here and nowhere else.
 import torch
 from torch import Tensor
 
-from gistnet.errors import CheckpointError
+from gistnet.errors import CheckpointError, DataError
 from gistnet.model.gistnet import GistNet, SpanContext
 from gistnet.model.layers import Dropout
 from gistnet.model.teacher import PrefillOutput, Teacher
@@ -69,18 +69,21 @@ class SpanEncoder:
         return SpanContext(prefill, torch.zeros_like(starts) if windows is None else windows, starts)
 
     def encode(self, tokens: Tensor, context: SpanContext | None = None) -> Tensor:
-        """Gists of consecutive spans: token ids `[rows, n * tokens_per_gist]` → `[rows, n, dim]`, float32.
+        """Gists of consecutive spans: token ids `[rows, n * tokens_per_gist]`, int64 → `[rows, n, dim]`, float32.
 
         Args:
+            tokens: on the teacher's device.
             context: of the first token of each row, for a GistNet that reads its spans in context.
 
         Raises:
-            DataError: the context is missing.
+            DataError: the tokens are not whole spans, or the context is missing.
         """
         return self.encode_with_attention(tokens, context)[0]
 
     def encode_with_attention(self, tokens: Tensor, context: SpanContext | None = None) -> tuple[Tensor, Tensor]:
-        """Gists as by `encode`, and the attention of the two slots over their span, `[2, rows * n, heads, K]`."""
+        """Gists as by `encode`, and the latent queries' attention over the span, `[2, rows * n, heads, K]`."""
+        if tokens.shape[1] % (size := self.gistnet.tokens_per_gist):
+            raise DataError(f"Got rows of {tokens.shape[1]} tokens, expected a multiple of {size}, a gist's.")
         span, below = self.gistnet.branching, self.below
         vectors = self.teacher.embed(tokens) if below is None else below.encode(tokens, context)
         of_spans = context and context.spans(tokens.shape[1] // span, span) if self.gistnet.reads_context else None

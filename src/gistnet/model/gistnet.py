@@ -41,7 +41,7 @@ from gistnet.version import __version__
 
 
 @dataclass(frozen=True)
-class Budget:
+class Cost:
     """Cost of a GistNet: parameters, and floating-point operations of one forward pass over one span."""
 
     trained: int
@@ -104,11 +104,12 @@ class SpanContext:
 class GistNet(nn.Module):
     """Compresses spans: [spans, K, dim] → [spans, dim]. Made by `GistNet.build` or `GistNet.from_pretrained`.
 
-    `g = scale · (anchor + gain · W_out(…))` with W_out zero at first. With the anchor `token`, the span's last vector,
-    and scale 1, an untrained GistNet gives the last token's embedding exactly, and only W_out has a gradient.
-    With the anchor `state` it gives the direction of the last token's state behind the copied layers; the later ones of
-    these need not be run for the other tokens. Where level 0 reads its context (`GistNetConfig.reads`), the other
-    tokens are as the teacher's own pass left them, and the copied layers are run for the last token alone.
+    A gist is `scale · (anchor + gain · W_out(latents))`: what it begins as (`GistNetConfig.anchor`), and what training
+    adds, a projection of the latent queries' result with a learned gain, zero at first. With the anchor `token`, the
+    span's last vector, and scale 1, an untrained GistNet gives the last token's embedding exactly, and only W_out has a
+    gradient. With the anchor `state` it gives the direction of the last token's state behind the copied layers; the
+    later ones of these need not be run for the other tokens. Where level 0 reads its context (`GistNetConfig.reads`),
+    the other tokens are as the teacher's own pass left them, and the copied layers are run for the last token alone.
 
     Attributes:
         level: 0 for gists of tokens, n for gists of gists of level n - 1.
@@ -310,7 +311,7 @@ class GistNet(nn.Module):
         shape = f"{self.config.model_dump_json()} {self.branching} {self.level} {below}"
         return hashlib.sha256(shape.encode() + self._weights()).hexdigest()[:16]
 
-    def parameter_budget(self) -> Budget:
+    def parameter_budget(self) -> Cost:
         """Parameters, and forward FLOPs of the matrix products per span (norms and activations are not counted)."""
         length = self.branching
         trained = sum(self._own_sizes[name] for name in self._trained_names)
@@ -321,9 +322,9 @@ class GistNet(nn.Module):
         if self.teacher_layers is not None:
             flops += self.teacher_layers.flops(1 if self.reads_context else length, self.depth, self.dim)
         if self.below is None:
-            return Budget(trained, frozen, flops)
+            return Cost(trained, frozen, flops)
         below = self.below.parameter_budget()
-        return Budget(trained + below.trained, frozen + below.frozen, flops + length * below.flops_per_span)
+        return Cost(trained + below.trained, frozen + below.frozen, flops + length * below.flops_per_span)
 
     def trained_parameters(self, *, with_below: bool) -> dict[str, nn.Parameter]:
         """The parameters to train, by name: this level's, and those of all levels below where asked for."""

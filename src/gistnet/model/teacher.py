@@ -196,7 +196,7 @@ class Teacher:
 
     @property
     def late_layers(self) -> int:
-        """Two thirds of them: the states behind those stand in best without training (docs/ablations.md)."""
+        """How many first layers give the state that serves best as a gist untrained: two thirds (docs/ablations.md)."""
         return max(1, self.n_layers * 2 // 3)
 
     @property
@@ -242,7 +242,10 @@ class Teacher:
 
         Args:
             hidden_state_layer: keep the states behind so many layers; None keeps none.
-            to_the_end: False ends the pass there, for those who need no more; what is left as `hidden` are the states.
+            to_the_end: False stops at that layer; `hidden` is then its states, without the last norm.
+
+        Raises:
+            TeacherError: a token is outside the vocabulary.
         """
         cache = PrefixCache()
         positions = torch.arange(tokens.shape[1], device=self.device).expand(tokens.shape)

@@ -31,6 +31,7 @@ from gistnet.evaluation.probes.span_map import SpanMap
 from gistnet.evaluation.records import MetricRecord, read_records, rounded_record
 from gistnet.files import write_text
 from gistnet.metrics_log import read_metrics
+from gistnet.paths import local_path
 from gistnet.release_folder import is_release
 from gistnet.run_folder import (
     BEST_FILE,
@@ -61,7 +62,7 @@ _SCRIPTS = (
 )
 
 
-def write_report(run_folder: Path, out: Path | None = None) -> Path:
+def write_report(run_folder: str | Path, out: str | Path | None = None) -> Path:
     """Write the page of a run, also while it trains, and return where: `out`, or `report.html` in the run folder.
 
     What evaluation adds may be absent; the page then says which command adds it.
@@ -70,13 +71,14 @@ def write_report(run_folder: Path, out: Path | None = None) -> Path:
         DataError, ConfigError: see `read_run`.
         StorageError: the page cannot be written.
     """
-    target = out or run_folder / REPORT_FILE
+    run_folder = local_path(run_folder)
+    target = run_folder / REPORT_FILE if out is None else local_path(out)
     data = run_data(read_run(run_folder))
     write_text(target, page(data["name"], {"kind": "report", "run": data}))
     return target
 
 
-def write_comparison(run_folders: Sequence[Path], out: Path) -> Path:
+def write_comparison(run_folders: Sequence[str | Path], out: str | Path) -> Path:
     """Write the page that puts runs side by side, and return where.
 
     Raises:
@@ -85,7 +87,7 @@ def write_comparison(run_folders: Sequence[Path], out: Path) -> Path:
     """
     if len(run_folders) < 2:
         raise DataError(f"Got {len(run_folders)} run to compare, expected two at least.")
-    runs = [read_run(folder) for folder in run_folders]
+    runs, out = [read_run(local_path(folder)) for folder in run_folders], local_path(out)
     data = [comparable_data(run) | {"name": name} for run, name in zip(runs, _names(runs), strict=True)]
     content = {"kind": "comparison", "runs": data, "differences": differences([run.config for run in runs])}
     write_text(out, page(f"{len(runs)} runs compared", content))
