@@ -107,7 +107,8 @@ def alone(path: Path, corpora: Path, config: EvaluationConfig) -> list[dict[str,
     """Records of right answers, and of what the right one costs, from gists of all of a text, printed as they come."""
     teacher, gistnet = open_gistnet(path)
     assert teacher.tokenizer is not None
-    contexts, encoder = config.contexts, GistEncoder(teacher, gistnet.levels[0])
+    level_0, contexts = gistnet.levels[0], config.contexts
+    encoder, budget = GistEncoder(teacher, level_0), level_0.tokens_per_gist
     cases = retrieval_cases(
         teacher.tokenizer,
         fillers(teacher, corpora, contexts.retrieval_tokens),
@@ -117,7 +118,6 @@ def alone(path: Path, corpora: Path, config: EvaluationConfig) -> list[dict[str,
         kinds=contexts.retrieval_kinds,
     )
     documents = [compress(case.context, encoder) for case in cases]
-    budget = gistnet.tokens_per_gist
     columns: dict[str, list[NDArray[np.float64]]] = {"gist": [], "shuffled": [], "truncated": []}
     for number, (case, document) in enumerate(zip(cases, documents, strict=True)):
         of = document.n_tokens, document.branchings, budget, config.sink_tokens

@@ -515,11 +515,11 @@ def writing_table(root: Path) -> str:
 
 
 def compare_table(name: str, root: Path) -> str:
-    """The GistNet of a file of `benchmarks/compare.py`: shares kept, and points above as many recent tokens."""
+    """The last GistNet of a file of `benchmarks/compare.py`: shares kept, and points above as many recent tokens."""
     content = _load(root, name)
     if content is None:
         return _to_measure("compare.py")
-    (gistnet,) = content["gistnets"]
+    gistnet = content["gistnets"][-1]
     found = {(of["what"], of["measure"], of["name"]): of for of in content["figures"]}
     rows = []
     for what, measure in dict.fromkeys((what, measure) for what, measure, _ in found):
