@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from gistnet.config import load_config
     from gistnet.context.assembly import assemble
     from gistnet.context.generate import generate
-    from gistnet.context.plan import default_plan
-    from gistnet.context.select import select
+    from gistnet.context.plan import Plan, default_plan
+    from gistnet.context.select import Selection, select
     from gistnet.evaluation.evaluator import evaluate
     from gistnet.model.encoder import SpanEncoder
     from gistnet.model.gistnet import GistNet
@@ -31,6 +31,8 @@ __all__ = [
     "GistEncoder",
     "GistNet",
     "GistTree",
+    "Plan",
+    "Selection",
     "SpanEncoder",
     "Teacher",
     "__version__",
@@ -54,6 +56,8 @@ _HOMES = {
     "GistEncoder": "gistnet.tree.gist_encoder",
     "GistNet": "gistnet.model.gistnet",
     "GistTree": "gistnet.tree.tree",
+    "Plan": "gistnet.context.plan",
+    "Selection": "gistnet.context.select",
     "SpanEncoder": "gistnet.model.encoder",
     "Teacher": "gistnet.model.teacher",
     "assemble": "gistnet.context.assembly",

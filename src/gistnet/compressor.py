@@ -52,6 +52,7 @@ class Compressor:
     Attributes:
         teacher: the frozen language model.
         gistnet: of the highest level.
+        encoder: of both, what `GistTree` and `gistnet.compress` take.
     """
 
     def __init__(self, teacher: Teacher, gistnet: GistNet) -> None:
@@ -149,7 +150,7 @@ class Compressor:
         return tokens
 
     def generate(self, document: CompressedDocument, prompt: str, *, budget: int = 1024, **options: Any) -> Generation:
-        """The answer to a prompt about a document, read within a budget of vectors; see `gistnet.generate`."""
+        """The answer to a prompt about a document, within a budget of vectors; options, errors: `gistnet.generate`."""
         return generate(document, prompt, teacher=self.teacher, budget=budget, **options)
 
     def stream(self, document: CompressedDocument, prompt: str, *, budget: int = 1024, **options: Any) -> Iterator[str]:
@@ -166,6 +167,10 @@ class Compressor:
 
     def context(self, document: CompressedDocument, prompt: str, *, budget: int = 1024) -> dict[str, Tensor]:
         """Arguments with which `model.generate(**arguments)` of transformers reads what `generate` would.
+
+        Returns:
+            `inputs_embeds` `[1, n, dim]`, `position_ids` and `attention_mask` `[1, n]`. Given embeddings, transformers
+            returns the new tokens alone.
 
         Raises:
             ConfigError: the budget has no room for the document.

@@ -166,7 +166,7 @@ def default_plan(
     Args:
         n_tokens: tokens of the document.
         branchings: of each level of gists that may be used, from level 0 on.
-        budget: the most vectors that the plan may have.
+        budget: the most vectors that the plan may have, without prompt and template.
         sink_tokens: first tokens that stay raw (docs/decisions.md, 11), at most half a span of level 0.
         raw_share: the part of the budget that recent raw tokens keep, to the nearest whole span, where coarser levels
             must be used for it; each level keeps the same part of what is left to it. Covering the document goes

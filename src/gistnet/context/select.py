@@ -89,7 +89,7 @@ def select(
     Args:
         document: in memory or of a tree.
         query: a question, or a text to continue; None opens nothing.
-        budget: the most vectors of the plan.
+        budget: the most vectors of the plan, without prompt and template.
         tokenizer: of the document's teacher.
         selector: finds the passages that the query needs.
         sink_tokens: first tokens that stay raw (docs/decisions.md, 11).

@@ -73,6 +73,12 @@ class Evaluation(NamedTuple):
 def evaluate(teacher: Teacher, gistnet: GistNet, dataset: PreparedDataset, config: EvaluationConfig) -> Evaluation:
     """Measure a GistNet on held-out documents (spec, Evaluation Metrics).
 
+    Args:
+        teacher: the model that reads gists and tokens.
+        gistnet: of the highest level.
+        dataset: prepared documents, as `open_trained(path).dataset()` has them; its held-out ones are measured.
+        config: what to measure; `open_trained(path).config.evaluation` is that of the run or release.
+
     Returns:
         Records of each domain, and of their weighted mean where weights are given: KL, ΔNLL, substitutability rate,
         perplexity ratio and the shares recovered for each position policy, horizon and range of offsets, and ΔNLL by

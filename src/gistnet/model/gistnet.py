@@ -192,7 +192,11 @@ class GistNet(nn.Module):
         """A new GistNet on the teacher's device, a function of `seed` and not of the global random state.
 
         Args:
+            config: of the network; what it leaves open is settled for the teacher.
+            teacher: whose embeddings it reads and whose layers it copies; it is not changed.
             branching: how many vectors become one gist (K), 2 to 64.
+            positions: the policy that it is trained with (docs/concepts.md), which it records.
+            seed: of the initial weights.
             below: the GistNet whose gists it reads, which becomes part of it; None makes one of level 0.
 
         Raises:

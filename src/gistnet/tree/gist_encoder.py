@@ -91,9 +91,13 @@ class GistEncoder:
 
     @torch.no_grad()
     def encode(self, level: int, spans: NDArray[np.generic], first: int) -> NDArray[np.float16]:
-        """Gists `[n, dim]` of spans of tokens `[spans, K]`, or of gists of the level below `[spans, K, dim]`.
+        """Gists of consecutive spans, see `Encoder.encode`: float16 `[n, dim]`, from that of span `first` on.
 
-        The first of the spans is `info.reads_from(level, first)`.
+        Args:
+            level: of the gists to make.
+            spans: token ids `[spans, K]`, or gists of the level below `[spans, K, dim]`; the first of them is span
+                `info.reads_from(level, first)`, which is before `first` where spans are read in context.
+            first: the index in its document of the first gist to make.
 
         Raises:
             DataError: there is no such level, or a gist is beyond the range of float16.
