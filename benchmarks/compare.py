@@ -16,6 +16,7 @@ once. The page docs/results.md is made from benchmarks/results/compare.json, whe
 import argparse
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -104,10 +105,9 @@ def compared(
     """Figures of all GistNets at the level asked for, printed as they come."""
     judged = {name: gistnet.levels[asked.level].eval() for name, gistnet in nets.items()}
     found = []
-    for figures in (
-        *(single_spans(teacher, judged, dataset, asked.spans) if asked.spans else ()),
-        *(rows(teacher, judged, dataset, asked) if asked.passages else ()),
-    ):
+    single = single_spans(teacher, judged, dataset, asked.spans) if asked.spans else ()
+    of_rows = rows(teacher, judged, dataset, asked) if asked.passages else ()
+    for figures in chain(single, of_rows):  # one by one: each is printed as soon as it is known
         print(in_short(figures), flush=True)
         found.append(figures)
     return found
