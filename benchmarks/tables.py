@@ -114,6 +114,24 @@ def _equality(content: dict[str, Any]) -> str:
     return f"Loop against engine in float32: {'; '.join(lines)}." if found else ""
 
 
+def against_table(root: Path) -> str:
+    """Seconds a span of the engine now and at an earlier commit, by window: means over the rounds, and their range."""
+    content = _load(root, "against")
+    if content is None:
+        return _to_measure("against.py ab036c5")
+    rows = []
+    for window in dict.fromkeys(of["window"] for of in content["rounds"]):
+        rounds = [of for of in content["rounds"] if of["window"] == window]
+        before, now = (np.mean([of[name] for of in rounds]) for name in ("seconds_before", "seconds_now"))
+        ratios = [of["ratio"] for of in rounds]
+        apart = max(of["largest_difference"] for of in rounds)
+        ratio = f"**{np.mean(ratios):.2f}** ({min(ratios):.2f} to {max(ratios):.2f})"
+        rows.append([f"{window:,}, {content['horizon']}", f"{before:.3f}", f"{now:.3f}", ratio, f"{apart:.1g}"])
+    header = ["window, H", f"commit {content['commit']}, s a span", "now", "of that time", "losses apart, nats"]
+    machine = f"{device_name(content['machine'])}, torch {content['machine']['torch']}"
+    return f"{machine}; a core each, {len(rounds)} rounds:\n\n{markdown(header, rows)}"
+
+
 def parts_table(device: str, root: Path) -> str:
     """Parts of the engine's time, by case."""
     content = _load(root, f"engine-{device}") or {"teachers": {}}
@@ -787,6 +805,7 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
     "compare": partial(compare_table, "compare"),
     "compare-8": partial(compare_table, f"compare-{RELEASE_OF_8}"),
     "compare-context": partial(compare_table, f"compare-{CONTEXT_RELEASE}"),
+    "against": against_table,
     "recall-alone": recall_alone_table,
     "fit-rows": fit_rows_table,
     "fit-answers": fit_answers_table,
