@@ -1,10 +1,10 @@
 """The engine of this checkout beside that of an earlier commit, in one run, each on a core of its own.
 
-    python benchmarks/against.py ab036c5 [--windows 1152 4096] [--rounds 2]
+    python benchmarks/against.py 6bae44d [--windows 1152 4096] [--rounds 2]
 
 Both sides run their own `benchmarks/speed.py engine` at the same time, with one thread each, and change cores from
 round to round, so that neither the machine's hour nor a core favours one. The ratio is that of the seconds a span, this
-checkout's over the commit's; losses of the same spans are compared, too. About four minutes a round on two cores.
+checkout's over the commit's; losses of the same spans are compared, too. Some eighty seconds a round on two cores.
 Results: benchmarks/results/against.json.
 """
 

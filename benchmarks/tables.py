@@ -118,7 +118,7 @@ def against_table(root: Path) -> str:
     """Seconds a span of the engine now and at an earlier commit, by window: means over the rounds, and their range."""
     content = _load(root, "against")
     if content is None:
-        return _to_measure("against.py ab036c5")
+        return _to_measure("against.py 6bae44d")
     rows = []
     for window in dict.fromkeys(of["window"] for of in content["rounds"]):
         rounds = [of for of in content["rounds"] if of["window"] == window]
