@@ -146,7 +146,7 @@ def alone(path: Path, corpora: Path, config: EvaluationConfig) -> list[dict[str,
 
 
 def name_of(path: Path) -> str:
-    """Of a release or a run; a checkpoint's GistNet has that of its run."""
+    """Name of a release or run; of a checkpoint's GistNet that of its run."""
     return path.parents[2].name if path.name == "gistnet" else path.name
 
 

@@ -90,7 +90,7 @@ ALSO = (
     *("evaluation.positions=[end, compact]", "evaluation.rows={documents: 16, lengths: [30], tails: [64]}"),
     *("evaluation.minimal_pairs=0", "evaluation.map_documents=0"),
 )
-"""Settings of what is evaluated besides narrative text at 32 tokens and `end`, for later targets; rows."""
+"""Settings of the second evaluation on a card: all kinds of text, the later stages' horizons, both policies, rows."""
 LONG_CONTEXT = (
     *(*NARRATIVE, "evaluation.documents=2", "evaluation.geometry_spans=100", "evaluation.minimal_pairs=0"),
     *("evaluation.contexts.documents=20", "evaluation.contexts.max_tokens=4608"),

@@ -76,7 +76,7 @@ def test_documents_are_the_evaluations_and_windows_have_room_for_the_highest_lev
 
 
 def test_a_corpus_without_training_documents_is_not_halved(config: DataConfig, tmp_path: Path) -> None:
-    """What a release says of its first documents comes again, whatever halves they were from."""
+    """Figures of a release's first documents come again: all of its documents are from the same order."""
     dataset = prepare(config, ByteTokenizer())
     write_held_out(tmp_path / "held-out", dataset, dataset.window_indices("held_out", "code").tolist(), config)
     small = PreparedDataset.open(tmp_path / "held-out")

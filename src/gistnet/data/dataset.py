@@ -243,7 +243,7 @@ class PreparedDataset:
 
 
 def is_for_validation(key: str) -> bool:
-    """Whether validation takes a held-out document before those of the other half, by its key alone."""
+    """True for the half of the held-out documents that validation takes first, by a hash of the document's key."""
     return _digest(key)[0] >= 128
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -47,9 +48,14 @@ def mean(teacher: Teacher, segments: SegmentBatch, prefill: PrefillOutput, posit
 
 
 def recent_tokens(
-    teacher: Teacher, segments: SegmentBatch, prefill: PrefillOutput, positions: Positions
+    teacher: Teacher, segments: SegmentBatch, prefill: PrefillOutput, positions: Positions, parts: int = 1
 ) -> Replacements:
-    """Keep the last k tokens of a segment of k spans, at their own indices, or packed under `compact`."""
+    """Keep the last k tokens of a segment of k spans, at their own indices, or packed under `compact`.
+
+    Args:
+        parts: how many tokens to keep for each span.
+    """
+    segments = _divided(segments, parts)
     first = segments.counts * (segments.span_tokens - 1)
     indices = segments.starts[:, None] + first[:, None] + torch.arange(segments.longest, device=teacher.device)
     indices = indices.clamp(max=segments.tokens.shape[1] - 1)  # only what pads a shorter segment lies beyond
@@ -88,7 +94,9 @@ def every_replacement(
         chosen |= {f"{name}/{policy}": (baseline, policy) for name, baseline in VECTORS.items()}
         if gists_below is not None:
             chosen[f"gists_below/{policy}"] = gists_below, policy
-    tokens = TOKENS | _recent_tokens(gists if gists_below is None else gists_below, gists)
+    tokens, finest = dict(TOKENS), gists if gists_below is None else gists_below
+    if finest.shape[1] > 1:  # one recent token is the last one
+        tokens["recent_tokens"] = partial(recent_tokens, parts=finest.shape[1] // gists.shape[1])
     for policy in map(_positions_of_tokens, policies):
         chosen |= {f"{name}/{policy}": (baseline, policy) for name, baseline in tokens.items()}
     return chosen
@@ -114,20 +122,8 @@ def other_documents(documents: Tensor, seed: int) -> Tensor:
     return torch.stack([rows[torch.randint(len(rows), (), generator=generator)] for rows in choices])
 
 
-def _recent_tokens(finest: Tensor, gists: Tensor) -> dict[str, Baseline]:
-    """As many recent tokens as the finest vectors that replace a segment; as one it would be `last_token` again."""
-    if finest.shape[1] == 1:
-        return {}
-    parts = finest.shape[1] // gists.shape[1]
-    return {
-        "recent_tokens": lambda teacher, segments, prefill, positions: recent_tokens(
-            teacher, _divided(segments, parts), prefill, positions
-        )
-    }
-
-
 def _divided(segments: SegmentBatch, parts: int) -> SegmentBatch:
-    """The segments with every span cut into as many spans of the level below."""
+    """Segments whose spans are cut into so many spans each, as those of the level below."""
     return replace(segments, span_tokens=segments.span_tokens // parts, n_spans=segments.counts * parts)
 
 

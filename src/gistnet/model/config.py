@@ -119,7 +119,7 @@ class GistNetConfig(Section):
 
 
 class ResolvedConfig(NamedTuple):
-    """What `GistNetConfig` may leave open, settled for a teacher; by the same names."""
+    """Fields of `GistNetConfig` that may be left open, with their values for a teacher."""
 
     anchor: Literal["token", "state"]
     gist_scale: float

@@ -196,7 +196,7 @@ class Teacher:
 
     @property
     def late_layers(self) -> int:
-        """How many first layers give the state that serves best as a gist untrained: two thirds (docs/ablations.md)."""
+        """Number of first layers behind which a state serves best as a gist: two thirds (docs/ablations.md)."""
         return max(1, self.n_layers * 2 // 3)
 
     @property
