@@ -397,6 +397,40 @@ def release_tables(name: str, root: Path) -> str:
     return summary(read_release(folder).shown)
 
 
+def releases_table(root: Path) -> str:
+    """The three releases side by side: one gist, thirty in a row, minimal pairs, and what these are beside."""
+    names = (RELEASE, CONTEXT_RELEASE, RELEASE_OF_8)
+    single = [_shares_kept(root, name) for name in names]
+    rows = [
+        ["one gist keeps, of KL", *(f"**{whole.value:.0%}** {_percent(whole.interval)}" for whole, _, _ in single)],
+        ["its last token", *(f"{whole.baselines['last_token']:.0%}" for whole, _, _ in single)],
+        ["one gist at offsets 9–32", *(f"**{far.value:.0%}** {_percent(far.interval)}" for _, _, far in single)],
+        ["its last token", *(f"{far.baselines['last_token']:.0%}" for _, _, far in single)],
+    ]
+    compared = [_load(root, name) for name in ("compare", *(f"compare-{name}" for name in names[1:]))]
+    for tail in (64, 256):
+        shares = [
+            {of["name"]: of["recovered"] for of in content["figures"] if _is_row(of, f"30+{tail} end", "delta_nll")}
+            for content in compared
+        ]
+        own = (of[content["gistnets"][-1]] for of, content in zip(shares, compared, strict=True))
+        rows.append([f"30 gists before {tail} tokens, of ΔNLL", *(f"**{share:.0f}%**" for share in own)])
+        rows.append(["as many recent tokens", *(f"{of['recent_tokens']:.0f}%" for of in shares)])
+    pairs = [_pair_accuracy(root, name) for name in names]
+    rows.append(["minimal pairs told apart", *(f"**{of.value:.0%}** {_percent(of.interval)}" for of in pairs)])
+    rows.append(["by the full text", *(f"{of.baselines['full']:.0%}" for of in pairs)])
+    return markdown(["", *(f"`{name}`" for name in names)], rows)
+
+
+def _is_row(figure: Mapping[str, Any], what: str, measure: str) -> bool:
+    return figure["what"] == what and figure["measure"] == measure
+
+
+def _pair_accuracy(root: Path, name: str) -> MetricRecord:
+    records = read_release(root / RELEASES_FOLDER / name).shown
+    return next(of for of in records if of.name == "pair_accuracy" and of.level == 0 and not of.kind)
+
+
 def core_table(root: Path) -> str:
     """Shares that one vector keeps of what its span told the model, for both releases and what costs nothing."""
     alone, in_context = (_shares_kept(root, name) for name in (RELEASE, CONTEXT_RELEASE))
@@ -794,6 +828,7 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
     "release-context": partial(release_tables, CONTEXT_RELEASE),
     "configuration": lambda root: config_reference(),
     "core": core_table,
+    "releases": releases_table,
     "demo": demo_table,
     "long-context": partial(long_context_table, RELEASE),
     "rows": partial(rows_table, RELEASE),

@@ -83,14 +83,18 @@ def test_the_summary_is_of_the_first_text_at_its_shortest_horizon() -> None:
     short = summary([KL, RATE, *others])
     assert "0.312" in short
     assert "0.888" not in short and "0.999" not in short
-    assert short.count("0.950") == 2  # among the results, and among the targets
+    assert short.count("0.950") == 1  # among the results; its last token meets its target, so that it is only counted
+    assert "Of 1 targets: 0 met by the gist alone; 0 not met; 1 met" in short
+    failed = record("contrastive_gap", 0.051, horizon=None, offsets=None, target=Target(above=0.1))
+    assert "0.051" in summary([KL, RATE, failed])
 
 
 @pytest.mark.parametrize(("positions", "expected"), [("end", [0.31249]), ("center 0.5, end 0.5", [0.777, 0.31249])])
 def test_figures_are_shown_under_the_policies_that_it_was_trained_for(positions: str, expected: list[float]) -> None:
-    records = [record("kl", 0.777, positions="center"), KL]
+    row = record("row_recovered_kl", 0.222, positions="compact")
+    records = [record("kl", 0.777, positions="center"), KL, row]
     release = Release(network(positions), records, provenance=None, config=None)  # type: ignore[arg-type]
-    assert [r.value for r in release.shown] == expected
+    assert [r.value for r in release.shown] == [*expected, 0.222]
 
 
 def test_targets_that_cost_nothing_to_meet_are_marked_and_counted() -> None:

@@ -203,11 +203,11 @@ def _documents(folder: Path) -> str:
 
 
 def summary(records: Sequence[MetricRecord]) -> str:
-    """Results and targets in short: the first kind of text that was evaluated, at its shortest horizon."""
+    """Results of the first kind of text at its shortest horizon, and the targets that say something of the gist."""
     predicted = [record for record in records if record.horizon is not None]
     shortest = min((record.horizon or 0 for record in predicted), default=0)
     of_first = [r for r in predicted if (r.domain, r.horizon) == (predicted[0].domain, shortest)]
-    return f"{results_tables(of_first)}\n\n{targets_table(records)}"
+    return f"{results_tables(of_first)}\n\n{targets_table(records, every=False)}"
 
 
 def results_tables(records: Sequence[MetricRecord]) -> str:
@@ -250,8 +250,12 @@ def _is_aimed(record: MetricRecord) -> bool:
     return record.target is not None and record.is_whole
 
 
-def targets_table(records: Sequence[MetricRecord]) -> str:
-    """Every figure that has a target, whether it is met, and whether replacements that cost nothing meet it too."""
+def targets_table(records: Sequence[MetricRecord], *, every: bool = True) -> str:
+    """Every figure that has a target, whether it is met, and whether replacements that cost nothing meet it too.
+
+    Args:
+        every: show those that such replacements meet, too, and not only count them.
+    """
     aimed = [record for record in records if _is_aimed(record)]
     if not aimed:
         return "None of the figures has a target."
@@ -265,6 +269,7 @@ def targets_table(records: Sequence[MetricRecord]) -> str:
             target_text(record),
         ]
         for record in aimed
+        if every or not (record.met and met_for_free(record))
     ]
     met = [record for record in aimed if record.met]
     empty = sum(bool(met_for_free(record)) for record in met)
@@ -273,5 +278,5 @@ def targets_table(records: Sequence[MetricRecord]) -> str:
     counts = f"{len(met) - empty} met by the gist alone; {len(aimed) - len(met)} not met; {empty} met"
     return (
         f"Of {len(aimed)} targets: {counts} by dropping the span or by its last token, too, which cost nothing: these "
-        f"show nothing of the gist.\n\n{table}"
+        f"show nothing of the gist{'' if every else ', and only the card lists them'}.\n\n{table}"
     )

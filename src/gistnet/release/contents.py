@@ -62,9 +62,9 @@ class Release(NamedTuple):
 
     @property
     def shown(self) -> list[MetricRecord]:
-        """Figures under the position policy that it was trained for; under all, where that is a mixture."""
+        """Figures under the position policies that it was trained for; those of rows under all."""
         policies = policies_of(self.network.positions)
-        return [record for record in self.records if record.positions in policies]
+        return [of for of in self.records if of.positions in policies or of.name.startswith("row_")]
 
 
 def read_release(folder: Path) -> Release:
