@@ -78,6 +78,13 @@ def test_levels_and_texts_have_tables_of_their_own() -> None:
     ]
 
 
+def test_the_card_says_where_validated_documents_may_be_among_the_figures(
+    release: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gistnet.release.card.is_for_validation", lambda key: True)
+    assert "4 of each kind of text, drawn with seed 0" in card(release)
+
+
 def test_the_summary_is_of_the_first_text_at_its_shortest_horizon() -> None:
     others = [record("kl", 0.888, horizon=64, offsets=(1, 64)), record("kl", 0.999, domain="code")]
     short = summary([KL, RATE, *others])
@@ -145,7 +152,7 @@ def test_the_card_is_made_of_the_folder(finished_run: Path, release: Path, tmp_p
     assert "Command: `gistnet train --config tiny.yaml`." in body
     assert NOTES in body
     assert "stories (narrative): `story-" in body
-    assert "4 of each kind of text, drawn with seed 0" in body
+    assert "validations while it was trained took other documents." in body
     assert f") with OMP_NUM_THREADS={torch.get_num_threads()}" in body
     figures = json.loads((release / "results.json").read_bytes())
     whole = next(f for f in figures if f["name"] == "kl" and f["positions"] == saved["positions"])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from gistnet.data.dataset import read_documents
+from gistnet.data.dataset import is_for_validation, read_documents
 from gistnet.evaluation.records import MetricRecord
 from gistnet.model.embedded_teacher import EMBEDDED_TEACHER
 from gistnet.model.saved_gistnet import SavedGistNet
@@ -49,7 +49,7 @@ def card(folder: Path, shown_as: Path | None = None) -> str:
         "## Use",
         _use(name, release.network),
         "## Results",
-        _about_results(name, release),
+        _about_results(name, release, folder / HELD_OUT_FOLDER),
         results_tables(release.shown),
         "### Targets",
         targets_table(release.shown),
@@ -127,8 +127,8 @@ gistnet generate "Who is the captain?" --tree library.tree --document library/bo
 ```"""
 
 
-def _about_results(name: str, release: Release) -> str:
-    provenance, config, machine = release.provenance, release.config, release.provenance.evaluated_on
+def _about_results(name: str, release: Release, held_out: Path) -> str:
+    provenance, machine = release.provenance, release.provenance.evaluated_on
     if len(release.network.trained_on) == 1:
         documents = "Held-out documents that it was not trained on"
     else:
@@ -136,7 +136,6 @@ def _about_results(name: str, release: Release) -> str:
             "Documents that its own run held out (it began with weights that were trained on another corpus, with "
             "which they were not compared)"
         )
-    validated = max(stage.train.validation.documents for stage in config.stages)
     overlaps = ", ".join(
         f"{found.above_a_tenth} of {found.documents} {domain} documents (at most {found.largest:.1%})"
         for domain, found in provenance.overlap.items()
@@ -146,9 +145,7 @@ def _about_results(name: str, release: Release) -> str:
     further = " and ".join(f"`gistnet evaluate {name} {changes}`" for changes in provenance.also_evaluated)
     return (
         f"{documents}, all in `held-out/`; intervals are bootstrapped over documents. "
-        "They were kept from the gradient, not from every choice: the checkpoint was chosen by validations on "
-        f"held-out documents of the same corpus, up to {validated} of each kind of text, drawn with seed "
-        f"{config.seed}; those of the figures were drawn with seed {config.evaluation.seed}, and some may be the same. "
+        f"They were kept from the gradient, {_validated_on(release, held_out)} "
         f"By content, training documents have more than a tenth of the word 10-grams of {overlaps}. "
         "*kl* is KL(prediction after the tokens ‖ prediction after the replacement) over the H tokens that follow, in "
         f"nats per token; *recovered* is 1 − KL / KL of dropping the span. `gistnet evaluate {name}` gives these "
@@ -157,6 +154,23 @@ def _about_results(name: str, release: Release) -> str:
         f"{machine['torch']}, transformers {machine['transformers']}){threads}"
         f"{f', and {further} those that it leaves out' if further else ''}; "
         f"`results.json` has all of them, and `gistnet report {name}` shows them."
+    )
+
+
+def _validated_on(release: Release, held_out: Path) -> str:
+    """Which of the documents that were evaluated the run's validations may have had, by the halves that each takes."""
+    rows = read_documents(held_out).to_pylist()
+    shared = sorted({row["domain"] for row in rows if is_for_validation(row["key"])})
+    reported = release.records[0].domain
+    if reported not in shared:
+        few = f"; of {', '.join(shared)} text, of which there is little, some may be the same" if shared else ""
+        return f"and validations while it was trained took other documents{few}."
+    config = release.config
+    most = max(stage.train.validation.documents for stage in config.stages)
+    return (
+        "but not from every choice: the checkpoint was chosen by validations on held-out documents of the same "
+        f"corpus, up to {most} of each kind of text, drawn with seed {config.seed}; those of the figures were drawn "
+        f"with seed {config.evaluation.seed}, and some may be the same."
     )
 
 
