@@ -3,9 +3,8 @@
     python benchmarks/compare.py smollm2-135m-gist32 runs/a runs/b runs/a+runs/b [--config configs/release.yaml]
     python benchmarks/compare.py runs/a+runs/b --keep benchmarks/state/mean
 
-Fine-tuning gains where it was aimed at, and loses elsewhere. The mean of weights before and after it, or after several
-ones, may lose less than it gains (Wortsman et al., 2022: 2109.01903, 2203.05482). `A+B` is the GistNet with the mean of
-the weights of A and B; one that is named twice counts twice. --keep saves the last one, with all levels, in float16.
+`A+B` is the GistNet with the mean of the weights of A and B (`gistnet.averaging`); one that is named twice counts
+twice. --keep saves the last one, with all levels, in float16.
 
 Prints the share recovered by single gists, over the 32 tokens behind each span, and by rows of 30 beside a raw tail, of
 the KL and of the nats of true text that leaving the spans out costs. Of a GistNet also how many points that is above
@@ -28,11 +27,12 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parent.parent))  # so that `python benchmarks/…` works, and `-m benchmarks.…`
 
 from benchmarks.machine import in_short
+from gistnet.averaging import mean_of
 from gistnet.config import load_config
 from gistnet.data.config import RowsConfig
 from gistnet.data.dataset import PreparedDataset
 from gistnet.data.sampling import SpanLayout, fixed_windows
-from gistnet.errors import ConfigError, GistNetError
+from gistnet.errors import GistNetError
 from gistnet.evaluation import baselines
 from gistnet.evaluation.baselines import Baseline
 from gistnet.evaluation.held_out import HeldOut, Measured
@@ -90,13 +90,9 @@ def read(name: str) -> tuple[Teacher, GistNet]:
     Raises:
         ConfigError: their weights differ in name or shape.
     """
-    teachers, parts = zip(*(open_gistnet(Path(part)) for part in name.split("+")), strict=True)
-    states = [part.trainable_state() for part in parts]
-    shapes = [{key: of.shape for key, of in state.items()} for state in states]
-    if any(other != shapes[0] for other in shapes):
-        raise ConfigError(f"Got GistNets with other weights in {name}, expected those of one configuration.")
-    parts[0].load_trainable_state({key: torch.stack([state[key] for state in states]).mean(0) for key in states[0]})
-    return teachers[0], parts[0]
+    names = name.split("+")
+    teachers, parts = zip(*(open_gistnet(part) for part in names), strict=True)
+    return teachers[0], mean_of(parts, names, teachers[0])
 
 
 def compared(

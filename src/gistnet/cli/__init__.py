@@ -278,7 +278,7 @@ def show_config(
 
 for command in (
     *(doctor.doctor, trees.compress, trees.generate, trees.chat, trees.show),
-    *(releases.release, releases.publish),
+    *(releases.average, releases.release, releases.publish),
 ):
     app.command()(command)
 app.add_typer(trees.tree_app, name="tree")

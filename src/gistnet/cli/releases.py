@@ -1,4 +1,4 @@
-"""The commands about releases: `gistnet release` and `gistnet publish`.
+"""The commands about releases: `gistnet average`, `gistnet release` and `gistnet publish`.
 
 Each reads its arguments, calls the library, and prints.
 """
@@ -11,10 +11,30 @@ from typing import Annotated
 import typer
 
 from gistnet import terminal
-from gistnet.paths import required_name
+from gistnet.paths import local_path, required_name
 from gistnet.terminal import NAME, PATH
 
 logger = logging.getLogger(__name__)
+
+
+def average(
+    run: Annotated[
+        Path, typer.Argument(help="A run folder or one of its checkpoints, whose configuration is kept.", **PATH)
+    ],
+    others: Annotated[
+        list[Path],
+        typer.Argument(help="Other runs, checkpoints, saved GistNets, releases.", parser=local_path, metavar="OTHER…"),
+    ],
+    out: Annotated[Path, typer.Option(help="The new run folder.", **PATH)],
+) -> None:
+    """Make a run whose GistNet has the mean weights of several, as of a run, its half and what it began with."""
+    terminal.start_loading()
+    from gistnet.averaging import average as write_average
+
+    for folder in write_average(run, others, out):
+        terminal.out.print(f"Read {folder}")
+    terminal.out.print(f"The mean of {1 + len(others)} GistNets is in {out}.")
+    terminal.next_command("evaluate", out)
 
 
 def release(

@@ -147,6 +147,20 @@ def copy_checkpoint(
         _write_manifest(temporary)
 
 
+def copy_with_network(source: Path, target: Path, gistnet: Saveable) -> None:
+    """Copy a checkpoint with another network, and without the optimiser's tensors: it can be loaded, not be resumed.
+
+    Raises:
+        CheckpointError: the source is missing or damaged.
+        StorageError: the copy could not be written; nothing is left of it.
+    """
+    state = _state(source)
+    with atomic_folder(target) as temporary:
+        gistnet.save_pretrained(temporary / "gistnet")
+        write_json(temporary / "state.json", state)
+        _write_manifest(temporary)
+
+
 def mark_best(run_folder: Path, stage: str, step: int, value: float) -> None:
     """Record the checkpoint of `step` as the best of a stage so far, with the validation loss (nats per token) it had.
 
@@ -230,8 +244,14 @@ def restore_optimiser(optimiser: Optimizer, checkpoint: Checkpoint) -> None:
     """Give `optimiser` the state and settings saved in `checkpoint`, bit for bit.
 
     Raises:
-        CheckpointError: the optimiser has other parameters, or of other shapes, than the checkpoint.
+        CheckpointError: the optimiser has other parameters, or of other shapes, than the checkpoint, or this was saved
+            without its optimiser.
     """
+    if not (checkpoint.folder / _OPTIMISER).exists():
+        raise CheckpointError(
+            f"{checkpoint.folder} has no {_OPTIMISER}: expected a checkpoint of a training. A copy, or a mean of "
+            "weights, can be begun with, by start_from, and not be resumed."
+        )
     current = optimiser.state_dict()["param_groups"]
     saved_names = [group["param_names"] for group in checkpoint.optimiser_groups]
     names = [group["param_names"] for group in current]
