@@ -15,7 +15,7 @@ import json
 import sys
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import cycle
+from itertools import cycle, product
 from pathlib import Path
 from typing import Any
 
@@ -217,15 +217,16 @@ def draw_learning(runs: Mapping[str, list[dict[str, Any]]], path: Path) -> Path:
     Args:
         runs: the lines of each run's metrics.jsonl, by its name; one that was validated at its ends alone has no curve.
     """
-    figure, (singles, rows) = _pyplot().subplots(1, 2, figsize=(9, 4), layout="constrained")
+    figure, (singles, rows) = _pyplot().subplots(1, 2, figsize=(11, 4), layout="constrained")
     of_first_stage = {
         name: [line for line in lines if "validation" in line and line["stage"] == 1] for name, lines in runs.items()
     }
     curves = {name: validated for name, validated in of_first_stage.items() if len(validated) > 2}
-    for (name, validated), colour in zip(curves.items(), cycle(COLOURS)):
-        x = [line["spans_seen"] for line in validated]
+    styles = cycle(product(("-", "--", ":"), COLOURS))
+    for (name, validated), (line_style, colour) in zip(curves.items(), styles):
+        x, style = [line["spans_seen"] for line in validated], {"color": colour, "linestyle": line_style}
         for axes, metric in ((singles, "recovered_kl"), (rows, "row_recovered_kl")):
-            axes.plot(x, [line["validation"].get(metric) for line in validated], color=colour, label=name)
+            axes.plot(x, [line["validation"].get(metric) for line in validated], label=name, **style)
     ticker = importlib.import_module("matplotlib.ticker")
     rows.set_title("30 gists before 64 tokens", loc="left", fontsize=12)
     rows.set_xlabel("spans seen")
@@ -233,7 +234,7 @@ def draw_learning(runs: Mapping[str, list[dict[str, Any]]], path: Path) -> Path:
         axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
         axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.yaxis.set_major_formatter(ticker.PercentFormatter(1.0))
-    rows.legend(frameon=False)
+    figure.legend(*rows.get_legend_handles_labels(), frameon=False, loc="outside right upper")
     return _finish(figure, singles, path, "spans seen", "share of KL recovered", "one gist")
 
 
