@@ -223,7 +223,7 @@ def draw_learning(runs: Mapping[str, list[dict[str, Any]]], path: Path) -> Path:
     }
     curves = {name: validated for name, validated in of_first_stage.items() if len(validated) > 2}
     styles = cycle(product(("-", "--", ":"), COLOURS))
-    for (name, validated), (line_style, colour) in zip(curves.items(), styles):
+    for (name, validated), (line_style, colour) in zip(curves.items(), styles, strict=False):
         x, style = [line["spans_seen"] for line in validated], {"color": colour, "linestyle": line_style}
         for axes, metric in ((singles, "recovered_kl"), (rows, "row_recovered_kl")):
             axes.plot(x, [line["validation"].get(metric) for line in validated], label=name, **style)
