@@ -605,6 +605,25 @@ def fit_rows_table(root: Path) -> str:
     return f"{content['contexts']} contexts each, {device_name(content['machine'])}:\n\n{markdown(header, rows)}"
 
 
+def cue_table(root: Path) -> str:
+    """Share of KL recovered with and without a cue, by what it goes with and how many vectors it has on which side."""
+    content = _load(root, "cue")
+    if content is None:
+        return _to_measure("cue.py")
+    rows = [
+        [
+            f"`{of['arm']}`",
+            f"{of['without']:.1f}%",
+            f"**{of['with']:.1f}%**",
+            _signed(of["points"], (of["low"], of["high"]), 1),
+        ]
+        for of in content["arms"]
+    ]
+    header = ["vectors and what is on which side", "without the cue", "with it", "points more"]
+    counts = f"{content['contexts']} contexts of {content['passages']} passages, judged on {content['judged']} others"
+    return f"{counts}, {device_name(content['machine'])}:\n\n{markdown(header, rows)}"
+
+
 def fit_answers_table(root: Path) -> str:
     """Share of KL that rows recover before answers and before prose, by the contexts trained on."""
     content = _load(root, "fit-answers")
@@ -842,6 +861,7 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
     "compare-context": partial(compare_table, f"compare-{CONTEXT_RELEASE}"),
     "against": against_table,
     "recall-alone": recall_alone_table,
+    "cue": cue_table,
     "fit-rows": fit_rows_table,
     "fit-answers": fit_answers_table,
     "writing": writing_table,
