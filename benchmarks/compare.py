@@ -88,11 +88,12 @@ def read(name: str) -> tuple[Teacher, GistNet]:
     """The GistNet of a name, or the mean of those that "+" joins, at every level.
 
     Raises:
-        ConfigError: their weights differ in name or shape.
+        ConfigError: their levels or networks differ.
+        CheckpointError: one belongs to another teacher.
     """
     names = name.split("+")
     teachers, parts = zip(*(open_gistnet(part) for part in names), strict=True)
-    return teachers[0], mean_of(parts, names, teachers[0])
+    return teachers[0], mean_of(parts, names)
 
 
 def compared(

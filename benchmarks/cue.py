@@ -45,7 +45,7 @@ Context = Callable[[Tensor], Replacements]
 
 
 class Arm(NamedTuple):
-    """What a cue goes with, and how many vectors it has on which side."""
+    """A cue's number of vectors, what it goes with, and on which side of this it stands."""
 
     contents: str
     vectors: int
@@ -93,7 +93,7 @@ def parse(name: str) -> Arm:
 
 @torch.no_grad()
 def contents_of(row: Row, encoder: SpanEncoder, what: str) -> Replacements:
-    """What stands between a text's first tokens and its tail, without a cue: one of `CONTENTS`."""
+    """Gists, recent tokens or nothing (`CONTENTS`), between a text's first tokens and its tail, without a cue."""
     if what == "gists":
         return gist_replacements(row.segments, encoder.encode(row.segments.replaced).float(), "end")
     if what == "recent":

@@ -15,7 +15,6 @@ from gistnet.errors import CheckpointError, ConfigError
 from gistnet.files import atomic_folder
 from gistnet.model.gistnet import GistNet
 from gistnet.model.saved_gistnet import WEIGHTS_FILE
-from gistnet.model.teacher import Teacher
 from gistnet.paths import local_path
 from gistnet.release_folder import find_folder
 from gistnet.run_folder import CONFIG_FILE, METRICS_FILE
@@ -38,7 +37,7 @@ def average(run: Path | str, others: Sequence[Path | str], out: Path | str) -> l
         The folders of the GistNets that it is the mean of: of runs, those of checkpoints.
 
     Raises:
-        ConfigError: `out` is there already, `run` is a release, there are no others, or weights differ in shape.
+        ConfigError: `out` is there already, `run` is a release, there are no others, or levels or networks differ.
         CheckpointError: one of them is missing or damaged, or belongs to another teacher.
         StorageError: the folder cannot be written; nothing is left of it.
     """
@@ -55,7 +54,7 @@ def average(run: Path | str, others: Sequence[Path | str], out: Path | str) -> l
         gistnet, folder = _open(other)
         gistnets.append(gistnet)
         folders.append(folder)
-    mean = mean_of(gistnets, [str(run), *map(str, others)], trained.teacher)
+    mean = mean_of(gistnets, [str(run), *map(str, others)])
     checkpoint = load_checkpoint(trained.folder.parent)
     with atomic_folder(out) as made:
         copy_with_network(checkpoint.folder, checkpoint_folder(made, checkpoint.step), mean)
@@ -74,31 +73,31 @@ def _open(path: Path | str) -> tuple[GistNet, Path]:
     return trained.gistnet, trained.folder.parent
 
 
-def mean_of(gistnets: Sequence[GistNet], names: Sequence[str], teacher: Teacher) -> GistNet:
+def mean_of(gistnets: Sequence[GistNet], names: Sequence[str]) -> GistNet:
     """The first GistNet with the mean of all weights, at every level, and with all corpora that they were trained on.
 
     Args:
-        gistnets: of one configuration; the first one is changed.
+        gistnets: of one configuration and teacher; the first one is changed.
         names: of them, for a message.
-        teacher: that the first one was opened with.
 
     Raises:
-        ConfigError: their weights differ in name or shape.
+        ConfigError: their levels or networks differ.
         CheckpointError: one belongs to another teacher.
     """
-    first, states = gistnets[0], [gistnet.trainable_state() for gistnet in gistnets]
-    shapes = [{name: tensor.shape for name, tensor in state.items()} for state in states]
-    for name, gistnet, of in zip(names, gistnets, shapes, strict=True):
-        if (gistnet.config, gistnet.branchings, of) != (first.config, first.branchings, shapes[0]):
+    first = gistnets[0]
+    networks = [[level.config for level in gistnet.levels] for gistnet in gistnets]
+    for name, gistnet, network in zip(names, gistnets, networks, strict=True):
+        if (network, gistnet.branchings) != (networks[0], first.branchings):
             raise ConfigError(
-                f"{name} has the levels {list(gistnet.branchings)} and the network {gistnet.config}, expected those of "
-                f"{names[0]}: {list(first.branchings)} and {first.config}."
+                f"{name} has the levels {list(gistnet.branchings)} and the networks {network}, expected those of "
+                f"{names[0]}: {list(first.branchings)} and {networks[0]}."
             )
-        if not gistnet.teacher_fingerprint.same_model(teacher.fingerprint):
+        if not gistnet.teacher_fingerprint.same_model(first.teacher_fingerprint):
             raise CheckpointError(
                 f"{name} has the teacher {gistnet.teacher_fingerprint.describe()}, expected that of {names[0]}, "
-                f"{teacher.fingerprint.describe()}."
+                f"{first.teacher_fingerprint.describe()}."
             )
+    states = [gistnet.trainable_state() for gistnet in gistnets]
     first.load_trainable_state({name: torch.stack([state[name] for state in states]).mean(0) for name in states[0]})
     for i, level in enumerate(first.levels):
         same = [gistnet.levels[i] for gistnet in gistnets]
